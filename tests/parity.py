@@ -1,0 +1,33 @@
+"""Reads the reference numbers that were recorded while the authors' own code ran."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(os.environ.get("WMJAX_PARITY", Path(__file__).resolve().parents[2] / "shared" / "parity"))
+
+
+class Fixture(dict):
+    """Arrays by name; `config` holds the sizes and constants of the recording."""
+
+    config: dict
+
+    def tree(self, prefix: str) -> dict[str, np.ndarray]:
+        """Arrays whose names start with `prefix` and a slash, without it."""
+        return {name[len(prefix) + 1 :]: array for name, array in self.items() if name.startswith(prefix + "/")}
+
+
+def load(name: str) -> Fixture:
+    """Arrays of `name`.npz, or a skipped test that says which file is absent."""
+    path = FOLDER / f"{name}.npz"
+    if not path.exists():
+        pytest.skip(f"reference numbers absent: {path.name} (folder: WMJAX_PARITY)")
+    with np.load(path) as file:
+        fixture = Fixture({key: file[key] for key in file.files})
+    fixture.config = json.loads(bytes(fixture["meta/config"])) if "meta/config" in fixture else {}
+    return fixture

@@ -1,0 +1,176 @@
+"""The types that everything else is written in: what an environment, a model, an agent and a run are.
+
+Two spellings only: a `NamedTuple` holds arrays or functions, a frozen dataclass holds configuration.
+In shapes, `T` is time, `B` the batch, `H` the horizon, `A` the size of an action. Time leads: `[T, B, ...]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+Metrics = dict[str, Array]  # name -> float32 scalar
+
+
+class UsageError(ValueError):
+    """Something the user asked for cannot be done; the message names the field, its value and what is valid."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Spaces
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """One of `n` choices, an int32 in [0, n)."""
+
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiDiscrete:
+    """Several independent choices, int32 `[len(ns)]`, entry i in [0, ns[i])."""
+
+    ns: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """An array of `shape` and `dtype` with entries in [low, high]; a bound is one number or one per entry of a vector."""
+
+    low: float | tuple[float, ...]
+    high: float | tuple[float, ...]
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+Space = Discrete | MultiDiscrete | Box
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Environments
+
+
+class TimeStep(NamedTuple):
+    """What arrives from the environment. Reward and flags belong to the observation they arrive with."""
+
+    obs: dict[str, Array]  # images uint8 [..., H, W, C], vectors float32 [..., D], Discrete entries int32 [...]
+    reward: Array  # float32 [...], 0 where is_first
+    is_first: Array  # bool [...], the first observation of an episode; the action before it means nothing
+    is_last: Array  # bool [...], the episode ends here, by its own end or by a time limit
+    is_terminal: Array  # bool [...], the episode ends here by its own end: nothing follows, so its value is 0
+
+
+class EnvSpec(NamedTuple):
+    """What an agent may know of an environment."""
+
+    obs: dict[str, Space]
+    action: Space
+    max_episode_steps: int | None = None  # in agent steps; None where episodes have no limit
+    action_map: Callable[[Array], Array] | None = None  # from an agent's [-1, 1] to the space; None: linear
+    action_repeat: int = 1  # frames per agent step
+
+
+class Env(NamedTuple):
+    """One environment as two pure functions; batches come from `vmap`.
+
+    Actions are the space's own: an int32 for `Discrete`, int32 `[k]` for `MultiDiscrete`, float32 within the bounds for
+    `Box`. An episode restarts by itself: the step after `is_last` ignores its action and gives an `is_first` record.
+    """
+
+    spec: EnvSpec
+    reset: Callable[[Array], tuple[PyTree, TimeStep]]  # (key) -> (state, TimeStep)
+    step: Callable[[Array, PyTree, Array], tuple[PyTree, TimeStep]]  # (key, state, action) -> (state, TimeStep)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Experience
+
+
+class Trajectory(NamedTuple):
+    """Consecutive records of several streams, as replay returns them."""
+
+    step: TimeStep  # [T, B, ...]
+    action: Array  # float32 [T, B, A], chosen on seeing step t, as the agent chose it (one-hot, or raw for Box)
+    mask: Array  # bool [T, B], False where padded
+    latent: PyTree  # [T, B, ...], what acting or an update stored per step; () if nothing
+
+
+class Sampling(NamedTuple):
+    """How an update wants its batch."""
+
+    length: int  # steps that are trained on
+    context: int = 0  # steps before them, which supply a carry and the previous action and are not trained on
+    online: bool = False  # newest complete windows first, each once (DreamerV3's online queue)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models and agents
+
+
+class WorldModel(NamedTuple):
+    """A learned environment as pure functions. All take any leading batch axes.
+
+    A `key` is one key, or an array of keys with the batch's shape (one for each row).
+    """
+
+    init_state: Callable  # (params, batch_size) -> State
+    encode: Callable  # (params, obs) -> embed; all time steps at once, outside any scan
+    observe: Callable  # (params, key, State, prev_action, embed, is_first) -> State; filters one step
+    imagine: Callable  # (params, key, State, action) -> State; predicts one step
+    predict: Callable  # (params, State) -> (reward, cont); means; cont is P(not terminal), without discount
+    decode: Callable  # (params, State) -> obs; means; images float32 in [0, 255]
+
+
+class AgentState(NamedTuple):
+    """All that training changes; one type for every agent, so a checkpoint is a tree."""
+
+    params: dict
+    opt_state: dict
+    stats: PyTree
+    step: Array  # int32, updates so far
+
+
+class Update(NamedTuple):
+    """One way to learn from replay."""
+
+    name: str
+    fn: Callable  # (AgentState, key, Trajectory) -> (AgentState, Metrics, latent [T, B, ...] or None)
+    repeats: int  # times per iteration of its stage
+    batch_size: int
+    sampling: Sampling
+
+
+class Stage(NamedTuple):
+    """One compiled loop: collect, then learn, again and again."""
+
+    name: str
+    iterations: int | None  # None: until the run's step budget is used up
+    collect: int  # steps per environment per iteration
+    act: Callable | None  # as `Agent.act`; None: uniformly random actions
+    updates: tuple[Update, ...] = ()
+
+
+class Recipe(NamedTuple):
+    """A training run as a value."""
+
+    num_envs: int
+    replay_capacity: int  # records in all, over all environments
+    stages: tuple[Stage, ...]
+
+
+class Agent(NamedTuple):
+    """An algorithm as a value. `params` is `AgentState.params`."""
+
+    init: Callable  # (key) -> AgentState
+    policy_carry: Callable  # (params, batch_size) -> PolicyCarry; the policy's own memory, () if none
+    policy: Callable  # (params, key, PolicyCarry, State, *, explore) -> (PolicyCarry, action [B, A])
+    act_carry: Callable  # (params, batch_size) -> Carry
+    act: Callable  # (params, key, Carry, TimeStep, *, explore) -> (Carry, action [B, A], latent for replay)
+    model: WorldModel
+    recipe: Recipe
