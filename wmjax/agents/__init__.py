@@ -1,0 +1,6 @@
+"""One paper, one file. `AGENTS` is the table that names them."""
+
+from wmjax.agents import dreamer_v3
+
+# name -> (configuration, factory)
+AGENTS = {"dreamer_v3": (dreamer_v3.DreamerV3Config, dreamer_v3.dreamer_v3)}

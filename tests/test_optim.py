@@ -1,0 +1,170 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.parity import load
+from wmjax.optim import adaptive_grad_clip, laprop, soft_update, sync, warmup_schedule
+from wmjax.types import UsageError
+
+
+def run(optimizer, params, gradients):
+    """Parameters after each of the given gradients."""
+    state, update, history = optimizer.init(params), jax.jit(optimizer.update), []
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        history.append(params)
+    return history
+
+
+def test_clipping_uses_the_norm_of_the_whole_tensor_and_a_floor_for_what_is_zero():
+    params = {"kernel": jnp.array([[3.0, 0.0], [0.0, 4.0]]), "bias": jnp.zeros(4), "small": jnp.array([10.0])}
+    gradients = {"kernel": jnp.array([[6.0, 0.0], [8.0, 0.0]]), "bias": jnp.ones(4), "small": jnp.array([0.1])}
+    clipped, _ = adaptive_grad_clip(0.3).update(gradients, optax.EmptyState(), params)
+    np.testing.assert_allclose(clipped["kernel"], [[0.9, 0], [1.2, 0]], rtol=1e-6)  # norm 10 -> 0.3 * 5
+    np.testing.assert_allclose(clipped["bias"], np.full(4, 1.5e-4), rtol=1e-6)  # norm 2 -> 0.3 * 1e-3
+    np.testing.assert_array_equal(clipped["small"], gradients["small"])
+
+
+def test_laprop_normalizes_first_and_averages_second():
+    beta1, beta2, gradients = 0.9, 0.99, np.array([1e-8, 3.0, -2.0, 0.0, 1e6])
+    v = m = p = 0.0
+    expected = []
+    for t, g in enumerate(gradients, 1):
+        v = beta2 * v + (1 - beta2) * g**2
+        m = beta1 * m + (1 - beta1) * g / (np.sqrt(v / (1 - beta2**t)) + 1e-20)
+        p -= 0.1 * m / (1 - beta1**t)
+        expected.append(p)
+    history = run(laprop(0.1, beta1, beta2), jnp.array(0.0), [jnp.array(g, jnp.float32) for g in gradients])
+    np.testing.assert_allclose(history, expected, rtol=1e-4)
+
+
+def test_the_first_step_of_laprop_is_the_sign_of_the_gradient_however_small_and_zero_stays_zero():
+    history = run(laprop(0.5), jnp.zeros(3), [jnp.array([1e-15, -1e15, 0.0])])
+    np.testing.assert_allclose(history[0], [-0.5, 0.5, 0], rtol=1e-4)
+
+
+def test_weight_decay_touches_only_the_matching_parameters_and_is_scaled_by_the_rate():
+    params = {"linear": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "kernel_scale": jnp.ones(2)}
+    history = run(laprop(0.1, weight_decay=0.5), params, [jax.tree.map(jnp.zeros_like, params)])
+    np.testing.assert_allclose(history[0]["linear"]["kernel"], 0.95)
+    np.testing.assert_array_equal(history[0]["linear"]["bias"], 1)
+    np.testing.assert_array_equal(history[0]["kernel_scale"], 1)
+
+
+def test_the_first_update_changes_nothing_and_a_zero_head_moves_at_the_second():
+    params = {"head": jnp.zeros(3), "body": jnp.ones(3)}
+    gradient = {"head": jnp.array([1.0, 2.0, 3.0]), "body": jnp.ones(3)}
+    optimizer = optax.chain(sync(None), adaptive_grad_clip(0.3), laprop(warmup_schedule(4e-5, 1000)))
+    first, second = run(optimizer, params, [gradient, gradient])
+    for name in params:
+        np.testing.assert_array_equal(first[name], params[name])
+    np.testing.assert_allclose(second["head"], -4e-8, rtol=1e-4)
+
+
+def test_warmup_is_a_ramp_from_zero_followed_by_the_chosen_shape():
+    counts = jnp.arange(8)
+    rates = lambda **kwargs: jax.vmap(warmup_schedule(0.5, 2, **kwargs))(counts)
+    np.testing.assert_allclose(rates(), [0, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
+    linear = rates(kind="linear", anneal_steps=6)
+    np.testing.assert_allclose(linear, [0, 0.25, 0.5, 0.3875, 0.275, 0.1625, 0.05, 0.05], rtol=1e-6)
+    cosine = rates(kind="cosine", anneal_steps=6)
+    np.testing.assert_allclose(cosine[jnp.array([1, 2, 4, 6, 7])], [0.25, 0.5, 0.2625, 0.025, 0.025], rtol=1e-5)
+    assert warmup_schedule(0.5, 0)(0) == 0.5
+
+
+def test_a_schedule_that_does_not_exist_is_refused_with_the_nearest_name():
+    with pytest.raises(UsageError, match=r"'cosin'.*const, linear, cosine.*mean 'cosine'"):
+        warmup_schedule(1e-3, 10, "cosin", 100)
+    with pytest.raises(UsageError, match=r"anneal_steps: 10 .*warmup \(10\)"):
+        warmup_schedule(1e-3, 10, "linear", 10)
+
+
+def test_gradients_are_averaged_over_devices_before_anything_else():
+    params = jnp.ones(2)
+    optimizer = optax.chain(sync("devices"), adaptive_grad_clip(0.3), laprop(0.1))
+    alone = optax.chain(sync(None), adaptive_grad_clip(0.3), laprop(0.1))
+    shards = jnp.array([[1.0, 5.0], [3.0, -1.0]])
+    step = lambda tx, gradient: tx.update(gradient, tx.init(params), params)[0]
+    spread = jax.vmap(lambda g: step(optimizer, g), axis_name="devices")(shards)
+    single = step(alone, shards.mean(0))
+    np.testing.assert_array_equal(spread, [single, single])
+    np.testing.assert_allclose(single, -0.1, rtol=1e-4)  # the mean of normalized shards would be 0 in the second entry
+
+
+def test_a_slow_copy_follows_by_its_rate_and_rate_1_copies():
+    fast, slow = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([0.0, 4.0])}
+    np.testing.assert_allclose(soft_update(fast, slow, 0.25)["w"], [0.25, 3.5])
+    np.testing.assert_array_equal(soft_update(fast, slow, 1.0)["w"], fast["w"])
+
+
+def test_a_periodic_copy_happens_at_the_first_call_and_then_every_nth():
+    slow, seen = jnp.array(-1.0), []
+    for step in range(7):
+        slow = soft_update(jnp.array(float(step)), slow, 1.0, step, every=3)
+        seen.append(slow.item())
+    assert seen == [0, 0, 0, 3, 3, 3, 6]
+
+
+# --- the official code
+
+
+def official_optimizer(config):
+    schedule = warmup_schedule(config["lr"], config["warmup"], config["schedule"], config["anneal"])
+    scaling = laprop(
+        schedule,
+        config["beta1"],
+        config["beta2"],
+        config["eps"],
+        config.get("nesterov", False),
+        config["wd"],
+        config["wd_pattern"],
+    )
+    return optax.chain(adaptive_grad_clip(config["agc"]), scaling) if config["agc"] else scaling
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["default", "fast", "noclip", "decay", "linear", "nesterov"])
+def test_updates_agree_with_the_official_optimizer(name):
+    f = load("dreamer_v3_optim")
+    config = f.config["default"] | f.config["configs"][name]
+    gradients, expected = f.tree("in/grads"), f.tree(f"out/{name}/updates")
+    params = {key: jnp.array(value) for key, value in f.tree("params").items() if key in gradients}
+    optimizer = official_optimizer(config)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for i in range(f.config["steps"]):
+        updates, state = update({key: jnp.array(value[i]) for key, value in gradients.items()}, state, params)
+        params = optax.apply_updates(params, updates)
+        for key in expected:
+            np.testing.assert_allclose(
+                updates[key], expected[key][i], rtol=1e-5, atol=2e-5 * config["lr"], err_msg=f"{key}, step {i}"
+            )
+            np.testing.assert_allclose(params[key], f[f"out/{name}/params/{key}"][i], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parity
+def test_clipping_alone_agrees_with_the_official_code():
+    f = load("dreamer_v3_optim")
+    gradients = f.tree("in/grads")
+    params = {key: value for key, value in f.tree("params").items() if key in gradients}
+    clip = adaptive_grad_clip(f.config["default"]["agc"])
+    for i in range(f.config["steps"]):
+        updates, _ = clip.update({key: value[i] for key, value in gradients.items()}, clip.init(params), params)
+        for key, update in updates.items():
+            np.testing.assert_allclose(update, f[f"out/agc_only/updates/{key}"][i], rtol=1e-5, err_msg=f"{key} {i}")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["rate0.02_every1", "rate1_every3"])
+def test_slow_parameters_agree_with_the_official_code(name):
+    f = load("dreamer_v3_optim")
+    config = f.config["slow"][name]
+    fast, expected = f.tree("in/slow/fast_params"), f.tree(f"out/slow_{name}/params")
+    slow = f.tree("params/critic_init")
+    for step in range(f.config["steps"]):
+        now = {key: value[step] for key, value in fast.items()}
+        slow = soft_update(now, slow, config["rate"], step, config["every"])
+        for key in slow:
+            np.testing.assert_allclose(slow[key], expected[key][step], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,798 @@
+"""DreamerV3: a world model with categorical latents, and an actor-critic that learns in its imagination.
+
+Paper: Hafner, Pasukonis, Ba, Lillicrap, "Mastering Diverse Domains through World Models" (arXiv 2301.04104, v2, 2024;
+Nature 2025). Implemented as the authors' code of 2024-26 does it: block-diagonal GRU, RMSNorm, exponentially spaced
+two-hot bins, replay context, replay value loss, LaProp with adaptive gradient clipping.
+
+Departures: the actor mixes 1 % of a uniform distribution into discrete actions, as the paper says and the code's
+`categorical` head does not (`actor_unimix = 0` gives the code); the number of convolution stages follows the image size;
+`is_terminal` is the environment's own, never a time limit.
+
+Read from top to bottom: configuration, networks, world model, losses, update, agent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wmjax import dreaming, optim
+from wmjax.nets import codec
+from wmjax.nets.heads import Head
+from wmjax.nets.rssm import RSSM, RSSMState
+from wmjax.ops import distributions, kl, noise, normalize, returns
+from wmjax.ops.symlog import symexp, symlog
+from wmjax.types import (
+    Agent,
+    AgentState,
+    Array,
+    Box,
+    Discrete,
+    EnvSpec,
+    Metrics,
+    Recipe,
+    Sampling,
+    Stage,
+    TimeStep,
+    Trajectory,
+    Update,
+    UsageError,
+    WorldModel,
+)
+
+sg = jax.lax.stop_gradient
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration
+
+
+class Dimensions(NamedTuple):
+    """Sizes that grow together."""
+
+    deter: int
+    hidden: int
+    stoch: int
+    classes: int
+    depth: int
+    units: int
+
+
+SIZES = {
+    # Published sizes: deter = 8 d, hidden = units = d, classes = depth = d / 16, 32 latents.
+    "1m": Dimensions(512, 64, 32, 4, 4, 64),
+    "12m": Dimensions(2048, 256, 32, 16, 16, 256),
+    "25m": Dimensions(3072, 384, 32, 24, 24, 384),
+    "50m": Dimensions(4096, 512, 32, 32, 32, 512),
+    "100m": Dimensions(6144, 768, 32, 48, 48, 768),
+    "200m": Dimensions(8192, 1024, 32, 64, 64, 1024),
+    "400m": Dimensions(12288, 1536, 32, 96, 96, 1536),
+    # Ours: for a laptop, and for the sizes of the implementation guide.
+    "small": Dimensions(128, 64, 8, 8, 8, 64),
+    "guide": Dimensions(200, 200, 32, 32, 32, 512),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DreamerV3Config:
+    """Hyperparameters; the defaults are the paper's. One set serves every domain."""
+
+    # Sizes (table 3 of the paper; the code's `size*` presets). A field that is not None replaces that of `size`.
+    size: Literal["1m", "12m", "25m", "50m", "100m", "200m", "400m", "small", "guide"] = "200m"
+    deter: int | None = None
+    hidden: int | None = None
+    stoch: int | None = None
+    classes: int | None = None
+    depth: int | None = None
+    units: int | None = None
+    blocks: int = 8  # of the block-diagonal GRU
+    bins: int = 255  # of the two-hot heads; odd
+    stem: Literal["pool", "patch", "flat"] = "pool"  # of the image encoder, see nets.codec
+    encoder_units: tuple[int, ...] | None = None  # None: three layers of `units`
+    cell: Literal["block_gru", "gru"] = "block_gru"
+    norm: Literal["rms", "layer", "none"] = "rms"
+    activation: Literal["silu", "relu", "elu"] = "silu"
+    prior_layers: int = 2
+    posterior_layers: int = 1
+    reward_layers: int = 1
+    cont_layers: int = 1
+    actor_layers: int = 3
+    critic_layers: int = 3
+    reward_head: Literal["two_hot", "symlog_mse"] = "two_hot"
+
+    # World model loss (equations 4 and 5).
+    unimix: float = 0.01  # uniform share of the latent distributions
+    free_nats: float = 1.0  # per time step, for each of the two KL terms
+    dyn_scale: float = 1.0
+    rep_scale: float = 0.1
+    image_scale: float = 1.0
+    vector_scale: float = 1.0
+    reward_scale: float = 1.0
+    cont_scale: float = 1.0
+
+    # Actor and critic (equations 6 to 11).
+    horizon: int = 15  # imagined steps
+    imagine_last: int = 0  # imagine from this many last steps of each sequence; 0: from all
+    discount_horizon: float = 333.0  # discount 1 - 1/333
+    lambda_: float = 0.95
+    actor_unimix: float = 0.01  # discrete actions; the paper's, 0 in the code
+    entropy_scale: float = 3e-4
+    actor_scale: float = 1.0
+    critic_scale: float = 1.0
+    replay_critic_scale: float = 0.3
+    slow_critic_rate: float = 0.02
+    slow_critic_scale: float = 1.0  # pull of the critic towards its slow copy
+    return_norm_rate: float = 0.01
+    return_norm_low: float = 5.0  # percentiles
+    return_norm_high: float = 95.0
+    return_norm_limit: float = 1.0
+
+    # Optimizer: one for everything.
+    learning_rate: float = 4e-5
+    warmup: int = 1000  # updates; the first has learning rate 0
+    grad_clip: float = 0.3  # adaptive, per tensor; 0 turns it off
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-20
+
+    # Data.
+    batch_size: int = 16
+    length: int = 64  # trained steps of a sequence; one more supplies its context
+    num_envs: int = 16
+    train_ratio: float = 32.0  # trained steps per collected agent step
+    replay_capacity: int = 5_000_000
+    prefill: int = 1024  # agent steps, by the policy, before the first update
+    online: bool = True  # train on each new window once, before uniform sampling
+    latent_dtype: Literal["float32", "bfloat16"] = "float32"  # of `deter` in replay
+
+    # Computation.
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False  # recompute the RSSM step in the backward pass
+    eval_action: Literal["sample", "mode"] = "sample"
+
+    @property
+    def dimensions(self) -> Dimensions:
+        """Sizes after overrides."""
+        given = {name: getattr(self, name) for name in Dimensions._fields}
+        return SIZES[self.size]._replace(**{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def discount(self) -> float:
+        """1 - 1 / discount_horizon, in [0, 1)."""
+        return 1.0 - 1.0 / self.discount_horizon
+
+    def validate(self) -> None:
+        """Raises `UsageError` on the first field that is out of range."""
+        _check_ranges(self)
+        dims = self.dimensions
+        for name, value in (("deter", dims.deter), ("depth * 4", dims.depth * 4)):
+            if value % self.blocks:
+                raise UsageError(f"{name} must be a multiple of blocks={self.blocks}, got {value}")
+        if self.bins % 2 == 0:
+            raise UsageError(f"bins must be odd, got {self.bins}")
+        if self.return_norm_low >= self.return_norm_high:
+            raise UsageError(f"return_norm_low must be below return_norm_high, got {self.return_norm_low}")
+        if self.imagine_last > self.length:
+            raise UsageError(f"imagine_last must be in [0, length={self.length}], got {self.imagine_last}")
+        window = self.length + 1
+        if self.replay_capacity < self.num_envs * window:
+            raise UsageError(
+                f"replay_capacity must hold a window of length + 1 = {window} steps for each of the {self.num_envs} "
+                f"environments, {self.num_envs * window} in all, got {self.replay_capacity}"
+            )
+        if self.batch_size * self.length > self.replay_capacity:
+            raise UsageError(
+                f"batch_size * length must be at most replay_capacity={self.replay_capacity}, "
+                f"got {self.batch_size} * {self.length}"
+            )
+        _schedule(self)
+
+
+POSITIVE = (
+    "deter hidden stoch classes depth units blocks prior_layers posterior_layers horizon batch_size length num_envs "
+    "replay_capacity return_norm_limit learning_rate train_ratio epsilon"
+).split()
+NOT_NEGATIVE = (
+    "reward_layers cont_layers actor_layers critic_layers free_nats dyn_scale rep_scale image_scale vector_scale "
+    "reward_scale cont_scale imagine_last entropy_scale actor_scale critic_scale replay_critic_scale "
+    "slow_critic_scale warmup grad_clip prefill"
+).split()
+FRACTIONS = (
+    "unimix actor_unimix lambda_ slow_critic_rate return_norm_rate beta1 beta2"
+).split()
+PERCENTILES = ("return_norm_low", "return_norm_high")
+
+
+def _check_ranges(config: DreamerV3Config) -> None:
+    values = dataclasses.asdict(config)
+    for name, (valid, text) in (
+        {name: (lambda x: x > 0, "positive") for name in POSITIVE}
+        | {name: (lambda x: x >= 0, "0 or more") for name in NOT_NEGATIVE}
+        | {name: (lambda x: 0 <= x <= 1, "in [0, 1]") for name in FRACTIONS}
+        | {name: (lambda x: 0 <= x <= 100, "in [0, 100]") for name in PERCENTILES}
+        | {"bins": (lambda x: x >= 3, "3 or more"), "discount_horizon": (lambda x: x > 1, "above 1")}
+    ).items():
+        # `not valid` rather than the reverse comparison: NaN is refused too.
+        if values[name] is not None and not (valid(values[name]) and abs(values[name]) < float("inf")):
+            raise UsageError(f"{name} must be {text}, got {values[name]}")
+    if any(units <= 0 for units in config.encoder_units or ()):
+        raise UsageError(f"encoder_units must be positive, got {config.encoder_units}")
+
+
+def _schedule(config: DreamerV3Config) -> tuple[int, int]:
+    """Steps to collect per environment and updates to make, per iteration, so that `train_ratio` holds exactly."""
+    trained = config.batch_size * config.length
+    ratio = Fraction(config.train_ratio).limit_denominator(1024) * config.num_envs / trained
+    if not ratio or ratio.denominator > 4096:
+        raise UsageError(
+            f"train_ratio * num_envs / (batch_size * length) must be a simple fraction (updates per step of all "
+            f"environments), got {config.train_ratio} * {config.num_envs} / ({config.batch_size} * {config.length})"
+        )
+    return ratio.denominator, ratio.numerator
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+class Networks(NamedTuple):
+    """The modules; all are functions of parameters."""
+
+    encoder: codec.Encoder
+    rssm: RSSM
+    decoder: codec.Decoder
+    reward: Head
+    cont: Head
+    actor: Head
+    critic: Head
+
+
+def check_spec(spec: EnvSpec, config: DreamerV3Config) -> None:
+    """Raises `UsageError` where an observation or action space is not one that DreamerV3 can take."""
+    if not isinstance(spec.action, Discrete) and not (
+        isinstance(spec.action, Box) and len(spec.action.shape) == 1 and spec.action.dtype == "float32"
+    ):
+        raise UsageError(f"action space {spec.action} is not supported; valid: Discrete(n), float32 Box of shape (A,)")
+    if not spec.obs:
+        raise UsageError("the environment has no observations; valid: at least one entry in EnvSpec.obs")
+    sides = set()
+    for name, space in spec.obs.items():
+        vector = isinstance(space, Box) and len(space.shape) <= 1 and space.dtype == "float32"
+        if codec.is_image(space):
+            sides.add(space.shape[:2])
+            height, width = space.shape[:2]
+            stages = codec.image_stages(height)
+            if config.stem != "flat" and (stages is None or width % 2**stages or height != width):
+                valid = [s for s in range(8, 257) if codec.image_stages(s)]
+                near = sorted(sorted(valid, key=lambda s: abs(s - height))[:6])
+                raise UsageError(
+                    f"observation {name!r}: image size {height}x{width} is not supported; valid: square, "
+                    f"with sides such as {', '.join(map(str, near))}"
+                )
+        elif not vector and not isinstance(space, Discrete):
+            raise UsageError(
+                f"observation {name!r}: {space} is not supported; valid: uint8 images (H, W, C), float32 vectors (D,), "
+                "Discrete(n)"
+            )
+    if len(sides) > 1:
+        raise UsageError(f"all images must have one size, got {sorted(sides)}")
+
+
+def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
+    """The modules for one environment. `RSSM.embed` follows from the encoder's output."""
+    dims, dtype = config.dimensions, config.compute_dtype
+    style = dict(norm=config.norm, activation=config.activation, dtype=dtype)
+    spaces = tuple(sorted(spec.obs.items()))
+    encoder_units = config.encoder_units or (dims.units,) * 3
+    encoder = codec.Encoder(spaces, dims.depth, encoder_units, config.stem, **style)
+    embed = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), zero_obs(spec, (1,)))[0]).shape[-1]
+    rssm = RSSM(
+        **dict(zip(("deter", "hidden", "stoch", "classes"), dims[:4], strict=True)),
+        embed=embed,
+        action=action_size(spec),
+        blocks=config.blocks,
+        prior_layers=config.prior_layers,
+        posterior_layers=config.posterior_layers,
+        cell=config.cell,
+        **style,
+    )
+
+    def head(outputs, layers, outscale):
+        return Head(tuple(outputs.items()), (dims.units,) * layers, outscale, **style)
+
+    actions = action_size(spec)
+    discrete = isinstance(spec.action, Discrete)
+    reward = {"logits": config.bins} if config.reward_head == "two_hot" else {"mean": 1}
+    return Networks(
+        encoder=encoder,
+        rssm=rssm,
+        decoder=codec.Decoder(spaces, dims.depth, encoder_units, config.blocks, config.stem, **style),
+        reward=head(reward, config.reward_layers, 0.0),
+        cont=head({"logits": 1}, config.cont_layers, 1.0),
+        actor=head({"logits": actions} if discrete else {"mean": actions, "std": actions}, config.actor_layers, 0.01),
+        critic=head({"logits": config.bins}, config.critic_layers, 0.0),
+    )
+
+
+def action_size(spec: EnvSpec) -> int:
+    """A: the number of choices, or of action dimensions."""
+    return spec.action.n if isinstance(spec.action, Discrete) else spec.action.shape[0]
+
+
+def zero_obs(spec: EnvSpec, lead: tuple[int, ...]) -> dict[str, Array]:
+    """All-zero observations `[*lead, ...]`."""
+    return {
+        name: jnp.zeros(lead, jnp.int32) if isinstance(space, Discrete) else jnp.zeros((*lead, *space.shape), space.dtype)
+        for name, space in spec.obs.items()
+    }
+
+
+def init_params(nets: Networks, spec: EnvSpec, config: DreamerV3Config, key: Array) -> dict:
+    """Parameters of all modules; the slow critic starts as a copy of the critic."""
+    dims = config.dimensions
+    keys = dict(zip(Networks._fields, jax.random.split(key, len(Networks._fields)), strict=True))
+    deter, stoch = jnp.zeros((1, dims.deter)), jnp.zeros((1, dims.stoch, dims.classes))
+    feat = feature(RSSMState(deter, stoch, stoch))
+    inputs = {name: (feat,) for name in Networks._fields}
+    inputs |= {"encoder": (zero_obs(spec, (1,)),), "decoder": (deter, stoch)}
+    inputs["rssm"] = (deter, stoch, jnp.zeros((1, nets.rssm.action)), jnp.zeros((1, nets.rssm.embed)))
+    params = {
+        name: module.init(keys[name], *inputs[name], **({"method": "everything"} if name == "rssm" else {}))["params"]
+        for name, module in nets._asdict().items()
+    }
+    return params | {"slow_critic": params["critic"]}
+
+
+def feature(state: RSSMState) -> Array:
+    """[h, z], `[..., D + S K]`: what heads, actor and critic see."""
+    stoch = state.stoch.reshape(*state.stoch.shape[:-2], -1)
+    return jnp.concatenate([state.deter, stoch.astype(state.deter.dtype)], -1)
+
+
+def call(module, params: dict, *args, method: str | None = None):
+    """Applies a module to its parameters."""
+    return module.apply({"params": params}, *args, method=method)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# World model
+
+
+def world_model(nets: Networks, spec: EnvSpec, config: DreamerV3Config) -> WorldModel:
+    """The learned environment; `State` is `RSSMState`."""
+    dims = config.dimensions
+    images = {name for name, space in spec.obs.items() if codec.is_image(space)}
+
+    def init_state(params, batch_size):
+        del params
+        stoch = jnp.zeros((batch_size, dims.stoch, dims.classes))
+        return RSSMState(
+            jnp.zeros((batch_size, dims.deter), config.compute_dtype), stoch.astype(config.compute_dtype), stoch
+        )
+
+    def encode(params, obs):
+        return call(nets.rssm, params["rssm"], call(nets.encoder, params["encoder"], obs), method="project")
+
+    def draw(key, deter, logits):
+        mixed = distributions.unimix_logits(logits, config.unimix)
+        stoch = distributions.straight_through_sample(key, mixed)
+        return RSSMState(deter, stoch.astype(deter.dtype), logits)
+
+    def observe(params, key, state, prev_action, embed, is_first):
+        keep = ~is_first[..., None]
+        deter = jnp.where(keep, state.deter, 0)
+        stoch = jnp.where(keep[..., None], state.stoch, 0)
+        prev_action = jnp.where(keep, prev_action, 0)
+        deter = call(nets.rssm, params["rssm"], deter, stoch, prev_action, method="advance")
+        return draw(key, deter, call(nets.rssm, params["rssm"], deter, embed, method="posterior"))
+
+    def imagine(params, key, state, action):
+        deter = call(nets.rssm, params["rssm"], state.deter, state.stoch, action, method="advance")
+        return draw(key, deter, call(nets.rssm, params["rssm"], deter, method="prior"))
+
+    def predict(params, state):
+        feat = feature(state)
+        # The head was trained on P(not terminal) times the discount.
+        cont = jnp.minimum(1.0, cont_prob(nets, params, feat) / config.discount)
+        return reward_dist(nets, params, feat, config).mean(), cont
+
+    def decode(params, state):
+        outputs = call(nets.decoder, params["decoder"], state.deter, state.stoch)
+
+        def mean(name, space):
+            if name in images:
+                return outputs[name] * 255
+            return jnp.argmax(outputs[name], -1) if isinstance(space, Discrete) else symexp(outputs[name])
+
+        return {name: mean(name, space) for name, space in spec.obs.items()}
+
+    return WorldModel(init_state, encode, observe, imagine, predict, decode)
+
+
+def reward_dist(nets: Networks, params: dict, feat: Array, config: DreamerV3Config):
+    """Distribution of the reward, `[...]`, from features `[..., D + S K]`."""
+    outputs = call(nets.reward, params["reward"], feat)
+    if config.reward_head == "symlog_mse":
+        return distributions.SymlogMSE(outputs["mean"][..., 0])
+    return distributions.TwoHot(outputs["logits"], distributions.exponential_bins(config.bins))
+
+
+def cont_prob(nets: Networks, params: dict, feat: Array) -> Array:
+    """P(not terminal) times the discount, `[...]`."""
+    return jax.nn.sigmoid(call(nets.cont, params["cont"], feat)["logits"][..., 0])
+
+
+def critic_dist(nets: Networks, critic_params: dict, feat: Array, config: DreamerV3Config):
+    """Distribution of the return, `[...]`, of the critic or its slow copy."""
+    logits = call(nets.critic, critic_params, feat)["logits"]
+    return distributions.TwoHot(logits, distributions.exponential_bins(config.bins))
+
+
+def policy_dist(nets: Networks, params: dict, feat: Array, config: DreamerV3Config):
+    """Distribution of the action, `[..., A]`: one-hot, or an unbounded normal with a bounded mean."""
+    outputs = call(nets.actor, params["actor"], feat)
+    if "logits" in outputs:
+        return distributions.OneHotCategorical(outputs["logits"], config.actor_unimix)
+    return distributions.bounded_normal(outputs["mean"], outputs["std"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses
+
+
+def world_model_losses(
+    nets: Networks, spec: EnvSpec, config: DreamerV3Config, params: dict, states: RSSMState, step: TimeStep
+) -> tuple[dict[str, Array], Metrics]:
+    """Each term of the world model's loss, `[T, B]`, unscaled.
+
+    Args:
+      states: posterior states of the steps, `[T, B]`, with their gradients.
+      step: the observations, rewards and flags to predict.
+
+    Source: equations 4 and 5; image and vector terms are squared errors summed over the entry, without ½.
+    """
+    prior = call(nets.rssm, params["rssm"], states.deter, method="prior")
+    dyn, rep = kl.balanced_kl(states.logits, prior, config.free_nats, config.unimix)
+    feat = feature(states)
+    cont = call(nets.cont, params["cont"], feat)["logits"][..., 0]
+    target = (1.0 - step.is_terminal) * config.discount
+    losses = {
+        "dyn": dyn,
+        "rep": rep,
+        "reward": -reward_dist(nets, params, feat, config).log_prob(step.reward),
+        "cont": -distributions.bernoulli_log_prob(cont, target),
+    }
+    outputs = call(nets.decoder, params["decoder"], states.deter, states.stoch)
+    for name, space in spec.obs.items():
+        losses[f"decode/{name}"] = _reconstruction(outputs[name], step.obs[name], space)
+    metrics = {
+        "prior_entropy": _latent_entropy(prior, config),
+        "posterior_entropy": _latent_entropy(states.logits, config),
+    }
+    return losses, metrics
+
+
+def _latent_entropy(logits: Array, config: DreamerV3Config) -> Array:
+    return jnp.mean(jnp.sum(distributions.OneHotCategorical(logits, config.unimix).entropy(), -1))
+
+
+def _reconstruction(output: Array, target: Array, space) -> Array:
+    if isinstance(space, Discrete):
+        return optax.softmax_cross_entropy_with_integer_labels(output, target)
+    if codec.is_image(space):
+        return jnp.sum((output - target.astype(jnp.float32) / 255) ** 2, (-3, -2, -1))
+    error = (output - symlog(target)) ** 2
+    return jnp.sum(error, -1) if space.shape else error
+
+
+def imagination_losses(
+    policy, action: Array, reward: Array, cont: Array, critic, slow_critic, scale_state, config, axis_name=None
+):
+    """Actor and critic losses on imagined trajectories, time-major, the start state first.
+
+        Rᵢ = rᵢ₊₁ + cᵢ₊₁ [(1 - λ) vᵢ₊₁ + λ Rᵢ₊₁],   R_H = v_H,   wᵢ = Π_{j ≤ i} c_j
+        L_actor = -wᵢ [log π(aᵢ) (Rᵢ - vᵢ) / S + η H(π)],   L_critic = -wᵢ [log p(Rᵢ) + log p(v'ᵢ)]
+
+    Args:
+      policy: distribution at the H + 1 states, `[H + 1, N]`; differentiated.
+      action: `[H, N, A]`, drawn from it.
+      reward, cont: predictions at the H + 1 states; `cont` contains the discount.
+      critic, slow_critic: return distributions at the H + 1 states; `critic` is differentiated.
+      scale_state: the return normalizer, updated before use.
+      config: `DreamerV3Config`.
+      axis_name: axis that the batch is spread over.
+
+    Returns:
+      losses {"actor", "critic"} `[H, N]`, the returns `[H, N]`, the new normalizer, metrics.
+
+    Source: equations 6 to 11. Unlike V2, the weight of the start includes its own predicted continue.
+    """
+    value = critic.mean()
+    target = sg(returns.lambda_returns(reward[1:], cont[1:], value[1:], config.lambda_))
+    scale_state = normalize.update(
+        scale_state, target, config.return_norm_rate, config.return_norm_low, config.return_norm_high, axis_name
+    )
+    scale = normalize.scale(scale_state, config.return_norm_limit)
+    advantage = (target - value[:-1]) / scale
+    weight = sg(returns.discount_weights(cont)[:-1])
+    log_prob, entropy = policy.log_prob(sg(_with_last(action)))[:-1], policy.entropy()[:-1]
+    actor = -weight * (log_prob * sg(advantage) + config.entropy_scale * entropy)
+    critic_target = _with_last(target)
+    critic_loss = -critic.log_prob(critic_target)[:-1]
+    slow_loss = -critic.log_prob(sg(slow_critic.mean()))[:-1]
+    losses = {"actor": actor, "critic": weight * (critic_loss + config.slow_critic_scale * slow_loss)}
+    metrics = {
+        "return_mean": jnp.mean(target),
+        "return_scale": scale,
+        "value_mean": jnp.mean(value),
+        "advantage_size": jnp.mean(jnp.abs(advantage)),
+        "imagined_reward": jnp.mean(reward),
+        "imagined_cont": jnp.mean(cont),
+        "policy_entropy": jnp.mean(entropy),
+    }
+    return losses, target, scale_state, metrics
+
+
+def scales(spec: EnvSpec, config: DreamerV3Config) -> dict[str, float]:
+    """The factor of each loss term in the total."""
+    decode = {
+        f"decode/{name}": config.image_scale if codec.is_image(space) else config.vector_scale
+        for name, space in spec.obs.items()
+    }
+    return decode | {
+        "dyn": config.dyn_scale,
+        "rep": config.rep_scale,
+        "reward": config.reward_scale,
+        "cont": config.cont_scale,
+        "actor": config.actor_scale,
+        "critic": config.critic_scale,
+        "replay_critic": config.replay_critic_scale,
+    }
+
+
+def _with_last(x: Array) -> Array:
+    """Repeats the last entry of the time axis: distributions cover one step more than the losses."""
+    return jnp.concatenate([x, x[-1:]])
+
+
+def replay_critic_loss(critic, slow_critic, step: TimeStep, bootstrap: Array, config: DreamerV3Config) -> Array:
+    """The critic's loss on replayed steps, `[T - 1, B]`, bootstrapped by imagined returns.
+
+        Rₜ = rₜ₊₁ + γ (1 - termₜ₊₁) [(1 - λₜ₊₁) bₜ₊₁ + λₜ₊₁ Rₜ₊₁],   λₜ = λ (1 - lastₜ),   R_{T-1} = b_{T-1}
+
+    Args:
+      critic, slow_critic: return distributions at the T replayed states. Their gradient reaches the world model.
+      bootstrap: b, `[T, B]`, returns of the imagined trajectories that start at these states.
+
+    Source: Nature 2025, "Critic learning"; the code's `repl_loss`. A step that ends its episode carries no loss.
+    """
+    cont = config.discount * (1.0 - step.is_terminal)
+    lambda_ = config.lambda_ * (1.0 - step.is_last)
+    target = sg(returns.lambda_returns(step.reward[1:], cont[1:], bootstrap[1:], lambda_[1:]))
+    loss = -critic.log_prob(_with_last(target)) - config.slow_critic_scale * critic.log_prob(sg(slow_critic.mean()))
+    return ((1.0 - step.is_last) * loss)[:-1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole loss and its update
+
+
+def loss(
+    nets: Networks,
+    model: WorldModel,
+    spec: EnvSpec,
+    config: DreamerV3Config,
+    params: dict,
+    return_norm: normalize.ReturnRange,
+    key: Array,
+    start: RSSMState,
+    prev_action: Array,
+    step: TimeStep,
+    axis_name: str | None = None,
+) -> tuple[Array, tuple]:
+    """World model, imagination, actor and critic: everything that one gradient is taken of.
+
+    Args:
+      return_norm: the return normalizer before this update.
+      key: the same on every device; consumed.
+      start: the state before the first step, `[B]`.
+      prev_action: `[T, B, A]`, the action that led to each step.
+      step: `[T, B]`.
+      axis_name: axis that the batch is spread over.
+
+    Returns:
+      The scalar to minimize, and (losses, states, return_norm, metrics): the unscaled terms, the posterior states
+      `[T, B]`, the normalizer after this update, and scalars to watch.
+    """
+    length, batch = step.reward.shape
+    key_observe, key_imagine = noise.split(noise.row_keys(key, batch, axis_name), 2)
+
+    # World model.
+    embed = model.encode(params, step.obs)
+    _, states = dreaming.observe(
+        model, params, key_observe, start, prev_action, embed, step.is_first, remat=config.remat
+    )
+    losses, metrics = world_model_losses(nets, spec, config, params, states, step)
+
+    # Imagination, from the last states of every sequence. Neither the model nor its states get gradients from it.
+    last = config.imagine_last or length
+    starts = jax.tree.map(lambda x: sg(x[-last:]).reshape(last * batch, *x.shape[2:]), states)
+    keys = noise.split(key_imagine, last).reshape(last * batch)
+    frozen = sg(params)
+
+    def policy(key, carry, state):
+        return carry, policy_dist(nets, frozen, feature(state), config).sample(seed=key)
+
+    _, feat, action = dreaming.imagine(model, frozen, keys, starts, policy, config.horizon, emit=feature)
+    feat = sg(feat)
+    behavior, imagined_returns, return_norm, more = imagination_losses(
+        policy_dist(nets, params, feat, config),
+        action,
+        reward_dist(nets, frozen, feat, config).mean(),
+        cont_prob(nets, frozen, feat),
+        critic_dist(nets, params["critic"], feat, config),
+        critic_dist(nets, frozen["slow_critic"], feat, config),
+        return_norm,
+        config,
+        axis_name,
+    )
+
+    # The critic on the replayed steps themselves; its gradient shapes the world model's features.
+    tail = jax.tree.map(lambda x: x[-last:], step)
+    feat = feature(jax.tree.map(lambda x: x[-last:], states))
+    replay_critic = replay_critic_loss(
+        critic_dist(nets, params["critic"], feat, config),
+        critic_dist(nets, frozen["slow_critic"], feat, config),
+        tail,
+        imagined_returns[0].reshape(last, batch),
+        config,
+    )
+
+    losses |= behavior | {"replay_critic": replay_critic}
+    weights = scales(spec, config)
+    assert losses.keys() == weights.keys(), (losses.keys(), weights.keys())
+    means = {name: jnp.mean(value) for name, value in losses.items()}
+    total = sum(weights[name] * mean for name, mean in means.items())
+    metrics |= more | {f"loss/{name}": mean for name, mean in means.items()}
+    return total, (losses, states, return_norm, metrics)
+
+
+def optimizer(config: DreamerV3Config, axis_name: str | None) -> optax.GradientTransformation:
+    """Gradient mean over devices -> adaptive clipping -> LaProp with linear warm-up from 0."""
+    return optax.chain(
+        optim.sync(axis_name),
+        optim.adaptive_grad_clip(config.grad_clip),
+        optim.laprop(
+            optim.warmup_schedule(config.learning_rate, config.warmup), config.beta1, config.beta2, config.epsilon
+        ),
+    )
+
+
+def update(
+    nets: Networks,
+    model: WorldModel,
+    spec: EnvSpec,
+    config: DreamerV3Config,
+    axis_name: str | None,
+    state: AgentState,
+    key: Array,
+    trajectory: Trajectory,
+) -> tuple[AgentState, Metrics, dict]:
+    """One gradient step on `[1 + T, B]` records, the first of which only supplies carry and previous action.
+
+    Returns:
+      The new state, metrics, and the latents to write back: those of the trajectory with steps 1 to T refreshed.
+    """
+    step = jax.tree.map(lambda x: x[1:], trajectory.step)
+    start = unpack_latent(jax.tree.map(lambda x: x[0], trajectory.latent), config)
+    slow_critic = state.params["slow_critic"]
+    trained = {name: value for name, value in state.params.items() if name != "slow_critic"}
+
+    def objective(trained):
+        params = trained | {"slow_critic": slow_critic}
+        return loss(
+            nets, model, spec, config, params, state.stats["return_norm"], key, start, trajectory.action[:-1], step,
+            axis_name,
+        )  # fmt: skip
+
+    (total, aux), grads = jax.value_and_grad(objective, has_aux=True)(trained)
+    _, states, return_norm, metrics = aux
+    changes, opt_state = optimizer(config, axis_name).update(grads, state.opt_state["all"], trained)
+    trained = optax.apply_updates(trained, changes)
+    slow_critic = optim.soft_update(trained["critic"], slow_critic, config.slow_critic_rate)
+    metrics |= {"loss": total, "grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(changes)}
+    if axis_name is not None:
+        metrics = jax.lax.pmean(metrics, axis_name)
+    latent = jax.tree.map(
+        lambda old, new: jnp.concatenate([old[:1], new]), trajectory.latent, pack_latent(states, config)
+    )
+    new_state = AgentState(
+        trained | {"slow_critic": slow_critic}, {"all": opt_state}, {"return_norm": return_norm}, state.step + 1
+    )
+    return new_state, metrics, latent
+
+
+def pack_latent(state: RSSMState, config: DreamerV3Config) -> dict[str, Array]:
+    """What replay keeps of a state: `deter` `[..., D]`, and the class of each latent, uint8 `[..., S]`."""
+    return {
+        "deter": sg(state.deter).astype(config.latent_dtype),
+        "stoch": jnp.argmax(state.stoch, -1).astype(jnp.uint8),
+    }
+
+
+def unpack_latent(latent: dict[str, Array], config: DreamerV3Config) -> RSSMState:
+    """The state that `pack_latent` kept, its logits unknown (zero)."""
+    stoch = jax.nn.one_hot(latent["stoch"], config.dimensions.classes, dtype=config.compute_dtype)
+    return RSSMState(latent["deter"].astype(config.compute_dtype), stoch, jnp.zeros(stoch.shape, jnp.float32))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The agent
+
+
+def dreamer_v3(spec: EnvSpec, config: DreamerV3Config, axis_name: str | None = None) -> Agent:
+    """The agent for one environment.
+
+    Args:
+      spec: observations (uint8 images, float32 vectors, Discrete entries, alone or together) and actions (Discrete or
+        float32 Box of rank 1).
+      config: hyperparameters.
+      axis_name: the named axis (of `vmap`, `shard_map` or `pmap`) that batches are spread over, or None.
+
+    Raises:
+      UsageError: a field of `config` is out of range, or a space of `spec` is not supported.
+    """
+    config.validate()
+    check_spec(spec, config)
+    nets = networks(spec, config)
+    model = world_model(nets, spec, config)
+
+    def init(key):
+        params = init_params(nets, spec, config, key)
+        trained = {name: value for name, value in params.items() if name != "slow_critic"}
+        opt_state = {"all": optimizer(config, axis_name).init(trained)}
+        return AgentState(params, opt_state, {"return_norm": normalize.init()}, jnp.int32(0))
+
+    def policy_carry(params, batch_size):
+        del params, batch_size
+        return ()
+
+    def policy(params, key, carry, state, *, explore):
+        dist = policy_dist(nets, params, feature(state), config)
+        # The paper samples in evaluation too.
+        if explore or config.eval_action == "sample":
+            return carry, dist.sample(seed=key)
+        return carry, dist.mode()
+
+    def act_carry(params, batch_size):
+        action = jnp.zeros((batch_size, action_size(spec)))
+        return model.init_state(params, batch_size), action, policy_carry(params, batch_size)
+
+    def act(params, key, carry, timestep, *, explore):
+        state, prev_action, carry = carry
+        key_observe, key_policy = noise.split(key, 2)
+        embed = model.encode(params, timestep.obs)
+        state = model.observe(params, key_observe, state, prev_action, embed, timestep.is_first)
+        carry, action = policy(params, key_policy, carry, state, explore=explore)
+        return (state, action, carry), action, pack_latent(state, config)
+
+    def learn(state, key, trajectory):
+        return update(nets, model, spec, config, axis_name, state, key, trajectory)
+
+    collect, repeats = _schedule(config)
+    sampling = Sampling(config.length, context=1, online=config.online)
+    # Enough for a first batch, and for one window of every environment.
+    prefill = max(-(-config.prefill // config.num_envs), config.length + 1)
+    recipe = Recipe(
+        config.num_envs,
+        config.replay_capacity,
+        (
+            Stage("prefill", prefill, 1, act),
+            Stage("train", None, collect, act, (Update("train", learn, repeats, config.batch_size, sampling),)),
+        ),
+    )
+    return Agent(init, policy_carry, policy, act_carry, act, model, recipe)

@@ -1,0 +1,224 @@
+"""What can be done with any world model: filter, imagine, predict open-loop, and step it like an environment.
+
+Time is a `lax.scan` here and nowhere else. A `key` is one key, or one for each row of the batch; step t uses
+`fold_in(key, t)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from wmjax.ops import noise
+from wmjax.types import Array, Box, Discrete, Env, EnvSpec, MultiDiscrete, PyTree, TimeStep, Trajectory, WorldModel
+
+
+def observe(
+    model: WorldModel,
+    params: PyTree,
+    key: Array,
+    state: PyTree,
+    prev_action: Array,
+    embed: PyTree,
+    is_first: Array,
+    *,
+    emit: Callable[[PyTree], PyTree] = lambda state: state,
+    remat: bool = False,
+    unroll: int = 1,
+) -> tuple[PyTree, PyTree]:
+    """Filters a sequence: the state after each observation.
+
+    Args:
+      key: one key or keys `[B]`; consumed.
+      state: the state before the first step, `[B, ...]`.
+      prev_action: `[T, B, A]`, the action that led to step t; ignored where `is_first`.
+      embed: `[T, B, ...]`, from `model.encode`.
+      is_first: bool `[T, B]`.
+      emit: what to keep of each state; a scan stacks only this.
+      remat: recompute the step in the backward pass instead of storing its insides.
+      unroll: steps per iteration of the compiled loop.
+
+    Returns:
+      The last state, and `emit` of every state, `[T, B, ...]`.
+    """
+
+    def step(state, inputs):
+        t, prev_action, embed, is_first = inputs
+        state = model.observe(params, noise.fold_in(key, t), state, prev_action, embed, is_first)
+        return state, emit(state)
+
+    steps = jnp.arange(is_first.shape[0])
+    body = jax.checkpoint(step, prevent_cse=False) if remat else step
+    return jax.lax.scan(body, state, (steps, prev_action, embed, is_first), unroll=unroll)
+
+
+def imagine(
+    model: WorldModel,
+    params: PyTree,
+    key: Array,
+    state: PyTree,
+    policy: Callable,
+    horizon: int,
+    *,
+    policy_carry: PyTree = (),
+    emit: Callable[[PyTree], PyTree] = lambda state: state,
+    unroll: int = 1,
+) -> tuple[PyTree, PyTree, Array]:
+    """Rolls the model forward without observations, the policy choosing actions from its states.
+
+    Args:
+      key: one key or keys `[B]`; consumed.
+      state: start states `[B, ...]`.
+      policy: `(key, policy_carry, state) -> (policy_carry, action [B, A])`; `given_actions` replays a sequence.
+      horizon: steps H.
+      policy_carry: the policy's own memory at the start.
+      emit: what to keep of each state.
+      unroll: steps per iteration of the compiled loop.
+
+    Returns:
+      The last state, `emit` of the H + 1 states (the start first) `[H + 1, B, ...]`, and the H actions `[H, B, A]`,
+      where action t leads from state t to state t + 1.
+    """
+
+    def step(carry, t):
+        state, policy_carry = carry
+        key_policy, key_model = noise.split(noise.fold_in(key, t), 2)
+        policy_carry, action = policy(key_policy, policy_carry, state)
+        state = model.imagine(params, key_model, state, action)
+        return (state, policy_carry), (emit(state), action)
+
+    start = emit(state)
+    (state, _), (emitted, actions) = jax.lax.scan(step, (state, policy_carry), jnp.arange(horizon), unroll=unroll)
+    emitted = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, emitted)
+    return state, emitted, actions
+
+
+def given_actions(actions: Array) -> tuple[Callable, Array]:
+    """A policy for `imagine` that plays `actions` `[H, B, A]`, and its first `policy_carry`."""
+
+    def policy(key, t, state):
+        del key, state
+        return t + 1, actions[t]
+
+    return policy, jnp.int32(0)
+
+
+def open_loop(model: WorldModel, params: PyTree, key: Array, trajectory: Trajectory, context: int) -> dict[str, Array]:
+    """Predicts observations from the first `context` steps and the actions alone.
+
+    Args:
+      key: consumed.
+      trajectory: `[T, B]` records; each row starts from the model's initial state.
+      context: steps that the model sees, in [1, T].
+
+    Returns:
+      Decoded observations `[T, B, ...]`: reconstructions for the first `context` steps, predictions after them.
+      Images are float32 in [0, 255].
+    """
+    key_observe, key_imagine = jax.random.split(key)
+    prev_action = jnp.concatenate([jnp.zeros_like(trajectory.action[:1]), trajectory.action[:-1]])
+    seen = jax.tree.map(lambda x: x[:context], trajectory.step)
+    state, states = observe(
+        model,
+        params,
+        key_observe,
+        model.init_state(params, trajectory.action.shape[1]),
+        prev_action[:context],
+        model.encode(params, seen.obs),
+        seen.is_first,
+    )
+    policy, carry = given_actions(trajectory.action[context - 1 : -1])
+    steps = trajectory.action.shape[0] - context
+    _, imagined, _ = imagine(model, params, key_imagine, state, policy, steps, policy_carry=carry)
+    states = jax.tree.map(lambda a, b: jnp.concatenate([a, b[1:]]), states, imagined)
+    return model.decode(params, states)
+
+
+def dream_env(
+    model: WorldModel,
+    params: PyTree,
+    starts: PyTree,
+    spec: EnvSpec,
+    *,
+    horizon: int,
+    obs: str = "decoded",
+    end: str = "threshold",
+) -> Env:
+    """The world model as an environment like any other.
+
+    Build it inside the traced function: parameters captured outside of it become constants of the program.
+
+    Args:
+      model, params: the world model.
+      starts: states to start episodes from, `[N, ...]`, drawn uniformly.
+      spec: of the environment that the model learned. The dream keeps its observations and its discrete actions;
+        `Box` actions are the agent's own, in [-1, 1].
+      horizon: steps after which an episode is cut (`is_last`, not `is_terminal`).
+      obs: `decoded` gives the entries of `spec.obs` in their own dtypes; `state` gives {"state": State}, for policies
+        that act on states.
+      end: an episode is terminal where P(continue) < 0.5 (`threshold`), or by a draw with that probability (`sample`).
+
+    Returns:
+      An `Env`: one dream, batched by `vmap`, restarting by itself.
+
+    Raises:
+      ValueError: `obs` or `end` is none of the above.
+    """
+    if obs not in ("decoded", "state") or end not in ("threshold", "sample"):
+        raise ValueError(f"obs={obs!r} (valid: decoded, state), end={end!r} (valid: threshold, sample)")
+    action = spec.action
+    if isinstance(action, Box):
+        action = Box(-1.0, 1.0, action.shape)
+    dream_spec = EnvSpec(spec.obs if obs == "decoded" else {}, action, horizon)
+    count = jax.tree.leaves(starts)[0].shape[0]
+
+    def observation(state):
+        if obs == "state":
+            return {"state": state}
+        decoded = model.decode(params, state)
+        return {name: _to_space(decoded[name], space) for name, space in spec.obs.items()}
+
+    def reset(key):
+        index = jax.random.randint(key, (), 0, count)
+        state = jax.tree.map(lambda x: x[index], starts)
+        false = jnp.bool_(False)
+        step = TimeStep(observation(state), jnp.float32(0), jnp.bool_(True), false, false)
+        return (state, jnp.int32(0), false), step
+
+    def advance(key, state, time, action):
+        key_model, key_end = jax.random.split(key)
+        state = model.imagine(params, key_model, state, _to_agent(action, spec.action))
+        reward, cont = model.predict(params, state)
+        bound = 0.5 if end == "threshold" else jax.random.uniform(key_end)
+        terminal = cont < bound
+        time = time + 1
+        last = terminal | (time >= horizon)
+        return state, time, last, terminal, reward.astype(jnp.float32)
+
+    def step(key, carry, action):
+        state, time, done = carry
+        key_reset, key_step = jax.random.split(key)
+        index = jax.random.randint(key_reset, (), 0, count)
+        moved, time, last, terminal, reward = advance(key_step, state, time, action)
+        state = jax.tree.map(lambda start, next_: jnp.where(done, start[index], next_), starts, moved)
+        alive = ~done
+        record = TimeStep(observation(state), jnp.where(done, 0.0, reward), done, last & alive, terminal & alive)
+        return (state, jnp.where(done, 0, time), last & alive), record
+
+    return Env(dream_spec, reset, step)
+
+
+def _to_space(x: Array, space) -> Array:
+    if isinstance(space, Box) and space.dtype == "uint8":
+        return jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8)
+    return x.astype(jnp.int32) if isinstance(space, Discrete) else x.astype(jnp.float32)
+
+
+def _to_agent(action: Array, space) -> Array:
+    if isinstance(space, Discrete):
+        return jax.nn.one_hot(action, space.n)
+    if isinstance(space, MultiDiscrete):
+        return jnp.concatenate([jax.nn.one_hot(action[i], n) for i, n in enumerate(space.ns)])
+    return action.astype(jnp.float32)

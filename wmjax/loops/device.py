@@ -1,0 +1,204 @@
+"""The device loop: a stage of a recipe as one compiled program, its environments and replay included.
+
+A run is one pytree, `RunState`, from which alone it goes on: the same program does any number of iterations, and the
+keys of an iteration depend on the run's key, the stage and the iteration only. So a run does not depend on how it was
+cut into chunks, or on having been stopped and restored between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from wmjax.loops.rollout import Position, random_act, rollout
+from wmjax.ops import noise
+from wmjax.replay import device as replays
+from wmjax.replay.device import Record, Replay
+from wmjax.types import Agent, AgentState, Array, Env, Metrics, PyTree, Stage, TimeStep, Update, UsageError
+
+
+class Episode(NamedTuple):
+    """The running episode of each environment."""
+
+    returns: Array  # float32 [num_envs], sum of rewards so far
+    lengths: Array  # int32 [num_envs], agent steps so far
+
+
+class RunState(NamedTuple):
+    """Everything a run needs to go on. All leaves are arrays; a leading axis of seeds may be mapped over."""
+
+    agent: AgentState
+    replay: Replay
+    env_state: PyTree  # [num_envs, ...]
+    timestep: TimeStep  # [num_envs, ...], not acted on yet
+    carry: PyTree  # the agent's act carry, [num_envs, ...]
+    episode: Episode
+    key: Array  # one typed key, the run's; never changes
+    stage: Array  # int32, index in the recipe
+    iteration: Array  # int32, iterations of this stage that are done
+    steps: Array  # int32, agent steps of each environment so far; frames would overflow (see `env_steps`)
+
+
+def env_steps(agent: Agent, env: Env, run: RunState) -> int:
+    """Frames that the environments of one run advanced so far."""
+    steps = run.steps if run.steps.ndim == 0 else run.steps[0]
+    return int(steps) * agent.recipe.num_envs * env.spec.action_repeat
+
+
+def check(agent: Agent) -> None:
+    """Raises `UsageError` if the recipe cannot be run: see `replay.check`, and every update needs its window in time."""
+    recipe, rows, online = agent.recipe, 0, set()
+    for position, stage in enumerate(recipe.stages):
+        if stage.iterations is None and position + 1 < len(recipe.stages):
+            raise UsageError(f"stage {stage.name!r}: only the last stage may leave its iterations open")
+        if stage.collect > recipe.replay_capacity // recipe.num_envs:
+            raise UsageError(f"stage {stage.name!r}: collect {stage.collect} is more than replay holds of an environment")
+        for update in stage.updates:
+            sampling = update.sampling
+            replays.check(recipe.replay_capacity, recipe.num_envs, sampling, update.batch_size)
+            window = sampling.context + sampling.length
+            online |= {window} if sampling.online else set()
+            if rows + stage.collect < window:
+                raise UsageError(
+                    f"stage {stage.name!r}: its update {update.name!r} samples {window} steps, but only "
+                    f"{rows + stage.collect} of each environment are collected before; a stage before it must collect"
+                )
+        rows += stage.collect * (stage.iterations or 0)
+    if len(online) > 1:
+        raise UsageError(f"online samplings of {sorted(online)} steps in one recipe: they must have one length")
+
+
+def init(agent: Agent, env: Env, key: Array) -> RunState:
+    """The state of a run before its first iteration. To be compiled by the caller: it is slow op by op.
+
+    Args:
+      agent: brings the recipe.
+      env: takes what the agent emits.
+      key: the run's seed; consumed.
+
+    Raises:
+      UsageError: the recipe cannot be run (`check`).
+    """
+    check(agent)
+    num_envs = agent.recipe.num_envs
+    key_agent, key_env, key_act, key_run = jax.random.split(key, 4)
+    state = agent.init(key_agent)
+    env_state, timestep = jax.vmap(env.reset)(noise.row_keys(key_env, num_envs))
+    carry = agent.act_carry(state.params, num_envs)
+    act = lambda *args: agent.act(*args, explore=True)
+    _, action, latent = jax.eval_shape(act, state.params, noise.row_keys(key_act, num_envs), carry, timestep)
+    replay = replays.init(Record(timestep, action, latent), num_envs, agent.recipe.replay_capacity)
+    episode = Episode(jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
+    zero = jnp.int32(0)
+    return RunState(state, replay, env_state, timestep, carry, episode, key_run, zero, zero, zero)
+
+
+def next_stage(run: RunState) -> RunState:
+    """The run at the start of the stage after its own; everything else is kept, the act carry too."""
+    return run._replace(stage=run.stage + 1, iteration=jnp.zeros_like(run.iteration))
+
+
+def _count_episodes(episode: Episode, step: TimeStep) -> tuple[Episode, Metrics]:
+    """Follows the episodes through records `[collect, num_envs]`; sums over those that ended."""
+
+    def body(episode: Episode, step: TimeStep) -> tuple[Episode, Metrics]:
+        returns = jnp.where(step.is_first, 0.0, episode.returns) + step.reward
+        lengths = jnp.where(step.is_first, 0, episode.lengths + 1)
+        ended = step.is_last.astype(jnp.float32)
+        sums = {"return": returns @ ended, "length": lengths @ ended, "count": ended.sum()}
+        return Episode(returns, lengths), sums
+
+    episode, sums = jax.lax.scan(body, episode, step._replace(obs={}))
+    return episode, jax.tree.map(jnp.sum, sums)
+
+
+def _collect(agent: Agent, env: Env, stage: Stage, run: RunState, key: Array) -> tuple[RunState, Metrics]:
+    """Steps the environments and adds what they gave to replay."""
+    act = stage.act or random_act(agent, env.spec)
+    position = Position(run.env_state, run.timestep, run.carry)
+    step = jax.vmap(env.step)
+    position, records = rollout(act, step, run.agent.params, key, position, stage.collect, explore=True)
+    episode, sums = _count_episodes(run.episode, records.step)
+    replay, steps = replays.add(run.replay, records), run.steps + stage.collect
+    return run._replace(**position._asdict(), replay=replay, episode=episode, steps=steps), sums
+
+
+def _learn(update: Update, run: RunState, key: Array) -> tuple[RunState, Metrics]:
+    """Does the repeats of one update; sums of its metrics."""
+    experience = run.replay.data._replace(latent=())  # does not change here, so it stays out of the scan's carry
+
+    def body(carry: tuple, key: Array) -> tuple[tuple, Metrics]:
+        state, replay = carry
+        replay = replay._replace(data=experience._replace(latent=replay.data.latent))
+        key_sample, key_learn = jax.random.split(key)
+        replay, batch, index = replays.sample(replay, key_sample, update.sampling, update.batch_size)
+        state, metrics, latent = update.fn(state, key_learn, batch)
+        if latent is not None:
+            replay = replays.write(replay, index, latent)
+        metrics = {f"{update.name}/{name}": jnp.float32(value) for name, value in metrics.items()}
+        return (state, replay._replace(data=Record((), (), replay.data.latent))), metrics
+
+    slim = run.replay._replace(data=Record((), (), run.replay.data.latent))
+    keys = jax.random.split(key, update.repeats)
+    (state, slim), metrics = jax.lax.scan(body, (run.agent, slim), keys)
+    replay = slim._replace(data=experience._replace(latent=slim.data.latent))
+    return run._replace(agent=state, replay=replay), jax.tree.map(lambda x: x.sum(0), metrics)
+
+
+def _iterate(agent: Agent, env: Env, stage: Stage, run: RunState) -> tuple[RunState, Metrics, Metrics]:
+    """One iteration of a stage: collect, then learn. Sums over episodes, and means over each update's repeats."""
+    key = jax.random.fold_in(jax.random.fold_in(run.key, run.stage), run.iteration)
+    episodes: Metrics = {}
+    if stage.collect:
+        run, episodes = _collect(agent, env, stage, run, jax.random.fold_in(key, 0))
+    learned: Metrics = {}
+    for number, update in enumerate(stage.updates, 1):
+        run, sums = _learn(update, run, jax.random.fold_in(key, number))
+        learned |= {name: value / update.repeats for name, value in sums.items()}
+    return run._replace(iteration=run.iteration + 1), episodes, learned
+
+
+def make_stage(agent: Agent, env: Env, stage: Stage) -> Callable[[RunState, Array], tuple[RunState, Metrics]]:
+    """A stage as one function, to be compiled by the caller (`compile_stage`), or mapped over seeds first.
+
+    Args:
+      agent: whose recipe has the stage.
+      env: takes what the agent emits.
+      stage: one of `agent.recipe.stages`.
+
+    Returns:
+      `run(state, iterations) -> (state, metrics)`. `iterations` is an int32 and may be traced: any number is the same
+      program. Metrics are float32 scalars over these iterations: the mean of each update's as "update/metric", and of
+      the episodes that ended "episode/return", "episode/length" (NaN if none) and "episode/count".
+
+    Raises:
+      UsageError: the recipe cannot be run (`check`).
+    """
+    check(agent)
+
+    def run_stage(run: RunState, iterations: Array) -> tuple[RunState, Metrics]:
+        def body(_: Array, loop: tuple) -> tuple:
+            run, *sums = loop
+            run, *more = _iterate(agent, env, stage, run)
+            return run, *jax.tree.map(jnp.add, sums, more)
+
+        _, *shapes = jax.eval_shape(lambda run: _iterate(agent, env, stage, run), run)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        run, episodes, learned = jax.lax.fori_loop(0, iterations, body, (run, *zeros))
+        metrics = {name: value / iterations for name, value in learned.items()}
+        if episodes:
+            count = episodes["count"]
+            metrics |= {f"episode/{name}": episodes[name] / count for name in ("return", "length")}
+            metrics["episode/count"] = count
+        return run, metrics
+
+    return run_stage
+
+
+def compile_stage(agent: Agent, env: Env, stage: Stage) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
+    """`make_stage`, compiled on its first call. The state it is given is donated: use the one it returns."""
+    run_stage = jax.jit(make_stage(agent, env, stage), donate_argnums=0)
+    return lambda run, iterations: run_stage(run, jnp.int32(iterations))

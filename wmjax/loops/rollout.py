@@ -1,0 +1,145 @@
+"""Acting: an agent, or chance, steps a batch of environments inside one scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from wmjax.ops import noise
+from wmjax.replay.device import Record
+from wmjax.types import Agent, Array, Box, Discrete, Env, EnvSpec, PyTree, Space, TimeStep, UsageError
+
+EVALUATION_STEPS = 10_000  # where an environment has no limit of its own
+EVALUATION_ENVS = 128  # that run at once
+
+
+class Position(NamedTuple):
+    """Where a batch of environments and the agent that acts in them stand; leaves are `[num_envs, ...]`."""
+
+    env_state: PyTree
+    timestep: TimeStep  # has not been acted on yet
+    carry: PyTree
+
+
+class Evaluation(NamedTuple):
+    """One episode of each of several environments."""
+
+    returns: Array  # float32 [episodes], undiscounted sums of reward
+    lengths: Array  # int32 [episodes], in agent steps
+    unfinished: Array  # int32, episodes that were still going when the step limit came
+
+
+def random_action(space: Space, key: Array) -> Array:
+    """A uniformly random action as agents emit them: one-hot float32 `[n]`, or float32 `[A]` in [-1, 1)."""
+    if isinstance(space, Discrete):
+        return jax.nn.one_hot(jax.random.randint(key, (), 0, space.n), space.n)
+    if isinstance(space, Box) and len(space.shape) == 1:
+        return jax.random.uniform(key, space.shape, minval=-1.0, maxval=1.0)
+    raise UsageError(f"action space {space}: agents act in Discrete and one-dimensional Box spaces")
+
+
+def random_act(agent: Agent, spec: EnvSpec) -> Callable:
+    """`Agent.act` by chance. The carry stays as it is and the latents are zeros of the structure that `agent` stores."""
+
+    def act(params: PyTree, key: Array, carry: PyTree, timestep: TimeStep, *, explore: bool) -> tuple[Any, Array, Any]:
+        _, _, latent = jax.eval_shape(lambda *a: agent.act(*a, explore=explore), params, key, carry, timestep)
+        keys = key if key.ndim else noise.row_keys(key, timestep.reward.shape[0])
+        action = jax.vmap(lambda k: random_action(spec.action, k))(keys)
+        return carry, action, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), latent)
+
+    return act
+
+
+def _advance(act: Callable, env_step: Callable, params: PyTree, keys: Array, position: Position, explore: bool):
+    """One step of all environments; `keys` `[num_envs]`, so that a row does not depend on how many others there are."""
+    key_act, key_env = noise.split(keys, 2)
+    env_state, timestep, carry = position
+    carry, action, latent = act(params, key_act, carry, timestep, explore=explore)
+    env_state, following = env_step(key_env, env_state, action)
+    return Position(env_state, following, carry), Record(timestep, action, latent)
+
+
+def rollout(
+    act: Callable, env_step: Callable, params: PyTree, key: Array, position: Position, steps: int, *, explore: bool
+) -> tuple[Position, Record]:
+    """Acts for some steps and records them.
+
+    Args:
+      act: as `Agent.act`, for instance `random_act(agent, spec)`; gets one key for each environment.
+      env_step: `vmap(env.step)` of an environment that takes what the agent emits; restarts episodes by itself.
+      params: of the agent.
+      key: consumed. Step t of environment i uses `fold_in(fold_in(key, t), i)`.
+      position: where to start.
+      steps: for each environment.
+      explore: whether to act for the sake of learning rather than of return.
+
+    Returns:
+      Where it ended, and the records `[steps, num_envs, ...]`; the first holds `position.timestep`.
+    """
+    num_envs = position.timestep.reward.shape[0]
+
+    def body(position: Position, t: Array) -> tuple[Position, Record]:
+        keys = noise.row_keys(jax.random.fold_in(key, t), num_envs)
+        return _advance(act, env_step, params, keys, position, explore)
+
+    return jax.lax.scan(body, Position(*position), jnp.arange(steps))
+
+
+def _first_episodes(agent: Agent, env: Env, params: PyTree, keys: Array, explore: bool, max_steps: int):
+    """Runs one environment per key until each has ended its first episode; returns, lengths and which ended."""
+    count = keys.shape[0]
+    key_reset, key_run = noise.split(keys, 2)
+    env_state, timestep = jax.vmap(env.reset)(key_reset)
+    start = Position(env_state, timestep, agent.act_carry(params, count))
+    step = jax.vmap(env.step)
+
+    def going(loop: tuple) -> Array:
+        t, _, _, _, ended = loop
+        return (t < max_steps) & ~ended.all()
+
+    def body(loop: tuple) -> tuple:
+        t, position, returns, lengths, ended = loop
+        position, _ = _advance(agent.act, step, params, noise.fold_in(key_run, t), position, explore)
+        returns += jnp.where(ended, 0.0, position.timestep.reward)
+        return t + 1, position, returns, lengths + ~ended, ended | position.timestep.is_last
+
+    loop = (jnp.int32(0), start, jnp.zeros(count), jnp.zeros(count, jnp.int32), jnp.zeros(count, bool))
+    return jax.lax.while_loop(going, body, loop)[2:]
+
+
+def evaluate(
+    agent: Agent,
+    env: Env,
+    params: PyTree,
+    key: Array,
+    episodes: int,
+    *,
+    explore: bool = False,
+    max_steps: int | None = None,
+) -> Evaluation:
+    """Plays the first episode of `episodes` fresh environments, in parallel.
+
+    To be compiled by the caller, with `params` and `key` as arguments. Episode i depends on the key and i only.
+
+    Args:
+      agent: who acts.
+      env: takes what the agent emits.
+      params: of the agent.
+      key: consumed.
+      episodes: how many; at most `EVALUATION_ENVS` run at once.
+      explore: whether to act as while collecting.
+      max_steps: agent steps after which an episode is left unfinished; by default the environment's own limit, or
+        `EVALUATION_STEPS`.
+    """
+    if episodes < 1:
+        raise UsageError(f"episodes {episodes}: must be at least 1")
+    limit = max_steps or env.spec.max_episode_steps or EVALUATION_STEPS
+    chunks = -(-episodes // EVALUATION_ENVS)
+    width = -(-episodes // chunks)
+    keys = noise.row_keys(key, chunks * width).reshape(chunks, width)
+    play = lambda keys: _first_episodes(agent, env, params, keys, explore, limit)
+    returns, lengths, ended = (x.reshape(-1)[:episodes] for x in jax.lax.map(play, keys))
+    return Evaluation(returns, lengths, jnp.sum(~ended, dtype=jnp.int32))

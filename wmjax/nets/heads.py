@@ -1,0 +1,33 @@
+"""Heads: an MLP, then one linear layer for each output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from wmjax.nets.mlp import MLP, Linear
+from wmjax.types import Array
+
+
+class Head(nn.Module):
+    """`[..., features] -> {name: float32 [..., size]}`, raw outputs for `ops.distributions` to read.
+
+    `outscale` scales the last layers' initial weights: 0 starts a head at exactly zero, 0.01 near it.
+    """
+
+    outputs: Sequence[tuple[str, int]]
+    units: Sequence[int]
+    outscale: float = 1.0
+    norm: str = "rms"
+    activation: str = "silu"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, feat: Array) -> dict[str, Array]:
+        x = MLP(self.units, self.norm, self.activation, self.dtype, name="mlp")(feat)
+        return {
+            name: Linear(size, self.outscale, self.dtype, name=name)(x).astype(jnp.float32)
+            for name, size in self.outputs
+        }

@@ -1,0 +1,136 @@
+"""Dense bricks: linear layers, norms, and the stack of them that every head is built on.
+
+Layers go Linear -> norm -> activation. Parameters are float32; the computation runs in `dtype`, norm statistics in
+float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from wmjax.types import Array
+
+# A standard normal cut at two standard deviations has 1 / 1.1368 of its spread left.
+TRUNCATION = 1.1368
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"silu": nn.silu, "relu": nn.relu, "elu": nn.elu}
+
+
+def truncated_normal_in(fan_in: int, outscale: float = 1.0) -> Callable:
+    """Initializer with standard deviation outscale / sqrt(fan_in), cut at two (untruncated) standard deviations.
+
+    Source: DreamerV3 code, `trunc_normal_in`. The fan-in is the caller's to give: a block-diagonal layer counts all of
+    its inputs, a convolution its window.
+    """
+    if outscale == 0.0:
+        return nn.initializers.zeros_init()
+    return nn.initializers.truncated_normal(outscale * TRUNCATION / fan_in**0.5)
+
+
+class Linear(nn.Module):
+    """x W + b over the last axis; `[..., inputs] -> [..., features]`."""
+
+    features: int
+    outscale: float = 1.0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", truncated_normal_in(x.shape[-1], self.outscale), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class ConcatLinear(nn.Module):
+    """A linear layer on the concatenation of several inputs, which can also be applied one input at a time.
+
+    Inside a scan, what does not depend on the carry then needs no matrix product: its part is computed for all time
+    steps before. The kernel stays one tensor, so optimizers see the layer that the papers describe.
+    """
+
+    inputs: Sequence[int]
+    features: int
+    dtype: str = "float32"
+
+    def setup(self):
+        total = sum(self.inputs)
+        self.kernel = self.param("kernel", truncated_normal_in(total), (total, self.features))
+        self.bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+
+    def part(self, index: int, x: Array) -> Array:
+        """The product of input `index`, `[..., inputs[index]] -> [..., features]`, without the bias."""
+        start = sum(self.inputs[:index])
+        return x.astype(self.dtype) @ self.kernel[start : start + self.inputs[index]].astype(self.dtype)
+
+    def combine(self, *parts: Array) -> Array:
+        """The layer's output from the parts of all inputs."""
+        return sum(parts) + self.bias.astype(self.dtype)
+
+
+class BlockLinear(nn.Module):
+    """`blocks` independent linear layers side by side, `[..., blocks, inputs] -> [..., blocks, features]`.
+
+    `shared` inputs `[..., shared]` go to every block, after the block's own: as one wide product they cost less than
+    copies of them in each block.
+
+    Source: DreamerV3, appendix on the block-diagonal GRU. Kernel (blocks, inputs + shared, features).
+    """
+
+    blocks: int
+    features: int  # per block
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array, shared: Array | None = None) -> Array:
+        own, extra = x.shape[-1], 0 if shared is None else shared.shape[-1]
+        # The official code counts the inputs of all blocks as fan-in, not those that one output sees.
+        init = truncated_normal_in(self.blocks * (own + extra))
+        kernel = self.param("kernel", init, (self.blocks, own + extra, self.features)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.blocks * self.features,)).astype(self.dtype)
+        y = jnp.einsum("...gi,gio->...go", x.astype(self.dtype), kernel[:, :own])
+        if shared is not None:
+            wide = kernel[:, own:].transpose(1, 0, 2).reshape(extra, self.blocks * self.features)
+            y = y + (shared.astype(self.dtype) @ wide).reshape(y.shape)
+        return y + bias.reshape(self.blocks, self.features)
+
+
+class Norm(nn.Module):
+    """Normalizes the last axis with float32 statistics.
+
+    `rms`: x / sqrt(mean x² + ε), scaled, ε = 1e-4 (DreamerV3). `layer`: mean removed too, scaled and shifted,
+    ε = 1e-3 (DreamerV2, DreamerV3 of 2023). `none`: the identity.
+    """
+
+    kind: str = "rms"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if self.kind == "none":
+            return x
+        y = x.astype(jnp.float32)
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        if self.kind == "rms":
+            return (y * (jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-4) * scale)).astype(x.dtype)
+        shift = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
+        y = y - jnp.mean(y, -1, keepdims=True)
+        return (y * (jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-3) * scale) + shift).astype(x.dtype)
+
+
+class MLP(nn.Module):
+    """`len(units)` layers of Linear -> norm -> activation, `[..., inputs] -> [..., units[-1]]`."""
+
+    units: Sequence[int]
+    norm: str = "rms"
+    activation: str = "silu"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for index, units in enumerate(self.units):
+            x = Linear(units, dtype=self.dtype, name=f"linear{index}")(x)
+            x = ACTIVATIONS[self.activation](Norm(self.norm, name=f"norm{index}")(x))
+        return x

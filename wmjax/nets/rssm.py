@@ -1,0 +1,122 @@
+"""The recurrent state-space model with categorical latents, one time step at a time.
+
+Source: Hafner et al. 2023 (DreamerV3), equation 3 and the block-diagonal GRU of the 2024 version.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from wmjax.nets.mlp import ACTIVATIONS, BlockLinear, ConcatLinear, Linear, Norm
+from wmjax.types import Array
+
+
+class RSSMState(NamedTuple):
+    """h, z, and the logits that z was drawn from."""
+
+    deter: Array  # [..., D]
+    stoch: Array  # [..., S, K] one-hot, with a straight-through gradient where it was just drawn
+    logits: Array  # [..., S, K] float32, before the uniform mix
+
+
+class RSSM(nn.Module):
+    """Sequence model, prior and posterior; sampling is the caller's.
+
+    Attributes:
+      deter, hidden, stoch, classes: D, width of the layers, S latents of K classes.
+      embed, action: sizes of the embedding and of the action.
+      blocks: block count of the GRU; must divide `deter`.
+      prior_layers, posterior_layers: hidden layers of the two.
+      cell: `block_gru` (DreamerV3) or `gru` (one layer-normed GRU on [h, z, a], DreamerV2).
+    """
+
+    deter: int
+    hidden: int
+    stoch: int
+    classes: int
+    embed: int
+    action: int
+    blocks: int = 8
+    prior_layers: int = 2
+    posterior_layers: int = 1
+    cell: str = "block_gru"
+    norm: str = "rms"
+    activation: str = "silu"
+    dtype: str = "float32"
+
+    def setup(self):
+        logits = self.stoch * self.classes
+        if self.cell == "block_gru":
+            self.dynin = [Linear(self.hidden, dtype=self.dtype) for _ in range(3)]
+            self.dynin_norm = [Norm(self.norm) for _ in range(3)]
+            self.dynhid = BlockLinear(self.blocks, self.deter // self.blocks, self.dtype)
+            self.dynhid_norm = Norm(self.norm)
+            self.dyngru = BlockLinear(self.blocks, 3 * self.deter // self.blocks, self.dtype)
+        else:
+            self.gru = Linear(3 * self.deter, dtype=self.dtype)
+            self.gru_norm = Norm("layer")
+        self.prior_layer = [Linear(self.hidden, dtype=self.dtype) for _ in range(self.prior_layers)]
+        self.prior_norm = [Norm(self.norm) for _ in range(self.prior_layers)]
+        self.prior_logits = Linear(logits, dtype=self.dtype)
+        self.posterior_first = ConcatLinear((self.deter, self.embed), self.hidden, self.dtype)
+        self.posterior_layer = [Linear(self.hidden, dtype=self.dtype) for _ in range(self.posterior_layers - 1)]
+        self.posterior_norm = [Norm(self.norm) for _ in range(self.posterior_layers)]
+        self.posterior_logits = Linear(logits, dtype=self.dtype)
+
+    def _act(self, x: Array) -> Array:
+        return ACTIVATIONS[self.activation](x)
+
+    def advance(self, deter: Array, stoch: Array, action: Array) -> Array:
+        """h' = f(h, z, a): `[..., D]`, `[..., S, K]`, `[..., A]` -> `[..., D]`."""
+        # Actions are stored as drawn, so continuous ones may be large; this maps them to [-1, 1], gradient kept.
+        action = action / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(action)))
+        stoch = stoch.reshape(*stoch.shape[:-2], self.stoch * self.classes)
+        if self.cell == "gru":
+            gates = self.gru_norm(self.gru(jnp.concatenate([stoch, action, deter], -1)))
+            reset, cand, update = jnp.split(gates, 3, -1)
+            return _gru(deter, reset, cand, update)
+        inputs = zip((deter, stoch, action), self.dynin, self.dynin_norm, strict=True)
+        x = jnp.concatenate([self._act(norm(layer(value))) for value, layer, norm in inputs], -1)
+        h = deter.reshape(*deter.shape[:-1], self.blocks, -1)
+        y = self.dynhid(h, shared=x)
+        y = self._act(self.dynhid_norm(y.reshape(deter.shape))).reshape(h.shape)
+        reset, cand, update = jnp.split(self.dyngru(y), 3, -1)  # within each block
+        return _gru(h, reset, cand, update).reshape(deter.shape)
+
+    def prior(self, deter: Array) -> Array:
+        """Logits of p(z | h): `[..., D] -> [..., S, K]` float32."""
+        x = deter
+        for layer, norm in zip(self.prior_layer, self.prior_norm, strict=True):
+            x = self._act(norm(layer(x)))
+        return self._shape(self.prior_logits(x))
+
+    def project(self, embed: Array) -> Array:
+        """The embedding's part of the posterior's first layer, `[..., E] -> [..., hidden]`, for `posterior`."""
+        return self.posterior_first.part(1, embed)
+
+    def posterior(self, deter: Array, projected: Array) -> Array:
+        """Logits of q(z | h, x): `[..., D]` and `project`'s output -> `[..., S, K]` float32."""
+        x = self.posterior_first.combine(self.posterior_first.part(0, deter), projected)
+        x = self._act(self.posterior_norm[0](x))
+        for layer, norm in zip(self.posterior_layer, self.posterior_norm[1:], strict=True):
+            x = self._act(norm(layer(x)))
+        return self._shape(self.posterior_logits(x))
+
+    def everything(self, deter: Array, stoch: Array, action: Array, embed: Array) -> tuple[Array, Array, Array]:
+        """One filtering step without sampling; used to initialize all parameters."""
+        deter = self.advance(deter, stoch, action)
+        return deter, self.prior(deter), self.posterior(deter, self.project(embed))
+
+    def _shape(self, logits: Array) -> Array:
+        return logits.reshape(*logits.shape[:-1], self.stoch, self.classes).astype(jnp.float32)
+
+
+def _gru(deter: Array, reset: Array, cand: Array, update: Array) -> Array:
+    """h' = u ⊙ c + (1 - u) ⊙ h with c = tanh(r ⊙ cand), u = σ(update - 1): starts out remembering."""
+    cand = jnp.tanh(jax.nn.sigmoid(reset) * cand)
+    update = jax.nn.sigmoid(update - 1.0)
+    return update * cand + (1.0 - update) * deter

@@ -1,0 +1,206 @@
+"""The distributions that distrax lacks: straight-through one-hots, two-hot values, bounded Gaussian actions.
+
+Everything is computed in float32, whatever the dtype of the network's outputs. The `seed` of a distribution's
+`sample` is one key, or keys with the batch's shape, one for each row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import distrax
+import jax
+import jax.numpy as jnp
+
+from wmjax.ops import noise
+from wmjax.ops.symlog import symexp
+from wmjax.types import Array, UsageError
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Categoricals
+
+
+def unimix_logits(logits: Array, unimix: float) -> Array:
+    """Mixes in a little of the uniform distribution: ln((1 - u) softmax(logits) + u / K).
+
+    No class is ever impossible then, so no KL and no log-probability is infinite.
+
+    Args:
+      logits: `[..., K]`, normalized or not.
+      unimix: u in [0, 1), a Python number; 0 only normalizes.
+
+    Returns:
+      float32 `[..., K]`, normalized log-probabilities.
+
+    Source: Hafner et al. 2025 (DreamerV3), "1% unimix".
+
+    >>> jnp.exp(unimix_logits(jnp.array([200.0, 0.0]), 0.5)).round(4).tolist()
+    [0.75, 0.25]
+    """
+    logits = logits.astype(jnp.float32)
+    if unimix == 0:
+        return jax.nn.log_softmax(logits)
+    return jnp.log((1 - unimix) * jax.nn.softmax(logits) + unimix / logits.shape[-1])
+
+
+def straight_through_sample(key: Array, logits: Array) -> Array:
+    """Draws one-hot vectors whose gradient is that of the probabilities: sg(onehot) + probs - sg(probs).
+
+    Args:
+      key: one key, or keys `[...]`, one for each row; consumed.
+      logits: `[..., K]`, or `[..., S, K]` under keys `[...]`; already mixed by `unimix_logits` if they shall be.
+
+    Returns:
+      float32 like `logits`, exactly one-hot.
+
+    Source: Hafner et al. 2021 (DreamerV2), algorithm 1; kept by DreamerV3.
+
+    >>> straight_through_sample(jax.random.key(0), jnp.array([[0.0, 99.0], [99.0, 0.0]])).tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
+    """
+    logits = logits.astype(jnp.float32)
+    index = jnp.argmax(logits + noise.gumbel(key, logits.shape), -1)
+    probs = jax.nn.softmax(logits)
+    # The bracket is exactly 0, so that the value stays exactly one-hot.
+    return jax.nn.one_hot(index, logits.shape[-1], dtype=jnp.float32) + (probs - jax.lax.stop_gradient(probs))
+
+
+def _add_sample_axis(key: Array) -> Array:
+    """distrax draws `[n, ...]`; keys for rows draw n = 1."""
+    return key if key.ndim == 0 else key[None]
+
+
+class OneHotCategorical(distrax.OneHotCategorical):
+    """A categorical over one-hot vectors, mixed with the uniform one, whose samples are straight-through.
+
+    Args:
+      logits: `[..., K]`, raw.
+      unimix: share of the uniform distribution, in [0, 1).
+
+    `log_prob` takes one-hot float vectors. Its gradient also flows into them: stop the gradient of a sampled action.
+
+    >>> OneHotCategorical(jnp.array([0.0, 1.0])).mode().tolist()
+    [0.0, 1.0]
+    """
+
+    def __init__(self, logits: Array, unimix: float = 0.0):
+        super().__init__(logits=unimix_logits(logits, unimix), dtype=jnp.float32)
+
+    def _sample_n(self, key: Array, n: int) -> Array:
+        return straight_through_sample(_add_sample_axis(key), jnp.broadcast_to(self.logits, (n, *self.logits.shape)))
+
+
+def bernoulli_log_prob(logits: Array, target: Array) -> Array:
+    """Log-likelihood of a probability: t ln p + (1 - t) ln(1 - p), p = sigmoid(logits).
+
+    Args:
+      logits: any shape.
+      target: t in [0, 1], broadcast against `logits`; soft labels are welcome.
+
+    Returns:
+      float32, at most 0, finite for finite logits.
+
+    >>> bernoulli_log_prob(jnp.array(-200.0), jnp.array(1.0)).item()
+    -200.0
+    """
+    logits, target = logits.astype(jnp.float32), target.astype(jnp.float32)
+    return target * jax.nn.log_sigmoid(logits) + (1 - target) * jax.nn.log_sigmoid(-logits)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two-hot: a number as a categorical over fixed bins
+
+
+def exponential_bins(num_bins: int) -> Array:
+    """Bins that are dense near 0 and reach ±symexp(20) ≈ ±4.9e8: float32 `[num_bins]`, increasing.
+
+    The bins are exactly antisymmetric (`bins[i] == -bins[-1 - i]`, the middle one 0), which `TwoHot.mean` relies on.
+
+    Args:
+      num_bins: odd and at least 3. DreamerV3 uses 255.
+
+    Raises:
+      UsageError: for any other number.
+
+    Source: Hafner et al. 2025 (DreamerV3), equation for the bins B.
+
+    >>> exponential_bins(3).tolist() == [-float(symexp(20.0)), 0.0, float(symexp(20.0))]
+    True
+    """
+    if num_bins < 3 or num_bins % 2 == 0:
+        raise UsageError(f"num_bins: {num_bins} is not an odd number of at least 3")
+    half = symexp(jnp.linspace(-20.0, 0.0, num_bins // 2 + 1, dtype=jnp.float32))
+    return jnp.concatenate([half, -half[-2::-1]])
+
+
+class TwoHot(NamedTuple):
+    """A number predicted as a categorical over `bins`; a target becomes weights on its two neighboring bins.
+
+    The bins are values, not symlog values: targets are not squashed and the mean is not expanded again. The gradient
+    does not depend on the size of the target, so one learning rate serves all rewards.
+
+    Source: Hafner et al. 2025 (DreamerV3), equations for the critic loss and twohot. The official code interpolates
+    between bins in value space, which we follow; the first preprint used uniform bins in symlog space.
+    """
+
+    logits: Array  # [..., K]
+    bins: Array  # float32 [K], increasing and antisymmetric: those of `exponential_bins`
+
+    def mean(self) -> Array:
+        """Expected value Σ pᵢ bᵢ: float32 `[...]`, exactly 0 for uniform logits."""
+        probs = jax.nn.softmax(self.logits.astype(jnp.float32))
+        half = self.bins.shape[0] // 2
+        # A plain sum of ±1e8 terms does not cancel in float32. Subtracting mirrored probabilities first does.
+        return ((probs[..., half + 1 :] - probs[..., :half][..., ::-1]) * self.bins[half + 1 :]).sum(-1)
+
+    def log_prob(self, target: Array) -> Array:
+        """Negative cross-entropy of the two-hot encoded target.
+
+            (1 - w) ln pᵢ + w ln pᵢ₊₁,   w = (y - bᵢ) / (bᵢ₊₁ - bᵢ),   bᵢ ≤ y ≤ bᵢ₊₁
+
+        Args:
+          target: y `[...]`, any real number; clipped to the range of the bins. Carries no gradient.
+
+        Returns:
+          float32 `[...]`.
+        """
+        logits = self.logits.astype(jnp.float32)
+        target = jnp.clip(jax.lax.stop_gradient(target).astype(jnp.float32), self.bins[0], self.bins[-1])
+        # Two gathered logits per row are cheaper than [..., K] targets, forward and backward.
+        below = jnp.clip((self.bins <= target[..., None]).sum(-1) - 1, 0, self.bins.shape[0] - 2)
+        low, high = self.bins[below], self.bins[below + 1]
+        weight = (target - low) / (high - low)
+        pair = jnp.take_along_axis(logits, below[..., None] + jnp.arange(2), -1)
+        return (1 - weight) * pair[..., 0] + weight * pair[..., 1] - jax.nn.logsumexp(logits, -1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Continuous actions
+
+
+class _Normal(distrax.Normal):
+    """A normal distribution that can be sampled with one key for each row."""
+
+    def _sample_n(self, key: Array, n: int) -> Array:
+        return self.loc + self.scale * noise.normal(_add_sample_axis(key), (n, *self.batch_shape))
+
+
+def bounded_normal(mean: Array, std: Array, min_std: float = 0.1, max_std: float = 1.0) -> distrax.Independent:
+    """Gaussian actions with bounded parameters: mean tanh(mean), deviation min + (max - min) sigmoid(std + 2).
+
+    Mean and deviation are bounded, samples are not: they are stored and scored as drawn, and the environment clips.
+
+    Args:
+      mean, std: `[..., A]`, raw outputs of the network.
+      min_std, max_std: range of the standard deviation, 0 < min_std < max_std.
+
+    Returns:
+      A distribution over float32 `[..., A]`; `log_prob` and `entropy` are summed over A. Samples are reparameterized.
+
+    Source: official DreamerV3 code, `bounded_normal`.
+
+    >>> bounded_normal(jnp.zeros(2), jnp.full(2, 99.0)).stddev().tolist()
+    [1.0, 1.0]
+    """
+    mean, std = jnp.tanh(mean.astype(jnp.float32)), jax.nn.sigmoid(std.astype(jnp.float32) + 2)
+    return distrax.Independent(_Normal(mean, min_std + (max_std - min_std) * std), 1)

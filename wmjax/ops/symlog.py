@@ -1,0 +1,29 @@
+"""Squashing of values whose scale is not known beforehand."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from wmjax.types import Array
+
+
+def symlog(x: Array) -> Array:
+    """Squashes both tails logarithmically and is the identity near 0: sign(x) ln(1 + |x|), any shape.
+
+    Source: Hafner et al. 2025 (DreamerV3), equation for symlog.
+
+    >>> symlog(jnp.array([0.0, 1e3, -1e6])).round(2).tolist() == jnp.array([0.0, 6.91, -13.82]).tolist()
+    True
+    """
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+
+
+def symexp(x: Array) -> Array:
+    """Undoes `symlog`: sign(x) (exp(|x|) - 1), any shape. Overflows float32 beyond |x| = 88.
+
+    Source: Hafner et al. 2025 (DreamerV3), equation for symexp.
+
+    >>> bool(jnp.allclose(symexp(symlog(jnp.array([-3.0, 0.0, 5.0]))), jnp.array([-3.0, 0.0, 5.0])))
+    True
+    """
+    return jnp.sign(x) * jnp.expm1(jnp.abs(x))

@@ -1,0 +1,169 @@
+"""Optimizers as chains of optax links, learning rate schedules, and slowly following copies of parameters.
+
+DreamerV3's optimizer is `optax.chain(sync(axis_name), adaptive_grad_clip(0.3), laprop(warmup_schedule(4e-5, 1000)))`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wmjax.types import Array, PyTree, UsageError
+
+
+def sync(axis_name: str | None) -> optax.GradientTransformation:
+    """Averages gradients over devices; the first link of a chain, so that all that follows is equal on every device.
+
+    Args:
+      axis_name: the named axis that the batch is spread over, or None for the identity.
+    """
+    if axis_name is None:
+        return optax.identity()
+    return optax.stateless(lambda updates, params: jax.lax.pmean(updates, axis_name))
+
+
+def adaptive_grad_clip(clip: float, floor: float = 1e-3) -> optax.GradientTransformation:
+    """Bounds the norm of each gradient by a fraction of the norm of its parameter.
+
+        g ← g / max(1, ‖g‖ / (clip · max(floor, ‖p‖)))
+
+    Norms are those of whole tensors, biases included. (`optax.adaptive_grad_clip` clips output units one by one.)
+
+    Args:
+      clip: more than 0.
+      floor: least norm that a parameter counts with, so that what starts at zero can move.
+
+    Source: Brock et al. 2021 (NFNets), equation 3, per tensor as in the official DreamerV3 code.
+    """
+
+    def clip_one(gradient: Array, param: Array) -> Array:
+        limit = clip * jnp.maximum(floor, jnp.linalg.norm(param.ravel()))
+        return gradient / jnp.maximum(1.0, jnp.linalg.norm(gradient.ravel()) / limit)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(clip_one, updates, params))
+
+
+class MomentumState(NamedTuple):
+    """State of `scale_by_momentum`."""
+
+    count: Array  # int32 scalar, updates so far
+    mu: PyTree  # moving average of the updates, like the parameters
+
+
+def scale_by_momentum(beta: float, nesterov: bool = False) -> optax.GradientTransformation:
+    """Replaces updates by their moving average, corrected for its start at 0: m ← β m + (1 - β) u, m / (1 - βᵗ).
+
+    Args:
+      beta: in [0, 1).
+      nesterov: look one step ahead by averaging the update in once more.
+    """
+
+    def init(params: PyTree) -> MomentumState:
+        return MomentumState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(updates: PyTree, state: MomentumState, params: PyTree | None = None) -> tuple[PyTree, MomentumState]:
+        del params
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(updates, state.mu, beta, 1)
+        ahead = optax.tree.update_moment(updates, mu, beta, 1) if nesterov else mu
+        return optax.tree.bias_correction(ahead, beta, count), MomentumState(count, mu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def laprop(
+    learning_rate: optax.ScalarOrSchedule,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-20,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    decay_pattern: str = r"/kernel$",
+) -> optax.GradientTransformation:
+    """Normalizes gradients by their size first and averages them second, where Adam does the reverse.
+
+        v ← β₂ v + (1 - β₂) g²,   u = g / (√(v / (1 - β₂ᵗ)) + ε)
+        m ← β₁ m + (1 - β₁) u,    p ← p - lr (m / (1 - β₁ᵗ) + decay p)
+
+    A single outlier then moves parameters by a bounded amount, which permits an ε as small as 1e-20.
+
+    Args:
+      learning_rate: a number, or a schedule from the count of earlier updates.
+      beta1, beta2: in [0, 1).
+      eps: added after the root.
+      nesterov: see `scale_by_momentum`.
+      weight_decay: scaled by the learning rate.
+      decay_pattern: regular expression, searched in the paths of parameters (`actor/linear0/kernel`): what decays.
+
+    Source: Ziyin et al. 2020 (LaProp), algorithm 1, with the bias corrections of the official DreamerV3 code.
+    """
+    links = [
+        optax.scale_by_rms(beta2, eps, eps_in_sqrt=False, bias_correction=True),
+        scale_by_momentum(beta1, nesterov),
+    ]
+    if weight_decay:
+        links.append(optax.add_decayed_weights(weight_decay, lambda params: _matching(decay_pattern, params)))
+    return optax.chain(*links, optax.scale_by_learning_rate(learning_rate))
+
+
+def _matching(pattern: str, params: PyTree) -> PyTree:
+    """Booleans like `params`: does the slash-separated path match?"""
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    return jax.tree_util.tree_map_with_path(lambda path, _: re.search(pattern, name(path)) is not None, params)
+
+
+def warmup_schedule(lr: float, warmup: int, kind: str = "const", anneal_steps: int = 0) -> optax.Schedule:
+    """Rises linearly to `lr` and then stays or falls. The first update has a rate of exactly 0 if there is a warm-up.
+
+    Args:
+      lr: the highest rate.
+      warmup: updates until `lr` is reached; 0 starts there.
+      kind: what follows: "const"; "linear", down to lr / 10; "cosine", down to lr² / 10, which is practically 0 and
+        what the official DreamerV3 code does (it passes lr / 10 where a fraction of lr is expected).
+      anneal_steps: updates until the lowest rate is reached, counted from the first; more than `warmup`. Not used by
+        "const".
+
+    Returns:
+      A function from the count of earlier updates to the learning rate.
+
+    Raises:
+      UsageError: for an unknown kind, or too few `anneal_steps`.
+    """
+    kinds = ("const", "linear", "cosine")
+    if kind not in kinds:
+        nearest = difflib.get_close_matches(kind, kinds, 1, 0)[0]
+        raise UsageError(f"schedule: {kind!r} is none of {', '.join(kinds)}; did you mean {nearest!r}?")
+    if kind != "const" and anneal_steps <= warmup:
+        raise UsageError(f"anneal_steps: {anneal_steps} is not more than warmup ({warmup}), as {kind!r} requires")
+    if kind == "const":
+        after = optax.constant_schedule(lr)
+    elif kind == "linear":
+        after = optax.linear_schedule(lr, 0.1 * lr, anneal_steps - warmup)
+    else:
+        after = optax.cosine_decay_schedule(lr, anneal_steps - warmup, 0.1 * lr)
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), after], [warmup])
+
+
+def soft_update(fast: PyTree, slow: PyTree, rate: float, step: Array | int = 0, every: int = 1) -> PyTree:
+    """Lets a copy of parameters follow slowly: slow ← rate · fast + (1 - rate) · slow.
+
+    Args:
+      fast, slow: parameters of equal structure.
+      rate: in [0, 1]; 1 copies.
+      step: int scalar, how many times this has been called before.
+      every: only calls with `step % every == 0` change anything, so the first one does.
+
+    Returns:
+      The new slow parameters.
+    """
+    followed = optax.incremental_update(fast, slow, rate)
+    if every == 1:
+        return followed
+    return jax.tree.map(lambda new, old: jnp.where(step % every == 0, new, old), followed, slow)

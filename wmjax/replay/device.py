@@ -1,0 +1,186 @@
+"""Replay on device: a ring buffer as a pytree, with pure functions.
+
+Storage is time-major, `[rows, num_envs, ...]`: one row is one time step of all environments, which advance together.
+Rows are numbered from the start of the run, and row i lies at `i % rows`. Samples are windows of consecutive rows of one
+environment; they cross episode boundaries and never the write head.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from wmjax.ops import noise
+from wmjax.types import Array, PyTree, Sampling, TimeStep, Trajectory, UsageError
+
+Index = tuple[Array, Array]  # (row, env), int32 [T, B] each: where the steps of a batch lie
+
+
+class Record(NamedTuple):
+    """What replay keeps of a time step; leaves are `[num_envs, ...]`."""
+
+    step: TimeStep
+    action: Array  # as the agent chose it on seeing `step`
+    latent: PyTree  # what acting stored; () if nothing
+
+
+class Replay(NamedTuple):
+    """The ring buffer and where it is being written and read."""
+
+    data: Record  # [rows, num_envs, ...]
+    added: Array  # int32, rows written since the start of the run
+    cursor: Array  # int32, next item of the online queue; item k is window k // num_envs of environment k % num_envs
+
+
+def check(capacity: int, num_envs: int, sampling: Sampling, batch_size: int) -> None:
+    """Raises `UsageError` if a batch of `batch_size` windows could never come out of such a replay."""
+    window, rows = sampling.context + sampling.length, capacity // num_envs
+    if sampling.length < 1 or sampling.context < 0:
+        raise UsageError(f"sampling {sampling}: length must be at least 1 and context at least 0")
+    if batch_size < 1:
+        raise UsageError(f"batch_size {batch_size}: must be at least 1")
+    if window > rows:
+        raise UsageError(
+            f"length {sampling.length} + context {sampling.context}: replay_capacity {capacity} over {num_envs} "
+            f"environments holds {rows} steps of each; must be at most that"
+        )
+    if batch_size * window > capacity:
+        raise UsageError(
+            f"batch_size {batch_size}: its {batch_size * window} steps are more than replay_capacity {capacity}; "
+            f"must be at most {capacity // window}"
+        )
+
+
+def init(example: Record, num_envs: int, capacity: int) -> Replay:
+    """An empty replay.
+
+    Args:
+      example: one time step of all environments, arrays or `jax.ShapeDtypeStruct`s `[num_envs, ...]`; dtypes are kept.
+      num_envs: environments that write to it.
+      capacity: records in all, over all environments; `capacity // num_envs` rows are kept.
+    """
+    rows = capacity // num_envs
+    if rows < 1:
+        raise UsageError(f"replay_capacity {capacity}: must be at least the number of environments, {num_envs}")
+    data = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), Record(*example))
+    return Replay(data, jnp.int32(0), jnp.int32(0))
+
+
+def _rows(replay: Replay) -> int:
+    return replay.data.action.shape[0]
+
+
+def size(replay: Replay) -> Array:
+    """Rows that can be sampled, int32."""
+    return jnp.minimum(replay.added, _rows(replay))
+
+
+def can_sample(replay: Replay, sampling: Sampling) -> Array:
+    """Whether the replay holds a whole window, bool."""
+    return size(replay) >= sampling.context + sampling.length
+
+
+def add(replay: Replay, records: Record) -> Replay:
+    """Appends rows and overwrites the oldest; in place where the replay is donated or carried by a loop.
+
+    Args:
+      replay: where to.
+      records: consecutive time steps `[steps, num_envs, ...]`, at most as many as the replay has rows.
+    """
+    rows, steps = _rows(replay), records[1].shape[0]
+    if steps > rows:
+        raise UsageError(f"collect {steps}: replay keeps {rows} steps of each environment; must be at most that")
+    at = (replay.added + jnp.arange(steps)) % rows
+    data = jax.tree.map(
+        lambda x, new: x.at[at].set(new.astype(x.dtype), mode="promise_in_bounds", unique_indices=True),
+        replay.data,
+        Record(*records),
+    )
+    return replay._replace(data=data, added=replay.added + steps)
+
+
+def _starts(replay: Replay, key: Array, window: int, batch_size: int) -> Index:
+    """Uniform over all (row, environment) where a whole window begins; `[B]` each."""
+    keys = noise.row_keys(key, batch_size) if key.ndim == 0 else key
+    oldest = replay.added - size(replay)
+    most = jnp.maximum(size(replay) - window, 0) + 1
+
+    def draw(key: Array) -> Index:
+        key_row, key_env = jax.random.split(key)
+        num_envs = replay.data.action.shape[1]
+        return oldest + jax.random.randint(key_row, (), 0, most), jax.random.randint(key_env, (), 0, num_envs)
+
+    return jax.vmap(draw)(keys)
+
+
+def _online(replay: Replay, start: Array, env: Array, window: int) -> tuple[Replay, Array, Array]:
+    """Fills the first slots from the online queue, oldest unread window first, and moves its cursor."""
+    num_envs = replay.data.action.shape[1]
+    oldest = replay.added - size(replay)
+    intact = -(-oldest // window) * num_envs  # items before this one have been overwritten, at least in part
+    first = jnp.maximum(replay.cursor, intact)
+    fresh = jnp.clip(replay.added // window * num_envs - first, 0, start.shape[0])
+    slot = jnp.arange(start.shape[0])
+    item = first + slot
+    start = jnp.where(slot < fresh, item // num_envs * window, start)
+    env = jnp.where(slot < fresh, item % num_envs, env)
+    return replay._replace(cursor=first + fresh), start, env
+
+
+def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> tuple[Replay, Trajectory, Index]:
+    """Draws a batch of windows of `T = context + length` steps.
+
+    All (start, environment) pairs are equally likely. With `sampling.online` the first slots go to complete windows that
+    were not read before, in the order in which they were completed (DreamerV3's online queue): each stream is cut in
+    consecutive windows of T steps and each of these comes once, unless it is overwritten first. A replay serves one
+    online sampling only, for there is one cursor.
+
+    Args:
+      replay: holds at least one window (`can_sample`).
+      key: one key, or keys `[B]`.
+      sampling: how.
+      batch_size: windows, B.
+
+    Returns:
+      The replay with its cursor moved; the batch `[T, B, ...]`, with `is_last[t] |= is_first[t + 1]` so that an episode
+      that was cut ends properly, and nothing masked; and where it came from, for `write`.
+    """
+    window = sampling.context + sampling.length
+    start, env = _starts(replay, key, window, batch_size)
+    if sampling.online:
+        replay, start, env = _online(replay, start, env, window)
+    row = (start + jnp.arange(window)[:, None]) % _rows(replay)  # [T, B]
+    env = jnp.broadcast_to(env, row.shape)
+    record = jax.tree.map(lambda x: x.at[row, env].get(mode="promise_in_bounds"), replay.data)
+    step = record.step
+    cut = jnp.concatenate([step.is_first[1:], jnp.zeros_like(step.is_first[:1])])
+    step = step._replace(is_last=step.is_last | cut)
+    return replay, Trajectory(step, record.action, jnp.ones(row.shape, bool), record.latent), (row, env)
+
+
+def write(replay: Replay, index: Index, latent: PyTree) -> Replay:
+    """Replaces the stored latents of a batch; in place where the replay is donated or carried by a loop.
+
+    Args:
+      replay: as after the `sample` that gave `index`, with nothing added since.
+      index: where the batch came from.
+      latent: `[t, B, ...]` with the structure that acting stores, for the last t <= T steps of each window. A step that
+        is in the batch twice keeps the one that comes last in time-major order, on every platform.
+    """
+    leaves = jax.tree.leaves(latent)
+    if not leaves:
+        return replay
+    row, env = (x[x.shape[0] - leaves[0].shape[0] :].ravel() for x in index)
+    # Scatters leave open which of two writes to one place wins, so all but the last are sent out of bounds.
+    place = row * replay.data.action.shape[1] + env
+    order = jnp.argsort(place, stable=True)
+    last = jnp.concatenate([place[order][1:] != place[order][:-1], jnp.ones(1, bool)])
+    row = jnp.where(jnp.zeros_like(last).at[order].set(last), row, _rows(replay))
+    stored = jax.tree.map(
+        lambda x, new: x.at[row, env].set(new.reshape(-1, *new.shape[2:]).astype(x.dtype), mode="drop"),
+        replay.data.latent,
+        latent,
+    )
+    return replay._replace(data=replay.data._replace(latent=stored))
