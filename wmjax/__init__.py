@@ -1,0 +1,62 @@
+"""World models in JAX: five papers, each one file of pure functions, over one set of types.
+
+`train` and `load` give a `Run`. Below them an algorithm (`Agent`), an environment (`Env`), a world model (`WorldModel`)
+and a training run (`Recipe`) are values, described in `wmjax.types`; a dream is an `Env` too (`dream_env`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from wmjax.dreaming import dream_env, imagine, observe, open_loop
+    from wmjax.envs import env_names, make_env
+    from wmjax.loops.checkpoint import CheckpointCorruptError
+    from wmjax.run import Run, enable_compilation_cache, load, train
+    from wmjax.types import Agent, Env, UsageError, WorldModel
+
+# Imported when first used: `import wmjax.ops` should not wait for an agent's imports.
+_HOME = {
+    "dream_env": "dreaming",
+    "imagine": "dreaming",
+    "observe": "dreaming",
+    "open_loop": "dreaming",
+    "env_names": "envs",
+    "make_env": "envs",
+    "CheckpointCorruptError": "loops.checkpoint",
+    "Run": "run",
+    "enable_compilation_cache": "run",
+    "load": "run",
+    "train": "run",
+    "Agent": "types",
+    "Env": "types",
+    "UsageError": "types",
+    "WorldModel": "types",
+}
+
+__all__ = [
+    "Agent",
+    "CheckpointCorruptError",
+    "Env",
+    "Run",
+    "UsageError",
+    "WorldModel",
+    "dream_env",
+    "enable_compilation_cache",
+    "env_names",
+    "imagine",
+    "load",
+    "make_env",
+    "observe",
+    "open_loop",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -72,7 +72,7 @@ SIZES = {
     "200m": Dimensions(8192, 1024, 32, 64, 64, 1024),
     "400m": Dimensions(12288, 1536, 32, 96, 96, 1536),
     # Ours: for a laptop, and for the sizes of the implementation guide.
-    "small": Dimensions(128, 64, 8, 8, 8, 64),
+    "small": Dimensions(128, 64, 8, 8, 4, 64),
     "guide": Dimensions(200, 200, 32, 32, 32, 512),
 }
 
@@ -663,12 +663,10 @@ def loss(
 
 def optimizer(config: DreamerV3Config, axis_name: str | None) -> optax.GradientTransformation:
     """Gradient mean over devices -> adaptive clipping -> LaProp with linear warm-up from 0."""
+    clip = optim.adaptive_grad_clip(config.grad_clip) if config.grad_clip else optax.identity()
+    schedule = optim.warmup_schedule(config.learning_rate, config.warmup)
     return optax.chain(
-        optim.sync(axis_name),
-        optim.adaptive_grad_clip(config.grad_clip),
-        optim.laprop(
-            optim.warmup_schedule(config.learning_rate, config.warmup), config.beta1, config.beta2, config.epsilon
-        ),
+        optim.sync(axis_name), clip, optim.laprop(schedule, config.beta1, config.beta2, config.epsilon)
     )
 
 

@@ -1,0 +1,111 @@
+"""Environments that run on the device, by name."""
+
+from __future__ import annotations
+
+import difflib
+from typing import NamedTuple
+
+from wmjax.envs import from_gymnax, wrappers
+from wmjax.envs.catch import catch
+from wmjax.envs.pendulum import pendulum
+from wmjax.envs.probe import PROBES
+from wmjax.types import Box, Discrete, Env, Space, UsageError
+
+__all__ = ["EnvInfo", "env_names", "make_env"]
+
+GYMNAX = "gymnax:"
+PICTURES = {
+    "catch": (catch, "a ball falls, a paddle catches it; best return 1, random about -0.6"),
+    "pendulum": (pendulum, "Pendulum-v1 from pixels, 200 steps; good return about -150, random about -1200"),
+}
+
+
+class EnvInfo(NamedTuple):
+    """One line of the list of environments."""
+
+    name: str
+    obs: str  # such as "image uint8 [64, 64, 3]"
+    action: str  # such as "Discrete(3)"
+    description: str
+
+
+def make_env(name: str, *, image_size: int | None = None, action_repeat: int | None = None) -> Env:
+    """Makes an environment: auto-resetting, with its own kind of actions (`wrappers.agent_actions` changes that).
+
+    Args:
+      name: "catch", "pendulum", "probe:NAME", or "gymnax:NAME" with the extra `gymnax`; `env_names` lists them.
+      image_size: side of the picture in pixels, at least 8; None for the registered size (64; MinAtar: 80, and any
+        multiple of 10).
+      action_repeat: frames that each action is taken for; None for 1.
+
+    Raises:
+      UsageError: unknown name (with the nearest valid one), a missing extra, an image size that the environment cannot
+        be drawn at or that observes no image, an action repeat below 1.
+    """
+    raw = _make_raw(name, image_size)
+    return wrappers.auto_reset(wrappers.action_repeat(raw, 1 if action_repeat is None else action_repeat))
+
+
+def _make_raw(name: str, image_size: int | None) -> wrappers.RawEnv:
+    suite_name = name.removeprefix(GYMNAX)
+    if name.startswith(GYMNAX):
+        if suite_name not in from_gymnax.names():
+            raise _unknown(name)
+        _check_image_size(name, image_size, pictures=from_gymnax.is_image(suite_name))
+        return from_gymnax.from_gymnax(suite_name, image_size)
+    if name in PROBES:
+        _check_image_size(name, image_size, pictures=False)
+        return PROBES[name].make()
+    if name not in PICTURES:
+        raise _unknown(name)
+    _check_image_size(name, image_size, pictures=True)
+    return PICTURES[name][0](64 if image_size is None else image_size)
+
+
+def _check_image_size(name: str, image_size: int | None, *, pictures: bool) -> None:
+    if image_size is None:
+        return
+    if not pictures:
+        raise UsageError(f"image_size: {image_size!r} is not valid for {name}, which observes a vector; leave it out")
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 8:
+        raise UsageError(f"image_size: {image_size!r} is not valid; an integer of at least 8 is")
+
+
+def _unknown(name: str) -> UsageError:
+    builtin = [*PICTURES, *PROBES]
+    gymnax = [GYMNAX + task for task in from_gymnax.names()] if from_gymnax.available() else []
+    spellings = {valid.lower(): valid for valid in builtin + gymnax}
+    # A task's name alone is near to its full name, whatever its suite.
+    spellings |= {valid.lower().split(":")[-1]: valid for valid in builtin + gymnax}
+    near = difflib.get_close_matches(name.lower(), spellings, 1, cutoff=0.5)
+    hint = f" did you mean {spellings[near[0]]!r}?" if near else ""
+    return UsageError(
+        f"env: unknown name {name!r};{hint} valid are {', '.join(builtin)}, {GYMNAX}NAME (wmjax list envs)"
+    )
+
+
+def env_names() -> list[EnvInfo]:
+    """All environments that can be made here, those of gymnax only where it is installed."""
+    infos = [_info(name, description) for name, (_, description) in PICTURES.items()]
+    infos += [_info(name, probe.description) for name, probe in PROBES.items()]
+    if from_gymnax.available():
+        infos += [_gymnax_info(task) for task in from_gymnax.names()]
+    return infos
+
+
+def _gymnax_info(task: str) -> EnvInfo:
+    if task == "MNISTBandit-bsuite":  # fetches its data when made, which a list should not
+        return EnvInfo(GYMNAX + task, "vector float32 [784]", "Discrete(10)", "gymnax; downloads MNIST when made")
+    return _info(GYMNAX + task, "gymnax; MinAtar in colors" if from_gymnax.is_image(task) else "gymnax")
+
+
+def _info(name: str, description: str) -> EnvInfo:
+    spec = _make_raw(name, None).spec
+    obs = ", ".join(f"{key} {space.dtype} {list(space.shape)}" for key, space in spec.obs.items())
+    return EnvInfo(name, obs, _show(spec.action), description)
+
+
+def _show(space: Space) -> str:
+    if isinstance(space, Discrete):
+        return f"Discrete({space.n})"
+    return f"Box({space.low}, {space.high}, {list(space.shape)})" if isinstance(space, Box) else str(space)

@@ -49,13 +49,19 @@ def env_steps(agent: Agent, env: Env, run: RunState) -> int:
 
 
 def check(agent: Agent) -> None:
-    """Raises `UsageError` if the recipe cannot be run: see `replay.check`, and every update needs its window in time."""
+    """Raises `UsageError` if the recipe cannot be run.
+
+    Replay must be able to hold what is asked of it, and hold a whole window before the first update samples one.
+    """
     recipe, rows, online = agent.recipe, 0, set()
     for position, stage in enumerate(recipe.stages):
         if stage.iterations is None and position + 1 < len(recipe.stages):
             raise UsageError(f"stage {stage.name!r}: only the last stage may leave its iterations open")
         if stage.collect > recipe.replay_capacity // recipe.num_envs:
-            raise UsageError(f"stage {stage.name!r}: collect {stage.collect} is more than replay holds of an environment")
+            rows_kept = recipe.replay_capacity // recipe.num_envs
+            raise UsageError(
+                f"stage {stage.name!r}: collect {stage.collect}, replay keeps {rows_kept} steps of each env"
+            )
         for update in stage.updates:
             sampling = update.sampling
             replays.check(recipe.replay_capacity, recipe.num_envs, sampling, update.batch_size)

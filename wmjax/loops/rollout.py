@@ -42,7 +42,7 @@ def random_action(space: Space, key: Array) -> Array:
 
 
 def random_act(agent: Agent, spec: EnvSpec) -> Callable:
-    """`Agent.act` by chance. The carry stays as it is and the latents are zeros of the structure that `agent` stores."""
+    """`Agent.act` by chance. The carry stays as it is, the latents are zeros of the structure that `agent` stores."""
 
     def act(params: PyTree, key: Array, carry: PyTree, timestep: TimeStep, *, explore: bool) -> tuple[Any, Array, Any]:
         _, _, latent = jax.eval_shape(lambda *a: agent.act(*a, explore=explore), params, key, carry, timestep)

@@ -52,9 +52,10 @@ def image_stages(side: int) -> int | None:
 
 
 def stage_channels(side: int, depth: int) -> tuple[int, ...]:
-    """Channels of each stage of an image of `side` pixels."""
-    stages = image_stages(side)
-    return tuple(depth * m for m in (MULTIPLIERS + MULTIPLIERS[-1:] * stages)[:stages])
+    """Channels of each stage of an image of `side` pixels; the last is always the widest, 4 * depth."""
+    before = image_stages(side) - 1
+    multipliers = (MULTIPLIERS + MULTIPLIERS[-1:] * before)[:before] + MULTIPLIERS[-1:]
+    return tuple(depth * multiplier for multiplier in multipliers)
 
 
 def vector_input(spaces: Spaces, obs: dict[str, Array], dtype: str, squash: bool = True) -> Array:
@@ -122,11 +123,10 @@ class Encoder(nn.Module):
         return x
 
     def _patch(self, image: Array) -> Array:
-        side, channels = image.shape[-3], stage_channels(image.shape[-3], self.depth)
-        patch = 2 ** (len(channels) - 1)  # leaves a grid of twice the final side
-        assert side % patch == 0
-        x = self._finish(self._layer(self._pixels(image), "conv0", channels[-1], patch, patch), "norm0")
-        return self._finish(self._layer(x, "conv1", channels[-1], 4, 2), "norm1")
+        patch = 2 ** (image_stages(image.shape[-3]) - 1)  # leaves a grid of twice the final side
+        channels = 2 * MULTIPLIERS[-1] * self.depth  # two layers can be wider than four
+        x = self._finish(self._layer(self._pixels(image), "conv0", channels, patch, patch), "norm0")
+        return self._finish(self._layer(x, "conv1", channels, 4, 2), "norm1")
 
     def _flat(self, image: Array) -> Array:
         x = self._pixels(image).reshape(image.shape[0], -1)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from wmjax.ops import noise
-from wmjax.ops.symlog import symexp
+from wmjax.ops.symlog import symexp, symlog
 from wmjax.types import Array, UsageError
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -172,6 +172,26 @@ class TwoHot(NamedTuple):
         weight = (target - low) / (high - low)
         pair = jnp.take_along_axis(logits, below[..., None] + jnp.arange(2), -1)
         return (1 - weight) * pair[..., 0] + weight * pair[..., 1] - jax.nn.logsumexp(logits, -1)
+
+
+class SymlogMSE(NamedTuple):
+    """A number predicted by its symlog: a regression whose error grows with the logarithm of the target.
+
+    Source: Hafner et al. 2023 (DreamerV3), equation 9 (symlog squared loss, without the factor ½).
+
+    >>> SymlogMSE(jnp.array(0.0)).log_prob(jnp.array(jnp.e - 1)).round(4).item()
+    -1.0
+    """
+
+    prediction: Array  # [...], in symlog space
+
+    def mean(self) -> Array:
+        """The predicted value, float32 `[...]`."""
+        return symexp(self.prediction.astype(jnp.float32))
+
+    def log_prob(self, target: Array) -> Array:
+        """-(prediction - symlog(target))², float32 `[...]`: a log-likelihood up to scale and constant."""
+        return -((self.prediction.astype(jnp.float32) - symlog(target)) ** 2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def update(
 
     Source: Hafner et al. 2025 (DreamerV3), equation for S.
 
-    >>> [x.item() for x in update(init(), jnp.arange(101.0), rate=0.5)]
+    >>> [round(x.item(), 3) for x in update(init(), jnp.arange(101.0), rate=0.5)]
     [2.5, 47.5]
     """
     x = jax.lax.stop_gradient(x).astype(jnp.float32)

@@ -1,8 +1,8 @@
 """Replay on device: a ring buffer as a pytree, with pure functions.
 
 Storage is time-major, `[rows, num_envs, ...]`: one row is one time step of all environments, which advance together.
-Rows are numbered from the start of the run, and row i lies at `i % rows`. Samples are windows of consecutive rows of one
-environment; they cross episode boundaries and never the write head.
+Rows are numbered from the start of the run, and row i lies at `i % rows`. Samples are windows of consecutive rows of
+one environment; they cross episode boundaries and never the write head.
 """
 
 from __future__ import annotations
@@ -26,12 +26,34 @@ class Record(NamedTuple):
     latent: PyTree  # what acting stored; () if nothing
 
 
+class BFloat16(NamedTuple):
+    """How a bfloat16 leaf is stored: by its bits.
+
+    XLA before jax 0.12 widens a bfloat16 scatter on a CPU to float32, the whole buffer with it, at every write.
+    """
+
+    bits: Array  # uint16
+
+
 class Replay(NamedTuple):
     """The ring buffer and where it is being written and read."""
 
-    data: Record  # [rows, num_envs, ...]
+    data: Record  # [rows, num_envs, ...], bfloat16 leaves as `BFloat16`
     added: Array  # int32, rows written since the start of the run
     cursor: Array  # int32, next item of the online queue; item k is window k // num_envs of environment k % num_envs
+
+
+def _pack(tree: PyTree) -> PyTree:
+    """The tree as it is stored."""
+    pack = lambda x: BFloat16(jax.lax.bitcast_convert_type(x, jnp.uint16)) if x.dtype == jnp.bfloat16 else x
+    return jax.tree.map(pack, tree)
+
+
+def _unpack(tree: PyTree) -> PyTree:
+    """What `_pack` was given."""
+    stored = lambda x: isinstance(x, BFloat16)
+    unpack = lambda x: jax.lax.bitcast_convert_type(x.bits, jnp.bfloat16) if stored(x) else x
+    return jax.tree.map(unpack, tree, is_leaf=stored)
 
 
 def check(capacity: int, num_envs: int, sampling: Sampling, batch_size: int) -> None:
@@ -64,7 +86,7 @@ def init(example: Record, num_envs: int, capacity: int) -> Replay:
     rows = capacity // num_envs
     if rows < 1:
         raise UsageError(f"replay_capacity {capacity}: must be at least the number of environments, {num_envs}")
-    data = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), Record(*example))
+    data = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), jax.eval_shape(_pack, Record(*example)))
     return Replay(data, jnp.int32(0), jnp.int32(0))
 
 
@@ -94,9 +116,9 @@ def add(replay: Replay, records: Record) -> Replay:
         raise UsageError(f"collect {steps}: replay keeps {rows} steps of each environment; must be at most that")
     at = (replay.added + jnp.arange(steps)) % rows
     data = jax.tree.map(
-        lambda x, new: x.at[at].set(new.astype(x.dtype), mode="promise_in_bounds", unique_indices=True),
+        lambda x, new: x.at[at].set(new, mode="promise_in_bounds", unique_indices=True),
         replay.data,
-        Record(*records),
+        _pack(Record(*records)),
     )
     return replay._replace(data=data, added=replay.added + steps)
 
@@ -132,9 +154,9 @@ def _online(replay: Replay, start: Array, env: Array, window: int) -> tuple[Repl
 def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> tuple[Replay, Trajectory, Index]:
     """Draws a batch of windows of `T = context + length` steps.
 
-    All (start, environment) pairs are equally likely. With `sampling.online` the first slots go to complete windows that
-    were not read before, in the order in which they were completed (DreamerV3's online queue): each stream is cut in
-    consecutive windows of T steps and each of these comes once, unless it is overwritten first. A replay serves one
+    All (start, environment) pairs are equally likely. With `sampling.online` the first slots go to complete windows
+    that were not read before, in the order in which they were completed (DreamerV3's online queue): each stream is cut
+    in consecutive windows of T steps and each of these comes once, unless it is overwritten first. A replay serves one
     online sampling only, for there is one cursor.
 
     Args:
@@ -153,7 +175,7 @@ def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> t
         replay, start, env = _online(replay, start, env, window)
     row = (start + jnp.arange(window)[:, None]) % _rows(replay)  # [T, B]
     env = jnp.broadcast_to(env, row.shape)
-    record = jax.tree.map(lambda x: x.at[row, env].get(mode="promise_in_bounds"), replay.data)
+    record = _unpack(jax.tree.map(lambda x: x.at[row, env].get(mode="promise_in_bounds"), replay.data))
     step = record.step
     cut = jnp.concatenate([step.is_first[1:], jnp.zeros_like(step.is_first[:1])])
     step = step._replace(is_last=step.is_last | cut)
@@ -166,8 +188,9 @@ def write(replay: Replay, index: Index, latent: PyTree) -> Replay:
     Args:
       replay: as after the `sample` that gave `index`, with nothing added since.
       index: where the batch came from.
-      latent: `[t, B, ...]` with the structure that acting stores, for the last t <= T steps of each window. A step that
-        is in the batch twice keeps the one that comes last in time-major order, on every platform.
+      latent: `[t, B, ...]` with the structure that acting stores, cast to its dtypes, for the last t <= T steps of
+        each window. A step that is in the batch twice keeps the one that comes last in time-major order, on every
+        platform.
     """
     leaves = jax.tree.leaves(latent)
     if not leaves:
@@ -178,9 +201,10 @@ def write(replay: Replay, index: Index, latent: PyTree) -> Replay:
     order = jnp.argsort(place, stable=True)
     last = jnp.concatenate([place[order][1:] != place[order][:-1], jnp.ones(1, bool)])
     row = jnp.where(jnp.zeros_like(last).at[order].set(last), row, _rows(replay))
+    latent = jax.tree.map(lambda x, kept: x.astype(kept.dtype), latent, jax.eval_shape(_unpack, replay.data.latent))
     stored = jax.tree.map(
-        lambda x, new: x.at[row, env].set(new.reshape(-1, *new.shape[2:]).astype(x.dtype), mode="drop"),
+        lambda x, new: x.at[row, env].set(new.reshape(-1, *new.shape[2:]), mode="drop"),
         replay.data.latent,
-        latent,
+        _pack(latent),
     )
     return replay._replace(data=replay.data._replace(latent=stored))

@@ -1,0 +1,68 @@
+"""Small agents and random experience to try them on."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmjax.agents.dreamer_v3 import DreamerV3Config
+from wmjax.types import Agent, Box, Discrete, EnvSpec, TimeStep, Trajectory
+
+IMAGE = Box(0, 255, (16, 16, 3), "uint8")
+VECTOR = Box(-np.inf, np.inf, (5,))
+PIXELS = EnvSpec({"image": IMAGE}, Discrete(3))
+MIXED = EnvSpec({"image": IMAGE, "kind": Discrete(4), "vector": VECTOR}, Box(-2.0, 2.0, (2,)))
+
+TINY_V3 = DreamerV3Config(
+    size="small", deter=32, hidden=16, stoch=4, classes=4, depth=2, units=16, blocks=4, bins=21, batch_size=4, length=6,
+    horizon=3, num_envs=2, train_ratio=12, replay_capacity=256, prefill=16, learning_rate=1e-3, warmup=0,
+)  # fmt: skip
+
+
+def random_entry(rng: np.random.Generator, space, lead: tuple[int, ...]):
+    """Random values of a space, `[*lead, ...]`."""
+    if isinstance(space, Discrete):
+        return jnp.asarray(rng.integers(0, space.n, lead), jnp.int32)
+    if space.dtype == "uint8":
+        return jnp.asarray(rng.integers(0, 256, (*lead, *space.shape)), jnp.uint8)
+    return jnp.asarray(rng.normal(size=(*lead, *space.shape)), jnp.float32)
+
+
+def random_step(spec: EnvSpec, lead: tuple[int, ...], seed: int = 0) -> TimeStep:
+    """Random observations and rewards; one row has an episode boundary inside."""
+    rng = np.random.default_rng(seed)
+    obs = {name: random_entry(rng, space, lead) for name, space in spec.obs.items()}
+    flags = np.zeros((3, *lead), bool)
+    if len(lead) == 2 and lead[0] > 3:
+        flags[0, 3, 0] = flags[1, 2, 0] = flags[2, 2, 0] = True
+    return TimeStep(obs, jnp.asarray(rng.normal(size=lead), jnp.float32), *map(jnp.asarray, flags))
+
+
+def random_action(spec: EnvSpec, lead: tuple[int, ...], seed: int = 0):
+    """Actions as an agent emits them, `[*lead, A]`."""
+    rng = np.random.default_rng(seed)
+    if isinstance(spec.action, Discrete):
+        return jax.nn.one_hot(rng.integers(0, spec.action.n, lead), spec.action.n)
+    return jnp.asarray(rng.normal(size=(*lead, *spec.action.shape)), jnp.float32)
+
+
+def random_trajectory(agent: Agent, spec: EnvSpec, state, length: int, batch: int, seed: int = 0) -> Trajectory:
+    """`[length, batch]` records with the latents that acting on them leaves."""
+    step, action = random_step(spec, (length, batch), seed), random_action(spec, (length, batch), seed)
+    latents, carry = [], agent.act_carry(state.params, batch)
+    act = jax.jit(lambda key, carry, step: agent.act(state.params, key, carry, step, explore=True))
+    for t in range(length):
+        key = jax.random.fold_in(jax.random.key(seed), t)
+        carry, _, latent = act(key, carry, jax.tree.map(lambda x, t=t: x[t], step))
+        latents.append(latent)
+    latent = jax.tree.map(lambda *xs: jnp.stack(xs), *latents)
+    return Trajectory(step, action, jnp.ones((length, batch), bool), latent)
+
+
+def perturb(params, seed: int = 0, scale: float = 0.1):
+    """Moves every parameter a little: heads that start at zero would hide where gradients go."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    moved = [x + scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, moved)

@@ -1,0 +1,160 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.loops.fakes import counter_env, fake_agent, fake_recipe, learn
+from wmjax.loops import checkpoint
+from wmjax.loops import device as loop
+from wmjax.types import Recipe, Sampling, Stage, Update, UsageError
+
+
+def with_recipe(**kwargs):
+    return fake_agent(fake_recipe(fake_agent().act, **kwargs))
+
+
+def begin(agent, env, seed=0):
+    return jax.jit(lambda key: loop.init(agent, env, key))(jax.random.key(seed))
+
+
+@pytest.fixture(scope="module")
+def programs():
+    agent, env = with_recipe(), counter_env()
+    return agent, env, [loop.compile_stage(agent, env, stage) for stage in agent.recipe.stages]
+
+
+def prefilled(programs, seed=0):
+    agent, env, (prefill, _) = programs
+    run, _ = prefill(begin(agent, env, seed), 3)
+    return loop.next_stage(run)
+
+
+def test_a_stage_collects_and_learns_as_often_as_its_recipe_says(programs):
+    agent, env, (prefill, train) = programs
+    run, metrics = prefill(begin(agent, env), 3)
+    assert (int(run.steps), int(run.replay.added), int(run.agent.step)) == (6, 6, 0)
+    assert set(metrics) == {"episode/return", "episode/length", "episode/count"}
+    run, metrics = train(loop.next_stage(run), 5)
+    assert (int(run.steps), int(run.replay.added), int(run.agent.step)) == (16, 16, 10)
+    assert (int(run.stage), int(run.iteration)) == (1, 5)
+    assert loop.env_steps(agent, env, run) == 16 * 2 * 2  # environments, action repeat
+    assert float(metrics["model/step"]) == 4.5  # the mean over updates 0..9
+    assert all(value.dtype == jnp.float32 and value.shape == () for value in metrics.values())
+
+
+def test_replay_holds_the_stream_without_gaps_and_the_latents_of_acting(programs):
+    run, _ = programs[2][1](prefilled(programs), 0)
+    assert run.replay.data.step.obs["vector"][:6, 1, 0].tolist() == [0, 1, 2, 3, 4, 0]
+    assert not run.replay.data.latent.any()  # random acting stores zeros
+    assert run.timestep.obs["vector"].tolist() == [[1.0], [1.0]]
+
+
+def test_the_latents_that_an_update_gives_are_written_to_replay(programs):
+    run, _ = programs[2][1](prefilled(programs), 1)  # the online queue holds one window of each environment: rows 0..3
+    assert run.replay.data.latent[:4, :, 0].max() <= 2 and (run.replay.data.latent[:4] >= 1).all()
+    assert run.replay.data.latent[8:].max() == 0
+
+
+def test_episodes_are_summed_across_iterations():
+    env, agent = counter_env(), with_recipe()
+    prefill = loop.compile_stage(agent, env, agent.recipe.stages[0])
+    run, metrics = prefill(begin(agent, env), 2)  # four records: the episode's fifth, its last, is yet to come
+    assert float(metrics["episode/count"]) == 0 and np.isnan(metrics["episode/return"])
+    run, metrics = prefill(run, 4)  # records 5 to 12; the second episode ends with record 10
+    assert float(metrics["episode/count"]) == 4 and float(metrics["episode/length"]) == 4
+    rewards = np.asarray(run.replay.data.step.reward[:10])
+    assert float(metrics["episode/return"]) == pytest.approx(rewards.sum() / 4)
+
+
+def test_any_cut_in_chunks_gives_the_same_run_byte_for_byte(programs):
+    train = programs[2][1]
+    whole, _ = train(prefilled(programs), 12)
+    for cut in ([6, 6], [1, 4, 7]):
+        run = prefilled(programs)
+        for iterations in cut:
+            run, _ = train(run, iterations)
+        assert checkpoint.digest(run) == checkpoint.digest(whole)
+    other, _ = train(prefilled(programs, seed=1), 12)
+    assert checkpoint.digest(other) != checkpoint.digest(whole)
+
+
+def test_a_run_that_is_saved_and_restored_goes_on_byte_for_byte(programs, tmp_path):
+    agent, env, (_, train) = programs
+    whole, _ = train(prefilled(programs), 8)
+    run, _ = train(prefilled(programs), 3)
+    checkpoint.save(tmp_path, 3, run)
+    template = jax.eval_shape(lambda key: loop.init(agent, env, key), jax.random.key(0))
+    run, _ = train(checkpoint.restore(tmp_path, template), 5)
+    assert checkpoint.digest(run) == checkpoint.digest(whole)
+
+
+def test_every_number_of_iterations_is_one_program():
+    agent, env, traces = with_recipe(), counter_env(), []
+    spy = env._replace(step=lambda *args: traces.append(1) or env.step(*args))
+    prefill = loop.compile_stage(agent, spy, agent.recipe.stages[0])
+    run, _ = prefill(begin(agent, spy), 1)
+    first = len(traces)
+    for iterations in (2, 7, 1):
+        run, _ = prefill(run, iterations)
+    assert len(traces) == first > 0
+
+
+def test_the_state_is_donated(programs):
+    run = prefilled(programs)
+    image = run.replay.data.step.obs["vector"]
+    programs[2][1](run, 1)
+    assert image.is_deleted()
+
+
+def test_a_stage_without_collecting_only_learns():
+    update = Update("encode", lambda s, k, b: (*learn(s, k, b)[:2], None), 3, 2, Sampling(2))
+    recipe = Recipe(2, 20, (Stage("collect", 4, 1, None), Stage("learn", 2, 0, None, (update,))))
+    agent, env = fake_agent(recipe), counter_env()
+    run, _ = loop.compile_stage(agent, env, recipe.stages[0])(begin(agent, env), 4)
+    run, metrics = loop.compile_stage(agent, env, recipe.stages[1])(loop.next_stage(run), 2)
+    assert (int(run.steps), int(run.agent.step)) == (4, 6)
+    assert set(metrics) == {"encode/seen", "encode/step"}
+    assert not run.replay.data.latent.any()  # an update that gives no latents writes none
+
+
+def test_seeds_mapped_over_equal_the_same_seeds_alone():
+    agent, env = with_recipe(), counter_env()
+    stages = [loop.make_stage(agent, env, stage) for stage in agent.recipe.stages]
+
+    def train(key, iterations):
+        run, _ = stages[0](loop.init(agent, env, key), jnp.int32(3))
+        return stages[1](loop.next_stage(run), iterations)
+
+    keys = jax.vmap(jax.random.key)(jnp.arange(3))
+    many, metrics = jax.jit(jax.vmap(train, (0, None)))(keys, jnp.int32(4))
+    assert metrics["model/seen"].shape == (3,) and loop.env_steps(agent, env, many) == 14 * 4
+    for seed in range(3):
+        alone, _ = jax.jit(train)(jax.random.key(seed), jnp.int32(4))
+        np.testing.assert_allclose(many.agent.params["w"][seed], alone.agent.params["w"], rtol=1e-5)
+        np.testing.assert_array_equal(many.replay.data.action[seed], alone.replay.data.action)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prefill": 0}, "stage 'train': its update 'model' samples 4 steps, but only 2"),
+        ({"batch_size": 17}, "batch_size 17"),
+        ({"capacity": 6}, "length 3"),
+        ({"collect": 40}, "stage 'prefill': collect 40"),
+        ({"prefill": None}, "stage 'prefill': only the last stage"),
+    ],
+)
+def test_a_recipe_that_cannot_be_run_is_refused_before_anything_is_compiled(change, message):
+    agent = with_recipe(**change)
+    with pytest.raises(UsageError, match=message):
+        loop.make_stage(agent, counter_env(), agent.recipe.stages[1])
+    with pytest.raises(UsageError, match=message):
+        loop.init(agent, counter_env(), jax.random.key(0))
+
+
+def test_two_online_samplings_must_have_one_length():
+    recipe = with_recipe().recipe
+    other = recipe.stages[1].updates[0]._replace(sampling=Sampling(2, online=True))
+    stage = recipe.stages[1]._replace(updates=(*recipe.stages[1].updates, other))
+    with pytest.raises(UsageError, match="online"):
+        loop.check(fake_agent(recipe._replace(stages=(recipe.stages[0], stage))))

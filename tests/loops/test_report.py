@@ -1,0 +1,88 @@
+import io
+import json
+import math
+
+import jax.numpy as jnp
+import pytest
+
+from wmjax.loops.report import Report, read_metrics
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def quick(folder, stream=None, **kwargs):
+    return Report(folder, stream=stream, quiet=stream is None, tensorboard=False, **kwargs)
+
+
+def test_each_report_is_one_json_object_with_null_for_what_is_not_finite(tmp_path):
+    with quick(tmp_path) as report:
+        report.log("train", 64, 2, {"model/loss": jnp.float32(1.5), "episode/return": jnp.float32(math.nan)}, 16.0)
+        report.log("train", 128, 4, {"model/loss": float("inf")}, 16.0)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    one, two = [json.loads(line) for line in text.splitlines()]
+    assert (one["step"], one["updates"], one["stage"], one["replay_ratio"]) == (64, 2, "train", 16.0)
+    assert one["model/loss"] == 1.5 and one["episode/return"] is None and two["model/loss"] is None
+    assert 0 <= one["time"] <= two["time"]
+
+
+def test_a_resumed_run_drops_the_lines_beyond_where_it_resumes_and_its_time_goes_on(tmp_path):
+    with quick(tmp_path) as report:
+        for step in (10, 20, 30):
+            report.log("train", step, step, {})
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.loads(line) | {"time": 100.0 + i} for i, line in enumerate(path.read_text().splitlines())]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 40, "upd')  # killed while writing
+    with quick(tmp_path, resume_step=20) as report:
+        report.log("train", 30, 30, {"again": 1})
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [10, 20, 30]
+    assert lines[-1]["again"] == 1 and lines[-1]["time"] >= 101
+
+
+def test_a_new_run_starts_its_metrics_afresh(tmp_path):
+    for _ in range(2):
+        with quick(tmp_path) as report:
+            report.log("train", 10, 1, {})
+    assert len(read_metrics(tmp_path)) == 1
+
+
+def test_progress_says_where_the_run_is_in_plain_lines(tmp_path):
+    stream = io.StringIO()
+    with quick(tmp_path, stream, total_steps=40_000) as report:
+        report.log("train", 12_000, 120, {"episode/return": 0.25}, 16.0)
+        report.log("train", 20_000, 200, {"episode/return": math.nan}, 16.0)
+        report.say("saved")
+    first, second, third = stream.getvalue().splitlines()
+    for word in (
+        "train",
+        "12,000/40,000 env steps",
+        "120 updates",
+        "steps/s",
+        "replay ratio 16",
+        "return 0.250",
+        "ETA",
+    ):
+        assert word in first
+    assert "return 0.250" in second  # the last one known
+    assert third == "saved"
+
+
+def test_on_a_terminal_the_line_is_redrawn_in_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with quick(tmp_path, stream) as report:
+        for step in (1_000, 2_000):
+            report.log("train", step, 1, {})
+    assert "\x1b[2K" in stream.getvalue() and "2,000 env steps" in stream.getvalue()
+
+
+def test_tensorboard_events_are_written_beside_the_metrics(tmp_path):
+    pytest.importorskip("tensorboardX")
+    with Report(tmp_path, quiet=True) as report:
+        report.log("train", 1, 1, {"model/loss": 2.0})
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    assert b"model/loss" in events.read_bytes()

@@ -1,0 +1,176 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wmjax.replay import device as replays
+from wmjax.replay.device import Record
+from wmjax.types import Sampling, TimeStep, UsageError
+
+ENVS = 3
+
+
+def records(first: int, count: int, *, first_at: tuple = (), dtype=jnp.float32) -> Record:
+    """Rows `first`, `first + 1`, ...; the observation is 100 * row + environment."""
+    row = np.broadcast_to(np.arange(first, first + count)[:, None], (count, ENVS))
+    label = (100 * row + np.arange(ENVS)).astype(np.float32)
+    obs = {"image": np.full((count, ENVS, 2, 2, 3), 255, np.uint8), "label": label}
+    no = np.zeros((count, ENVS), bool)
+    step = TimeStep(obs, label, np.isin(row, first_at), no, no)
+    return jax.tree.map(jnp.asarray, Record(step, label[..., None], {"deter": label[..., None].astype(dtype)}))
+
+
+def empty(capacity: int, dtype=jnp.float32) -> replays.Replay:
+    return replays.init(jax.tree.map(lambda x: x[0], records(0, 1, dtype=dtype)), ENVS, capacity)
+
+
+def filled(rows: int, total: int, collect: int = 1, **kwargs) -> replays.Replay:
+    replay = empty(rows * ENVS, kwargs.get("dtype", jnp.float32))
+    add = jax.jit(replays.add)
+    for first in range(0, total, collect):
+        replay = add(replay, records(first, collect, **kwargs))
+    return replay
+
+
+sample = jax.jit(replays.sample, static_argnums=(2, 3))
+
+
+def test_a_window_is_consecutive_steps_of_one_environment_and_never_straddles_the_write_head():
+    replay = filled(rows=10, total=28, collect=4)  # rows 18..27 are kept, the head is in the middle of the storage
+    _, batch, _ = sample(replay, jax.random.key(0), Sampling(3, context=1), 512)
+    label = np.asarray(batch.step.obs["label"])
+    assert label.shape == (4, 512)
+    np.testing.assert_array_equal(np.diff(label, axis=0), 100)
+    assert set(label[0] // 100) == set(range(18, 25))
+    np.testing.assert_array_equal(batch.action[..., 0], label)
+    np.testing.assert_array_equal(batch.latent["deter"][..., 0], label)
+    assert batch.mask.all() and batch.mask.shape == (4, 512)
+    assert batch.step.obs["image"].dtype == jnp.uint8 and (batch.step.obs["image"] == 255).all()
+
+
+def test_starts_and_environments_are_uniform():
+    replay = filled(rows=8, total=13)
+    _, batch, _ = sample(replay, jax.random.key(1), Sampling(4), 15_000)
+    _, counts = np.unique(batch.step.obs["label"][0], return_counts=True)
+    assert counts.shape == (5 * ENVS,)
+    assert np.abs(counts - 1000).max() < 150  # five standard deviations
+
+
+def test_a_replay_that_is_not_full_gives_only_what_was_added():
+    replay = filled(rows=50, total=5)
+    assert int(replays.size(replay)) == 5
+    assert bool(replays.can_sample(replay, Sampling(4, context=1)))
+    assert not bool(replays.can_sample(replay, Sampling(5, context=1)))
+    _, batch, _ = sample(replay, jax.random.key(0), Sampling(4), 64)
+    assert set(np.asarray(batch.step.obs["label"][0] // 100)) == {0, 1}
+
+
+def test_rows_of_a_batch_depend_on_their_own_key_only():
+    replay = filled(rows=30, total=30)
+    _, few, _ = sample(replay, jax.random.key(0), Sampling(2), 4)
+    _, many, _ = sample(replay, jax.random.key(0), Sampling(2), 16)
+    np.testing.assert_array_equal(few.step.obs["label"], many.step.obs["label"][:, :4])
+
+
+def test_an_episode_that_was_cut_ends_where_the_next_begins_and_windows_cross_episodes():
+    replay = filled(rows=6, total=6, first_at=(3,))
+    _, batch, _ = sample(replay, jax.random.key(0), Sampling(6), 1)
+    assert batch.step.is_first[:, 0].tolist() == [False, False, False, True, False, False]
+    assert batch.step.is_last[:, 0].tolist() == [False, False, True, False, False, False]
+    assert not batch.step.is_terminal.any()
+
+
+def test_the_online_queue_gives_each_complete_window_once_oldest_first_then_uniform_ones():
+    sampling, replay = Sampling(3, context=1, online=True), filled(rows=20, total=9)  # two windows of each environment
+    firsts = []
+    for i in range(3):
+        replay, batch, _ = sample(replay, jax.random.key(i), sampling, 4)
+        firsts.append(np.asarray(batch.step.obs["label"][0]).astype(int).tolist())
+        np.testing.assert_array_equal(np.diff(batch.step.obs["label"], axis=0), 100)
+    assert firsts[0] == [0, 1, 2, 400]
+    assert firsts[1][:2] == [401, 402]
+    assert int(replay.cursor) == 6
+    replay = replays.add(replay, records(9, 3))
+    _, batch, _ = sample(replay, jax.random.key(9), sampling, 4)
+    assert batch.step.obs["label"][0, :3].tolist() == [800, 801, 802]
+
+
+def test_the_online_queue_skips_windows_that_were_overwritten():
+    replay = filled(rows=10, total=23)  # rows 13..22 are kept: of the windows of 4, those from 16
+    replay, batch, _ = sample(replay, jax.random.key(0), Sampling(4, online=True), ENVS)
+    assert batch.step.obs["label"][0].tolist() == [1600, 1601, 1602]
+    assert int(replay.cursor) == 5 * ENVS
+
+
+def test_sampling_without_the_online_queue_leaves_it_alone():
+    replay, *_ = sample(filled(rows=10, total=8), jax.random.key(0), Sampling(4), 2)
+    assert int(replay.cursor) == 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_latents_are_written_back_where_they_came_from_and_nowhere_else(dtype):
+    replay = filled(rows=12, total=17, dtype=dtype)
+    before = jax.tree.map(np.asarray, replay)
+    replay, batch, index = sample(replay, jax.random.key(3), Sampling(3), 5)
+    assert batch.latent["deter"].dtype == dtype
+    replay = jax.jit(replays.write)(
+        replay, index, jax.tree.map(lambda x: jnp.full_like(x, 7.0, jnp.float32), batch.latent)
+    )
+    stored = replays._unpack(replay.data.latent)["deter"][..., 0].astype(jnp.float32)
+    expected = np.asarray(replays._unpack(before.data.latent)["deter"][..., 0].astype(np.float32)).copy()
+    expected[np.asarray(index[0]), np.asarray(index[1])] = 7.0
+    np.testing.assert_array_equal(stored, expected)
+    jax.tree.map(np.testing.assert_array_equal, replay.data.step, before.data.step)
+
+
+def test_of_two_latents_for_one_step_the_last_in_time_major_order_wins():
+    replay = filled(rows=6, total=6)
+    row = jnp.array([[0, 1, 1], [1, 2, 2]])  # [T, B]: step 1 of environment 0 three times
+    index = (row, jnp.zeros_like(row))
+    latent = {"deter": jnp.arange(6.0).reshape(2, 3, 1)}
+    replay = replays.write(replay, index, latent)
+    assert replay.data.latent["deter"][:, 0, 0].tolist() == [0.0, 3.0, 5.0, 300.0, 400.0, 500.0]
+
+
+def test_latents_of_the_last_steps_only_leave_the_context_as_it_was():
+    replay = filled(rows=6, total=6)
+    index = (jnp.array([[1], [2], [3]]), jnp.full((3, 1), 2))
+    replay = replays.write(replay, index, {"deter": jnp.full((2, 1, 1), -1.0)})
+    assert replay.data.latent["deter"][:, 2, 0].tolist() == [2.0, 102.0, -1.0, -1.0, 402.0, 502.0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_loop_over_add_sample_and_write_needs_no_second_copy_of_the_buffer(dtype):
+    def loop(replay, key):
+        def body(i, carry):
+            replay, total = carry
+            replay = replays.add(replay, records(0, 2, dtype=dtype))
+            replay, batch, index = replays.sample(replay, jax.random.fold_in(key, i), Sampling(4, 1, True), 2)
+            total += batch.step.obs["image"].sum()
+            return replays.write(replay, index, jax.tree.map(lambda x: x + 1, batch.latent)), total
+
+        return jax.lax.fori_loop(0, 10, body, (replay, jnp.uint32(0)))
+
+    shapes = jax.eval_shape(partial(empty, 300_000, dtype))
+    memory = jax.jit(loop, donate_argnums=0).lower(shapes, jax.random.key(0)).compile().memory_analysis()
+    latent = 300_000 * jnp.dtype(dtype).itemsize  # the smallest buffer that could be copied, but for the flags
+    assert memory.temp_size_in_bytes < latent / 4
+    assert memory.alias_size_in_bytes > 300_000 * 12
+
+
+def test_what_replay_can_never_hold_is_refused():
+    replays.check(ENVS * 10, ENVS, Sampling(9, context=1), 3)
+    with pytest.raises(UsageError, match=r"length 10 \+ context 1: .* at most that"):
+        replays.check(ENVS * 10, ENVS, Sampling(10, context=1), 1)
+    with pytest.raises(UsageError, match=r"batch_size 4: .* at most 3"):
+        replays.check(ENVS * 10, ENVS, Sampling(9, context=1), 4)
+    with pytest.raises(UsageError, match="batch_size 0"):
+        replays.check(ENVS * 10, ENVS, Sampling(2), 0)
+    with pytest.raises(UsageError, match="length must be at least 1"):
+        replays.check(ENVS * 10, ENVS, Sampling(0), 1)
+    with pytest.raises(UsageError, match="replay_capacity 2"):
+        empty(2)
+    with pytest.raises(UsageError, match="collect 11"):
+        replays.add(empty(ENVS * 10), records(0, 11))

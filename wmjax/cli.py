@@ -1,0 +1,361 @@
+"""The `wmjax` command. It reads arguments, calls `wmjax.run` and `wmjax.figures`, and says what was written where.
+
+Whatever a user gets wrong is a `UsageError`, shown as one line on standard error; the exit code is then 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+import wmjax
+from wmjax.types import UsageError
+
+HELP = """\
+World models in JAX: train agents, evaluate them, look at their dreams.
+
+wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--steps N] [--image-size N] [--out DIR] [--resume]
+                  [--agent.FIELD VALUE ...]
+wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--action sample|mode] [--json]
+wmjax dream RUN   [--context N] [--horizon N]
+wmjax plot  RUN...  [--out FILE.png]
+wmjax list  agents|envs|presets
+
+`wmjax COMMAND --help` explains a command, `wmjax train AGENT --help` the fields of an agent with the preset's values.
+Compiled programs are kept in the user's cache folder; the variable WMJAX_CACHE names another, or turns that `off`."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainArgs:
+    """Train an agent into a run folder."""
+
+    env: str = "catch"
+    """Environment, see `wmjax list envs`."""
+    preset: str = "small"
+    """Configuration, see `wmjax list presets`."""
+    seed: int = 0
+    """Of everything that training draws."""
+    steps: int | None = None
+    """Env steps (frames) to train for; the preset's by default. A run may be resumed with more."""
+    image_size: int | None = None
+    """Side of the pictures in pixels; the preset's by default."""
+    out: Path | None = None
+    """Run folder; by default a new one in runs/."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the run in --out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalArgs:
+    """Play fresh episodes with a trained agent; scores go to the run's eval.json."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder."""
+    episodes: int = 100
+    """How many."""
+    seed: int = 0
+    """The same seed gives the same episodes."""
+    env: str | None = None
+    """Another environment with the same observations and actions."""
+    action: Literal["sample", "mode"] | None = None
+    """How actions come from the policy; what the agent's configuration says by default."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object: mean, std, iqm, ci95 (of the IQM), episodes, returns."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DreamArgs:
+    """Let the world model predict what it does not see: truth, model and error as dream.gif, error as dream.json."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder."""
+    context: int = 5
+    """Steps that the model sees."""
+    horizon: int = 15
+    """Steps that it predicts from the actions alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotArgs:
+    """Draw learning curves: mean and 95% interval over the seeds of each agent, environment and preset."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
+    """Run folders."""
+    out: Path | None = None
+    """Picture; by default learning_curve.png in the run's folder, or here for several runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ListArgs:
+    """List what there is to choose from."""
+
+    what: tyro.conf.Positional[Literal["agents", "envs", "presets"]]
+    """Of what."""
+
+
+def parse(args_class: Any, argv: Sequence[str], prog: str, default: Any = None) -> Any:
+    """Parses arguments into a dataclass. Whatever is wrong with them becomes a `UsageError` of one line."""
+    _check_flags(args_class, argv)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(args_class, prog=prog, args=list(argv), default=default)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UsageError(_one_line(errors.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """What tyro's box of several lines says first."""
+    lines = [line.strip(" │┃|") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    # A rule of dashes stands between what is wrong and the help text; the frame has the title only.
+    words: list[str] = []
+    for line in lines:
+        if re.fullmatch(r"[─━╭╮╰╯┌┐└┘-]+.*", line):
+            if words:
+                break
+        elif line:
+            words.append(line)
+    return " ".join(" ".join(words).split()) or "arguments are not valid"
+
+
+def _flags(args_class: Any, prefix: str = "--") -> list[str]:
+    flags = []
+    hints = typing.get_type_hints(args_class, include_extras=True)
+    for field in dataclasses.fields(args_class):
+        hint = hints[field.name]
+        inner = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+        if dataclasses.is_dataclass(inner):
+            flags += _flags(inner, f"{prefix}{field.name}.")
+        elif tyro.conf.Positional[int].__metadata__[0] not in getattr(hint, "__metadata__", ()):
+            # One spelling each: words of options with hyphens, fields of an agent as they are written in Python.
+            flags.append(prefix + (field.name.replace("_", "-") if prefix == "--" else field.name))
+    return flags
+
+
+def _check_flags(args_class: Any, argv: Sequence[str]) -> None:
+    valid = [*_flags(args_class), "--help"]
+    spell = lambda flag: flag.replace("_", "-")
+    for token in argv:
+        flag = token.partition("=")[0]
+        if flag.startswith("--") and spell(flag) not in map(spell, valid):
+            near = difflib.get_close_matches(flag, valid, 1, cutoff=0.5)
+            raise UsageError(f"{flag}: unknown option; " + (f"did you mean {near[0]}?" if near else "see --help"))
+
+
+def _value_of(flag: str, argv: Sequence[str], default: str) -> str:
+    """The value of an option, before the arguments can be parsed as a whole."""
+    for token, following in zip(argv, [*argv, default][1:], strict=True):
+        if token == flag:
+            default = following
+        elif token.startswith(flag + "="):
+            default = token.partition("=")[2]
+    return default
+
+
+def _split_agent(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The first argument that is neither an option nor an option's value, and the rest."""
+    position = 0
+    while position < len(argv):
+        token = argv[position]
+        if not token.startswith("-"):
+            return token, [*argv[:position], *argv[position + 1 :]]
+        position += 1 if "=" in token or token in ("--resume", "--help", "-h") else 2
+    return None, list(argv)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def _train(argv: Sequence[str]) -> None:
+    from wmjax import presets
+
+    agent, argv = _split_agent(argv)
+    if agent is None:
+        if {"-h", "--help"} & set(argv):
+            parse(TrainArgs, argv, "wmjax train AGENT")
+        raise UsageError(f"agent: missing; valid are {', '.join(presets.AGENTS)}")
+    preset = _value_of("--preset", argv, TrainArgs.preset)
+    config, _ = presets.resolve(agent, preset)
+    # Every field takes a value, switches too; the preset's are shown as defaults.
+    fields = Annotated[type(config), tyro.conf.FlagConversionOff]
+    args_class = dataclasses.make_dataclass(
+        "TrainAgentArgs", [("agent", fields, config)], bases=(TrainArgs,), frozen=True
+    )
+    args_class.__doc__ = TrainArgs.__doc__
+    args = parse(args_class, argv, f"wmjax train {agent}")
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainArgs)}
+    chosen = {
+        field.name: getattr(args.agent, field.name)
+        for field in dataclasses.fields(config)
+        if getattr(args.agent, field.name) != getattr(config, field.name)
+    }
+    _say_cache()
+    from wmjax.run import train
+
+    train(agent, **values, **chosen)
+
+
+def _say_cache() -> None:
+    from wmjax.run import enable_compilation_cache
+
+    folder = enable_compilation_cache()
+    print(f"compilation cache {folder}" if folder else "compilation cache off", flush=True)
+
+
+def _load(path: Path) -> Any:
+    from wmjax.run import enable_compilation_cache, load
+
+    enable_compilation_cache()
+    return load(path)
+
+
+def _eval(argv: Sequence[str]) -> None:
+    from wmjax.run import EVAL, write_json
+
+    args = parse(EvalArgs, argv, "wmjax eval")
+    run = _load(args.run)
+    scores = run.evaluate(args.episodes, args.seed, env=args.env, action=args.action)
+    name = args.env or run.description["env"]
+    write_json(run.path / EVAL, scores._asdict() | {"seed": args.seed, "env": name, "action": args.action})
+    if args.json:
+        print(json.dumps(scores._asdict()))
+    else:
+        low, high = scores.ci95
+        what = f"{run.description['agent']} on {name}, {scores.episodes} episodes"
+        print(
+            f"{what}: mean return {scores.mean:.3f}, std {scores.std:.3f}, IQM {scores.iqm:.3f} [{low:.3f}, {high:.3f}]"
+        )
+    print(f"wrote {run.path / EVAL}", file=sys.stderr if args.json else sys.stdout)
+
+
+def _dream(argv: Sequence[str]) -> None:
+    from wmjax import figures
+    from wmjax.run import evaluation_key, write_json
+
+    args = parse(DreamArgs, argv, "wmjax dream")
+    run = _load(args.run)
+    result = figures.open_loop(run.agent, run.env, run.state.params, evaluation_key(0), args.context, args.horizon)
+    errors = figures.horizon_errors(result, args.context)
+    write_json(run.path / "dream.json", {"context": args.context, "horizon": args.horizon} | errors)
+    written = [run.path / "dream.json"]
+    images = [name for name, x in result.truth.items() if x.dtype == "uint8" and x.ndim == 5]
+    for name in images:
+        path = run.path / ("dream.gif" if len(images) == 1 else f"dream-{name}.gif")
+        figures.write_dream_gif(path, result, args.context, name)
+        written.insert(0, path)
+    for name in errors.keys() - {"count"}:
+        for kind, values in errors[name].items():
+            known = [value for value in values if value is not None][:8]
+            print(f"{name}, error of {kind} at horizons 1 to {len(known)}: {' '.join(f'{v:.5f}' for v in known)}")
+    print(f"wrote {' and '.join(map(str, written))}")
+
+
+def _plot(argv: Sequence[str]) -> None:
+    from wmjax import figures
+    from wmjax.run import read_description
+
+    args = parse(PlotArgs, argv, "wmjax plot")
+    if not args.runs:
+        raise UsageError("runs: missing; give at least one run folder")
+    named = []
+    for path in args.runs:
+        d = read_description(path)
+        named.append((f"{d['agent']} {d['env'] or 'env'} {d['preset']}", path))
+    out = args.out or (args.runs[0] if len(args.runs) == 1 else Path()) / "learning_curve.png"
+    figures.plot_learning_curves(out, named)
+    print(f"wrote {out}")
+
+
+def _list(argv: Sequence[str]) -> None:
+    what = parse(ListArgs, argv, "wmjax list").what
+    rows: list[tuple[str, ...]]
+    if what == "envs":
+        from wmjax.envs import env_names
+
+        rows = [tuple(info) for info in env_names()]
+    elif what == "agents":
+        from wmjax.agents import AGENTS
+
+        rows = [
+            (name, sys.modules[factory.__module__].__doc__.splitlines()[0]) for name, (_, factory) in AGENTS.items()
+        ]
+    else:
+        from wmjax.presets import PRESET_NOTES, PRESETS
+
+        rows = [(agent, name, PRESET_NOTES[name]) for agent, table in PRESETS.items() for name in table]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"{len(rows)} {what}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": _train,
+    "eval": _eval,
+    "dream": _dream,
+    "plot": _plot,
+    "list": _list,
+}
+
+
+def _dispatch(argv: Sequence[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP)
+    elif argv[0] == "--version":
+        print(f"wmjax {wmjax.__version__}")
+    elif argv[0] in COMMANDS:
+        COMMANDS[argv[0]](argv[1:])
+    else:
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"command: unknown {argv[0]!r}; {hint}valid are {', '.join(COMMANDS)}")
+
+
+def _fail(text: object) -> None:
+    print("wmjax: error: " + " ".join(str(text).split()), file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0, 1 damaged files, 2 a user's error, 130 or 143 interrupted."""
+    try:
+        _dispatch(sys.argv[1:] if argv is None else argv)
+    except UsageError as error:
+        _fail(error)
+        return 2
+    except SystemExit as end:  # help was asked for
+        return int(end.code or 0)
+    except KeyboardInterrupt as stop:
+        print(f"wmjax: {stop or 'interrupted'}", file=sys.stderr)
+        return 128 + getattr(stop, "signum", 2)
+    except BrokenPipeError:  # as in `wmjax list envs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except RuntimeError as error:
+        if not isinstance(error, wmjax.CheckpointCorruptError):
+            raise
+        _fail(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

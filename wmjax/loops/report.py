@@ -1,0 +1,162 @@
+"""What a run tells: `metrics.jsonl`, TensorBoard events and one line of progress."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """Lines of a run's `metrics.jsonl`, oldest first; a last line that was cut short is left out."""
+    path = Path(folder) / METRICS
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def _rewind(folder: Path, step: int) -> list[dict[str, Any]]:
+    """Drops the lines beyond `step`, which a resumed run writes again; atomic."""
+    lines = [line for line in read_metrics(folder) if line["step"] <= step]
+    if (folder / METRICS).exists():
+        temporary = folder / f".{METRICS}.tmp"
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        os.replace(temporary, folder / METRICS)
+    return lines
+
+
+def _number(value: Any) -> float | None:
+    """A float, or None where JSON has no word for it (NaN, infinities)."""
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+class Report:
+    """Writes a run's metrics to its folder, and one line of progress to a stream.
+
+    On a terminal the line is redrawn in place; elsewhere every report is a line of its own. To be used as a context
+    manager. Nothing is read from the device but the metrics that are given.
+
+    Args:
+      folder: of the run; made if absent.
+      total_steps: env steps that the run is to do, for the time that is left; None if unknown.
+      resume_step: env steps already done; later lines of an earlier attempt are dropped. 0 starts afresh.
+      stream: where progress goes, by default standard output.
+      quiet: whether to show nothing.
+      tensorboard: whether to write TensorBoard events too.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        total_steps: int | None = None,
+        resume_step: int = 0,
+        stream: TextIO | None = None,
+        quiet: bool = False,
+        tensorboard: bool = True,
+    ) -> None:
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._total, self._tensorboard = total_steps, tensorboard
+        self._stream = None if quiet else stream or sys.stdout
+        lines = _rewind(self._folder, resume_step) if resume_step else _rewind(self._folder, -1)
+        self._before = lines[-1]["time"] if lines else 0.0  # seconds that earlier attempts took
+        self._start = self._last_time = time.monotonic()
+        self._last_step, self._return = resume_step, None
+        self._resume_step = resume_step
+        self._file = self._writer = self._live = None
+
+    def __enter__(self) -> Self:
+        self._file = (self._folder / METRICS).open("a")
+        if self._tensorboard:
+            from tensorboardX import SummaryWriter
+
+            purge = self._resume_step + 1 if self._resume_step else None
+            self._writer = SummaryWriter(str(self._folder), purge_step=purge)
+        if self._stream is not None and self._stream.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(file=self._stream), auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for part in (self._file, self._writer):
+            if part is not None:
+                part.close()
+        if self._live is not None:
+            self._live.stop()
+
+    def log(self, stage: str, step: int, updates: int, metrics: Mapping[str, Any], replay_ratio: float = 0.0) -> str:
+        """Writes one line of metrics and shows progress.
+
+        Args:
+          stage: its name.
+          step: env steps (frames) so far.
+          updates: gradient updates so far.
+          metrics: scalars by name; those that are not finite become null.
+          replay_ratio: trained steps per collected step so far.
+
+        Returns:
+          The line of progress.
+        """
+        now = time.monotonic()
+        speed = (step - self._last_step) / max(now - self._last_time, 1e-9)
+        numbers = {name: _number(value) for name, value in metrics.items()}
+        head = {"step": step, "updates": updates, "time": round(self._before + now - self._start, 3), "stage": stage}
+        head |= {"steps_per_second": round(speed, 2), "replay_ratio": round(replay_ratio, 4)}
+        self._file.write(json.dumps(head | numbers) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in numbers.items():
+                if value is not None:
+                    self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+        self._last_time, self._last_step = now, step
+        if numbers.get("episode/return") is not None:
+            self._return = numbers["episode/return"]
+        line = self._progress(stage, step, updates, speed, replay_ratio)
+        self._show(line)
+        return line
+
+    def _progress(self, stage: str, step: int, updates: int, speed: float, replay_ratio: float) -> str:
+        total = f"/{self._total:,}" if self._total else ""
+        parts = [f"{stage}", f"{step:,}{total} env steps", f"{updates:,} updates", f"{speed:,.0f} steps/s"]
+        parts += [f"replay ratio {replay_ratio:.3g}"]
+        parts += [f"return {self._return:.3f}"] if self._return is not None else []
+        if self._total and speed > 0:
+            left = datetime.timedelta(seconds=round(max(self._total - step, 0) / speed))
+            parts += [f"ETA {left}"]
+        return "  ".join(parts)
+
+    def _show(self, line: str) -> None:
+        if self._live is not None:
+            from rich.text import Text
+
+            self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
+        elif self._stream is not None:
+            print(line, file=self._stream, flush=True)
+
+    def say(self, text: str) -> None:
+        """Prints one line of text above the progress line."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif self._stream is not None:
+            print(text, file=self._stream, flush=True)
