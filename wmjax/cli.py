@@ -123,15 +123,15 @@ def parse(args_class: Any, argv: Sequence[str], prog: str, default: Any = None) 
 
 
 def _one_line(box: str) -> str:
-    """What tyro's box of several lines says first."""
-    lines = [line.strip(" │┃|") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    # A rule of dashes stands between what is wrong and the help text; the frame has the title only.
+    """What is wrong, out of tyro's box of a title, what is wrong, and help texts, with rules between them."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip(" │╭╮╰╯") for line in plain.splitlines() if line.strip()]
     words: list[str] = []
-    for line in lines:
-        if re.fullmatch(r"[─━╭╮╰╯┌┐└┘-]+.*", line):
+    for line in lines[1:]:  # the first has the title
+        if not line.strip("─-"):
             if words:
                 break
-        elif line:
+        else:
             words.append(line)
     return " ".join(" ".join(words).split()) or "arguments are not valid"
 

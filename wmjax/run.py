@@ -305,7 +305,7 @@ def train(
     image_size: int | None = None,
     action_repeat: int | None = None,
     eval_every: int | None = None,
-    progress: TextIO | None = sys.stdout,
+    progress: bool | TextIO = True,
     **overrides: Any,
 ) -> Run:
     """Trains an agent into a run folder, and evaluates it over 100 episodes.
@@ -322,7 +322,7 @@ def train(
         as if it had never stopped.
       image_size, action_repeat: of the environment; the preset's by default.
       eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default.
-      progress: where lines of progress go; None for nowhere.
+      progress: where lines of progress go: True for standard output, False for nowhere.
       overrides: fields of the agent's configuration.
 
     Raises:
@@ -338,13 +338,14 @@ def train(
         raise UsageError(f"eval_every: {eval_every!r} is not valid; an integer of at least 1 is")
     device.check(made.agent)
     path = _open_folder(out, resume, made.description)
-    say = lambda text: print(text, file=progress, flush=True) if progress is not None else None
+    stream = {True: sys.stdout, False: None}.get(progress, progress)
+    say = lambda text: print(text, file=stream, flush=True) if stream is not None else None
     say(describe(made, path))
     with _catch_signals() as caught:
         state = _start(made, path if resume else None)
         driver = _Driver(made, path, eval_every, caught)
         step = driver.env_steps(state)
-        with Report(path, total_steps=made.steps, resume_step=step, stream=progress) as report:
+        with Report(path, total_steps=made.steps, resume_step=step, stream=stream) as report:
             state = driver.run(state, report)
         driver.save(state)
         if caught:

@@ -13,8 +13,8 @@ def with_recipe(**kwargs):
     return fake_agent(fake_recipe(fake_agent().act, **kwargs))
 
 
-def begin(agent, env, seed=0):
-    return jax.jit(lambda key: loop.init(agent, env, key))(jax.random.key(seed))
+def begin(agent, env):
+    return jax.jit(lambda key: loop.init(agent, env, key))(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,12 @@ def programs():
     return agent, env, [loop.compile_stage(agent, env, stage) for stage in agent.recipe.stages]
 
 
-def prefilled(programs, seed=0):
+@pytest.fixture(scope="module")
+def prefilled(programs):
+    """From a seed to a run at the start of its second stage; a fresh one each time, for runs are donated."""
     agent, env, (prefill, _) = programs
-    run, _ = prefill(begin(agent, env, seed), 3)
-    return loop.next_stage(run)
+    start = jax.jit(lambda key: loop.init(agent, env, key))
+    return lambda seed=0: loop.next_stage(prefill(start(jax.random.key(seed)), 3)[0])
 
 
 def test_a_stage_collects_and_learns_as_often_as_its_recipe_says(programs):
@@ -42,15 +44,15 @@ def test_a_stage_collects_and_learns_as_often_as_its_recipe_says(programs):
     assert all(value.dtype == jnp.float32 and value.shape == () for value in metrics.values())
 
 
-def test_replay_holds_the_stream_without_gaps_and_the_latents_of_acting(programs):
-    run, _ = programs[2][1](prefilled(programs), 0)
+def test_replay_holds_the_stream_without_gaps_and_the_latents_of_acting(programs, prefilled):
+    run, _ = programs[2][1](prefilled(), 0)
     assert run.replay.data.step.obs["vector"][:6, 1, 0].tolist() == [0, 1, 2, 3, 4, 0]
     assert not run.replay.data.latent.any()  # random acting stores zeros
     assert run.timestep.obs["vector"].tolist() == [[1.0], [1.0]]
 
 
-def test_the_latents_that_an_update_gives_are_written_to_replay(programs):
-    run, _ = programs[2][1](prefilled(programs), 1)  # the online queue holds one window of each environment: rows 0..3
+def test_the_latents_that_an_update_gives_are_written_to_replay(programs, prefilled):
+    run, _ = programs[2][1](prefilled(), 1)  # the online queue holds one window of each environment: rows 0..3
     assert run.replay.data.latent[:4, :, 0].max() <= 2 and (run.replay.data.latent[:4] >= 1).all()
     assert run.replay.data.latent[8:].max() == 0
 
@@ -66,22 +68,22 @@ def test_episodes_are_summed_across_iterations():
     assert float(metrics["episode/return"]) == pytest.approx(rewards.sum() / 4)
 
 
-def test_any_cut_in_chunks_gives_the_same_run_byte_for_byte(programs):
+def test_any_cut_in_chunks_gives_the_same_run_byte_for_byte(programs, prefilled):
     train = programs[2][1]
-    whole, _ = train(prefilled(programs), 12)
+    whole, _ = train(prefilled(), 12)
     for cut in ([6, 6], [1, 4, 7]):
-        run = prefilled(programs)
+        run = prefilled()
         for iterations in cut:
             run, _ = train(run, iterations)
         assert checkpoint.digest(run) == checkpoint.digest(whole)
-    other, _ = train(prefilled(programs, seed=1), 12)
+    other, _ = train(prefilled(seed=1), 12)
     assert checkpoint.digest(other) != checkpoint.digest(whole)
 
 
-def test_a_run_that_is_saved_and_restored_goes_on_byte_for_byte(programs, tmp_path):
+def test_a_run_that_is_saved_and_restored_goes_on_byte_for_byte(programs, prefilled, tmp_path):
     agent, env, (_, train) = programs
-    whole, _ = train(prefilled(programs), 8)
-    run, _ = train(prefilled(programs), 3)
+    whole, _ = train(prefilled(), 8)
+    run, _ = train(prefilled(), 3)
     checkpoint.save(tmp_path, 3, run)
     template = jax.eval_shape(lambda key: loop.init(agent, env, key), jax.random.key(0))
     run, _ = train(checkpoint.restore(tmp_path, template), 5)
@@ -99,8 +101,8 @@ def test_every_number_of_iterations_is_one_program():
     assert len(traces) == first > 0
 
 
-def test_the_state_is_donated(programs):
-    run = prefilled(programs)
+def test_the_state_is_donated(programs, prefilled):
+    run = prefilled()
     image = run.replay.data.step.obs["vector"]
     programs[2][1](run, 1)
     assert image.is_deleted()

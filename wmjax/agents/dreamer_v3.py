@@ -661,13 +661,11 @@ def loss(
     return total, (losses, states, return_norm, metrics)
 
 
-def optimizer(config: DreamerV3Config, axis_name: str | None) -> optax.GradientTransformation:
-    """Gradient mean over devices -> adaptive clipping -> LaProp with linear warm-up from 0."""
+def optimizer(config: DreamerV3Config) -> optax.GradientTransformation:
+    """Adaptive clipping -> LaProp with linear warm-up from 0; its gradients are already the mean over devices."""
     clip = optim.adaptive_grad_clip(config.grad_clip) if config.grad_clip else optax.identity()
     schedule = optim.warmup_schedule(config.learning_rate, config.warmup)
-    return optax.chain(
-        optim.sync(axis_name), clip, optim.laprop(schedule, config.beta1, config.beta2, config.epsilon)
-    )
+    return optax.chain(clip, optim.laprop(schedule, config.beta1, config.beta2, config.epsilon))
 
 
 def update(
@@ -699,12 +697,14 @@ def update(
 
     (total, aux), grads = jax.value_and_grad(objective, has_aux=True)(trained)
     _, states, return_norm, metrics = aux
-    changes, opt_state = optimizer(config, axis_name).update(grads, state.opt_state["all"], trained)
+    grads, _ = optim.sync(axis_name).update(grads, optax.EmptyState())
+    changes, opt_state = optimizer(config).update(grads, state.opt_state["all"], trained)
     trained = optax.apply_updates(trained, changes)
     slow_critic = optim.soft_update(trained["critic"], slow_critic, config.slow_critic_rate)
-    metrics |= {"loss": total, "grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(changes)}
+    metrics["loss"] = total
     if axis_name is not None:
         metrics = jax.lax.pmean(metrics, axis_name)
+    metrics |= {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(changes)}
     latent = jax.tree.map(
         lambda old, new: jnp.concatenate([old[:1], new]), trajectory.latent, pack_latent(states, config)
     )
@@ -752,7 +752,7 @@ def dreamer_v3(spec: EnvSpec, config: DreamerV3Config, axis_name: str | None = N
     def init(key):
         params = init_params(nets, spec, config, key)
         trained = {name: value for name, value in params.items() if name != "slow_critic"}
-        opt_state = {"all": optimizer(config, axis_name).init(trained)}
+        opt_state = {"all": optimizer(config).init(trained)}
         return AgentState(params, opt_state, {"return_norm": normalize.init()}, jnp.int32(0))
 
     def policy_carry(params, batch_size):

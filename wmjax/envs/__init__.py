@@ -5,9 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import NamedTuple
 
-from wmjax.envs import from_gymnax, wrappers
-from wmjax.envs.catch import catch
-from wmjax.envs.pendulum import pendulum
+from wmjax.envs import catch, from_gymnax, pendulum, wrappers
 from wmjax.envs.probe import PROBES
 from wmjax.types import Box, Discrete, Env, Space, UsageError
 
@@ -15,8 +13,8 @@ __all__ = ["EnvInfo", "env_names", "make_env"]
 
 GYMNAX = "gymnax:"
 PICTURES = {
-    "catch": (catch, "a ball falls, a paddle catches it; best return 1, random about -0.6"),
-    "pendulum": (pendulum, "Pendulum-v1 from pixels, 200 steps; good return about -150, random about -1200"),
+    "catch": (catch.catch, "a ball falls, a paddle catches it; best return 1, random about -0.6"),
+    "pendulum": (pendulum.pendulum, "Pendulum-v1 from pixels, 200 steps; good return about -150, random about -1200"),
 }
 
 
@@ -80,7 +78,7 @@ def _unknown(name: str) -> UsageError:
     near = difflib.get_close_matches(name.lower(), spellings, 1, cutoff=0.5)
     hint = f" did you mean {spellings[near[0]]!r}?" if near else ""
     return UsageError(
-        f"env: unknown name {name!r};{hint} valid are {', '.join(builtin)}, {GYMNAX}NAME (wmjax list envs)"
+        f"env: unknown name {name!r};{hint} valid are {', '.join(builtin)}, {GYMNAX}NAME (see wmjax list envs)"
     )
 
 
@@ -108,4 +106,6 @@ def _info(name: str, description: str) -> EnvInfo:
 def _show(space: Space) -> str:
     if isinstance(space, Discrete):
         return f"Discrete({space.n})"
-    return f"Box({space.low}, {space.high}, {list(space.shape)})" if isinstance(space, Box) else str(space)
+    if isinstance(space, Box) and isinstance(space.low, int | float) and isinstance(space.high, int | float):
+        return f"Box({space.low:g}, {space.high:g}, {list(space.shape)})"
+    return str(space)

@@ -31,8 +31,8 @@ def catch(image_size: int = 64) -> RawEnv:
     """Makes the rules of Catch, with pictures `{"image": uint8 [image_size, image_size, 3]}`.
 
     The ball starts in the top row in a random column, the paddle in the middle. Actions, `Discrete(3)`: left, stay,
-    right. An episode takes 9 steps; the last gives +1 if the ball lands on the paddle and -1 if not. The best mean return
-    is 1; random actions get about -0.6. Where ball and paddle meet, both show, in a color of its own.
+    right. An episode takes 9 steps; the last gives +1 if the ball lands on the paddle and -1 if not. The best mean
+    return is 1; random actions get about -0.6. A caught ball has a color of its own.
 
     Raises `UsageError` where `image_size` is below 10: a row of the grid would have no pixel.
     """

@@ -6,7 +6,6 @@ MinAtar's planes become RGB pictures; all other observations are vectors.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Any, NamedTuple
 
 import jax
@@ -43,8 +42,11 @@ class GymnaxState(NamedTuple):
 
 
 def available() -> bool:
-    """Whether gymnax is installed; does not import it."""
-    return importlib.util.find_spec("gymnax") is not None
+    """Whether gymnax can be imported."""
+    try:
+        return bool(_gymnax())
+    except UsageError:
+        return False
 
 
 def names() -> list[str]:

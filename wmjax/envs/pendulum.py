@@ -35,9 +35,9 @@ def pendulum(image_size: int = 64) -> RawEnv:
     """Makes the rules of Pendulum-v1, with pictures `{"image": uint8 [image_size, image_size, 3]}`.
 
     The action, `Box(-2, 2, (1,))`, is the torque; what is outside is clipped. The reward of a step is that of the state
-    it is taken in: -(angle^2 + 0.1 speed^2 + 0.001 torque^2), angle in [-pi, pi). The angle starts uniform in [-pi, pi],
-    the speed in [-1, 1]. Episodes are cut after 200 steps and never end by themselves. Good return is about -150, random
-    about -1200. One picture does not show the speed.
+    it is taken in: -(angle^2 + 0.1 speed^2 + 0.001 torque^2), angle in [-pi, pi). The angle starts uniform in
+    [-pi, pi], the speed in [-1, 1]. Episodes are cut after 200 steps and never end by themselves. Good return is about
+    -150, random about -1200. One picture does not show the speed.
     """
     spec = EnvSpec(
         obs={"image": Box(0, 255, (image_size, image_size, 3), "uint8")},

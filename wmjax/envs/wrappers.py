@@ -111,7 +111,7 @@ def auto_reset(raw: RawEnv) -> Env:
         again = state.is_last
         # Choose between states and draw afterwards: one picture, whichever it is.
         inner = _select(again, raw.reset(key_reset), inner)
-        reward = jnp.where(again, 0.0, outcome.reward)
+        reward = jnp.where(again, 0.0, outcome.reward).astype(jnp.float32)
         is_last, is_terminal = outcome.is_last & ~again, outcome.is_terminal & ~again
         return _Running(inner, is_last), TimeStep(raw.observe(inner), reward, again, is_last, is_terminal)
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from wmjax.nets.conv import Conv, UpsampleConv, max_pool2d
+from wmjax.nets.conv import Conv, UpsampleConv
 from wmjax.nets.mlp import ACTIVATIONS, MLP, BlockLinear, Linear, Norm, truncated_normal_in
 from wmjax.ops.symlog import symlog
 from wmjax.types import Array, Box, Discrete, Space
@@ -108,9 +108,9 @@ class Encoder(nn.Module):
     def _pixels(self, image: Array) -> Array:
         return image.astype(self.dtype) / 255 - 0.5
 
-    def _layer(self, x: Array, name: str, features: int, kernel: int, stride: int) -> Array:
+    def _layer(self, x: Array, name: str, features: int, kernel: int, stride: int = 1, max_pool: bool = False) -> Array:
         init = truncated_normal_in(kernel * kernel * x.shape[-1])
-        return Conv(features, kernel, stride=stride, kernel_init=init, dtype=self.dtype, name=name)(x)
+        return Conv(features, kernel, stride, kernel_init=init, dtype=self.dtype, max_pool=max_pool, name=name)(x)
 
     def _finish(self, x: Array, name: str) -> Array:
         return ACTIVATIONS[self.activation](Norm(self.norm, name=name)(x))
@@ -118,8 +118,7 @@ class Encoder(nn.Module):
     def _pool(self, image: Array) -> Array:
         x = self._pixels(image)
         for index, channels in enumerate(stage_channels(image.shape[-3], self.depth)):
-            x = max_pool2d(self._layer(x, f"conv{index}", channels, 5, 1))
-            x = self._finish(x, f"norm{index}")
+            x = self._finish(self._layer(x, f"conv{index}", channels, 5, max_pool=True), f"norm{index}")
         return x
 
     def _patch(self, image: Array) -> Array:

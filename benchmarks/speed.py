@@ -1,0 +1,243 @@
+"""Times what training is made of, after compilation: `python benchmarks/speed.py [--out FILE.json] [--only WORD]`.
+
+Let nothing else run. Every time is the median of five or more; a matrix product of the same machine stands beside them,
+so that two machines can be compared. Updates are timed alone and inside the device loop, where they really run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from wmjax import dreaming, presets
+from wmjax.agents import AGENTS
+from wmjax.envs import make_env
+from wmjax.envs.wrappers import agent_actions
+from wmjax.loops import device
+from wmjax.ops import noise
+from wmjax.replay import device as replays
+from wmjax.types import Agent, Box, Discrete, Env, EnvSpec, Sampling, TimeStep, Trajectory
+
+PIXELS = EnvSpec({"image": Box(0, 255, (64, 64, 3), "uint8")}, Discrete(6))
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Command line of the benchmark."""
+
+    out: Path | None = None  # write the rows and the machine here, as JSON
+    only: str = ""  # rows whose name contains this
+
+
+class Table:
+    """Rows of measurements, printed as they come."""
+
+    def __init__(self, only: str) -> None:
+        self.only, self.rows = only, []
+
+    def wants(self, name: str) -> bool:
+        return self.only in name
+
+    def add(self, name: str, value: float, unit: str, **more) -> None:
+        self.rows.append({"name": name, "value": value, "unit": unit, **more})
+        extra = "  ".join(f"{key} {number:.1f}" for key, number in more.items())
+        print(f"{name:52s} {value:12.2f} {unit:14s} {extra}", flush=True)
+
+
+def median_time(run: Callable[[], object], repeats: int = 5) -> float:
+    """Seconds of one call, after one that is not counted."""
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def compiled(function: Callable, *args, **options) -> tuple[Callable, float]:
+    """The compiled function and the seconds that compiling took."""
+    start = time.perf_counter()
+    result = jax.jit(function, **options).lower(*args).compile()
+    return result, time.perf_counter() - start
+
+
+def matmul(table: Table) -> None:
+    x = jnp.ones((2048, 2048))
+    product = jax.jit(lambda x: x @ x)
+    table.add("matmul 2048, float32", 2 * 2048**3 / median_time(lambda: product(x), 15) / 1e9, "GFLOP/s")
+
+
+def random_batch(agent: Agent, params: dict, spec: EnvSpec, length: int, batch: int) -> Trajectory:
+    """Noise of the right shapes."""
+    key = jax.random.key(0)
+    image = jax.random.randint(key, (length, batch, *spec.obs["image"].shape), 0, 256).astype(jnp.uint8)
+    false = jnp.zeros((length, batch), bool)
+    step = TimeStep({"image": image}, jax.random.normal(key, (length, batch)), false, false, false)
+    action = jax.nn.one_hot(jax.random.randint(key, (length, batch), 0, spec.action.n), spec.action.n)
+    first = jax.tree.map(lambda x: x[0], step)
+    _, _, latent = agent.act(params, key, agent.act_carry(params, batch), first, explore=True)
+    latent = jax.tree.map(lambda x: jnp.broadcast_to(x, (length, *x.shape)), latent)
+    return Trajectory(step, action, ~false, latent)
+
+
+def update(table: Table, label: str, name: str, config) -> None:
+    agent = AGENTS[name][1](PIXELS, config)
+    learn = agent.recipe.stages[-1].updates[0]
+    state = jax.jit(agent.init)(jax.random.key(0))
+    sampling = learn.sampling
+    batch = random_batch(agent, state.params, PIXELS, sampling.length + sampling.context, learn.batch_size)
+    step, seconds = compiled(learn.fn, state, jax.random.key(1), batch)
+    table.add(label, 1e3 * median_time(lambda: step(state, jax.random.key(1), batch)), "ms", compile_s=seconds)
+
+
+def in_loop(table: Table, label: str, name: str, config, env: Env, iterations: int) -> None:
+    """The training stage of an agent's own recipe: acting, replay and updates in one program."""
+    env = agent_actions(env)
+    agent = AGENTS[name][1](env.spec, config)
+    prefill, train = agent.recipe.stages
+    run = jax.jit(lambda key: device.init(agent, env, key))(jax.random.key(0))
+    run, _ = device.compile_stage(agent, env, prefill)(run, prefill.iterations)
+    run = device.next_stage(run)
+    start = time.perf_counter()
+    stage = device.compile_stage(agent, env, train)
+    run, _ = jax.block_until_ready(stage(run, 1))
+    first = time.perf_counter() - start
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        run, _ = jax.block_until_ready(stage(run, iterations))
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times) / iterations
+    repeats = train.updates[0].repeats
+    table.add(f"{label}: per update", 1e3 * seconds / repeats, "ms", compile_s=first)
+    table.add(f"{label}: all included", train.collect * config.num_envs / seconds, "env steps/s")
+
+
+def policy_step(table: Table, label: str, name: str, config, envs: int) -> None:
+    agent = AGENTS[name][1](PIXELS, config)
+    params = jax.jit(agent.init)(jax.random.key(0)).params
+    step = jax.tree.map(lambda x: x[0], random_batch(agent, params, PIXELS, 1, envs).step)
+    carry = agent.act_carry(params, envs)
+    act = jax.jit(lambda key, carry, step: agent.act(params, key, carry, step, explore=True))
+    table.add(label, 1e3 * median_time(lambda: act(jax.random.key(0), carry, step), 50), "ms")
+
+
+def imagination(table: Table, label: str, name: str, config, rows: int = 1024, horizon: int = 15) -> None:
+    agent = AGENTS[name][1](PIXELS, config)
+    params = jax.jit(agent.init)(jax.random.key(0)).params
+    start = agent.model.init_state(params, rows)
+
+    def run(params, key):
+        policy = lambda key, carry, state: agent.policy(params, key, carry, state, explore=True)
+        keys = noise.row_keys(key, rows)
+        carry = agent.policy_carry(params, rows)
+        return dreaming.imagine(
+            agent.model, params, keys, start, policy, horizon, policy_carry=carry, emit=lambda state: state.deter
+        )
+
+    run, seconds = compiled(run, params, jax.random.key(0))
+    per = median_time(lambda: run(params, jax.random.key(0)))
+    table.add(label, rows * horizon / per, "steps/s", compile_s=seconds)
+
+
+def environment(table: Table, name: str, envs: int = 16, steps: int = 2000) -> None:
+    env = agent_actions(make_env(name))
+    size = env.spec.action.n if isinstance(env.spec.action, Discrete) else env.spec.action.shape[0]
+
+    @jax.jit
+    def run(key):
+        state, step = jax.vmap(env.reset)(jax.random.split(key, envs))
+
+        def body(carry, key):
+            state, total = carry
+            action = jax.random.normal(key, (envs, size))
+            state, step = jax.vmap(env.step)(jax.random.split(key, envs), state, action)
+            return (state, total + step.obs["image"].sum(dtype=jnp.int32) + step.reward.sum()), ()
+
+        return jax.lax.scan(body, (state, step.reward.sum()), jax.random.split(key, steps))[0][1]
+
+    table.add(f"environment {name}, {envs} at once", envs * steps / median_time(lambda: run(jax.random.key(0))), "steps/s")
+
+
+def replay(table: Table, rows: int = 2000, envs: int = 16) -> None:
+    """Sampling 16 windows of 65 images, and writing latents back, as the device loop does."""
+    agent = AGENTS["dreamer_v3"][1](PIXELS, presets.resolve("dreamer_v3", "paper", None, {"size": "1m"})[0])
+    params = jax.jit(agent.init)(jax.random.key(0)).params
+    batch = random_batch(agent, params, PIXELS, 1, envs)
+    example = jax.tree.map(lambda x: x[0], replays.Record(batch.step, batch.action, batch.latent))
+    store = replays.init(example, envs, rows * envs)._replace(added=jnp.int32(rows))
+
+    def run(store, key):
+        store, batch, index = replays.sample(store, key, Sampling(64, 1), 16)
+        return replays.write(store, index, batch.latent), batch.step.obs["image"].sum(dtype=jnp.int32)
+
+    sample = jax.jit(run, donate_argnums=0)
+    times = []
+    for i in range(12):
+        start = time.perf_counter()
+        store, total = jax.block_until_ready(sample(store, jax.random.key(i)))
+        times.append(time.perf_counter() - start)
+    table.add("replay: sample 16 x 65 images and write back", 1e3 * statistics.median(times[2:]), "ms")
+
+
+def machine() -> dict:
+    """Where and with what this was measured."""
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), "")
+    versions = {name: __import__(name).__version__ for name in ("jax", "jaxlib", "flax", "optax", "wmjax")}
+    return {
+        "cpu": model or platform.processor(),
+        "cores": os.cpu_count(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "python": platform.python_version(),
+        "versions": versions,
+        "command": " ".join(["python", *sys.argv]),
+        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def main(args: Args) -> None:
+    table = Table(args.only)
+    small = presets.resolve("dreamer_v3", "small")[0]
+    one = presets.resolve("dreamer_v3", "paper", None, {"size": "1m", "replay_capacity": 50_000})[0]
+    one = dataclasses.replace(one, compute_dtype="float32")
+    name = "dreamer_v3"
+    shape = lambda config: f"{config.batch_size} x {config.length}"
+    matmul(table)
+    for label, config, iterations in (("small", small, 20), ("1m", one, 1)):
+        prefix = f"{name} {label}, {shape(config)}, 64x64x3"
+        if table.wants(f"{prefix}: update"):
+            update(table, f"{prefix}: update alone", name, config)
+        if table.wants(f"{prefix}: loop"):
+            in_loop(table, f"{prefix}: loop", name, config, make_env("catch"), iterations)
+        if table.wants(f"{prefix}: imagination"):
+            imagination(table, f"{prefix}: imagination, 1024 rows", name, config)
+        for envs in (1, 16):
+            if table.wants(f"{prefix}: policy"):
+                policy_step(table, f"{prefix}: policy step, {envs} envs", name, config, envs)
+    for env in ("catch", "pendulum"):
+        if table.wants(f"environment {env}"):
+            environment(table, env)
+    if table.wants("replay"):
+        replay(table)
+    report = {"machine": machine(), "rows": table.rows}
+    print(json.dumps(report["machine"], indent=2))
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=2) + "\n")
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,92 @@
+"""Who may import whom, read from the syntax trees."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "wmjax"
+# Direction of imports: a part may import those named here, and itself.
+BASE = {"types", "ops"}
+ALLOWED = {
+    "types": set(),
+    "ops": {"types"},
+    "nets": BASE,
+    "optim": BASE | {"nets"},
+    "dreaming": BASE | {"nets"},
+    "agents": BASE | {"nets", "optim", "dreaming"},
+    "envs": {"types"},
+    "replay": BASE,
+    "loops": BASE | {"replay", "dreaming"},
+    "presets": BASE | {"agents"},
+}
+CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "distrax", "chex", "orbax", "tyro", "rich", "tensorboardX"}
+CORE |= {"matplotlib", "imageio", "jaxtyping", "evosax"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def part(name: str) -> str:
+    """`wmjax.loops.device` is of the part `loops`."""
+    return name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if own not in ALLOWED:
+        assert own in ("__init__", "run", "figures", "cli"), f"say in ALLOWED what {own} may import"
+        return
+    used = {part(name) for name in imports(path) if name.startswith("wmjax.")}
+    assert used <= ALLOWED[own] | {own}
+
+
+def test_agents_do_not_import_each_other():
+    papers = [path for path in (PACKAGE / "agents").glob("*.py") if path.stem != "__init__"]
+    assert papers
+    for path in papers:
+        others = {f"wmjax.agents.{other.stem}" for other in papers if other != path} | {"wmjax.agents.AGENTS"}
+        assert not imports(path) & others
+
+
+def test_each_outside_environment_library_is_imported_in_one_file_inside_functions():
+    import sys
+
+    where: dict[str, list[Path]] = {}
+    for path in FILES:
+        outside = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - CORE - {"wmjax"}
+        for name in outside:
+            where.setdefault(name, []).append(path)
+            top = {
+                alias.name
+                for node in ast.parse(path.read_text()).body
+                if isinstance(node, ast.Import)
+                for alias in node.names
+            }
+            top |= {node.module for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)}
+            assert not any(module.split(".")[0] == name for module in top), f"{path} imports {name} at its top"
+    assert all(len(paths) == 1 and paths[0].parent.name == "envs" for paths in where.values()), where
+
+
+def test_nothing_is_pickled():
+    for path in FILES:
+        assert not {"pickle", "cloudpickle", "dill", "joblib", "shelve"} & {
+            name.split(".")[0] for name in imports(path)
+        }
+
+
+def test_modules_are_subclassed_in_nets_only():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and "Module" in {ast.unparse(base).split(".")[-1] for base in node.bases}:
+                assert path.parent.name == "nets", f"{path}: {node.name}"

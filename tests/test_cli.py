@@ -1,0 +1,194 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.test_run import ENV, TINY, compiled_once  # noqa: F401
+from wmjax.cli import main
+from wmjax.types import UsageError
+
+FIELDS = [word for name, value in TINY.items() for word in (f"--agent.{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, compiled_once):  # noqa: F811
+    path = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "dreamer_v3", "--env", ENV, "--steps", "60", "--out", str(path), *FIELDS]) == 0
+    return path
+
+
+def fails(capsys, arguments, *words, code=2):
+    """The command fails with one line on standard error that has all these words."""
+    assert main(arguments) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("wmjax: error: ")
+    missing = [word for word in words if word not in lines[0]]
+    assert not missing, lines[0]
+
+
+def test_training_says_what_it_does_and_ends_with_the_folder_and_the_digest(run, capsys):
+    arguments = ["train", "dreamer_v3", f"--env={ENV}", "--steps", "60", "--out", str(run), "--resume", *FIELDS]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.count("compilation cache /") == 1
+    assert f"dreamer_v3 on {ENV}, preset small, seed 0, 60 env steps" in out
+    for name in ("horizon=3", "learning_rate=0.01", "unimix=0.01"):
+        assert name in out.split()
+    end = out.splitlines()[-3:]
+    assert end[0].startswith("mean return ") and "over 100 episodes" in end[0]
+    assert end[1] == f"run folder {run}"
+    assert end[2].startswith("state sha256 ") and len(end[2].split()[-1]) == 64
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("trian", ["'trian'", "'train'"]),
+        ("train", ["agent", "missing", "dreamer_v3"]),
+        ("train dreamr_v3", ["agent", "'dreamr_v3'", "'dreamer_v3'"]),
+        ("train dreamer_v3 --env pendulun", ["env", "'pendulun'", "'pendulum'"]),
+        ("train dreamer_v3 --preset papers", ["preset", "'papers'", "'paper'"]),
+        ("train dreamer_v3 --sed 1", ["--sed", "--seed"]),
+        ("train dreamer_v3 --seed one", ["--seed", "'one'"]),
+        ("train dreamer_v3 --seed", ["--seed"]),
+        ("train dreamer_v3 --seed -1", ["seed", "-1"]),
+        ("train dreamer_v3 --steps 0", ["steps", "0"]),
+        ("train dreamer_v3 --image-size 7", ["image_size", "7"]),
+        ("train dreamer_v3 more", ["more"]),
+        ("train dreamer_v3 --agent.horizen 3", ["--agent.horizen", "--agent.horizon"]),
+        ("train dreamer_v3 --agent.horizon 0", ["horizon", "0"]),
+        ("train dreamer_v3 --agent.horizon soon", ["--agent.horizon", "'soon'"]),
+        ("train dreamer_v3 --agent.horizon 1.5", ["--agent.horizon", "'1.5'"]),
+        ("train dreamer_v3 --agent.size 2m", ["--agent.size", "'2m'", "12m"]),
+        ("train dreamer_v3 --agent.replay_capacity 100", ["replay_capacity", "100"]),
+        ("train dreamer_v3 --resume", ["resume", "out"]),
+        ("eval", ["RUN"]),
+        ("eval {empty}", ["{empty}", "not a run folder"]),
+        ("eval {empty} --action greedy", ["--action", "'greedy'", "sample", "mode"]),
+        ("dream {empty}", ["{empty}", "not a run folder"]),
+        ("plot", ["run"]),
+        ("plot {empty}", ["{empty}", "not a run folder"]),
+        ("list env", ["'env'", "envs"]),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(arguments, words, tmp_path, capsys):
+    place = lambda text: text.replace("{empty}", str(tmp_path))
+    fails(capsys, place(arguments).split(), *map(place, words))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_is_not_overwritten_nor_continued_with_other_settings(run, capsys):
+    arguments = ["train", "dreamer_v3", "--env", ENV, "--out", str(run), *FIELDS]
+    fails(capsys, arguments, "out", str(run), "not empty")
+    fails(capsys, [*arguments, "--resume", "--seed", "3"], "seed", "0", "3")
+
+
+def test_evaluation_of_a_run(run, capsys):
+    capsys.readouterr()
+    assert main(["eval", str(run), "--episodes", "20", "--seed", "1", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert list(scores) == ["mean", "std", "iqm", "ci95", "episodes", "returns"]
+    assert scores["episodes"] == len(scores["returns"]) == 20
+    assert scores["mean"] == pytest.approx(sum(scores["returns"]) / 20)
+    saved = json.loads((run / "eval.json").read_text())
+    assert saved["returns"] == scores["returns"]
+    assert main(["eval", str(run), "--episodes", "20", "--seed", "1"]) == 0
+    out = capsys.readouterr().out
+    assert f"mean return {scores['mean']:.3f}" in out
+    assert out.splitlines()[-1] == f"wrote {run / 'eval.json'}"
+    fails(capsys, ["eval", str(run), "--episodes", "0"], "episodes", "0")
+    fails(capsys, ["eval", str(run), "--env", "catch"], "obs", "image", "vector")
+
+
+def test_a_dream_of_a_run(run, capsys):
+    assert main(["dream", str(run), "--context", "2", "--horizon", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {run / 'dream.json'}"  # a vector has no picture
+    errors = json.loads((run / "dream.json").read_text())
+    assert (errors["context"], errors["horizon"], len(errors["vector"]["model"])) == (2, 3, 3)
+    # An episode has two records, so no window sees the same one two steps later.
+    assert errors["count"][0] > 0 and errors["count"][1:] == [0, 0]
+    fails(capsys, ["dream", str(run), "--horizon", "0"], "horizon", "0")
+
+
+def test_a_plot_of_runs(run, tmp_path, capsys):
+    assert main(["plot", str(run), str(run), "--out", str(tmp_path / "p.png")]) == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["plot", str(run)]) == 0
+    assert (run / "learning_curve.png").exists()
+
+
+@pytest.mark.parametrize(
+    "what, names",
+    [("agents", ["dreamer_v3"]), ("envs", ["catch", "pendulum"]), ("presets", ["small", "guide", "paper"])],
+)
+def test_lists(what, names, capsys):
+    assert main(["list", what]) == 0
+    words = capsys.readouterr().out.split()
+    assert set(names) <= set(words)
+
+
+def test_help_shows_the_commands_and_an_agents_fields_with_the_presets_values(capsys):
+    assert main([]) == 0
+    assert "wmjax train AGENT" in capsys.readouterr().out
+    assert main(["train", "dreamer_v3", "--preset", "guide", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--agent.batch-size INT" in out and "(default: 50)" in out
+    assert main(["train", "--help"]) == 0
+    assert "--image-size" in capsys.readouterr().out
+
+
+def test_signals_become_exit_codes(monkeypatch, capsys, tmp_path):
+    from wmjax import run as runs
+
+    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+
+        def stop(*args, signum=signum, **kwargs):
+            raise runs.Interrupted(signum, tmp_path)
+
+        monkeypatch.setattr(runs, "train", stop)
+        assert main(["train", "dreamer_v3"]) == code
+        assert capsys.readouterr().err == f"wmjax: interrupted; saved in {tmp_path}\n"
+
+
+def test_a_damaged_checkpoint_is_one_line_and_exit_code_1(run, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    manifest = next((copy / "checkpoints").glob("*/manifest.json"))
+    manifest.write_text(manifest.read_text().replace('"step": ', '"step": 1'))
+    fails(capsys, ["eval", str(copy)], str(manifest), "SHA-256", code=1)
+
+
+def test_the_command_itself_prints_one_line_and_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "wmjax.cli", "train", "dreamer_v4"], capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("wmjax: error: agent: ")
+    assert UsageError.__name__ not in done.stderr
+
+
+def test_the_cache_of_compiled_programs_can_be_moved_and_turned_off(monkeypatch, tmp_path):
+    import jax
+
+    from wmjax import run as runs
+
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.setenv("WMJAX_CACHE", "off")
+        assert runs.enable_compilation_cache() is None
+        monkeypatch.delenv("WMJAX_CACHE")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert runs.enable_compilation_cache() == tmp_path / "wmjax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "mine"))
+        assert runs.enable_compilation_cache() == tmp_path / "mine"
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

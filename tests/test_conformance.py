@@ -1,0 +1,213 @@
+"""What every agent must do, one row for each. A new agent adds a row to `ROWS` and passes the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.agents.batches import PIXELS, TINY_V3, perturb, random_trajectory
+from tests.agents.test_dreamer_v3 import gradient_flow
+from wmjax.agents import AGENTS
+from wmjax.envs import make_env
+from wmjax.envs.wrappers import agent_actions
+from wmjax.loops import checkpoint, device
+from wmjax.loops.rollout import evaluate
+from wmjax.types import Agent, EnvSpec
+
+
+class Row(NamedTuple):
+    """How to try one agent."""
+
+    config: Any  # tiny
+    gradient_flow: Callable[[], dict[str, set]]  # loss term -> modules that its gradient reaches
+    world_model: set[str]  # modules that only world model losses may train
+    actor_terms: set[str]
+    critic_terms: set[str]
+    probe: Any  # configuration that learns `probe:act_obs`
+    probe_iterations: int
+
+
+ROWS = {
+    "dreamer_v3": Row(
+        config=TINY_V3,
+        gradient_flow=gradient_flow,
+        world_model={"encoder", "rssm", "decoder", "reward", "cont"},
+        actor_terms={"actor"},
+        critic_terms={"critic"},
+        probe=dataclasses.replace(
+            TINY_V3, length=8, batch_size=8, num_envs=8, train_ratio=8, replay_capacity=8192, entropy_scale=1e-2,
+            learning_rate=2e-3, horizon=3, units=32,
+        ),
+        probe_iterations=400,
+    )
+}  # fmt: skip
+
+
+@pytest.fixture(params=ROWS)
+def row(request):
+    return request.param, ROWS[request.param]
+
+
+def make(name: str, spec: EnvSpec = PIXELS, config=None, axis_name: str | None = None) -> Agent:
+    return AGENTS[name][1](spec, config or ROWS[name].config, axis_name)
+
+
+def learner(agent: Agent):
+    """The last update of an agent's recipe."""
+    return agent.recipe.stages[-1].updates[-1]
+
+
+def start(agent: Agent):
+    """A state with perturbed parameters, and a batch for `learner`."""
+    state = jax.jit(agent.init)(jax.random.key(0))
+    state = state._replace(params=perturb(state.params, scale=0.03))
+    sampling = learner(agent).sampling
+    batch = random_trajectory(agent, PIXELS, state, sampling.length + sampling.context, learner(agent).batch_size)
+    return state, batch
+
+
+def test_every_agent_has_a_row():
+    assert set(ROWS) == set(AGENTS)
+
+
+def test_init_is_a_function_of_the_key(row):
+    agent = make(row[0])
+    init = jax.jit(agent.init)
+    first, second, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
+    chex.assert_trees_all_equal(first, second)
+    assert not all(map(np.array_equal, jax.tree.leaves(first.params), jax.tree.leaves(other.params)))
+
+
+def test_an_update_keeps_structure_and_compiles_once(row):
+    agent = make(row[0])
+    state, batch = start(agent)
+    update = jax.jit(chex.assert_max_traces(learner(agent).fn, n=1))
+    new, metrics, latent = update(state, jax.random.key(0), batch)
+    again, _, _ = update(new, jax.random.key(1), batch)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, new)
+    chex.assert_trees_all_equal_shapes_and_dtypes(batch.latent, latent)
+    assert (int(new.step), int(again.step)) == (int(state.step) + 1, int(state.step) + 2)
+    assert all(value.shape == () and np.isfinite(value) for value in metrics.values())
+
+
+def test_an_update_is_a_function_of_state_key_and_batch(row):
+    agent = make(row[0])
+    state, batch = start(agent)
+    update = jax.jit(learner(agent).fn)
+    first, second, other = (update(state, jax.random.key(seed), batch)[0] for seed in (0, 0, 1))
+    chex.assert_trees_all_equal(first, second)
+    assert not all(map(np.array_equal, jax.tree.leaves(first.params), jax.tree.leaves(other.params)))
+
+
+def test_acting_forgets_the_last_episode_where_a_new_one_begins(row):
+    agent = make(row[0])
+    state, batch = start(agent)
+    act = jax.jit(lambda carry, step: agent.act(state.params, jax.random.key(0), carry, step, explore=False))
+    carry = agent.act_carry(state.params, batch.action.shape[1])
+    record = lambda t, first: jax.tree.map(lambda x: x[t], batch.step)._replace(
+        is_first=jnp.full(batch.action.shape[1], first)
+    )
+    warm, _, _ = act(carry, record(0, True))
+    warm, _, _ = act(warm, record(1, False))
+    chex.assert_trees_all_equal(act(warm, record(2, True)), act(carry, record(2, True)))
+    _, _, kept = act(warm, record(2, False))
+    _, _, fresh = act(carry, record(2, True))
+    assert not all(map(np.array_equal, jax.tree.leaves(kept), jax.tree.leaves(fresh)))
+
+
+def test_rows_of_a_batch_do_not_see_each_other_when_acting(row):
+    agent = make(row[0])
+    state, batch = start(agent)
+    step = jax.tree.map(lambda x: x[0], batch.step)
+    keys = jax.random.split(jax.random.key(0), batch.action.shape[1])
+    rows = batch.action.shape[1]
+    _, action, _ = agent.act(state.params, keys, agent.act_carry(state.params, rows), step, explore=True)
+    one = jax.tree.map(lambda x: x[:1], step)
+    _, alone, _ = agent.act(state.params, keys[:1], agent.act_carry(state.params, 1), one, explore=True)
+    np.testing.assert_allclose(alone[0], action[0], atol=1e-5)
+
+
+def test_gradients_of_the_behavior_stay_out_of_the_world_model(row):
+    _, row = row
+    flow = row.gradient_flow()
+    for term in row.actor_terms:
+        assert flow[term] == {"actor"}, term
+    for term in row.critic_terms:
+        assert flow[term] == {"critic"}, term
+    trained = set().union(*(modules for modules in flow.values()))
+    assert trained == row.world_model | {"actor", "critic"}
+
+
+def test_half_batches_under_a_named_axis_equal_the_full_batch(row):
+    name, _ = row
+    whole, half = make(name), make(name, axis_name="devices")
+    state, batch = start(whole)
+    expected, expected_metrics, expected_latent = jax.jit(learner(whole).fn)(state, jax.random.key(0), batch)
+    split = jax.tree.map(lambda x: x.reshape(x.shape[0], 2, -1, *x.shape[2:]), batch)
+    update = jax.vmap(learner(half).fn, (None, None, 1), axis_name="devices")
+    found, metrics, latent = jax.jit(update)(state, jax.random.key(0), split)
+    moved = 0.0
+    for old, new, other in zip(*map(jax.tree.leaves, (state.params, expected.params, found.params)), strict=True):
+        np.testing.assert_array_equal(other[0], other[1])
+        np.testing.assert_allclose(other[0], new, atol=2e-5)
+        moved = max(moved, float(np.abs(np.asarray(new) - old).max()))
+    assert moved > 100 * 2e-5 / 4  # the tolerance is far below what the update did
+    for statistic, other in zip(*map(jax.tree.leaves, (expected.stats, found.stats)), strict=True):
+        np.testing.assert_allclose(other[0], statistic, rtol=1e-4, atol=1e-6)
+    for key in expected_metrics:
+        np.testing.assert_allclose(metrics[key][0], expected_metrics[key], rtol=2e-2, atol=1e-3)
+    joined = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), latent)
+    for x, y in zip(*map(jax.tree.leaves, (joined, expected_latent)), strict=True):
+        np.testing.assert_allclose(np.float32(x), np.float32(y), atol=1e-4)
+
+
+def test_a_checkpoint_brings_the_agent_back(row, tmp_path):
+    agent = make(row[0])
+    state, _ = start(agent)
+    checkpoint.save(tmp_path, 3, state)
+    restored = checkpoint.restore(tmp_path, jax.eval_shape(agent.init, jax.random.key(0)))
+    chex.assert_trees_all_equal(restored, state)
+
+
+def test_updates_lower_for_gpu_and_tpu_from_any_machine(row):
+    agent = make(row[0])
+    state, batch = start(agent)
+    traced = jax.jit(learner(agent).fn).trace(state, jax.random.key(0), batch)
+    for platform in ("cuda", "tpu"):
+        assert "stablehlo.convolution" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_the_device_loop_lowers_for_gpu_and_tpu_and_maps_over_seeds(row):
+    name, row = row
+    env = agent_actions(make_env("catch", image_size=16))
+    agent = make(name, env.spec)
+    stage = jax.jit(device.make_stage(agent, env, agent.recipe.stages[-1]), donate_argnums=0)
+    run = jax.eval_shape(lambda key: device.init(agent, env, key), jax.random.key(0))
+    iterations = jax.ShapeDtypeStruct((), jnp.int32)
+    for platform in ("cuda", "tpu"):
+        stage.trace(run, iterations).lower(lowering_platforms=(platform,))
+    seeds = jax.eval_shape(jax.vmap(lambda key: device.init(agent, env, key)), jax.random.split(jax.random.key(0), 3))
+    mapped = jax.vmap(device.make_stage(agent, env, agent.recipe.stages[-1]), (0, None))
+    after, metrics = jax.eval_shape(mapped, seeds, iterations)
+    chex.assert_trees_all_equal_shapes_and_dtypes(seeds, after)
+    assert all(value.shape == (3,) for value in metrics.values())
+
+
+def test_it_learns_to_act_on_what_it_sees(row):
+    """The hardest probe: reward 1 for the action that the observation names, -1 for the other."""
+    name, row = row
+    env = agent_actions(make_env("probe:act_obs"))
+    agent = make(name, env.spec, row.probe)
+    run = jax.jit(lambda key: device.init(agent, env, key))(jax.random.key(0))
+    for stage in agent.recipe.stages:
+        run, _ = device.compile_stage(agent, env, stage)(run, stage.iterations or row.probe_iterations)
+        run = device.next_stage(run)
+    scores = jax.jit(lambda params, key: evaluate(agent, env, params, key, 128))(run.agent.params, jax.random.key(1))
+    assert np.mean(scores.returns) > 0.8

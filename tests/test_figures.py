@@ -1,0 +1,77 @@
+import json
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from wmjax import figures
+from wmjax.types import UsageError
+
+
+def windows():
+    """Two windows of one pixel: context 1, horizon 2; the second window's episode ends after one step."""
+    truth = np.array([[0, 51], [102, 51], [204, 255]], np.uint8)
+    model = np.array([[0, 51], [102, 102], [153, 0]], np.float32)
+    valid = np.array([[True, True], [True, False]])
+    pixel = lambda x: {"image": x[..., None, None, None]}
+    return figures.OpenLoop(pixel(truth), pixel(model), valid)
+
+
+def test_errors_by_horizon_count_only_what_belongs_to_the_episode():
+    errors = figures.horizon_errors(windows(), 1)
+    assert errors["count"] == [2, 1]
+    np.testing.assert_allclose(errors["image"]["model"], [(0 + 0.2**2) / 2, 0.2**2], rtol=1e-5)
+    np.testing.assert_allclose(errors["image"]["repeat_last"], [(0.4**2 + 0) / 2, 0.8**2], rtol=1e-5)
+    mean = (0 + 0.2 + 0.4 + 0.2 + 0.8 + 1.0) / 6
+    np.testing.assert_allclose(
+        errors["image"]["mean_frame"], [((0.4 - mean) ** 2 + (0.2 - mean) ** 2) / 2, (0.8 - mean) ** 2], rtol=1e-5
+    )
+
+
+def test_horizons_that_no_window_reaches_are_null():
+    result = windows()._replace(valid=np.array([[True, False], [False, False]]))
+    errors = figures.horizon_errors(result, 1)
+    assert errors["count"] == [1, 0]
+    assert errors["image"]["model"][1] is None
+
+
+def test_a_dream_has_a_frame_for_each_step_and_rows_truth_model_error(tmp_path):
+    size, steps = 16, 4
+    rng = np.random.default_rng(0)
+    truth = np.repeat(rng.integers(0, 256, (steps, 3, 1, 1, 1)), size, 2).repeat(size, 3).astype(np.uint8)
+    model = np.zeros(truth.shape, np.float32)
+    result = figures.OpenLoop({"image": truth}, {"image": model}, np.ones((2, 3), bool))
+    figures.write_dream_gif(tmp_path / "dream.gif", result, 2, "image")
+    frames = iio.imread(tmp_path / "dream.gif")[..., :3].astype(int)
+    assert len(frames) == steps
+    high = (frames.shape[1] - 4) // 3
+    tops = frames[:, high // 2 :: high][:, :3, high // 2]  # a pixel of the first window in each row
+    np.testing.assert_allclose(tops[:, 0], np.repeat(truth[:, 0, 0, 0], 3, -1), atol=8)
+    np.testing.assert_allclose(tops[:, 1], 0, atol=8)
+    np.testing.assert_allclose(tops[:, 2], tops[:, 0], atol=8)
+
+
+def write_run(folder, returns):
+    folder.mkdir()
+    lines = [{"step": 10 * i, "episode/return": value} for i, value in enumerate(returns)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_learning_curve_is_the_mean_over_seeds_with_its_interval(tmp_path):
+    folders = [write_run(tmp_path / "a", [0.0, 2.0, None, 4.0]), write_run(tmp_path / "b", [2.0, 4.0, 4.0])]
+    curve = figures.learning_curve(folders, points=3)
+    np.testing.assert_allclose(curve.steps, [0, 10, 20])  # to where the shorter run ends
+    np.testing.assert_allclose(curve.mean, [1.0, 3.0, 3.5])
+    np.testing.assert_allclose(curve.high - curve.mean, 1.96 * np.array([1.0, 1.0, 0.5]))
+    assert curve.runs == 2
+
+
+def test_a_plot_is_a_picture_and_an_empty_run_is_refused(tmp_path):
+    folders = [write_run(tmp_path / "a", [0.0, 1.0]), write_run(tmp_path / "b", [None])]
+    figures.plot_learning_curves(tmp_path / "p.png", [("x", folders[0])])
+    assert iio.imread(tmp_path / "p.png").ndim == 3
+    with pytest.raises(UsageError, match="no finished episodes"):
+        figures.plot_learning_curves(tmp_path / "q.png", [("x", folders[1])])
+    with pytest.raises(UsageError, match="cannot be written"):
+        figures.plot_learning_curves(tmp_path / "q.nonsense", [("x", folders[0])])

@@ -1,0 +1,424 @@
+"""Convolutions over images, [..., H, W, C], that are fast on a CPU too.
+
+On an accelerator every function here is one plain `lax.conv_general_dilated`. On a CPU XLA's own convolutions are slow:
+their weight gradient by itself, and nearly everything about them inside a `lax.scan`, where every update of a device
+loop runs. There the same numbers come from *block convolution*: the image is cut into blocks, a block of output pixels
+is one row of a matrix product, and the kernel is spread out (with zeros) into the matrix that maps the input blocks
+under a block of outputs to that block. A few more multiplications buy far fewer copies, and a shape of product that
+runs at full speed: with a 5x5 kernel and 2x4 outputs at once the copies fall from 25 to 6 numbers per pixel and
+channel, and the products rise by 1.92. A stride is a larger block of input, upsampling a larger block of output, so
+strided, transposed and upsampling convolutions are all the same few lines.
+
+The CPU formulation is made of pads, slices and matrix products alone, so reverse mode, forward mode and `vmap` follow.
+Both lowerings live in one traced function (`lax.platform_dependent`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from wmjax.types import Array, UsageError
+
+Padding = str | int  # "SAME", "VALID", or so many zeros on every side
+
+_DIMS = ("NHWC", "HWIO", "NHWC")
+_TILES = tuple(itertools.product((1, 2, 4), repeat=2))  # blocks of output pixels worth trying
+_CHUNK_BYTES = 4 << 20  # of patches and products at once, so that they stay in cache
+_MIN_CHUNK = 8  # images at once: the innermost axis, so one SIMD register
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Functions
+
+
+def conv2d(x: Array, kernel: Array, *, stride: int = 1, padding: Padding = "SAME") -> Array:
+    """Correlates images with a kernel.
+
+    Args:
+      x: [..., H, W, C], any leading axes.
+      kernel: [kh, kw, C, O].
+      stride: pixels between outputs, both ways.
+      padding: "SAME" (ceil(H / stride) outputs, the extra zero below and right), "VALID", or zeros on every side.
+
+    Returns:
+      [..., Ho, Wo, O] in the dtype of `x`. Products are accumulated in float32.
+
+    Raises:
+      UsageError: `padding` or `stride` is not one of these, channels differ, or the kernel is larger than the image.
+    """
+    return _conv(x, kernel, stride, padding, pool=False)
+
+
+def conv2d_max_pool(x: Array, kernel: Array, *, padding: Padding = "SAME") -> Array:
+    """`max_pool2d(conv2d(x, kernel, padding=padding))`, without ever storing the large image in between.
+
+    A bias may be added afterwards: max(y + b) = max(y) + b. Arguments and errors as for `conv2d`.
+
+    Returns:
+      [..., Ho // 2, Wo // 2, O].
+    """
+    return _conv(x, kernel, 1, padding, pool=True)
+
+
+def conv2d_transpose(x: Array, kernel: Array, *, stride: int, padding: str = "VALID") -> Array:
+    """Transposed convolution with a Keras kernel: y[stride * i + k] = sum of x[i] kernel[k], the adjoint of `conv2d`.
+
+    The same numbers as `lax.conv_transpose(..., transpose_kernel=True)`, so Keras kernels load unchanged.
+
+    Args:
+      x: [..., H, W, C], any leading axes.
+      kernel: [kh, kw, O, C], the layout of Keras.
+      stride: output pixels per input pixel, both ways.
+      padding: "VALID", stride * H + max(kh - stride, 0) outputs; or "SAME", stride * H.
+
+    Returns:
+      [..., Ho, Wo, O] in the dtype of `x`.
+
+    Raises:
+      UsageError: as `conv2d`.
+    """
+    if padding not in ("SAME", "VALID"):
+        raise UsageError(f"padding: {padding!r} is not valid for a transposed convolution; use 'SAME' or 'VALID'")
+    _check(x, kernel, stride, kernel.shape[3])
+    sizes = list(zip(kernel.shape[:2], x.shape[-3:-1], strict=True))
+    if padding == "VALID":
+        begins, outs = (0, 0), [stride * n + max(k - stride, 0) for k, n in sizes]
+    else:  # the convention of `lax.conv_transpose`: what exceeds stride * n is cut off both ends, more of it at the end
+        ends = [k - 1 if stride > k - 1 else -(-(k + stride - 2) // 2) for k, _ in sizes]
+        begins, outs = [k - 1 - e for (k, _), e in zip(sizes, ends, strict=True)], [stride * n for _, n in sizes]
+    lows = [-(-k // stride) - 1 for k, _ in sizes]
+
+    def fast(x, kernel):
+        return _block_conv(x, _transposed_phases(kernel, stride), 1, lows, begins, outs)
+
+    def plain(x, kernel):
+        return lax.conv_transpose(x, kernel, (stride, stride), padding, dimension_numbers=_DIMS, transpose_kernel=True)
+
+    return _either(fast, plain, x, kernel)
+
+
+def upsample_conv2d(x: Array, kernel: Array) -> Array:
+    """Nearest-neighbor upsampling by 2, then `conv2d` with "SAME" padding and stride 1.
+
+    Each output sees only few distinct inputs: the 25 taps of a 5x5 kernel fall on 9 pixels, and are summed first.
+
+    Args:
+      x: [..., H, W, C], any leading axes.
+      kernel: [kh, kw, C, O], odd sides.
+
+    Returns:
+      [..., 2H, 2W, O] in the dtype of `x`.
+
+    Raises:
+      UsageError: a side of the kernel is even, or channels differ.
+    """
+    _check(x, kernel, 1, kernel.shape[2])
+    if not all(k % 2 for k in kernel.shape[:2]):
+        raise UsageError(f"kernel_size: {tuple(kernel.shape[:2])} is not valid for upsampling; use odd sides")
+    lows = [-(-(k // 2) // 2) for k in kernel.shape[:2]]
+    outs = [2 * n for n in x.shape[-3:-1]]
+
+    def fast(x, kernel):
+        rows, cols = (jnp.asarray(_upsampling_sums(k)) for k in kernel.shape[:2])
+        phases = jnp.einsum("pak,qbl,klco->abcpqo", rows, cols, kernel.astype(jnp.float32), precision="highest")
+        return _block_conv(x, phases, 1, lows, (0, 0), outs)
+
+    def plain(x, kernel):
+        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_DIMS)
+
+    return _either(fast, plain, x, kernel)
+
+
+def max_pool2d(x: Array) -> Array:
+    """Maximum over 2x2 windows with stride 2; an odd last row or column is dropped.
+
+    The gradient goes to the first maximum of a window in row-major order, as in XLA's select-and-scatter, but by
+    comparisons: that operation is slow on a CPU. NaN wins.
+
+    Args:
+      x: [..., H, W, C].
+
+    Returns:
+      [..., H // 2, W // 2, C].
+    """
+    *batch, h, w, c = x.shape
+    x = x[..., : h // 2 * 2, : w // 2 * 2, :].reshape(*batch, h // 2, 2, w // 2, 2, c)
+    return _max_of_four(x[..., 0, :, 0, :], x[..., 0, :, 1, :], x[..., 1, :, 0, :], x[..., 1, :, 1, :])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modules
+
+
+class Conv(nn.Module):
+    """`conv2d` with parameters `kernel` [kh, kw, C, features] and `bias` [features], float32.
+
+    `max_pool=True` adds 2x2 max-pooling (stride 1 only; `conv2d_max_pool`), which costs much less here than afterwards.
+    """
+
+    features: int
+    kernel_size: int | tuple[int, int]
+    stride: int = 1
+    padding: Padding = "SAME"
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    bias_init: Callable = nn.initializers.zeros_init()
+    dtype: Any = jnp.float32
+    max_pool: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., H, W, C] to [..., Ho, Wo, features] in `dtype`."""
+        if self.max_pool and self.stride != 1:
+            raise UsageError(f"stride: {self.stride} is not valid with max_pool; use 1")
+        kernel = self.param("kernel", self.kernel_init, (*_pair(self.kernel_size), x.shape[-1], self.features))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return _add_bias(self, _conv(x, kernel, self.stride, self.padding, self.max_pool))
+
+
+class ConvTranspose(nn.Module):
+    """`conv2d_transpose` with parameters `kernel` [kh, kw, features, C] (as Keras) and `bias` [features], float32.
+
+    Note for initializers: the fan-in is the *last* axis of this kernel.
+    """
+
+    features: int
+    kernel_size: int | tuple[int, int]
+    stride: int = 1
+    padding: str = "VALID"
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
+    bias_init: Callable = nn.initializers.zeros_init()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., H, W, C] to [..., Ho, Wo, features] in `dtype`."""
+        kernel = self.param("kernel", self.kernel_init, (*_pair(self.kernel_size), self.features, x.shape[-1]))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return _add_bias(self, conv2d_transpose(x, kernel, stride=self.stride, padding=self.padding))
+
+
+class UpsampleConv(nn.Module):
+    """`upsample_conv2d` with parameters `kernel` [kh, kw, C, features] and `bias` [features], float32."""
+
+    features: int
+    kernel_size: int | tuple[int, int]
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    bias_init: Callable = nn.initializers.zeros_init()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., H, W, C] to [..., 2H, 2W, features] in `dtype`."""
+        kernel = self.param("kernel", self.kernel_init, (*_pair(self.kernel_size), x.shape[-1], self.features))
+        return _add_bias(self, upsample_conv2d(x.astype(self.dtype), kernel.astype(self.dtype)))
+
+
+def _add_bias(module: Conv | ConvTranspose | UpsampleConv, y: Array) -> Array:
+    if not module.use_bias:
+        return y
+    return y + module.param("bias", module.bias_init, (module.features,)).astype(y.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Choosing between the lowerings
+
+
+def _conv(x: Array, kernel: Array, stride: int, padding: Padding, pool: bool) -> Array:
+    """`conv2d` or, with `pool`, `conv2d_max_pool`."""
+    _check(x, kernel, stride, kernel.shape[2])
+    sides = list(zip(kernel.shape[:2], x.shape[-3:-1], strict=True))
+    pads = [_pads(n, k, stride, padding) for k, n in sides]
+    outs = [(lo + n + hi - k) // stride + 1 for (k, n), (lo, hi) in zip(sides, pads, strict=True)]
+    if min(outs) < 1:
+        raise UsageError(
+            f"kernel_size: {tuple(kernel.shape[:2])} does not fit images of {tuple(x.shape[-3:-1])} pixels"
+        )
+    if kernel.shape[:2] == (1, 1) and stride == 1 and pads == [(0, 0), (0, 0)]:
+        y = jnp.matmul(x, kernel[0, 0].astype(x.dtype))  # nothing but a matrix product
+        return max_pool2d(y) if pool else y
+
+    def fast(x, kernel):
+        return _block_conv(x, kernel[:, :, :, None, None], stride, [lo for lo, _ in pads], (0, 0), outs, pool)
+
+    def plain(x, kernel):
+        y = lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_DIMS)
+        return max_pool2d(y) if pool else y
+
+    return _either(fast, plain, x, kernel)
+
+
+def _either(fast: Callable, plain: Callable, x: Array, kernel: Array) -> Array:
+    """`fast` on a CPU and `plain` elsewhere, on images with one batch axis."""
+    batch = x.shape[:-3]
+    flat = x.reshape(-1, *x.shape[-3:])
+    y = lax.platform_dependent(flat, kernel.astype(x.dtype), cpu=fast, default=plain)
+    return y.reshape(*batch, *y.shape[1:])
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _pads(n: int, k: int, stride: int, padding: Padding) -> tuple[int, int]:
+    """Zeros before and after an axis of `n` pixels."""
+    if padding == "VALID":
+        return 0, 0
+    if padding == "SAME":
+        total = max((-(-n // stride) - 1) * stride + k - n, 0)
+        return total // 2, total - total // 2
+    if isinstance(padding, int) and padding >= 0:
+        return padding, padding
+    raise UsageError(f"padding: {padding!r} is not valid; use 'SAME', 'VALID' or a number of pixels >= 0")
+
+
+def _check(x: Array, kernel: Array, stride: int, channels: int) -> None:
+    if stride < 1:
+        raise UsageError(f"stride: {stride} is not valid; use an integer >= 1")
+    if x.ndim < 3 or x.shape[-1] != channels:
+        raise UsageError(f"x: shape {x.shape} is not valid; use [..., H, W, {channels}] for a kernel {kernel.shape}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Block convolution
+
+
+def _block_conv(x, kernel, stride, lows, begins, outs, pool=False):
+    """Correlates with `kernel` at every `stride`-th pixel; each position gives a patch of [ph, pw] output pixels.
+
+    Args:
+      x: [N, H, W, C].
+      kernel: [kh, kw, C, ph, pw, O]. A convolution has ph = pw = 1.
+      stride: input pixels between positions.
+      lows: zeros above and to the left of the image.
+      begins: first rows and columns of output to leave out.
+      outs: rows and columns of output to keep.
+      pool: 2x2 max-pooling of the output (needs ph = pw = 1 and no `begins`).
+
+    Returns:
+      [N, *outs, O], or half as large with `pool`, in the dtype of `x`.
+    """
+    (num, *side, c), (*_, ph, pw, o) = x.shape, kernel.shape
+    grid = [-(-(b + n) // p) for b, n, p in zip(begins, outs, (ph, pw), strict=True)]
+    tile = _best_tile(kernel.shape, stride, grid, pool)
+    spans = _spans(tile, kernel.shape[:2], stride)
+    tiles = [-(-g // t) for g, t in zip(grid, tile, strict=True)]  # blocks of output, and below blocks of input
+    blocks = [(n + s - 1, t * stride) for n, s, t in zip(tiles, spans, tile, strict=True)]
+    matrix = _spread(kernel.astype(jnp.float32), tile, spans, stride)  # [Q, K]
+    chunk = _chunk(num, (matrix.shape[0] + matrix.shape[1]) * tiles[0] * tiles[1])
+    margins = [(lo, n * size - side - lo, 0) for lo, (n, size), side in zip(lows, blocks, side, strict=True)]
+
+    def one_chunk(matrix, x):
+        (bh, sh), (bw, sw) = blocks
+        x = lax.pad(x.astype(jnp.float32), jnp.float32(0), ((0, 0, 0), *margins, (0, 0, 0)))  # margins may be negative
+        x = x.reshape(chunk, bh, sh, bw, sw, c).transpose(2, 4, 5, 1, 3, 0)  # images last: every copy below is long
+        taps = itertools.product(range(spans[0]), range(spans[1]))
+        patches = jnp.stack([x[:, :, :, i : i + tiles[0], j : j + tiles[1]] for i, j in taps])
+        y = matrix @ patches.reshape(matrix.shape[1], -1)
+        if pool:
+            y = y.reshape(tile[0] // 2, 2, tile[1] // 2, 2, o, *tiles, chunk)
+            y = _max_of_four(y[:, 0, :, 0], y[:, 0, :, 1], y[:, 1, :, 0], y[:, 1, :, 1])
+        else:
+            y = y.reshape(tile[0] * ph, tile[1] * pw, o, *tiles, chunk)
+        rows, cols = y.shape[0] * tiles[0], y.shape[1] * tiles[1]
+        y = y.transpose(5, 3, 0, 4, 1, 2).reshape(chunk, rows, cols, o)
+        keep = [slice(b, b + n // (2 if pool else 1)) for b, n in zip(begins, outs, strict=True)]
+        return y[:, keep[0], keep[1]].astype(dtype)
+
+    # Patches are many times larger than the image: make them again for the gradient rather than keep them. Which pixel
+    # won is kept, so that the gradient needs no second forward product.
+    dtype = x.dtype
+    policy = jax.checkpoint_policies.save_only_these_names("winner")
+    one_chunk = jax.checkpoint(one_chunk, policy=policy, prevent_cse=False)
+    if chunk >= num:
+        return one_chunk(matrix, x)
+    count = -(-num // chunk)
+    x = jnp.pad(x, ((0, count * chunk - num), (0, 0), (0, 0), (0, 0))).reshape(count, chunk, *side, c)
+    _, y = lax.scan(lambda _, x: (None, one_chunk(matrix, x)), None, x)
+    return y.reshape(count * chunk, *y.shape[2:])[:num]
+
+
+def _spans(tile, sides, stride):
+    """Input blocks, each way, under one block of output."""
+    return [-(-((t - 1) * stride + k) // (t * stride)) for t, k in zip(tile, sides, strict=True)]
+
+
+def _best_tile(shape, stride, grid, pool):
+    """The block of output positions with the least estimated time: multiplications against copies.
+
+    A number copied into a patch costs about as much as 52 multiply-adds of the product it enters (measured on one core,
+    inside a scan). Larger blocks copy less and multiply more zeros.
+    """
+
+    def cost(tile):
+        spans = _spans(tile, shape[:2], stride)
+        window = np.prod([s * t * stride for s, t in zip(spans, tile, strict=True)])
+        count = np.prod([-(-g // t) for g, t in zip(grid, tile, strict=True)])
+        return count * window * (np.prod(tile) * np.prod(shape[3:]) + 52)
+
+    return min((t for t in _TILES if not pool or (t[0] > 1 and t[1] > 1)), key=cost)
+
+
+def _chunk(num, floats):
+    """Images at once: a power of two (but no more than there are), `floats` numbers each."""
+    fits = max(_CHUNK_BYTES // (4 * floats), 1)
+    return min(num, max(_MIN_CHUNK, 1 << (fits.bit_length() - 1)))
+
+
+def _spread(kernel, tile, spans, stride):
+    """The matrix from the input blocks under a block of outputs to those outputs.
+
+    Args:
+      kernel: [kh, kw, C, ph, pw, O].
+
+    Returns:
+      [Q, K]: Q runs over (tile row, ph, tile column, pw, O), K over (span row, span column, block row, column, C).
+    """
+
+    def shifted(kernel, axis, count, span):
+        room = span * count * stride - kernel.shape[axis]
+        pads = [(i * stride, room - i * stride) for i in range(count)]
+        return jnp.stack([jnp.pad(kernel, [p if d == axis else (0, 0) for d in range(kernel.ndim)]) for p in pads])
+
+    kernel = shifted(kernel, 0, tile[0], spans[0])  # [th, rows, kw, C, ph, pw, O]
+    kernel = shifted(kernel, 2, tile[1], spans[1])  # [tw, th, rows, columns, C, ph, pw, O]
+    tw, th, _, _, c, ph, pw, o = kernel.shape
+    kernel = kernel.reshape(tw, th, spans[0], th * stride, spans[1], tw * stride, c, ph, pw, o)
+    return kernel.transpose(1, 7, 0, 8, 9, 2, 4, 3, 5, 6).reshape(th * ph * tw * pw * o, -1)
+
+
+def _max_of_four(a, b, c, d):
+    """The maximum; the gradient goes to the first of equals. NaN wins."""
+
+    def larger(x, y):
+        return jnp.where(checkpoint_name((y > x) | (y != y), "winner"), y, x)
+
+    return larger(larger(a, b), larger(c, d))
+
+
+def _transposed_phases(kernel, stride):
+    """From a Keras kernel [kh, kw, O, C] to [positions, positions, C, stride, stride, O] for `_block_conv`.
+
+    Output stride * q + p takes kernel[p + stride * d] from input q - d.
+    """
+    kh, kw, o, c = kernel.shape
+    dh, dw = -(-kh // stride), -(-kw // stride)
+    kernel = jnp.pad(kernel, ((0, dh * stride - kh), (0, dw * stride - kw), (0, 0), (0, 0)))
+    return kernel.reshape(dh, stride, dw, stride, o, c)[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
+
+
+def _upsampling_sums(k):
+    """Which taps of an odd kernel fall on which input pixel: 0/1 of shape [2 phases, pixels, k]."""
+    pixel = (np.arange(2)[:, None] + np.arange(k) - k // 2) // 2  # of each phase and tap, relative to the position
+    return (pixel[:, None] == np.arange(pixel.min(), pixel.max() + 1)[:, None]).astype(np.float32)
