@@ -105,7 +105,7 @@ def test_every_block_size_gives_the_same_numbers(monkeypatch):
 
 def test_a_batch_cut_into_chunks_gives_the_same_numbers(monkeypatch):
     monkeypatch.setattr(conv, "_CHUNK_BYTES", 1)
-    x, k = normal(0, 19, 6, 6, 2), normal(1, 3, 3, 2, 3)  # 19 images: chunks of 8, and the last is not full
+    x, k = normal(0, 19, 6, 6, 2), normal(1, 3, 3, 2, 3)  # 19 images: three chunks of 7, the last not full
     assert_same(conv.conv2d, plain_conv, x, k)
     assert_same(conv.conv2d_max_pool, lambda x, k: plain_pool(plain_conv(x, k)), x, k)
 

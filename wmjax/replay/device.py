@@ -114,12 +114,15 @@ def add(replay: Replay, records: Record) -> Replay:
     rows, steps = _rows(replay), records[1].shape[0]
     if steps > rows:
         raise UsageError(f"collect {steps}: replay keeps {rows} steps of each environment; must be at most that")
-    at = (replay.added + jnp.arange(steps)) % rows
-    data = jax.tree.map(
-        lambda x, new: x.at[at].set(new, mode="promise_in_bounds", unique_indices=True),
-        replay.data,
-        _pack(Record(*records)),
-    )
+    records = _pack(Record(*records))
+
+    def write_row(i: Array, data: Record) -> Record:
+        place = (replay.added + i) % rows
+        return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new[i], place, 0), data, records)
+
+    # XLA fuses a plain write into the gathers of `sample`, which then need the buffers as they were before it: a copy of
+    # the whole replay in every iteration. It cannot fuse a loop, nor unroll one whose length the barrier hides.
+    data = jax.lax.fori_loop(0, jax.lax.optimization_barrier(jnp.int32(steps)), write_row, replay.data)
     return replay._replace(data=data, added=replay.added + steps)
 
 
