@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -198,6 +202,29 @@ def test_the_device_loop_lowers_for_gpu_and_tpu_and_maps_over_seeds(row):
     after, metrics = jax.eval_shape(mapped, seeds, iterations)
     chex.assert_trees_all_equal_shapes_and_dtypes(seeds, after)
     assert all(value.shape == (3,) for value in metrics.values())
+
+
+def test_an_iteration_of_the_device_loop_never_copies_the_replay(row):
+    name, row = row
+    env = agent_actions(make_env("catch", image_size=16))
+    agent = make(name, env.spec, dataclasses.replace(row.config, replay_capacity=100_000))
+    run = jax.eval_shape(lambda key: device.init(agent, env, key), jax.random.key(0))
+    stage = jax.jit(device.make_stage(agent, env, agent.recipe.stages[-1]), donate_argnums=0)
+    memory = stage.lower(run, jax.ShapeDtypeStruct((), jnp.int32)).compile().memory_analysis()
+    images = 100_000 * 16 * 16 * 3
+    assert memory.alias_size_in_bytes > images
+    assert memory.temp_size_in_bytes < images / 2
+
+
+def test_imagination_under_pmap_over_four_devices_equals_one_device(row):
+    """Needs devices that can only be forced before JAX starts, so it runs in a process of its own."""
+    name, _ = row
+    script = Path(__file__).with_name("pmap_imagine.py")
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"}
+    environment = os.environ | flags | {"PYTHONPATH": str(script.parents[1]), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, str(script), name], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "equal on 4 devices" in done.stdout
 
 
 def test_it_learns_to_act_on_what_it_sees(row):

@@ -404,11 +404,13 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], path: str | Path) -
 
 def _start(made: Setup, path: Path | None) -> device.RunState:
     """The run's first state, or its newest saved one. Compiled, as it would take a minute op by op."""
+    # It runs once, so time spent on optimizing it is lost.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init = functools.partial(device.init, made.agent, made.env)
     key = jax.random.key(made.description["seed"])
     if path is not None and checkpoint.latest(path / CHECKPOINTS) is not None:
         return checkpoint.restore(path / CHECKPOINTS, jax.eval_shape(init, key))
-    return jax.jit(init)(key)
+    return jax.jit(init).lower(key).compile(compiler_options=options)(key)
 
 
 @contextlib.contextmanager
