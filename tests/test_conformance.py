@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import checkpoint, device
 from wmjax.loops.rollout import evaluate
-from wmjax.types import Agent, EnvSpec
+from wmjax.types import Agent, AgentState, EnvSpec, Trajectory
 
 
 class Row(NamedTuple):
@@ -46,10 +47,10 @@ ROWS = {
         actor_terms={"actor"},
         critic_terms={"critic"},
         probe=dataclasses.replace(
-            TINY_V3, length=8, batch_size=8, num_envs=8, train_ratio=8, replay_capacity=8192, entropy_scale=1e-2,
+            TINY_V3, length=8, batch_size=16, num_envs=16, train_ratio=8, replay_capacity=8192, entropy_scale=3e-3,
             learning_rate=2e-3, horizon=3, units=32,
         ),
-        probe_iterations=400,
+        probe_iterations=600,
     )
 }  # fmt: skip
 
@@ -68,13 +69,24 @@ def learner(agent: Agent):
     return agent.recipe.stages[-1].updates[-1]
 
 
-def start(agent: Agent):
-    """A state with perturbed parameters, and a batch for `learner`."""
+class Start(NamedTuple):
+    """An agent with perturbed parameters, a batch for `learner`, and its compiled update."""
+
+    agent: Agent
+    state: AgentState
+    batch: Trajectory
+    update: Callable
+
+
+@functools.cache
+def start(name: str) -> Start:
+    """Compiling takes longer than all tests: done once for each agent."""
+    agent = make(name)
     state = jax.jit(agent.init)(jax.random.key(0))
     state = state._replace(params=perturb(state.params, scale=0.03))
     sampling = learner(agent).sampling
     batch = random_trajectory(agent, PIXELS, state, sampling.length + sampling.context, learner(agent).batch_size)
-    return state, batch
+    return Start(agent, state, batch, jax.jit(chex.assert_max_traces(learner(agent).fn, n=1)))
 
 
 def test_every_agent_has_a_row():
@@ -90,9 +102,7 @@ def test_init_is_a_function_of_the_key(row):
 
 
 def test_an_update_keeps_structure_and_compiles_once(row):
-    agent = make(row[0])
-    state, batch = start(agent)
-    update = jax.jit(chex.assert_max_traces(learner(agent).fn, n=1))
+    _, state, batch, update = start(row[0])
     new, metrics, latent = update(state, jax.random.key(0), batch)
     again, _, _ = update(new, jax.random.key(1), batch)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, new)
@@ -102,17 +112,14 @@ def test_an_update_keeps_structure_and_compiles_once(row):
 
 
 def test_an_update_is_a_function_of_state_key_and_batch(row):
-    agent = make(row[0])
-    state, batch = start(agent)
-    update = jax.jit(learner(agent).fn)
+    _, state, batch, update = start(row[0])
     first, second, other = (update(state, jax.random.key(seed), batch)[0] for seed in (0, 0, 1))
     chex.assert_trees_all_equal(first, second)
     assert not all(map(np.array_equal, jax.tree.leaves(first.params), jax.tree.leaves(other.params)))
 
 
 def test_acting_forgets_the_last_episode_where_a_new_one_begins(row):
-    agent = make(row[0])
-    state, batch = start(agent)
+    agent, state, batch, _ = start(row[0])
     act = jax.jit(lambda carry, step: agent.act(state.params, jax.random.key(0), carry, step, explore=False))
     carry = agent.act_carry(state.params, batch.action.shape[1])
     record = lambda t, first: jax.tree.map(lambda x: x[t], batch.step)._replace(
@@ -127,15 +134,17 @@ def test_acting_forgets_the_last_episode_where_a_new_one_begins(row):
 
 
 def test_rows_of_a_batch_do_not_see_each_other_when_acting(row):
-    agent = make(row[0])
-    state, batch = start(agent)
-    step = jax.tree.map(lambda x: x[0], batch.step)
-    keys = jax.random.split(jax.random.key(0), batch.action.shape[1])
+    agent, state, batch, _ = start(row[0])
     rows = batch.action.shape[1]
-    _, action, _ = agent.act(state.params, keys, agent.act_carry(state.params, rows), step, explore=True)
-    one = jax.tree.map(lambda x: x[:1], step)
-    _, alone, _ = agent.act(state.params, keys[:1], agent.act_carry(state.params, 1), one, explore=True)
-    np.testing.assert_allclose(alone[0], action[0], atol=1e-5)
+    step, keys = jax.tree.map(lambda x: x[0], batch.step), jax.random.split(jax.random.key(0), rows)
+
+    @jax.jit
+    def act(keys, step):
+        carry = agent.act_carry(state.params, keys.shape[0])
+        return agent.act(state.params, keys, carry, step, explore=True)[1]
+
+    alone = act(keys[:1], jax.tree.map(lambda x: x[:1], step))
+    np.testing.assert_allclose(alone[0], act(keys, step)[0], atol=1e-5)
 
 
 def test_gradients_of_the_behavior_stay_out_of_the_world_model(row):
@@ -151,9 +160,9 @@ def test_gradients_of_the_behavior_stay_out_of_the_world_model(row):
 
 def test_half_batches_under_a_named_axis_equal_the_full_batch(row):
     name, _ = row
-    whole, half = make(name), make(name, axis_name="devices")
-    state, batch = start(whole)
-    expected, expected_metrics, expected_latent = jax.jit(learner(whole).fn)(state, jax.random.key(0), batch)
+    half = make(name, axis_name="devices")
+    _, state, batch, whole_update = start(name)
+    expected, expected_metrics, expected_latent = whole_update(state, jax.random.key(0), batch)
     split = jax.tree.map(lambda x: x.reshape(x.shape[0], 2, -1, *x.shape[2:]), batch)
     update = jax.vmap(learner(half).fn, (None, None, 1), axis_name="devices")
     found, metrics, latent = jax.jit(update)(state, jax.random.key(0), split)
@@ -173,16 +182,14 @@ def test_half_batches_under_a_named_axis_equal_the_full_batch(row):
 
 
 def test_a_checkpoint_brings_the_agent_back(row, tmp_path):
-    agent = make(row[0])
-    state, _ = start(agent)
+    agent, state, _, _ = start(row[0])
     checkpoint.save(tmp_path, 3, state)
     restored = checkpoint.restore(tmp_path, jax.eval_shape(agent.init, jax.random.key(0)))
     chex.assert_trees_all_equal(restored, state)
 
 
 def test_updates_lower_for_gpu_and_tpu_from_any_machine(row):
-    agent = make(row[0])
-    state, batch = start(agent)
+    agent, state, batch, _ = start(row[0])
     traced = jax.jit(learner(agent).fn).trace(state, jax.random.key(0), batch)
     for platform in ("cuda", "tpu"):
         assert "stablehlo.convolution" in traced.lower(lowering_platforms=(platform,)).as_text()

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -336,6 +337,7 @@ def _fail(text: object) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, 1 damaged files, 2 a user's error, 130 or 143 interrupted."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is as it should be
     try:
         _dispatch(sys.argv[1:] if argv is None else argv)
     except UsageError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from fractions import Fraction
 
 import jax
@@ -45,15 +46,21 @@ def test_published_sizes_have_the_published_parameter_counts(size):
         assert found == PUBLISHED[size]
 
 
+MADE: dict = {}  # agents by specification and changes: compiling takes longer than the tests
+
+
 def tiny(spec=PIXELS, **changes):
-    """Agent, config, modules, model and a state with perturbed parameters."""
-    config = dataclasses.replace(TINY_V3, **changes)
-    agent = v3.dreamer_v3(spec, config)
-    state = jax.jit(agent.init)(jax.random.key(0))
-    state = state._replace(params=perturb(state.params))
-    return agent, config, v3.networks(spec, config), state
+    """Agent, config, modules and a state with perturbed parameters."""
+    name = (str(spec), *sorted(changes.items()))
+    if name not in MADE:
+        config = dataclasses.replace(TINY_V3, **changes)
+        agent = v3.dreamer_v3(spec, config)
+        state = jax.jit(agent.init)(jax.random.key(0))
+        MADE[name] = agent, config, v3.networks(spec, config), state._replace(params=perturb(state.params))
+    return MADE[name]
 
 
+@functools.cache
 def update_of(agent):
     return jax.jit(agent.recipe.stages[-1].updates[0].fn)
 

@@ -1,0 +1,35 @@
+"""What takes minutes: learning from pixels as a user would, and the notebooks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import wmjax
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+
+
+def test_dreamer_v3_learns_catch_from_pixels_with_its_default_preset(tmp_path):
+    run = wmjax.train("dreamer_v3", "catch", seed=3, out=tmp_path / "run", progress=False)
+    assert run.evaluate(episodes=100, seed=1).mean >= 0.9
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_notebook_runs_on_a_tiny_budget(notebook, tmp_path):
+    budget = {"WMJAX_NOTEBOOK_STEPS": "1400", "WMJAX_NOTEBOOK_SIZE": "32", "MPLBACKEND": "agg"}
+    environment = os.environ | budget | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(notebook)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_notebook_and_its_text_have_the_same_cells(notebook):
+    jupytext = pytest.importorskip("jupytext", reason="needs the extra `notebooks`")
+    text, paired = jupytext.read(notebook), jupytext.read(notebook.with_suffix(".ipynb"))
+    assert [cell.source for cell in text.cells] == [cell.source for cell in paired.cells]
