@@ -169,7 +169,9 @@ def environment(table: Table, name: str, envs: int = 16, steps: int = 2000) -> N
 
         return jax.lax.scan(body, (state, step.reward.sum()), jax.random.split(key, steps))[0][1]
 
-    table.add(f"environment {name}, {envs} at once", envs * steps / median_time(lambda: run(jax.random.key(0))), "steps/s")
+    table.add(
+        f"environment {name}, {envs} at once", envs * steps / median_time(lambda: run(jax.random.key(0))), "steps/s"
+    )
 
 
 def replay(table: Table, rows: int = 2000, envs: int = 16) -> None:
@@ -188,7 +190,7 @@ def replay(table: Table, rows: int = 2000, envs: int = 16) -> None:
     times = []
     for i in range(12):
         start = time.perf_counter()
-        store, total = jax.block_until_ready(sample(store, jax.random.key(i)))
+        store, _ = jax.block_until_ready(sample(store, jax.random.key(i)))
         times.append(time.perf_counter() - start)
     table.add("replay: sample 16 x 65 images and write back", 1e3 * statistics.median(times[2:]), "ms")
 

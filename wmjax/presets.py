@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             learning_rate=1e-3,
             warmup=100,
             train_ratio=16.0,
-            entropy_scale=3e-2,
+            entropy_scale=1e-2,
         ),
         # "Paper 4" of the guide: dense layers 512, 512, 1024 with LayerNorm and ReLU, the recurrent state of the papers
         # before it (200, 32 x 32 latents), symlog predictions, batches of 50 x 50, 15 imagined steps.
@@ -76,9 +76,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 # Steps, image size and action repeat of `small`.  Expected: mean return over 100 episodes, time on two CPU cores.
 RUNS: dict[str, RunSettings] = {
     "catch": RunSettings(24_000),
-    "pendulum": RunSettings(60_000, image_size=32, action_repeat=2),
-    "gymnax:CartPole-v1": RunSettings(40_000),
-    "gymnax:Breakout-MinAtar": RunSettings(100_000, image_size=20),
+    "pendulum": RunSettings(200_000, image_size=32, action_repeat=2),
+    "gymnax:CartPole-v1": RunSettings(30_000),
+    "gymnax:Breakout-MinAtar": RunSettings(80_000, image_size=40),
 }
 DEFAULT_RUN = RunSettings(100_000)
 # Steps of the other presets: the paper's budget of its small benchmarks, 400 thousand frames and more.

@@ -41,7 +41,7 @@ class MultiDiscrete:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """An array of `shape` and `dtype` with entries in [low, high]; a bound is one number or one per entry of a vector."""
+    """An array of `shape` and `dtype`, entries in [low, high]; a bound is one number, or one per entry of a vector."""
 
     low: float | tuple[float, ...]
     high: float | tuple[float, ...]

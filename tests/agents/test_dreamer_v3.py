@@ -386,9 +386,7 @@ def test_every_stem_decodes_what_it_encodes_at_any_size(stem, side):
     agent, _, _, state = tiny(spec, stem=stem)
     start = agent.model.init_state(state.params, 2)
     embed = agent.model.encode(state.params, {"image": jnp.zeros((2, side, side, 1), jnp.uint8)})
-    new = agent.model.observe(
-        state.params, jax.random.key(0), start, jnp.zeros((2, 2)), embed, jnp.ones(2, bool)
-    )
+    new = agent.model.observe(state.params, jax.random.key(0), start, jnp.zeros((2, 2)), embed, jnp.ones(2, bool))
     image = agent.model.decode(state.params, new)["image"]
     assert image.shape == (2, side, side, 1) and image.dtype == jnp.float32
     assert 0 <= image.min() and 1 < image.max() <= 255

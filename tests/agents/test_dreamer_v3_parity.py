@@ -299,7 +299,7 @@ LOSS_NAMES = {
 def test_full_agent_losses_and_gradients_equal_the_authors(agent, losses, most_likely):
     section, objective, trained = agent
     out = losses.tree(f"out/{section}")
-    (total, (terms, states, norm, metrics)), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(trained)
+    (total, (terms, states, norm, _)), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(trained)
     close(total, out["loss_total"], 1e-5)
     close(swap(states.deter), out["repfeat/deter"], 1e-5)
     assert np.array_equal(swap(states.stoch), out["repfeat/stoch"])

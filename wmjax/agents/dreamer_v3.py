@@ -5,7 +5,7 @@ Nature 2025). Implemented as the authors' code of 2024-26 does it: block-diagona
 two-hot bins, replay context, replay value loss, LaProp with adaptive gradient clipping.
 
 Departures: the actor mixes 1 % of a uniform distribution into discrete actions, as the paper says and the code's
-`categorical` head does not (`actor_unimix = 0` gives the code); the number of convolution stages follows the image size;
+`categorical` head does not (`actor_unimix = 0` gives the code); convolution stages follow from the image size;
 `is_terminal` is the environment's own, never a time limit.
 
 Read from top to bottom: configuration, networks, world model, losses, update, agent.
@@ -201,9 +201,7 @@ NOT_NEGATIVE = (
     "reward_scale cont_scale imagine_last entropy_scale actor_scale critic_scale replay_critic_scale "
     "slow_critic_scale warmup grad_clip prefill"
 ).split()
-FRACTIONS = (
-    "unimix actor_unimix lambda_ slow_critic_rate return_norm_rate beta1 beta2"
-).split()
+FRACTIONS = ("unimix actor_unimix lambda_ slow_critic_rate return_norm_rate beta1 beta2").split()
 PERCENTILES = ("return_norm_low", "return_norm_high")
 
 
@@ -326,7 +324,9 @@ def action_size(spec: EnvSpec) -> int:
 def zero_obs(spec: EnvSpec, lead: tuple[int, ...]) -> dict[str, Array]:
     """All-zero observations `[*lead, ...]`."""
     return {
-        name: jnp.zeros(lead, jnp.int32) if isinstance(space, Discrete) else jnp.zeros((*lead, *space.shape), space.dtype)
+        name: jnp.zeros(lead, jnp.int32)
+        if isinstance(space, Discrete)
+        else jnp.zeros((*lead, *space.shape), space.dtype)
         for name, space in spec.obs.items()
     }
 

@@ -120,7 +120,7 @@ def add(replay: Replay, records: Record) -> Replay:
         place = (replay.added + i) % rows
         return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new[i], place, 0), data, records)
 
-    # XLA fuses a plain write into the gathers of `sample`, which then need the buffers as they were before it: a copy of
+    # XLA fuses a plain write into the gathers of `sample`, which then need the buffers as before it: a copy of
     # the whole replay in every iteration. It cannot fuse a loop, nor unroll one whose length the barrier hides.
     data = jax.lax.fori_loop(0, jax.lax.optimization_barrier(jnp.int32(steps)), write_row, replay.data)
     return replay._replace(data=data, added=replay.added + steps)
