@@ -75,7 +75,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 # Steps, image size and action repeat of `small`.  Expected: mean return over 100 episodes, time on two CPU cores.
 RUNS: dict[str, RunSettings] = {
-    "catch": RunSettings(24_000),
+    "catch": RunSettings(28_000),
     "pendulum": RunSettings(200_000, image_size=32, action_repeat=2),
     "gymnax:CartPole-v1": RunSettings(30_000),
     "gymnax:Breakout-MinAtar": RunSettings(80_000, image_size=40),

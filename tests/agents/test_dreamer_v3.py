@@ -93,10 +93,10 @@ def test_the_action_that_led_to_a_step_is_the_one_recorded_a_step_before():
     agent, config, _, state = tiny()
     batch = random_trajectory(agent, PIXELS, state, config.length + 1, 4)
     losses = []
+    _, _, plain = update_of(agent)(state, jax.random.key(2), batch)
     for t in range(config.length + 1):
         changed = batch.action.at[t].set(jnp.roll(batch.action[t], 1, -1))
         _, metrics, latent = update_of(agent)(state, jax.random.key(2), batch._replace(action=changed))
-        _, _, plain = update_of(agent)(state, jax.random.key(2), batch)
         moved = np.abs(np.asarray(latent["deter"]) - plain["deter"]).max((1, 2)) > 0
         # Rewriting the action of record t changes the state at t + 1 and nothing before it; the last one is not used.
         assert not moved[: t + 1].any()
@@ -284,7 +284,10 @@ def test_the_first_update_has_learning_rate_zero_and_the_second_moves_zero_heads
     state = jax.jit(agent.init)(jax.random.key(0))
     batch = random_trajectory(agent, PIXELS, state, config.length + 1, 4)
     once, _, _ = update_of(agent)(state, jax.random.key(0), batch)
-    assert all(map(np.array_equal, jax.tree.leaves(once.params), jax.tree.leaves(state.params)))
+    for name, module in state.params.items():
+        tolerance = 1e-6 if name == "slow_critic" else 0.0  # 0.98 x + 0.02 x is x but for rounding
+        for old, new in zip(*map(jax.tree.leaves, (module, once.params[name])), strict=True):
+            np.testing.assert_allclose(new, old, atol=tolerance, rtol=tolerance)
     twice, _, _ = update_of(agent)(once, jax.random.key(1), batch)
     assert not np.any(state.params["critic"]["logits"]["kernel"])
     assert np.any(twice.params["critic"]["logits"]["kernel"])
@@ -379,15 +382,19 @@ def test_convolution_stages_follow_the_image_size():
     assert [codec.image_stages(side) for side in (7, 9, 50)] == [None, None, None]
 
 
-@pytest.mark.parametrize("stem", ["pool", "patch", "flat"])
-@pytest.mark.parametrize("side", [16, 24, 40])
+@pytest.mark.parametrize(("stem", "side"), [("pool", 24), ("pool", 40), ("patch", 16), ("patch", 40), ("flat", 24)])
 def test_every_stem_decodes_what_it_encodes_at_any_size(stem, side):
     spec = EnvSpec({"image": Box(0, 255, (side, side, 1), "uint8")}, Discrete(2))
     agent, _, _, state = tiny(spec, stem=stem)
-    start = agent.model.init_state(state.params, 2)
-    embed = agent.model.encode(state.params, {"image": jnp.zeros((2, side, side, 1), jnp.uint8)})
-    new = agent.model.observe(state.params, jax.random.key(0), start, jnp.zeros((2, 2)), embed, jnp.ones(2, bool))
-    image = agent.model.decode(state.params, new)["image"]
+
+    @jax.jit
+    def decode(params, obs):
+        start = agent.model.init_state(params, 2)
+        embed = agent.model.encode(params, obs)
+        new = agent.model.observe(params, jax.random.key(0), start, jnp.zeros((2, 2)), embed, jnp.ones(2, bool))
+        return agent.model.decode(params, new)["image"]
+
+    image = decode(state.params, {"image": jnp.zeros((2, side, side, 1), jnp.uint8)})
     assert image.shape == (2, side, side, 1) and image.dtype == jnp.float32
     assert 0 <= image.min() and 1 < image.max() <= 255
 
