@@ -73,8 +73,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-# Steps (frames), image size and action repeat of `small`. Seen with seed 0 on two CPU cores: catch 0.98 after 24,000 steps
-# (about 5 minutes), pendulum -185, CartPole 500 in periodic evaluations at 20,000 and 30,000 steps.
+# Steps (frames), image size and action repeat of `small`. Seen with seed 0 on two CPU cores: catch 0.98 after 24,000
+# steps (about 5 minutes), pendulum -185, CartPole 500 in periodic evaluations at 20,000 and 30,000 steps.
 RUNS: dict[str, RunSettings] = {
     "catch": RunSettings(28_000),
     "pendulum": RunSettings(200_000, image_size=32, action_repeat=2),
