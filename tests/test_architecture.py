@@ -21,7 +21,7 @@ ALLOWED = {
     "presets": BASE | {"agents"},
 }
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "distrax", "chex", "orbax", "tyro", "rich", "tensorboardX"}
-CORE |= {"matplotlib", "imageio", "jaxtyping", "evosax"}
+CORE |= {"matplotlib", "imageio", "jaxtyping", "evosax", "filelock"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -49,7 +49,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             learning_rate=1e-3,
             warmup=100,
             train_ratio=16.0,
-            entropy_scale=1e-2,
+            entropy_scale=1.5e-2,
+            image_scale=4.0,
         ),
         # "Paper 4" of the guide: dense layers 512, 512, 1024 with LayerNorm and ReLU, the recurrent state of the papers
         # before it (200, 32 x 32 latents), symlog predictions, batches of 50 x 50, 15 imagined steps.

@@ -21,6 +21,10 @@ class UsageError(ValueError):
     """Something the user asked for cannot be done; the message names the field, its value and what is valid."""
 
 
+class RunError(RuntimeError):
+    """A run cannot go on, or cannot be read, through no fault of the call; the message says why and what is left."""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Spaces
 
@@ -140,7 +144,9 @@ class Update(NamedTuple):
     """One way to learn from replay."""
 
     name: str
-    fn: Callable  # (AgentState, key, Trajectory) -> (AgentState, Metrics, latent [T, B, ...] or None)
+    # (AgentState, key, Trajectory) -> (AgentState, Metrics, latent [T, B, ...] or None). The loop keeps the old state
+    # and latents if anything in the new state, or a metric named `...loss...` or `...grad_norm...`, is not finite.
+    fn: Callable
     repeats: int  # times per iteration of its stage
     batch_size: int
     sampling: Sampling
