@@ -24,6 +24,7 @@ import optax
 from wmjax import checks, dreaming, optim
 from wmjax.nets import codec, spaces
 from wmjax.nets.heads import Head
+from wmjax.nets.mlp import call
 from wmjax.nets.rssm import RSSM, RSSMState
 from wmjax.nets.spaces import action_size, zero_obs
 from wmjax.ops import distributions, kl, noise, normalize, returns
@@ -299,11 +300,6 @@ def feature(state: RSSMState) -> Array:
     """[h, z], `[..., D + S K]`: what heads, actor and critic see."""
     stoch = state.stoch.reshape(*state.stoch.shape[:-2], -1)
     return jnp.concatenate([state.deter, stoch.astype(state.deter.dtype)], -1)
-
-
-def call(module, params: dict, *args, method: str | None = None):
-    """Applies a module to its parameters."""
-    return module.apply({"params": params}, *args, method=method)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

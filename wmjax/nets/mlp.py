@@ -145,3 +145,8 @@ class MLP(nn.Module):
             x = Linear(units, dtype=self.dtype, init_kind=self.init_kind, name=f"linear{index}")(x)
             x = ACTIVATIONS[self.activation](Norm(self.norm, name=f"norm{index}")(x))
         return x
+
+
+def call(module: nn.Module, params: dict, *args, method: str | None = None):
+    """Applies a module to its parameters."""
+    return module.apply({"params": params}, *args, method=method)

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+import optax
 
-from wmjax.nets.codec import Spaces, size_of, split_spaces, vector_input
+from wmjax.nets.codec import Spaces, is_image, size_of, split_spaces, vector_input
 from wmjax.nets.conv import Conv, ConvTranspose
 from wmjax.nets.mlp import ACTIVATIONS, MLP, Linear, Norm
-from wmjax.types import Array, Box
+from wmjax.ops.distributions import UnitNormal
+from wmjax.types import Array, Box, Discrete, Space
 
 MULTIPLIERS = (1, 2, 4, 8)  # channels of an encoder stage / depth
 KERNELS = (5, 5, 6, 6)  # of the decoder's stages
@@ -128,3 +130,23 @@ class StridedDecoder(nn.Module):
             if index + 1 < count:
                 x = ACTIVATIONS[self.conv_activation](Norm(self.norm, name=f"norm{index}")(x))
         return x
+
+
+def log_prob(output: Array, target: Array, space: Space) -> Array:
+    """How likely an observation is under the decoder's output for its entry, `[...]`, summed over the entry.
+
+    Images (as value / 255 - 0.5) and vectors are normal with deviation 1, constants included; Discrete entries are
+    categorical.
+    """
+    if isinstance(space, Discrete):
+        return -optax.softmax_cross_entropy_with_integer_labels(output, target)
+    if is_image(space):
+        return UnitNormal(output, 3).log_prob(target.astype(jnp.float32) / 255 - 0.5)
+    return UnitNormal(output, len(space.shape)).log_prob(target)
+
+
+def mean(output: Array, space: Space) -> Array:
+    """What to expect of an entry: images float32 in [0, 255], vectors as they are, the likeliest Discrete choice."""
+    if isinstance(space, Discrete):
+        return jnp.argmax(output, -1)
+    return jnp.clip((output + 0.5) * 255, 0, 255) if is_image(space) else output
