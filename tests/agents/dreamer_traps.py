@@ -1,0 +1,105 @@
+"""What DreamerV1 and DreamerV2 promise alike: agents to try it on, and checks that both test files call."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.agents.batches import PIXELS, perturb, random_action, random_step
+from wmjax import dreaming
+from wmjax.types import Agent, AgentState, Box, EnvSpec, TimeStep, Trajectory
+
+VECTOR = EnvSpec({"vector": Box(-1.0, 1.0, (2,))}, Box(-1.0, 1.0, (2,)))
+
+
+class Made(NamedTuple):
+    """An agent, what it is made of, and a state with perturbed parameters."""
+
+    agent: Agent
+    config: Any
+    nets: Any
+    state: AgentState
+
+
+class Maker:
+    """Makes tiny agents of one paper; each specification and set of changes once, for compiling takes long."""
+
+    def __init__(self, paper: ModuleType, factory: Any, config: Any) -> None:
+        self.paper, self.factory, self.config, self.made, self.updates = paper, factory, config, {}, {}
+
+    def __call__(self, spec: EnvSpec = PIXELS, **changes) -> Made:
+        name = (str(spec), *sorted(changes.items()))
+        if name not in self.made:
+            config = dataclasses.replace(self.config, **changes)
+            agent = self.factory(spec, config)
+            state = jax.jit(agent.init)(jax.random.key(0))
+            state = state._replace(params=perturb(state.params))
+            self.made[name] = Made(agent, config, self.paper.networks(spec, config), state)
+        return self.made[name]
+
+    def update(self, spec: EnvSpec = PIXELS, **changes):
+        """The compiled update of such an agent."""
+        agent = self(spec, **changes).agent
+        return self.updates.setdefault(id(agent), jax.jit(agent.recipe.stages[-1].updates[0].fn))
+
+
+def observed(agent: Agent, params: Any, step: TimeStep, prev_action):
+    """Filtered states `[T, B]` from the zero state."""
+    batch = step.reward.shape[1]
+    embed = agent.model.encode(params, step.obs)
+    start = agent.model.init_state(params, batch)
+    return dreaming.observe(agent.model, params, jax.random.key(1), start, prev_action, embed, step.is_first)[1]
+
+
+def check_reset(made: Made, spec: EnvSpec) -> None:
+    """A reset inside a window forgets both the state and the action before it."""
+    step = random_step(spec, (6, 2))._replace(is_first=jnp.zeros((6, 2), bool).at[3].set(True))
+    first, second = (random_action(spec, (6, 2), seed) for seed in (0, 1))
+    second = second.at[4:].set(first[4:])  # the same actions after the reset only
+    run = jax.jit(lambda action: observed(made.agent, made.state.params, step, action))
+    a, b = run(first), run(second)
+    assert not np.allclose(a.deter[2], b.deter[2])
+    assert np.array_equal(a.deter[3:], b.deter[3:])
+    assert np.array_equal(a.stoch[3:], b.stoch[3:])
+
+
+def echoes(length: int, batch: int, seed: int, late: int = 0) -> Trajectory:
+    """Experience in which each observation is the action before it (or `late` steps earlier still)."""
+    rng = np.random.default_rng(seed)
+    action = jnp.asarray(rng.choice([-1.0, 1.0], (length + 3, batch, 2)), jnp.float32)
+    no = jnp.zeros((length, batch), bool)
+    vector = action[2 - late : 2 - late + length]
+    step = TimeStep({"vector": vector}, vector[..., 0], no, no, no)
+    return Trajectory(step, action[3:], jnp.ones((length, batch), bool), ())
+
+
+def echo_loss(maker: Maker, late: int, updates: int = 250, **changes) -> float:
+    """What of the world model's loss remains on echoes after some updates, without the constant of the densities."""
+    made = maker(VECTOR, **changes)
+    state, learn = jax.jit(made.agent.init)(jax.random.key(0)), maker.update(VECTOR, **changes)
+    sampling = made.agent.recipe.stages[-1].updates[0].sampling
+    remaining = []
+    for i in range(updates):
+        batch = echoes(sampling.length + sampling.context, made.config.batch_size, i, late)
+        state, metrics, _ = learn(state, jax.random.key(i), batch)
+        constant = 0.5 * np.log(2 * np.pi) * (2 * made.config.vector_scale)
+        remaining.append(float(metrics["loss/decode/vector"]) * made.config.vector_scale - constant)
+        remaining[-1] += float(metrics["kl"]) * made.config.kl_scale
+    return float(np.mean(remaining[-20:]))
+
+
+def directional(function, point, seed: int = 0, size: float = 1e-3):
+    """Slope of a scalar function along a random direction: by automatic and by finite differences."""
+    leaves, structure = jax.tree.flatten(point)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    direction = structure.unflatten([jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+    moved = lambda sign: jax.tree.map(lambda x, d: x + sign * size * d, point, direction)
+    function = jax.jit(function)
+    _, automatic = jax.jvp(function, (point,), (direction,))
+    finite = (function(moved(1.0)) - function(moved(-1.0))) / (2 * size)
+    return float(automatic), float(finite)
