@@ -107,7 +107,8 @@ MAKERS = {v1: Maker(v1, v1.dreamer_v1, TINY_V1), v2: Maker(v2, v2.dreamer_v2, TI
 def test_a_world_model_overfits_one_batch(paper):
     env = agent_actions(make_env("catch", image_size=16))
     changes = dict(model_lr=3e-3, imagine_last=1, units=32, depth=4)
-    agent, config, _, state = MAKERS[paper](env.spec, **changes)
+    made = MAKERS[paper](env.spec, **changes)
+    agent, config = made.agent, made.config
     length = config.length + agent.recipe.stages[-1].updates[0].sampling.context
 
     @jax.jit
@@ -125,7 +126,7 @@ def test_a_world_model_overfits_one_batch(paper):
 
     step, action = play(jax.random.key(0))
     batch = Trajectory(step, action, jnp.ones(step.reward.shape, bool), ())
-    state, learn = jax.jit(agent.init)(jax.random.key(0)), MAKERS[paper].update(env.spec, **changes)
+    state, learn = jax.jit(agent.init)(jax.random.key(0)), made.update
     constant = 0.5 * np.log(2 * np.pi) * 16 * 16 * 3
     errors = []
     for i in range(400):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from tests.agents.batches import PIXELS, perturb, random_action, random_step
 from wmjax import dreaming
@@ -17,35 +19,44 @@ from wmjax.types import Agent, AgentState, Box, EnvSpec, TimeStep, Trajectory
 VECTOR = EnvSpec({"vector": Box(-1.0, 1.0, (2,))}, Box(-1.0, 1.0, (2,)))
 
 
-class Made(NamedTuple):
-    """An agent, what it is made of, and a state with perturbed parameters."""
+class Made:
+    """An agent, what it is made of, and (once somebody asks) a state with perturbed parameters."""
 
-    agent: Agent
-    config: Any
-    nets: Any
-    state: AgentState
+    def __init__(self, paper: ModuleType, factory: Any, spec: EnvSpec, config: Any) -> None:
+        self.agent: Agent = factory(spec, config)
+        self.config, self.nets = config, paper.networks(spec, config)
+
+    @functools.cached_property
+    def state(self) -> AgentState:
+        state = jax.jit(self.agent.init)(jax.random.key(0))
+        return state._replace(params=perturb(state.params))
+
+    @functools.cached_property
+    def update(self) -> Any:
+        return jax.jit(self.agent.recipe.stages[-1].updates[0].fn)
+
+    def __iter__(self):
+        return iter((self.agent, self.config, self.nets, self.state))
 
 
 class Maker:
     """Makes tiny agents of one paper; each specification and set of changes once, for compiling takes long."""
 
     def __init__(self, paper: ModuleType, factory: Any, config: Any) -> None:
-        self.paper, self.factory, self.config, self.made, self.updates = paper, factory, config, {}, {}
+        self.paper, self.factory, self.config, self.made = paper, factory, config, {}
 
     def __call__(self, spec: EnvSpec = PIXELS, **changes) -> Made:
         name = (str(spec), *sorted(changes.items()))
         if name not in self.made:
-            config = dataclasses.replace(self.config, **changes)
-            agent = self.factory(spec, config)
-            state = jax.jit(agent.init)(jax.random.key(0))
-            state = state._replace(params=perturb(state.params))
-            self.made[name] = Made(agent, config, self.paper.networks(spec, config), state)
+            self.made[name] = Made(self.paper, self.factory, spec, dataclasses.replace(self.config, **changes))
         return self.made[name]
 
-    def update(self, spec: EnvSpec = PIXELS, **changes):
-        """The compiled update of such an agent."""
-        agent = self(spec, **changes).agent
-        return self.updates.setdefault(id(agent), jax.jit(agent.recipe.stages[-1].updates[0].fn))
+
+def held(state: AgentState, name: str) -> AgentState:
+    """The state with one optimizer's second moments so large that its next step is none."""
+    moments = optax.tree.get(state.opt_state[name], "nu")
+    huge = optax.tree.set(state.opt_state[name], nu=jax.tree.map(lambda x: x + 1e30, moments))
+    return state._replace(opt_state=state.opt_state | {name: huge})
 
 
 def observed(agent: Agent, params: Any, step: TimeStep, prev_action):
@@ -61,7 +72,8 @@ def check_reset(made: Made, spec: EnvSpec) -> None:
     step = random_step(spec, (6, 2))._replace(is_first=jnp.zeros((6, 2), bool).at[3].set(True))
     first, second = (random_action(spec, (6, 2), seed) for seed in (0, 1))
     second = second.at[4:].set(first[4:])  # the same actions after the reset only
-    run = jax.jit(lambda action: observed(made.agent, made.state.params, step, action))
+    params = made.state.params
+    run = jax.jit(lambda action: observed(made.agent, params, step, action))
     a, b = run(first), run(second)
     assert not np.allclose(a.deter[2], b.deter[2])
     assert np.array_equal(a.deter[3:], b.deter[3:])
@@ -81,7 +93,7 @@ def echoes(length: int, batch: int, seed: int, late: int = 0) -> Trajectory:
 def echo_loss(maker: Maker, late: int, updates: int = 250, **changes) -> float:
     """What of the world model's loss remains on echoes after some updates, without the constant of the densities."""
     made = maker(VECTOR, **changes)
-    state, learn = jax.jit(made.agent.init)(jax.random.key(0)), maker.update(VECTOR, **changes)
+    state, learn = jax.jit(made.agent.init)(jax.random.key(0)), made.update
     sampling = made.agent.recipe.stages[-1].updates[0].sampling
     remaining = []
     for i in range(updates):
