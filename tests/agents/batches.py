@@ -18,8 +18,8 @@ MIXED = EnvSpec({"image": IMAGE, "kind": Discrete(4), "vector": VECTOR}, Box(-2.
 
 TINY_DENSE = dict(
     deter=32, hidden=16, depth=2, units=16, vector_layers=1, reward_layers=1, cont_layers=1, actor_layers=2,
-    critic_layers=2, batch_size=4, length=6, horizon=4, num_envs=2, prefill=16, pretrain=0, train_every=4, train_steps=1,
-    replay_capacity=256, model_lr=1e-3, actor_lr=1e-3, critic_lr=1e-3,
+    critic_layers=2, batch_size=4, length=6, horizon=4, num_envs=2, prefill=16, pretrain=0, train_every=4,
+    train_steps=1, replay_capacity=256, model_lr=1e-3, actor_lr=1e-3, critic_lr=1e-3,
 )  # fmt: skip
 TINY_V1 = DreamerV1Config(stoch=6, use_continue=True, free_nats=0.1, **TINY_DENSE)
 TINY_V2 = DreamerV2Config(stoch=4, classes=4, reward_transform="identity", discount=0.99, **TINY_DENSE)
