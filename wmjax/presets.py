@@ -50,7 +50,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             deter=128,
             hidden=64,
             stoch=16,
-            depth=4,
+            depth=8,
             units=64,
             vector_layers=2,
             cont_layers=2,
@@ -68,11 +68,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             pretrain=0,
             train_every=16,
             train_steps=1,
-            model_lr=1e-3,
-            actor_lr=3e-4,
-            critic_lr=5e-4,
+            reward_transform="symlog",  # returns of hundreds are learned slowly by a critic of deviation 1
+            discount=0.98,
             free_nats=1.0,
+            kl_scale=0.3,
+            image_scale=4.0,
             cont_scale=1.0,
+            actor_lr=3e-4,
+            critic_lr=1e-3,
         ),
         # "Paper 2" of the guide: dense ReLU layers, [z, a] straight into the GRU, padded convolutions with a layer of
         # 1024 after them, a continue head, plain discounted sums of imagined rewards, 100 updates per 100 steps.
@@ -124,7 +127,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             # Learning rates, train ratio, scales.
             prefill=1024,
             pretrain=0,
-            reward_transform="identity",
+            reward_transform="symlog",
             discount=0.99,
             free_nats=1.0,
             image_scale=4.0,

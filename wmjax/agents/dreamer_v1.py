@@ -26,11 +26,12 @@ import optax
 from wmjax import checks, dreaming, optim, recipes
 from wmjax.nets import codec, spaces, strided_codec
 from wmjax.nets.heads import Head
-from wmjax.nets.mlp import call
+from wmjax.nets.mlp import call, init_modules
 from wmjax.nets.rssm import DenseRSSM, LatentState, feature, zero_first
 from wmjax.nets.spaces import action_size, zero_obs
 from wmjax.ops import action_distributions, distributions, kl, latents, noise, returns
 from wmjax.ops.masks import masked_mean
+from wmjax.ops.symlog import REWARD_TRANSFORMS
 from wmjax.types import (
     Agent,
     AgentState,
@@ -77,7 +78,7 @@ class DreamerV1Config:
     # World model loss (equation 10).
     free_nats: float = 3.0  # of the KL's mean over a batch
     use_continue: bool = False  # predict when episodes end, as the discount
-    reward_transform: Literal["identity", "tanh"] = "identity"
+    reward_transform: Literal["identity", "tanh", "symlog"] = "identity"
     kl_scale: float = 1.0
     image_scale: float = 1.0
     vector_scale: float = 1.0
@@ -203,16 +204,11 @@ def networks(spec: EnvSpec, config: DreamerV1Config) -> Networks:
 
 def init_params(nets: Networks, spec: EnvSpec, config: DreamerV1Config, key: Array) -> dict:
     """Parameters of all modules, and the present amount of exploration, which acting reads."""
-    keys = dict(zip(Networks._fields, jax.random.split(key, len(Networks._fields)), strict=True))
     state = zero_state(config, 1)
     inputs = {name: (feature(state),) for name in Networks._fields}
     inputs["encoder"] = (zero_obs(spec, (1,)),)
     inputs["rssm"] = (state.deter, state.stoch, jnp.zeros((1, action_size(spec))), jnp.zeros((1, nets.rssm.embed)))
-    params = {
-        name: module.init(keys[name], *inputs[name], **({"method": "everything"} if name == "rssm" else {}))["params"]
-        for name, module in nets._asdict().items()
-        if module is not None
-    }
+    params = init_modules(nets._asdict(), key, inputs)
     return params | {"exploration": exploration_amount(config, jnp.int32(0))}
 
 
@@ -328,7 +324,7 @@ def world_model_losses(
         states.dist, prior, mode="plain", free_nats=config.free_nats, free_mode="avg", axis_name=axis_name
     )
     feat = feature(states)
-    reward = jnp.tanh(step.reward) if config.reward_transform == "tanh" else step.reward
+    reward = REWARD_TRANSFORMS[config.reward_transform](step.reward)
     losses = {"kl": kl_term, "reward": -reward_dist(nets, params, feat).log_prob(reward)}
     if nets.cont is not None:
         logits = call(nets.cont, params["cont"], feat)["logits"][..., 0]

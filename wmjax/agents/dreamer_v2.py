@@ -24,10 +24,11 @@ import optax
 from wmjax import checks, dreaming, optim, recipes
 from wmjax.nets import codec, spaces, strided_codec
 from wmjax.nets.heads import Head
-from wmjax.nets.mlp import call
+from wmjax.nets.mlp import call, init_modules
 from wmjax.nets.rssm import DenseRSSM, LatentState, feature, zero_first
 from wmjax.nets.spaces import action_size, zero_obs
 from wmjax.ops import action_distributions, distributions, kl, latents, noise, returns
+from wmjax.ops.symlog import REWARD_TRANSFORMS
 from wmjax.types import (
     Agent,
     AgentState,
@@ -82,7 +83,7 @@ class DreamerV2Config:
     free_nats: float = 0.0  # of each KL term
     free_mode: Literal["avg", "step", "latent"] = "avg"
     use_continue: bool = True  # predict when episodes end, as the discount
-    reward_transform: Literal["identity", "tanh"] = "tanh"
+    reward_transform: Literal["identity", "tanh", "symlog"] = "tanh"
     kl_scale: float = 0.1
     image_scale: float = 1.0
     vector_scale: float = 1.0
@@ -233,16 +234,11 @@ def networks(spec: EnvSpec, config: DreamerV2Config) -> Networks:
 
 def init_params(nets: Networks, spec: EnvSpec, config: DreamerV2Config, key: Array) -> dict:
     """Parameters of all modules; the slow critic starts as a copy of the critic."""
-    keys = dict(zip(Networks._fields, jax.random.split(key, len(Networks._fields)), strict=True))
     state = zero_state(config, 1)
     inputs = {name: (feature(state),) for name in Networks._fields}
     inputs["encoder"] = (zero_obs(spec, (1,)),)
     inputs["rssm"] = (state.deter, state.stoch, jnp.zeros((1, action_size(spec))), jnp.zeros((1, nets.rssm.embed)))
-    params = {
-        name: module.init(keys[name], *inputs[name], **({"method": "everything"} if name == "rssm" else {}))["params"]
-        for name, module in nets._asdict().items()
-        if module is not None
-    }
+    params = init_modules(nets._asdict(), key, inputs)
     return params | {"slow_critic": params["critic"]}
 
 
@@ -374,7 +370,7 @@ def world_model_losses(
         axis_name=axis_name,
     )
     feat = feature(states)
-    reward = jnp.tanh(step.reward) if config.reward_transform == "tanh" else step.reward
+    reward = REWARD_TRANSFORMS[config.reward_transform](step.reward)
     losses = {"kl": kl_term, "reward": -reward_dist(nets, params, feat, config).log_prob(reward)}
     if nets.cont is not None:
         logits = call(nets.cont, params["cont"], feat)["logits"][..., 0]

@@ -24,7 +24,7 @@ import optax
 from wmjax import checks, dreaming, optim
 from wmjax.nets import codec, spaces
 from wmjax.nets.heads import Head
-from wmjax.nets.mlp import call
+from wmjax.nets.mlp import call, init_modules
 from wmjax.nets.rssm import RSSM, RSSMState
 from wmjax.nets.spaces import action_size, zero_obs
 from wmjax.ops import distributions, kl, noise, normalize, returns
@@ -283,16 +283,12 @@ def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
 def init_params(nets: Networks, spec: EnvSpec, config: DreamerV3Config, key: Array) -> dict:
     """Parameters of all modules; the slow critic starts as a copy of the critic."""
     dims = config.dimensions
-    keys = dict(zip(Networks._fields, jax.random.split(key, len(Networks._fields)), strict=True))
     deter, stoch = jnp.zeros((1, dims.deter)), jnp.zeros((1, dims.stoch, dims.classes))
     feat = feature(RSSMState(deter, stoch, stoch))
     inputs = {name: (feat,) for name in Networks._fields}
     inputs |= {"encoder": (zero_obs(spec, (1,)),), "decoder": (deter, stoch)}
     inputs["rssm"] = (deter, stoch, jnp.zeros((1, nets.rssm.action)), jnp.zeros((1, nets.rssm.embed)))
-    params = {
-        name: module.init(keys[name], *inputs[name], **({"method": "everything"} if name == "rssm" else {}))["params"]
-        for name, module in nets._asdict().items()
-    }
+    params = init_modules(nets._asdict(), key, inputs)
     return params | {"slow_critic": params["critic"]}
 
 

@@ -6,7 +6,7 @@ float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -150,3 +150,19 @@ class MLP(nn.Module):
 def call(module: nn.Module, params: dict, *args, method: str | None = None):
     """Applies a module to its parameters."""
     return module.apply({"params": params}, *args, method=method)
+
+
+def init_modules(modules: Mapping[str, nn.Module | None], key: Array, inputs: Mapping[str, tuple]) -> dict:
+    """Parameters of several modules by name, without those that are None.
+
+    Args:
+      key: consumed; each name has its own part, whatever the other modules are.
+      inputs: example inputs of each; a module with a method `everything` is initialized by it.
+    """
+    keys = dict(zip(modules, jax.random.split(key, len(modules)), strict=True))
+    method = lambda module: "everything" if hasattr(module, "everything") else None
+    return {
+        name: module.init(keys[name], *inputs[name], method=method(module))["params"]
+        for name, module in modules.items()
+        if module is not None
+    }
