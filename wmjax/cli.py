@@ -46,8 +46,8 @@ Compiled programs are kept in the user's cache folder; the variable WMJAX_CACHE 
 class TrainArgs:
     """Train an agent into a run folder."""
 
-    env: str = "catch"
-    """Environment, see `wmjax list envs`."""
+    env: str | None = None
+    """Environment, see `wmjax list envs`; the agent's own example by default."""
     preset: str = "small"
     """Configuration, see `wmjax list presets`."""
     seed: int = 0

@@ -77,7 +77,7 @@ class Setup(NamedTuple):
 
 def setup(
     agent: str = "dreamer_v3",
-    env: str | Env = "catch",
+    env: str | Env | None = None,
     *,
     preset: str = presets.DEFAULT_PRESET,
     seed: int = 0,
@@ -90,6 +90,7 @@ def setup(
     overrides: dict[str, Any] | None = None,
 ) -> Setup:
     """Resolves names and settings; see `train` for the arguments. Raises `UsageError` before anything is computed."""
+    env = presets.default_env(agent) if env is None else env
     name = env if isinstance(env, str) else None
     config, settings = presets.resolve(agent, preset, name, overrides)
     steps = settings.steps if steps is None else steps
@@ -361,7 +362,7 @@ def _member_description(description: dict[str, Any], seed: int) -> dict[str, Any
 
 def train(
     agent: str = "dreamer_v3",
-    env: str | Env = "catch",
+    env: str | Env | None = None,
     *,
     preset: str = presets.DEFAULT_PRESET,
     seed: int = 0,
@@ -383,7 +384,7 @@ def train(
 
     Args:
       agent: a name, see `wmjax list agents`.
-      env: a name, see `wmjax list envs`, or an `Env` with its own kind of actions.
+      env: a name, see `wmjax list envs`, or an `Env` with its own kind of actions; by default the agent's own example.
       preset: a name, see `wmjax list presets`.
       seed: of everything that training draws.
       seeds: how many to train at once, in one program, from `seed` upwards.
@@ -444,7 +445,7 @@ def _programs(made: Setup) -> Programs:
     return programs(
         made.agent,
         made.env,
-        seeds=description["seeds"] > 1,
+        seeds=description["seeds"],
         devices=description["devices"],
         backend=description["parallel"] or BACKENDS[0],
         options=options,

@@ -111,6 +111,8 @@ class Sampling(NamedTuple):
     length: int  # steps that are trained on
     context: int = 0  # steps before them, which supply a carry and the previous action and are not trained on
     online: bool = False  # newest complete windows first, each once (DreamerV3's online queue)
+    within_episode: bool = False  # trained steps of one episode only, wherever replay holds such windows
+    prioritize_ends: bool = False  # within episodes: the last window of each counts 1 + length times
 
 
 # ---------------------------------------------------------------------------------------------------------------------

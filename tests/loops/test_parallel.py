@@ -89,9 +89,11 @@ def test_programs_of_several_seeds_give_what_each_seed_gives_alone():
         state, _ = programs.compile_stage(agent.recipe.stages[0])(programs.init(key), 3)
         return programs.compile_stage(train)(device.next_stage(state), 4)
 
-    keys = jnp.stack([jax.random.key(seed) for seed in (4, 5)])
-    many, metrics = run(parallel.programs(agent, env, seeds=True), keys)
-    assert metrics["model/seen"].shape == (2,)
+    keys = jnp.stack([jax.random.key(seed) for seed in (4, 5, 6)])
+    programs = parallel.programs(agent, env, seeds=3)
+    many, metrics = run(programs, keys)
+    assert metrics["model/seen"].shape == (3,)
+    assert jax.tree.map(jnp.shape, many) == jax.tree.map(jnp.shape, programs.template)
     for i, key in enumerate(keys):
         alone, _ = run(parallel.programs(agent, env), key)
         mine = parallel.tree_of_seed(many, i)

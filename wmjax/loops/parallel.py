@@ -77,14 +77,14 @@ def check_devices(devices: int, backend: str) -> None:
 
 
 def programs(
-    agent: Agent, env: Env, *, seeds: bool = False, devices: int = 1, backend: str = BACKENDS[0], options=None
+    agent: Agent, env: Env, *, seeds: int = 1, devices: int = 1, backend: str = BACKENDS[0], options=None
 ) -> Programs:
     """How a run is initialized and advanced.
 
     Args:
       agent: its recipe says the numbers of the whole run; made with `axis_name=AXIS` if there are several devices.
       env: takes what the agent emits.
-      seeds: whether the state has a leading axis of seeds, mapped over by `vmap`.
+      seeds: how many; where there are several, the state has a leading axis of them, mapped over by `vmap`.
       devices: how many to spread over; 1 for no axis at all.
       backend: "shard_map", or "pmap"; read where there are several devices.
       options: for the compiler, of `init` only.
@@ -93,23 +93,24 @@ def programs(
       UsageError: there are not so many devices, or the recipe cannot be shared evenly.
     """
     check_devices(devices, backend)
+    several = seeds > 1
     init = lambda key: device.init(agent, env, key)
-    init = jax.vmap(init) if seeds else init
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2) if seeds else jax.random.key(0))
+    init = jax.vmap(init) if several else init
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds) if several else jax.random.key(0))
     template = jax.eval_shape(init, keys)
     compile_init = lambda key, **where: jax.jit(init, **where).lower(key).compile(compiler_options=options)(key)
     if devices == 1:
         identity = lambda tree: tree
-        compile_stage = lambda stage: _with_count(jax.jit(_body(agent, env, stage, seeds, None), donate_argnums=0))
+        compile_stage = lambda stage: _with_count(jax.jit(_body(agent, env, stage, several, None), donate_argnums=0))
         place = lambda run: jax.tree.map(jnp.asarray, run)
         return Programs(compile_init, compile_stage, place, identity, identity, lambda run: None, template)
 
     shared = agent._replace(recipe=share(agent.recipe, devices))
     mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
-    axes = _axes(template, lead=int(seeds))
+    axes = _axes(template, lead=int(several))
     specs = jax.tree.map(lambda axis: P() if axis == _REPLICATED else P(*[None] * axis, AXIS), axes)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    body = lambda stage: _body(shared, env, stage, seeds, AXIS)
+    body = lambda stage: _body(shared, env, stage, several, AXIS)
     place = lambda run: jax.device_put(run, shardings)
     one_replica = lambda x: x.addressable_shards[0].data
     if backend == "shard_map":
@@ -156,9 +157,9 @@ def programs(
     )
 
 
-def _body(agent: Agent, env: Env, stage: Stage, seeds: bool, axis_name: str | None) -> Callable:
+def _body(agent: Agent, env: Env, stage: Stage, several: bool, axis_name: str | None) -> Callable:
     run_stage = device.make_stage(agent, env, stage, axis_name)
-    return jax.vmap(run_stage, (0, None)) if seeds else run_stage
+    return jax.vmap(run_stage, (0, None)) if several else run_stage
 
 
 def _with_count(run_stage: Callable) -> Callable[[RunState, int], tuple[RunState, Metrics]]:

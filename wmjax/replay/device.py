@@ -140,6 +140,27 @@ def _starts(replay: Replay, key: Array, window: int, batch_size: int) -> Index:
     return jax.vmap(draw)(keys)
 
 
+def _episode_starts(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> Index:
+    """Starts of windows whose trained steps are of one episode; as `_starts` where replay holds no such window."""
+    window, rows = sampling.context + sampling.length, _rows(replay)
+    anywhere = _starts(replay, key, window, batch_size)
+    oldest = replay.added - size(replay)
+    # In the order of time: which records begin an episode, and how many of them there are up to each record.
+    begins = jnp.roll(replay.data.step.is_first, -(oldest % rows), 0)
+    count = jnp.cumsum(begins, 0, dtype=jnp.int32)
+    inside = jnp.roll(count, 1 - window, 0) - jnp.roll(count, -sampling.context, 0)
+    fits = jnp.arange(rows)[:, None] + window <= size(replay)
+    weight = (fits & (inside == 0)).astype(jnp.int32)
+    if sampling.prioritize_ends:
+        weight *= jnp.where(jnp.roll(begins, -window, 0), 1 + sampling.length, 1)
+    total = jnp.cumsum(weight.ravel())
+    keys = noise.fold_in(noise.row_keys(key, batch_size) if key.ndim == 0 else key, 1)
+    draw = lambda key: jax.random.randint(key, (), 0, jnp.maximum(total[-1], 1))
+    place = jnp.searchsorted(total, jax.vmap(draw)(keys), side="right")
+    found = (oldest + place // begins.shape[1], place % begins.shape[1])
+    return jax.tree.map(lambda here, there: jnp.where(total[-1] > 0, here, there), found, anywhere)
+
+
 def _online(replay: Replay, start: Array, env: Array, window: int) -> tuple[Replay, Array, Array]:
     """Fills the first slots from the online queue, oldest unread window first, and moves its cursor."""
     num_envs = replay.data.action.shape[1]
@@ -157,10 +178,11 @@ def _online(replay: Replay, start: Array, env: Array, window: int) -> tuple[Repl
 def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> tuple[Replay, Trajectory, Index]:
     """Draws a batch of windows of `T = context + length` steps.
 
-    All (start, environment) pairs are equally likely. With `sampling.online` the first slots go to complete windows
-    that were not read before, in the order in which they were completed (DreamerV3's online queue): each stream is cut
-    in consecutive windows of T steps and each of these comes once, unless it is overwritten first. A replay serves one
-    online sampling only, for there is one cursor.
+    All (start, environment) pairs are equally likely; with `sampling.within_episode` all those whose trained steps are
+    of one episode, the last of each episode more likely with `sampling.prioritize_ends` (DreamerV2). With
+    `sampling.online` the first slots go to complete windows that were not read before, in the order in which they were
+    completed (DreamerV3's online queue): each stream is cut in consecutive windows of T steps and each of these comes
+    once, unless it is overwritten first. A replay serves one online sampling only, for there is one cursor.
 
     Args:
       replay: holds at least one window (`can_sample`).
@@ -173,7 +195,10 @@ def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> t
       that was cut ends properly, and nothing masked; and where it came from, for `write`.
     """
     window = sampling.context + sampling.length
-    start, env = _starts(replay, key, window, batch_size)
+    if sampling.within_episode:
+        start, env = _episode_starts(replay, key, sampling, batch_size)
+    else:
+        start, env = _starts(replay, key, window, batch_size)
     if sampling.online:
         replay, start, env = _online(replay, start, env, window)
     row = (start + jnp.arange(window)[:, None]) % _rows(replay)  # [T, B]
