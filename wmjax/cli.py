@@ -365,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # help was asked for
         return int(end.code or 0)
     except KeyboardInterrupt as stop:
-        print(f"wmjax: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"wmjax: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(stop, "signum", 2)
     except BrokenPipeError:  # as in `wmjax list envs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
