@@ -203,10 +203,9 @@ def test_what_is_not_a_run_is_not_loaded(trained, tmp_path):
 def test_a_run_may_go_on_with_settings_that_keep_its_shapes_and_says_so(tmp_path):
     train(tmp_path / "run", 40)
     stream = io.StringIO()
-    train(tmp_path / "run", 60, resume=True, learning_rate=2e-2, stream=stream)
-    assert re.search(
-        r"^resume with changed settings: learning_rate is 0.01, not 0.02$", stream.getvalue(), re.MULTILINE
-    )
+    train(tmp_path / "run", 60, resume=True, eval_action="mode", stream=stream)
+    said = r"^resume with changed settings: eval_action is 'sample', not 'mode'$"
+    assert re.search(said, stream.getvalue(), re.MULTILINE)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["eval_action"] == "mode"
 
 
@@ -303,7 +302,7 @@ def test_an_environment_that_always_gives_nan_stops_the_run_with_its_last_good_a
 
 
 # With its own epsilon of 1e-20 the optimizer turns rounding errors of gradients that are 0 into steps of full size.
-SMALL_STEPS = dict(learning_rate=1e-3, epsilon=1e-6, eval_every=20)
+SMALL_STEPS = dict(learning_rate=1e-3, epsilon=1e-3, eval_every=20)
 
 
 @pytest.fixture(scope="module")
