@@ -220,6 +220,7 @@ def test_a_run_folder_in_use_is_locked_and_free_again_afterwards(trained, tmp_pa
     assert train(path, resume=True)[1] == trained[1]
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before_and_nothing_else(trained, tmp_path):
     path = tmp_path / "run"
     train(path, 40, checkpoint_seconds=0, eval_every=20)
