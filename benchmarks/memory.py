@@ -38,9 +38,9 @@ def resident(pid: int) -> float | None:
 
 def watch(steps: int, run: Path) -> list[tuple[float, float]]:
     """(updates so far, MB) of a training run of so many env steps, twice a second."""
-    options = ["--env", "probe:act_obs", "--steps", steps, "--eval-every", 2000, "--checkpoint-seconds", 1, "--out", run]
+    options = ["--env", "probe:act_obs", "--steps", steps, "--eval-every", 2000, "--checkpoint-seconds", 1]
     fields = [word for name, value in SIZES.items() for word in (f"--agent.{name}", value)]
-    command = [sys.executable, "-m", "wmjax.cli", "train", "dreamer_v3", *options, *fields]
+    command = [sys.executable, "-m", "wmjax.cli", "train", "dreamer_v3", *options, "--out", run, *fields]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
     metrics, points = run / "metrics.jsonl", []
     while process.poll() is None:
@@ -69,7 +69,8 @@ def main() -> None:
     axes.set(xlabel="updates", ylabel="resident memory, MB", ylim=(0, None))
     figure.savefig(args.out / "memory.png", dpi=120)
     half = [mb for n, mb in points if n >= updates[-1] / 2]
-    print(f"{updates[-1]:,} updates: {megabytes[0]:.0f} MB at first, {min(half):.0f} to {max(half):.0f} in the second half")
+    first, last = megabytes[0], f"{min(half):.0f} to {max(half):.0f}"
+    print(f"{updates[-1]:,} updates: {first:.0f} MB at first, {last} in the second half")
 
 
 if __name__ == "__main__":
