@@ -68,9 +68,8 @@ def main() -> None:
     axes.plot(updates, megabytes)
     axes.set(xlabel="updates", ylabel="resident memory, MB", ylim=(0, None))
     figure.savefig(args.out / "memory.png", dpi=120)
-    half = [mb for n, mb in points if n >= updates[-1] / 2]
-    first, last = megabytes[0], f"{min(half):.0f} to {max(half):.0f}"
-    print(f"{updates[-1]:,} updates: {first:.0f} MB at first, {last} in the second half")
+    learning = [mb for n, mb in points if n]
+    print(f"{updates[-1]:,} updates: {learning[0]:.0f} MB after the first, {max(learning):.0f} MB at most")
 
 
 if __name__ == "__main__":
