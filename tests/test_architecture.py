@@ -14,10 +14,11 @@ ALLOWED = {
     "nets": BASE,
     "optim": BASE | {"nets"},
     "dreaming": BASE | {"nets"},
-    "agents": BASE | {"nets", "optim", "dreaming"},
+    "evolution": BASE,
+    "agents": BASE | {"nets", "optim", "dreaming", "evolution"},
     "envs": {"types"},
     "replay": BASE,
-    "loops": BASE | {"replay", "dreaming"},
+    "loops": BASE | {"replay", "dreaming", "evolution"},
     "presets": BASE | {"agents"},
 }
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "distrax", "chex", "orbax", "tyro", "rich", "tensorboardX"}
