@@ -211,7 +211,7 @@ def test_a_restart_doubles_the_population_keeps_the_best_and_finds_what_the_firs
             candidates, state = strategy.ask(key_ask, state)
             return strategy.tell(key_tell, state, candidates, rastrigin(candidates)), None
 
-        go = jax.jit(jax.vmap(lambda state, key: jax.lax.scan(generation, state, jax.random.split(key, 150))[0]))  # noqa: B023
+        go = jax.jit(jax.vmap(lambda state, key: jax.lax.scan(generation, state, jax.random.split(key, 150))[0]))
         state = go(start, jax.random.split(jax.random.key(4), 6))
     assert strategy.config.population == 48
     assert (state.best_fitness > -1e-2).sum() > (first > -1e-2).sum()

@@ -1,4 +1,4 @@
-"""Evolution strategies: CMA-ES of evosax as pure functions over a state, and the evaluation of a population in an `Env`.
+"""Evolution strategies: CMA-ES of evosax as pure functions over a state, and the returns of a population in an `Env`.
 
 Fitness is maximized here; evosax minimizes. Between the two stands an adapter that mends what matters for returns of
 episodes, which are noisy, tie often and may fail:
