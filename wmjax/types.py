@@ -107,7 +107,8 @@ class Sampling(NamedTuple):
     length: int  # steps that are trained on
     context: int = 0  # steps before them, which supply a carry and the previous action and are not trained on
     online: bool = False  # newest complete windows first, each once (DreamerV3's online queue)
-    over: str = "steps"  # "steps": all windows are equally likely; "episodes": all episodes, then all windows of one
+    over: str = "steps"  # "steps": all windows are equally likely; "episodes": all episodes, then all windows of one;
+    #   "in_order": none is drawn: all windows one after the other from the oldest, then again
     within_episode: bool = False  # only windows that lie in one episode; implied by `pad`
     pad: str | None = None  # "right": windows start at any step of an episode, what is beyond its end is masked;
     #   "left": windows end at any step of an episode but its last, what is before its start is masked
@@ -150,6 +151,24 @@ class Update(NamedTuple):
     sampling: Sampling
 
 
+class Evolve(NamedTuple):
+    """A way to search for parameters by the returns they earn; `evolution.make_iteration` is its update."""
+
+    name: str  # also of its entry in `AgentState.opt_state`
+    strategy: Any  # `evolution.Strategy`
+    get: Callable  # params -> theta [n]
+    set: Callable  # (params, theta [n]) -> params; with theta [P, n] acting takes P * K rows, each candidate's together
+    where: str  # "env", or "dream": the agent's world model, from encoded records
+    rollouts: int  # episodes of each candidate
+    max_steps: int  # agent steps of an episode at most
+    generations: int  # per iteration of its stage, which then evaluates the mean of the distribution
+    mean_rollouts: int  # episodes of that; the mean with the highest return is what the agent acts by
+    common: bool = True  # common random numbers: all candidates play the same episodes
+    starts: Callable | None = None  # dream: (params, key, Trajectory) -> States [N] to start from
+    sampling: Sampling | None = None  # dream: of that trajectory, one for each iteration
+    batch_size: int = 0
+
+
 class Stage(NamedTuple):
     """One compiled loop: collect, then learn, again and again."""
 
@@ -158,6 +177,7 @@ class Stage(NamedTuple):
     collect: int  # steps per environment per iteration
     act: Callable | None  # as `Agent.act`; None: uniformly random actions
     updates: tuple[Update, ...] = ()
+    evolve: Evolve | None = None
 
 
 class Recipe(NamedTuple):
