@@ -27,8 +27,9 @@ import jax
 import jax.numpy as jnp
 from evosax.algorithms.distribution_based import cma_es
 
+from wmjax import dreaming
 from wmjax.ops import noise
-from wmjax.types import Array, Env, PyTree, UsageError
+from wmjax.types import Agent, AgentState, Array, Env, Evolve, Metrics, PyTree, Trajectory, UsageError
 
 LEAST_POPULATION = 4
 MAX_CONDITION = 1e14  # of the covariance, beyond which a run is done
@@ -70,7 +71,7 @@ class StrategyState(NamedTuple):
 
     inner: Any  # evosax's state; its archive of the best holds ranks and is not used
     best: Array  # float [n], the candidate with the highest fitness so far
-    best_fitness: Array  # float [], its fitness; -inf before the first
+    best_fitness: Array  # float [], its fitness; the lowest number before the first
     generation: Array  # int32 [], generations told
     flat: Array  # int32 [], generations in a row in which all candidates were equal
     done: Array  # bool [], finished: `tell` changes nothing any more
@@ -104,6 +105,7 @@ def make_strategy(config: StrategyConfig) -> Strategy:
 @functools.cache
 def _make_strategy(config: StrategyConfig, x64: bool) -> Strategy:
     dtype = jnp.float64 if x64 else jnp.float32
+    worst = float(jnp.finfo(dtype).max)
     floor = config.sigma_min or config.sigma_init * float(jnp.finfo(dtype).eps) ** 0.75
     # Also inside of a trace, constants must be numbers.
     with jax.ensure_compile_time_eval():
@@ -117,10 +119,12 @@ def _make_strategy(config: StrategyConfig, x64: bool) -> Strategy:
 
     def init(key: Array, mean: Array) -> StrategyState:
         inner = es.init(key, jnp.asarray(mean, dtype), params)
-        # Python numbers in evosax's state would make the second call compile again.
+        # evosax starts with infinities and NaN where nothing is known yet; a run state should be finite.
+        inner = inner.replace(best_solution=inner.mean, best_fitness=jnp.asarray(worst, dtype))
+        # Python numbers in its state would make the second call compile again.
         inner = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), inner)
         zero = jnp.int32(0)
-        return StrategyState(inner, inner.mean, jnp.asarray(-jnp.inf, dtype), zero, zero, jnp.bool_(False))
+        return StrategyState(inner, inner.mean, jnp.asarray(-worst, dtype), zero, zero, jnp.bool_(False))
 
     def ask(key: Array, state: StrategyState) -> tuple[Array, StrategyState]:
         if period == 1:
@@ -277,3 +281,122 @@ def population_returns(
     if axis_name is None:
         return results
     return tuple(jax.lax.all_gather(x, axis_name, tiled=True) for x in results)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evolution of an agent's parameters
+
+
+class Evolving(NamedTuple):
+    """Where an `Evolve` stands; its entry in `AgentState.opt_state`."""
+
+    strategy: StrategyState
+    kept: Array  # float32 [n], the mean of the distribution that earned most when it was evaluated
+    kept_return: Array  # float32 [], what it earned; the lowest number before the first evaluation
+
+
+def init_evolving(evolve: Evolve, key: Array, params: PyTree) -> Evolving:
+    """The search's start: the distribution around the parameters as they are."""
+    theta = evolve.get(params)
+    return Evolving(
+        evolve.strategy.init(key, theta), jnp.asarray(theta, jnp.float32), jnp.float32(jnp.finfo(jnp.float32).min)
+    )
+
+
+def _world(agent: Agent, env: Env, evolve: Evolve, params: PyTree, key: Array, batch: Trajectory | None):
+    """The environment that candidates are tried in, and how they act in it; to be called inside the traced function."""
+    if evolve.where == "env":
+        act = lambda params, key, carry, step: agent.act(params, key, carry, step, explore=True)[:2]
+        return env, act, agent.act_carry
+    starts = evolve.starts(params, key, batch)
+    dream = dreaming.dream_env(
+        agent.model, params, starts, env.spec, horizon=evolve.max_steps, obs="state", actions="agent"
+    )
+    act = lambda params, key, carry, step: agent.policy(params, key, carry, step.obs["state"], explore=True)
+    return dream, act, agent.policy_carry
+
+
+def _share(count: int, axis_name: str | None) -> tuple[Array | int, int]:
+    """First index and number of this device's part of `count`."""
+    if axis_name is None:
+        return 0, count
+    devices = jax.lax.axis_size(axis_name)
+    if count % devices:
+        raise UsageError(f"population, mean_rollouts: {count} cannot be spread evenly over {devices} devices")
+    return jax.lax.axis_index(axis_name) * (count // devices), count // devices
+
+
+def make_generation(agent: Agent, env: Env, evolve: Evolve, axis_name: str | None = None) -> Callable:
+    """One generation: ask, play all candidates' episodes, tell.
+
+    Args:
+      agent: acts in `env`, and brings the model whose dreams are played in.
+      env: takes what the agent emits; a search in dreams uses its `spec` only.
+      evolve: what is searched for, and where.
+      axis_name: axis that the population is spread over; keys and state are the same on all devices.
+
+    Returns:
+      `(AgentState, key, Trajectory or None) -> (AgentState, Metrics)`; the trajectory supplies the starts of dreams.
+      To be compiled by the caller: nothing leaves the device in between.
+    """
+
+    def generation(state: AgentState, key: Array, batch: Trajectory | None) -> tuple[AgentState, Metrics]:
+        key_ask, key_tell, key_play, key_starts = jax.random.split(key, 4)
+        evolving: Evolving = state.opt_state[evolve.name]
+        candidates, strategy = evolve.strategy.ask(key_ask, evolving.strategy)
+        first, count = _share(candidates.shape[0], axis_name)
+        part = jax.lax.dynamic_slice_in_dim(candidates, first, count).astype(jnp.float32)
+        world, act, act_carry = _world(agent, env, evolve, state.params, key_starts, batch)
+        keys = episode_keys(key_play, count, evolve.rollouts, evolve.common, first)
+        returns, lengths = population_returns(
+            world, act, act_carry, evolve.set(state.params, part), keys, count, evolve.max_steps, axis_name
+        )
+        fitness = jnp.mean(returns, 1)
+        strategy = evolve.strategy.tell(key_tell, strategy, candidates, fitness)
+        opt_state = state.opt_state | {evolve.name: evolving._replace(strategy=strategy)}
+        metrics = {
+            "fitness_mean": jnp.mean(fitness),
+            "fitness_best": jnp.max(fitness),
+            "fitness_std": jnp.std(fitness),
+            "length": jnp.mean(lengths.astype(jnp.float32)),
+            "sigma": strategy.sigma,
+            "theta_rms": jnp.sqrt(jnp.mean(strategy.mean**2)),
+            "done": strategy.done,
+        }
+        metrics = {name: jnp.float32(value) for name, value in metrics.items()}
+        return state._replace(opt_state=opt_state, step=state.step + 1), metrics
+
+    return generation
+
+
+def make_iteration(agent: Agent, env: Env, evolve: Evolve, axis_name: str | None = None) -> Callable:
+    """Some generations, then an evaluation of the distribution's mean; the agent acts by the best mean so far.
+
+    The best of a population is best by luck, too, so it is neither kept nor reported. Arguments and the function that
+    is returned are those of `make_generation`; `mean_return` is the evaluation, `kept_return` the best of them.
+    """
+    generation = make_generation(agent, env, evolve, axis_name)
+
+    def iteration(state: AgentState, key: Array, batch: Trajectory | None) -> tuple[AgentState, Metrics]:
+        key_search, key_mean, key_starts = jax.random.split(key, 3)
+        keys = jax.random.split(key_search, evolve.generations)
+        state, metrics = jax.lax.scan(lambda state, key: generation(state, key, batch), state, keys)
+        evolving: Evolving = state.opt_state[evolve.name]
+        mean = evolving.strategy.mean.astype(jnp.float32)
+        world, act, act_carry = _world(agent, env, evolve, state.params, key_starts, batch)
+        first, count = _share(evolve.mean_rollouts, axis_name)
+        keys = jax.lax.dynamic_slice_in_dim(noise.row_keys(key_mean, evolve.mean_rollouts), first, count)
+        returns, _ = population_returns(
+            world, act, act_carry, evolve.set(state.params, mean), keys, 1, evolve.max_steps, axis_name
+        )
+        score = jnp.mean(returns)
+        better = score > evolving.kept_return  # never where it is not a number
+        evolving = evolving._replace(
+            kept=jnp.where(better, mean, evolving.kept), kept_return=jnp.where(better, score, evolving.kept_return)
+        )
+        metrics = {name: jnp.mean(value) for name, value in metrics.items()}
+        metrics |= {"mean_return": score, "kept_return": evolving.kept_return}
+        params = evolve.set(state.params, evolving.kept)
+        return state._replace(params=params, opt_state=state.opt_state | {evolve.name: evolving}), metrics
+
+    return iteration

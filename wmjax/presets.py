@@ -31,6 +31,8 @@ PRESET_NOTES = {
     "small": "learns on a laptop's CPU in minutes; the default",
     "guide": "the sizes of the implementation guide",
     "paper": "the authors' hyperparameters",
+    "paper_car": "the authors' hyperparameters for CarRacing",
+    "paper_doom": "the authors' hyperparameters for Doom, evolved in dreams",
 }
 
 # Overrides of the paper's defaults, by agent and preset.
@@ -71,6 +73,77 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "paper": dict(),
     },
+    "world_models": {
+        "small": dict(
+            # Sizes: the VAE a quarter as wide, one LSTM of 64.
+            latent=16,
+            depth=8,
+            hidden=64,
+            # The reward and the end, so that dreams can be evolved in; the noise of z helps M, not C.
+            reward_head="mse",
+            done_head=True,
+            controller_z="mean",
+            # Data, batches and learning rates.
+            collection="held",
+            collect_steps=16_384,
+            num_envs=16,
+            replay_capacity=16_384,
+            vision_learning_rate=1e-3,
+            vision_batch_size=64,
+            vision_updates=3_000,
+            memory_batch_size=64,
+            memory_length=32,
+            memory_updates=2_000,
+            evolve=dict(population=32, rollouts=4, generations=200, mean_every=10, mean_rollouts=32),
+        ),
+        # The defaults: CarRacing.
+        "paper_car": dict(),
+        # Doom (Take Cover): evolved in dreams.
+        "paper_doom": dict(
+            latent=64,
+            hidden=512,
+            done_head=True,
+            done_pos_weight=10.0,
+            restart_input=True,
+            dream_reward="survival",
+            temperature=1.15,
+            memory_decay=0.99999,
+            memory_batch_size=100,
+            memory_length=500,
+            memory_updates=40_000,
+            memory_stateful=True,
+            num_envs=100,
+            inputs="zch",
+            controller_bias=False,
+            collection="held",
+            evolve=dict(where="dream", horizon=2100, generations=200),
+        ),
+        # "Paper 1" of the guide: 96x96 pictures (its decoder, from a 3x3 map so that it really gives 96), 32 latents, a
+        # plain ELBO summed over batches, one mixture of 5 for all latents, Gaussian reward, [z] -> 99 parameters.
+        "guide": dict(
+            encoder_padding="SAME",
+            kl_tolerance=0.0,
+            reduction="sum",
+            vision_learning_rate=1e-3,
+            vision_batch_size=50,
+            mixture="shared",
+            reward_head="gaussian",
+            done_head=True,
+            z_source="mean",
+            memory_learning_rate=1e-3,
+            memory_final_learning_rate=1e-3,
+            clip="none",
+            controller_z="mean",
+            inputs="z",
+            collect_steps=1_000_000,
+            num_envs=1,
+            memory_batch_size=1,
+            memory_updates=1_000,
+            vision_updates=200_000,
+            replay_capacity=1_000_000,
+            evolve=dict(sigma_init=0.5, population=17, generations=100, rollouts=3, mean_every=10, mean_rollouts=64),
+        ),
+    },
 }
 
 # Steps (frames), image size and action repeat of `small`. Seen with seed 0 on two CPU cores: catch 0.98 after 24,000
@@ -80,10 +153,17 @@ RUNS: dict[str, RunSettings] = {
     "pendulum": RunSettings(200_000, image_size=32, action_repeat=2),
     "gymnax:CartPole-v1": RunSettings(30_000),
     "gymnax:Breakout-MinAtar": RunSettings(80_000, image_size=40),
+    "racing": RunSettings(500_000, image_size=64, action_repeat=4),
 }
 DEFAULT_RUN = RunSettings(100_000)
 # Steps of the other presets: the paper's budget of its small benchmarks, 400 thousand frames and more.
 PAPER_STEPS = 1_000_000
+# Presets that are made for pictures of one size.
+PRESET_RUNS: dict[tuple[str, str], RunSettings] = {
+    ("world_models", "paper_car"): RunSettings(10_000_000, image_size=64),
+    ("world_models", "paper_doom"): RunSettings(10_000_000, image_size=64),
+    ("world_models", "guide"): RunSettings(1_000_000, image_size=96),
+}
 
 
 def nearest(kind: str, name: str, valid: Iterable[str]) -> UsageError:
@@ -122,18 +202,27 @@ def resolve(
     config_class = _config_class(agent)
     if preset not in PRESETS[agent]:
         raise nearest("preset", preset, PRESETS[agent])
-    overrides = check_fields(config_class, overrides or {})
-    config = config_class(**PRESETS[agent][preset] | overrides)
+    config = replace(replace(config_class(), PRESETS[agent][preset]), overrides or {})
     config.validate()
     if preset == "small":
         return config, RUNS.get(env, DEFAULT_RUN)
-    return config, RunSettings(PAPER_STEPS)
+    return config, PRESET_RUNS.get((agent, preset), RunSettings(PAPER_STEPS))
 
 
 def _config_class(agent: str) -> type:
     if agent not in AGENTS:
         raise nearest("agent", agent, AGENTS)
     return AGENTS[agent][0]
+
+
+def replace(config: Any, values: Mapping[str, Any]) -> Any:
+    """The configuration with other values; a mapping changes fields of a part. Raises as `check_fields`."""
+    parts = {
+        name: replace(getattr(config, name), value)
+        for name, value in values.items()
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(getattr(config, name, None))
+    }
+    return dataclasses.replace(config, **check_fields(type(config), {**values, **parts}))
 
 
 def check_fields(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,6 +252,8 @@ def _check_type(name: str, value: Any, hint: Any) -> Any:
                 return tuple(value)
         elif type(value) is choice:
             return value
+        elif dataclasses.is_dataclass(choice) and isinstance(value, Mapping):
+            return choice(**check_fields(choice, value))
     raise UsageError(f"{name}: {value!r} is not valid; {_describe(choices)} is")
 
 
