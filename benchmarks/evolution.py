@@ -1,4 +1,4 @@
-"""Times CMA-ES beside pycma, and evolution in dreams and in `racing`: `python benchmarks/evolution.py [--only WORD]`.
+"""Times CMA-ES beside pycma, and evolution in dreams and in `racing`: `python -m benchmarks.evolution [--only WORD]`.
 
 Needs the extra `test` for pycma. Let nothing else run. Every time is the median of five or more.
 """
@@ -16,8 +16,12 @@ import numpy as np
 import tyro
 
 from benchmarks.speed import Args, Table, machine, median_time
-from wmjax import evolution
+from wmjax import evolution, presets
+from wmjax.agents import AGENTS
+from wmjax.envs import make_env
+from wmjax.envs.wrappers import agent_actions
 from wmjax.evolution import StrategyConfig
+from wmjax.types import Agent, EnvSpec, TimeStep, Trajectory
 
 
 def pycma_generation(n: int, population: int, repeats: int) -> float:
@@ -73,9 +77,63 @@ def strategies(table: Table) -> None:
             table.add(name, 1e3 * ask_and_tell("cma_es", 99, 16, 50, runs), "ms")
 
 
+def noise_batch(agent: Agent, spec: EnvSpec, length: int, batch: int) -> Trajectory:
+    """Records of the right shapes, with latents."""
+    key = jax.random.key(0)
+    image = jax.random.randint(key, (length, batch, *spec.obs["image"].shape), 0, 256).astype(jnp.uint8)
+    false = jnp.zeros((length, batch), bool)
+    step = TimeStep({"image": image}, jax.random.normal(key, (length, batch)), false, false, false)
+    action = jax.random.uniform(key, (length, batch, *spec.action.shape), minval=-1)
+    latent = jax.eval_shape(lambda: agent.recipe.stages[0].act((), key, agent.act_carry({}, batch), jax.tree.map(
+        lambda x: x[0], step), explore=True))[2]  # fmt: skip
+    latent = jax.tree.map(lambda x: jax.random.normal(key, (length, *x.shape)).astype(x.dtype), latent)
+    return Trajectory(step, action, ~false, latent)
+
+
+def updates(table: Table) -> None:
+    """V on 100 pictures and M on 100 sequences of 32 steps, at the paper's sizes."""
+    config = presets.resolve("world_models", "paper_car", None, {"memory_length": 32})[0]
+    env = agent_actions(make_env("racing", image_size=64))
+    agent = AGENTS["world_models"][1](env.spec, config)
+    state = jax.jit(agent.init)(jax.random.key(0))
+    for stage in agent.recipe.stages:
+        for update in stage.updates:
+            window = update.sampling.context + update.sampling.length
+            name = f"world_models paper_car, {update.name}, {update.batch_size} x {update.sampling.length}"
+            if update.name != "encode" and table.wants(name):
+                batch = noise_batch(agent, env.spec, window, update.batch_size)
+                run = jax.jit(lambda *a, fn=update.fn: fn(*a)[:2])
+                table.add(name, 1e3 * median_time(lambda: run(state, jax.random.key(1), batch)), "ms")  # noqa: B023
+
+
+def generations(table: Table) -> None:
+    """Generations in dreams of the paper's M, for several sizes of population, and in `racing` itself."""
+    for where, population, rollouts, horizon in (
+        ("dream", 16, 16, 100), ("dream", 64, 16, 100), ("dream", 64, 64, 100), ("env", 64, 4, 100),
+    ):  # fmt: skip
+        name = f"generation in {where}, {population} x {rollouts} x {horizon} steps"
+        if not table.wants(name):
+            continue
+        search = dict(where=where, population=population, rollouts=rollouts, horizon=horizon, starts=1024)
+        settings = {"evolve": search, "reward_head": "mse"}
+        if where == "env":
+            settings |= {"depth": 8, "latent": 16, "hidden": 64}
+        config = presets.resolve("world_models", "paper_car", None, settings)[0]
+        env = agent_actions(make_env("racing", image_size=64, action_repeat=4))
+        agent = AGENTS["world_models"][1](env.spec, config)
+        evolve = agent.recipe.stages[-1].evolve
+        state = jax.jit(agent.init)(jax.random.key(0))
+        batch = noise_batch(agent, env.spec, evolve.sampling.length, evolve.batch_size)
+        run = jax.jit(evolution.make_generation(agent, env, evolve))
+        seconds = median_time(lambda: run(state, jax.random.key(1), batch))  # noqa: B023
+        table.add(name, population * rollouts * horizon / seconds, "steps/s", generations_per_minute=60 / seconds)
+
+
 def main(args: Args) -> None:
     table = Table(args.only)
     strategies(table)
+    updates(table)
+    generations(table)
     report = {"machine": machine(), "rows": table.rows}
     print(json.dumps(report["machine"], indent=2))
     if args.out:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import chex
 import evosax.algorithms
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 from wmjax import evolution
+from wmjax.envs import catch, make_env
+from wmjax.envs.wrappers import agent_actions
 from wmjax.evolution import StrategyConfig, make_strategy
-from wmjax.types import Discrete, Env, EnvSpec, TimeStep, UsageError
+from wmjax.types import Agent, AgentState, Discrete, Env, EnvSpec, Evolve, TimeStep, UsageError, WorldModel
 
 N = 10
 
@@ -312,3 +315,73 @@ def test_a_population_spread_over_devices_is_evaluated_as_on_one():
         spread = jax.vmap(part, axis_name="devices")(jnp.arange(2))
         np.testing.assert_array_equal(spread[0], alone)
         np.testing.assert_array_equal(spread[1], alone)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A controller evolved in a dream
+
+
+class Seen(NamedTuple):
+    """What there is to know of `catch`, and what the last step paid."""
+
+    row: jax.Array
+    ball: jax.Array
+    paddle: jax.Array
+    reward: jax.Array
+    cont: jax.Array
+
+
+def exact_agent() -> Agent:
+    """Reads positions off the picture, knows the rules, and acts linearly on how far the ball is from the paddle."""
+
+    def look(image):  # 10 x 10 pixels, two for each column
+        column = lambda mask: jnp.argmax(mask, -1) // 2
+        ball = (image[..., 0] == catch.BALL[0]).any(-2)
+        return column(ball), column(image[..., -1, :, 2] == catch.PADDLE[2])
+
+    def imagine(params, key, state, action):
+        row, paddle = state.row + 1, jnp.clip(state.paddle + jnp.argmax(action, -1) - 1, 0, catch.COLUMNS - 1)
+        landed = row == catch.ROWS - 1
+        reward = jnp.where(landed, jnp.where(paddle == state.ball, 1.0, -1.0), 0.0)
+        return Seen(row, state.ball, paddle, reward, 1.0 - landed)
+
+    def policy(params, key, carry, state, *, explore):
+        theta = jnp.atleast_2d(params["theta"])  # [P, 6]: one bias and one weight for each action
+        offset = (state.ball - state.paddle).reshape(theta.shape[0], -1, 1)
+        output = theta[:, None, :3] + theta[:, None, 3:] * offset
+        return carry, jax.nn.one_hot(jnp.argmax(output, -1).reshape(state.ball.shape), 3)
+
+    def act(params, key, carry, step, *, explore):
+        ball, paddle = look(step.obs["image"])
+        state = Seen(jnp.zeros_like(ball), ball, paddle, step.reward, step.reward)
+        return *policy(params, key, carry, state, explore=explore), ()
+
+    nothing = lambda *_: ()
+    predict = lambda params, state: (state.reward, state.cont)
+    model = WorldModel(nothing, nothing, nothing, imagine, predict, nothing)
+    return Agent(nothing, nothing, policy, nothing, act, model, None)
+
+
+def test_a_controller_evolved_in_a_dream_of_catch_beats_random_play_in_catch():
+    env, agent = agent_actions(make_env("catch", image_size=10)), exact_agent()
+    ball = jnp.arange(catch.COLUMNS)
+    zeros = jnp.zeros(catch.COLUMNS)
+    starts = Seen(0 * ball, ball, 0 * ball + 2, zeros, zeros + 1)
+    evolve = Evolve(
+        "controller", make_strategy(StrategyConfig(6, 8, sigma_init=0.5)), lambda params: params["theta"],
+        lambda params, theta: params | {"theta": theta}, "dream", rollouts=8, max_steps=20, generations=10,
+        mean_rollouts=32, starts=lambda params, key, batch: starts,
+    )  # fmt: skip
+    params = {"theta": jnp.zeros(6)}
+    opt_state = {"controller": evolution.init_evolving(evolve, jax.random.key(0), params)}
+    state = AgentState(params, opt_state, (), jnp.int32(0))
+    iteration = jax.jit(evolution.make_iteration(agent, env, evolve))
+    for i in range(4):
+        state, metrics = iteration(state, jax.random.key(i), None)
+    assert metrics["length"] == catch.ROWS - 1
+    play = lambda params: evolution.play(
+        env, lambda *a: agent.act(*a, explore=False)[:2], params, (), jax.random.split(jax.random.key(9), 64), 9
+    )[0]
+    scores = jax.jit(play)(state.params)
+    assert scores.mean() > 0.9  # random play earns -0.6
+    assert scores.mean() == pytest.approx(float(state.opt_state["controller"].kept_return), abs=0.15)
