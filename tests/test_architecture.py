@@ -16,14 +16,15 @@ ALLOWED = {
     "dreaming": BASE | {"nets"},
     "evolution": BASE | {"dreaming"},
     "checks": {"types"},
-    "agents": BASE | {"nets", "optim", "dreaming", "evolution", "checks"},
+    "recipes": {"types"},
+    "agents": BASE | {"nets", "optim", "dreaming", "evolution", "checks", "recipes"},
     "envs": {"types"},
     "replay": BASE,
     "loops": BASE | {"replay", "dreaming", "evolution"},
     "presets": BASE | {"agents"},
 }
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "distrax", "chex", "orbax", "tyro", "rich", "tensorboardX"}
-CORE |= {"matplotlib", "imageio", "jaxtyping", "evosax"}
+CORE |= {"matplotlib", "imageio", "jaxtyping", "evosax", "filelock"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

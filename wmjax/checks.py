@@ -38,6 +38,6 @@ def check_episodes(length: int, max_episode_steps: int | None) -> None:
     """Raises `UsageError` where no episode of an environment could hold a training sequence of `length` steps."""
     if max_episode_steps is not None and length > max_episode_steps + 1:
         raise UsageError(
-            f"within_episode needs episodes of at least length={length} steps, but the environment's end after "
-            f"{max_episode_steps + 1} with the first; a length of at most that, or within_episode=False, is valid"
+            f"within_episode needs episodes of at least length={length} steps, but the environment's have at most "
+            f"{max_episode_steps + 1} with the first; a shorter length or within_episode=False is valid"
         )

@@ -177,85 +177,42 @@ def test_what_replay_can_never_hold_is_refused():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Windows and episodes
+# Windows within episodes
 
 
-def episodes(rows: int, total: int, first_at: tuple, last_at: tuple = ()) -> replays.Replay:
-    """A replay whose environments all begin an episode at `first_at` and end one at `last_at`."""
-    record = records(0, total, first_at=first_at)
-    last = np.isin(np.broadcast_to(np.arange(total)[:, None], (total, ENVS)), last_at)
-    record = record._replace(step=record.step._replace(is_last=jnp.asarray(last)))
-    replay = empty(rows * ENVS)
-    for begin in range(0, total, rows):
-        replay = replays.add(replay, jax.tree.map(lambda x, b=begin: x[b : b + rows], record))
-    return replay
+def test_windows_within_episodes_are_uniform_over_all_that_fit_and_may_begin_where_an_episode_does():
+    # Rows 8..19 are kept, the write head in the middle of the storage; episodes begin at rows 11 and 16.
+    replay = filled(rows=12, total=20, first_at=(11, 16))
+    _, batch, _ = sample(replay, jax.random.key(0), Sampling(3, within_episode=True), 15_000)
+    first = np.asarray(batch.step.obs["label"][0] // 100, int)
+    starts, counts = np.unique(first, return_counts=True)
+    assert starts.tolist() == [8, 11, 12, 13, 16, 17]
+    assert np.abs(counts - 2500).max() < 250
+    assert len(np.unique(batch.step.obs["label"][0] % 100)) == ENVS
+    assert not batch.step.is_first[1:].any()
 
 
-def test_episodes_are_equally_likely_however_long_they_are():
-    replay = episodes(100, 100, first_at=(0, 1))  # lengths 1 and 99
-    for sampling, share in ((Sampling(1, over="episodes", pad="right"), 0.5), (Sampling(1, pad="right"), 0.01)):
-        _, batch, _ = sample(replay, jax.random.key(0), sampling, 4000)
-        row, env = np.divmod(np.asarray(batch.step.obs["label"][0]), 100)
-        assert np.mean(row == 0) == pytest.approx(share, abs=0.03)
-        assert np.bincount(env.astype(int)) / 4000 == pytest.approx(1 / ENVS, abs=0.03)
-        _, counts = np.unique(row[row > 0], return_counts=True)
-        assert counts.shape == (99,) and counts.max() < 4 * counts.mean()  # within an episode all steps are
+def test_context_in_front_of_a_window_may_be_of_another_episode():
+    replay = filled(rows=12, total=20, first_at=(11, 16))
+    _, batch, _ = sample(replay, jax.random.key(0), Sampling(3, context=1, within_episode=True), 2000)
+    trained = np.unique(np.asarray(batch.step.obs["label"][1] // 100, int))
+    assert trained.tolist() == [11, 12, 13, 16, 17]  # row 8 has no record in front
+    assert not batch.step.is_first[2:].any()
 
 
-def test_a_window_padded_on_the_right_starts_anywhere_and_ends_with_its_episode():
-    replay = episodes(8, 8, first_at=(0, 3), last_at=(2,))
-    _, batch, _ = sample(replay, jax.random.key(0), Sampling(4, over="episodes", pad="right"), 512)
-    row, mask = np.asarray(batch.step.obs["label"]) // 100, np.asarray(batch.mask)
-    assert set(row[0]) == set(range(8))
-    for start in range(8):
-        expected = [start + t < (3 if start < 3 else 8) for t in range(4)]
-        assert (mask[:, row[0] == start] == np.array(expected)[:, None]).all()
-        count = sum(expected)
-        assert (row[:count, row[0] == start] == start + np.arange(count)[:, None]).all()
+def test_the_last_window_of_an_episode_counts_as_often_as_it_is_long_and_once_more():
+    replay = filled(rows=12, total=20, first_at=(11, 16))
+    _, batch, _ = sample(replay, jax.random.key(0), Sampling(3, within_episode=True, prioritize_ends=True), 14_000)
+    starts, counts = np.unique(np.asarray(batch.step.obs["label"][0] // 100, int), return_counts=True)
+    assert starts.tolist() == [8, 11, 12, 13, 16, 17]
+    # Windows that end right before another episode begins: 8 and 13. The running episode has not ended.
+    np.testing.assert_allclose(counts / 1000, [4 * 14 / 12, 14 / 12, 14 / 12, 4 * 14 / 12, 14 / 12, 14 / 12], rtol=0.15)
 
 
-def test_a_window_padded_on_the_left_ends_at_any_step_that_the_episode_goes_on_from():
-    replay = episodes(8, 8, first_at=(0, 3), last_at=(2, 7))
-    _, batch, _ = sample(replay, jax.random.key(0), Sampling(1, context=3, over="episodes", pad="left"), 512)
-    row, mask = np.asarray(batch.step.obs["label"]) // 100, np.asarray(batch.mask)
-    assert set(row[-1]) == {0, 1, 3, 4, 5, 6}
-    for stop in set(row[-1]):
-        expected = [stop - 3 + t >= (0 if stop < 3 else 3) for t in range(4)]
-        assert (mask[:, row[-1] == stop] == np.array(expected)[:, None]).all()
-        assert mask[-1].all()
-
-
-def test_padding_never_shows_what_was_overwritten_or_not_yet_written():
-    replay = episodes(6, 9, first_at=(0, 7))  # rows 3..8 are kept, and the storage wraps around
-    for pad in ("left", "right"):
-        _, batch, _ = sample(replay, jax.random.key(0), Sampling(5, over="episodes", pad=pad), 256)
-        row, mask = np.asarray(batch.step.obs["label"]) // 100, np.asarray(batch.mask)
-        assert set(row[mask]) == {3, 4, 5, 7, 8} | ({6} if pad == "right" else set())
-        for b in range(256):
-            seen = row[mask[:, b], b]
-            assert (np.diff(seen) == 1).all() and len({x < 7 for x in seen}) == 1
-    half = episodes(20, 5, first_at=(0,))
-    _, batch, _ = sample(half, jax.random.key(0), Sampling(4, over="episodes", pad="right"), 64)
-    assert set(np.asarray(batch.step.obs["label"])[np.asarray(batch.mask)] // 100) == set(range(5))
-
-
-def test_windows_within_episodes_cross_none_and_reach_every_place():
-    replay = episodes(12, 12, first_at=(0, 2, 7))  # lengths 2, 5, 5
-    for over in ("steps", "episodes"):
-        sampling = Sampling(3, context=1, over=over, within_episode=True)
-        _, batch, _ = sample(replay, jax.random.key(0), sampling, 600)
-        assert set(np.asarray(batch.step.obs["label"][0]) // 100) == {2, 3, 7, 8}
-        assert not batch.step.is_first[1:].any() and batch.mask.all()
-    longer = Sampling(6, within_episode=True)
-    _, batch, _ = sample(replay, jax.random.key(0), longer, 60)  # no episode is that long
-    assert set(np.asarray(batch.step.obs["label"][0]) // 100) <= set(range(7))
-
-
-def test_samplings_that_contradict_themselves_are_refused():
-    with pytest.raises(UsageError, match="over 'steps' or 'episodes'"):
-        replays.check(ENVS * 10, ENVS, Sampling(2, over="days"), 1)
-    with pytest.raises(UsageError, match="online"):
-        replays.check(ENVS * 10, ENVS, Sampling(2, online=True, within_episode=True), 1)
+def test_where_no_episode_is_long_enough_windows_cross_their_ends():
+    replay = filled(rows=12, total=12, first_at=(0, 2, 4, 6, 8, 10))
+    _, batch, _ = sample(replay, jax.random.key(0), Sampling(3, within_episode=True), 500)
+    assert set(np.asarray(batch.step.obs["label"][0] // 100, int)) == set(range(10))
 
 
 def test_windows_in_order_cover_every_step_of_every_environment_and_begin_again():
@@ -281,7 +238,7 @@ def test_windows_in_order_overlap_by_their_context_only():
 
 
 def test_windows_in_order_cannot_be_chosen_otherwise():
-    for sampling in (Sampling(2, over="in_order", online=True), Sampling(2, over="in_order", pad="left")):
+    for sampling in (Sampling(2, over="in_order", online=True), Sampling(2, over="in_order", within_episode=True)):
         with pytest.raises(UsageError, match="in order"):
             replays.check(ENVS * 10, ENVS, sampling, 1)
     with pytest.raises(UsageError, match="in_order"):

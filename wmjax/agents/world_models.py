@@ -32,6 +32,8 @@ from wmjax.checks import FRACTION, NOT_NEGATIVE, POSITIVE, check_ranges, rules
 from wmjax.nets import perceptual
 from wmjax.nets.codec import is_image
 from wmjax.nets.mdn import MDNRNN
+from wmjax.nets.mlp import call, init_modules
+from wmjax.nets.spaces import action_size
 from wmjax.nets.vae import Decoder, Encoder, decoder_base
 from wmjax.ops import distributions, noise
 from wmjax.ops.masks import masked_mean
@@ -238,11 +240,6 @@ def check_spec(spec: EnvSpec) -> str:
     return name
 
 
-def action_size(spec: EnvSpec) -> int:
-    """A: the number of choices, or of action dimensions."""
-    return spec.action.n if isinstance(spec.action, Discrete) else spec.action.shape[0]
-
-
 def networks(spec: EnvSpec, config: WorldModelsConfig) -> Networks:
     """The modules for one environment."""
     (space,) = spec.obs.values()
@@ -259,21 +256,14 @@ def networks(spec: EnvSpec, config: WorldModelsConfig) -> Networks:
 
 def init_params(nets: Networks, spec: EnvSpec, config: WorldModelsConfig, key: Array) -> dict:
     """Parameters of V and M, and a controller of zeros: x0 of the search."""
-    keys = jax.random.split(key, 3)
     (space,) = spec.obs.values()
     z, h = jnp.zeros((1, config.latent)), jnp.zeros((1, config.hidden))
-    action, first = jnp.zeros((1, action_size(spec))), jnp.zeros(1, bool)
-    return {
-        "encoder": nets.encoder.init(keys[0], jnp.zeros((1, *space.shape), space.dtype))["params"],
-        "decoder": nets.decoder.init(keys[1], z)["params"],
-        "memory": nets.memory.init(keys[2], h, h, z, action, first, method="everything")["params"],
-        "controller": jnp.zeros(controller_size(spec, config)),
+    inputs = {
+        "encoder": (jnp.zeros((1, *space.shape), space.dtype),),
+        "decoder": (z,),
+        "memory": (h, h, z, jnp.zeros((1, action_size(spec))), jnp.zeros(1, bool)),
     }
-
-
-def call(module, params: dict, *args, method: str | None = None):
-    """Applies a module to its parameters."""
-    return module.apply({"params": params}, *args, method=method)
+    return init_modules(nets._asdict(), key, inputs) | {"controller": jnp.zeros(controller_size(spec, config))}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

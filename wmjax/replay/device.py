@@ -2,7 +2,7 @@
 
 Storage is time-major, `[rows, num_envs, ...]`: one row is one time step of all environments, which advance together.
 Rows are numbered from the start of the run, and row i lies at `i % rows`. Samples are windows of consecutive rows of
-one environment; they never cross the write head, and episode boundaries only if `Sampling` lets them.
+one environment; they cross episode boundaries and never the write head.
 """
 
 from __future__ import annotations
@@ -60,14 +60,10 @@ def _unpack(tree: PyTree) -> PyTree:
 def check(capacity: int, num_envs: int, sampling: Sampling, batch_size: int) -> None:
     """Raises `UsageError` if a batch of `batch_size` windows could never come out of such a replay."""
     window, rows = sampling.context + sampling.length, capacity // num_envs
-    if sampling.over not in ("steps", "episodes", "in_order") or sampling.pad not in (None, "left", "right"):
-        raise UsageError(
-            f"sampling {sampling}: valid are over 'steps' or 'episodes' or 'in_order', pad None, 'left' or 'right'"
-        )
-    if sampling.over == "in_order" and (sampling.online or _bounded(sampling)):
-        raise UsageError(f"sampling {sampling}: windows in order are neither online, padded nor within an episode")
-    if sampling.online and _bounded(sampling):
-        raise UsageError(f"sampling {sampling}: online windows cross episodes, so they cannot be chosen by them")
+    if sampling.over not in ("steps", "in_order"):
+        raise UsageError(f"sampling {sampling}: valid are over 'steps' or 'in_order'")
+    if sampling.over == "in_order" and (sampling.online or sampling.within_episode):
+        raise UsageError(f"sampling {sampling}: windows in order are neither online nor within an episode")
     if sampling.length < 1 or sampling.context < 0:
         raise UsageError(f"sampling {sampling}: length must be at least 1 and context at least 0")
     if batch_size < 1:
@@ -109,8 +105,8 @@ def size(replay: Replay) -> Array:
 
 
 def can_sample(replay: Replay, sampling: Sampling) -> Array:
-    """Whether the replay holds a whole window, bool; with `pad` a single step."""
-    return size(replay) >= (1 if sampling.pad else sampling.context + sampling.length)
+    """Whether the replay holds a whole window, bool."""
+    return size(replay) >= sampling.context + sampling.length
 
 
 def add(replay: Replay, records: Record) -> Replay:
@@ -149,75 +145,25 @@ def _starts(replay: Replay, key: Array, window: int, batch_size: int) -> Index:
     return jax.vmap(draw)(keys)
 
 
-def _bounded(sampling: Sampling) -> bool:
-    """Whether episodes matter to it."""
-    return sampling.over == "episodes" or sampling.within_episode or sampling.pad is not None
-
-
-def _in_order(replay: Replay, x: Array) -> Array:
-    """A leaf `[rows, num_envs]`, oldest row first."""
-    return jnp.roll(x, -(replay.added - size(replay)), 0)
-
-
-def _anchors(replay: Replay, sampling: Sampling) -> tuple[Array, Array]:
-    """Where a window may begin (with `pad="left"`: end), and where an episode begins; bool `[num_envs, rows]` each.
-
-    Rows are in order, the oldest first; what is left of an episode that is partly overwritten counts as one.
-    """
-    rows, row = _rows(replay), jnp.arange(_rows(replay))[:, None]
-    first = _in_order(replay, replay.data.step.is_first) | (row == 0)
-    kept = jnp.broadcast_to(row < size(replay), first.shape)
-    if sampling.pad == "right":
-        allowed = kept
-    elif sampling.pad == "left":
-        next_first = jnp.concatenate([first[1:], jnp.zeros_like(first[:1])])
-        allowed = kept & ~_in_order(replay, replay.data.step.is_last) & ~next_first
-    else:
-        window = sampling.context + sampling.length
-        whole = row + window <= size(replay)
-        begun = jnp.cumsum(first, 0)  # episodes so far
-        last = jnp.minimum(row + window, rows)[:, 0] - 1
-        allowed = whole & (begun[last] == begun) if sampling.within_episode else whole
-        # Rather a window across episodes than none.
-        allowed = jnp.where(allowed.any(), allowed, whole)
-    return allowed.T, (first & kept).T
-
-
 def _episode_starts(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> Index:
-    """As `_starts`, for samplings that episodes matter to; a padded window may begin before the oldest row."""
-    keys = noise.row_keys(key, batch_size) if key.ndim == 0 else key
-    rows = _rows(replay)
-    allowed, first = (x.ravel() for x in _anchors(replay, sampling))
-    upto = jnp.cumsum(allowed)  # allowed places up to and including each
-    before = jax.lax.cummax(jnp.where(first, upto - allowed, 0))  # allowed places before its episode
-    opened = jnp.cumsum(allowed & (upto == before + 1))  # episodes with an allowed place, up to and including each
-
-    def nth(counts: Array, number: Array) -> Array:
-        return jnp.searchsorted(counts, number, side="right")
-
-    def draw(key: Array) -> Array:
-        key_episode, key_place = jax.random.split(key)
-        begin, end = jnp.int32(0), upto[-1]
-        if sampling.over == "episodes":
-            number = jax.random.randint(key_episode, (), 0, opened[-1])
-            begin = upto[nth(opened, number)] - 1
-            end = jnp.where(number + 1 < opened[-1], upto[nth(opened, number + 1) % upto.shape[0]] - 1, upto[-1])
-        return nth(upto, jax.random.randint(key_place, (), begin, end))
-
-    place = jax.vmap(draw)(keys)
-    start = replay.added - size(replay) + place % rows
-    if sampling.pad == "left":
-        start = start - (sampling.context + sampling.length - 1)
-    return start, place // rows
-
-
-def _mask(replay: Replay, row: Array, is_first: Array, pad: str | None) -> Array:
-    """Which steps of windows, at the rows `[T, B]`, are of the episode that the window is about; bool `[T, B]`."""
-    if pad is None:
-        return jnp.ones(row.shape, bool)
-    begun = jnp.cumsum(is_first, 0, dtype=jnp.int32)
-    kept = (row >= replay.added - size(replay)) & (row < replay.added)
-    return kept & (begun == (begun[0] if pad == "right" else begun[-1]))
+    """Starts of windows whose trained steps are of one episode; as `_starts` where replay holds no such window."""
+    window, rows = sampling.context + sampling.length, _rows(replay)
+    anywhere = _starts(replay, key, window, batch_size)
+    oldest = replay.added - size(replay)
+    # In the order of time: which records begin an episode, and how many of them there are up to each record.
+    begins = jnp.roll(replay.data.step.is_first, -(oldest % rows), 0)
+    count = jnp.cumsum(begins, 0, dtype=jnp.int32)
+    inside = jnp.roll(count, 1 - window, 0) - jnp.roll(count, -sampling.context, 0)
+    fits = jnp.arange(rows)[:, None] + window <= size(replay)
+    weight = (fits & (inside == 0)).astype(jnp.int32)
+    if sampling.prioritize_ends:
+        weight *= jnp.where(jnp.roll(begins, -window, 0), 1 + sampling.length, 1)
+    total = jnp.cumsum(weight.ravel())
+    keys = noise.fold_in(noise.row_keys(key, batch_size) if key.ndim == 0 else key, 1)
+    draw = lambda key: jax.random.randint(key, (), 0, jnp.maximum(total[-1], 1))
+    place = jnp.searchsorted(total, jax.vmap(draw)(keys), side="right")
+    found = (oldest + place // begins.shape[1], place % begins.shape[1])
+    return jax.tree.map(lambda here, there: jnp.where(total[-1] > 0, here, there), found, anywhere)
 
 
 def _online(replay: Replay, start: Array, env: Array, window: int) -> tuple[Replay, Array, Array]:
@@ -251,11 +197,12 @@ def _one_after_the_other(replay: Replay, sampling: Sampling, batch_size: int) ->
 def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> tuple[Replay, Trajectory, Index]:
     """Draws a batch of windows of `T = context + length` steps.
 
-    All (start, environment) pairs are equally likely, or as `Sampling.over`, `within_episode` and `pad` say. If no
-    window lies in one episode, any window may come. With `sampling.online` the first slots go to complete windows
-    that were not read before, in the order in which they were completed (DreamerV3's online queue): each stream is cut
-    in consecutive windows of T steps and each of these comes once, unless it is overwritten first. A replay serves one
-    online sampling only, for there is one cursor; those "in_order" share it, and each goes on where the last one was.
+    All (start, environment) pairs are equally likely; with `sampling.within_episode` all those whose trained steps are
+    of one episode, the last of each episode more likely with `sampling.prioritize_ends` (DreamerV2). With
+    `sampling.online` the first slots go to complete windows that were not read before, in the order in which they were
+    completed (DreamerV3's online queue): each stream is cut in consecutive windows of T steps and each of these comes
+    once, unless it is overwritten first. A replay serves one online sampling only, for there is one cursor; samplings
+    "in_order", which draw nothing and begin again after the newest window, share it: each goes on where the last was.
 
     Args:
       replay: holds at least one window (`can_sample`).
@@ -265,26 +212,24 @@ def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> t
 
     Returns:
       The replay with its cursor moved; the batch `[T, B, ...]`, with `is_last[t] |= is_first[t + 1]` so that an episode
-      that was cut ends properly, and nothing masked without `pad` (where something is, it holds other records); and
-      where it came from, for `write`.
+      that was cut ends properly, and nothing masked; and where it came from, for `write`.
     """
     window = sampling.context + sampling.length
     if sampling.over == "in_order":
         replay, start, env = _one_after_the_other(replay, sampling, batch_size)
-    elif _bounded(sampling):
+    elif sampling.within_episode:
         start, env = _episode_starts(replay, key, sampling, batch_size)
     else:
         start, env = _starts(replay, key, window, batch_size)
     if sampling.online:
         replay, start, env = _online(replay, start, env, window)
-    number = start + jnp.arange(window)[:, None]  # [T, B]
-    row, env = number % _rows(replay), jnp.broadcast_to(env, number.shape)
+    row = (start + jnp.arange(window)[:, None]) % _rows(replay)  # [T, B]
+    env = jnp.broadcast_to(env, row.shape)
     record = _unpack(jax.tree.map(lambda x: x.at[row, env].get(mode="promise_in_bounds"), replay.data))
     step = record.step
     cut = jnp.concatenate([step.is_first[1:], jnp.zeros_like(step.is_first[:1])])
     step = step._replace(is_last=step.is_last | cut)
-    mask = _mask(replay, number, step.is_first, sampling.pad)
-    return replay, Trajectory(step, record.action, mask, record.latent), (row, env)
+    return replay, Trajectory(step, record.action, jnp.ones(row.shape, bool), record.latent), (row, env)
 
 
 def write(replay: Replay, index: Index, latent: PyTree) -> Replay:
