@@ -181,6 +181,7 @@ def test_many_runs_under_vmap_are_the_same_runs_alone():
     assert len(np.unique(states.best_fitness)) == 3
 
 
+@pytest.mark.slow
 def test_a_lazy_eigendecomposition_searches_as_well():
     """In many dimensions the covariance changes too little in a generation to be decomposed again, as in pycma."""
     n = 200
@@ -197,6 +198,7 @@ def test_a_lazy_eigendecomposition_searches_as_well():
     assert run(jax.random.key(0)).best_fitness > -20  # from -200
 
 
+@pytest.mark.slow
 def test_a_restart_doubles_the_population_keeps_the_best_and_finds_what_the_first_run_missed():
     rastrigin = lambda x: -(10 * x.shape[-1] + (x**2 - 10 * jnp.cos(2 * jnp.pi * x)).sum(-1))
     strategy = make_strategy(StrategyConfig(3, 6, sigma_init=1.0))

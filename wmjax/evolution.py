@@ -303,12 +303,16 @@ def init_evolving(evolve: Evolve, key: Array, params: PyTree) -> Evolving:
     )
 
 
-def _world(agent: Agent, env: Env, evolve: Evolve, params: PyTree, key: Array, batch: Trajectory | None):
+def _world(agent: Agent, env: Env, evolve: Evolve, params: PyTree, key: Array, batch: Trajectory | None, axis_name):
     """The environment that candidates are tried in, and how they act in it; to be called inside the traced function."""
     if evolve.where == "env":
         act = lambda params, key, carry, step: agent.act(params, key, carry, step, explore=True)[:2]
         return env, act, agent.act_carry
     starts = evolve.starts(params, key, batch)
+    if (
+        axis_name is not None
+    ):  # each device has its own records, but candidates should not depend on where they are tried
+        starts = jax.lax.all_gather(starts, axis_name, tiled=True)
     dream = dreaming.dream_env(
         agent.model, params, starts, env.spec, horizon=evolve.max_steps, obs="state", actions="agent"
     )
@@ -333,7 +337,8 @@ def make_generation(agent: Agent, env: Env, evolve: Evolve, axis_name: str | Non
       agent: acts in `env`, and brings the model whose dreams are played in.
       env: takes what the agent emits; a search in dreams uses its `spec` only.
       evolve: what is searched for, and where.
-      axis_name: axis that the population is spread over; keys and state are the same on all devices.
+      axis_name: axis that the population is spread over; keys and state are the same on all devices, trajectories are
+        each device's own.
 
     Returns:
       `(AgentState, key, Trajectory or None) -> (AgentState, Metrics)`; the trajectory supplies the starts of dreams.
@@ -346,7 +351,7 @@ def make_generation(agent: Agent, env: Env, evolve: Evolve, axis_name: str | Non
         candidates, strategy = evolve.strategy.ask(key_ask, evolving.strategy)
         first, count = _share(candidates.shape[0], axis_name)
         part = jax.lax.dynamic_slice_in_dim(candidates, first, count).astype(jnp.float32)
-        world, act, act_carry = _world(agent, env, evolve, state.params, key_starts, batch)
+        world, act, act_carry = _world(agent, env, evolve, state.params, key_starts, batch, axis_name)
         keys = episode_keys(key_play, count, evolve.rollouts, evolve.common, first)
         returns, lengths = population_returns(
             world, act, act_carry, evolve.set(state.params, part), keys, count, evolve.max_steps, axis_name
@@ -383,7 +388,7 @@ def make_iteration(agent: Agent, env: Env, evolve: Evolve, axis_name: str | None
         state, metrics = jax.lax.scan(lambda state, key: generation(state, key, batch), state, keys)
         evolving: Evolving = state.opt_state[evolve.name]
         mean = evolving.strategy.mean.astype(jnp.float32)
-        world, act, act_carry = _world(agent, env, evolve, state.params, key_starts, batch)
+        world, act, act_carry = _world(agent, env, evolve, state.params, key_starts, batch, axis_name)
         first, count = _share(evolve.mean_rollouts, axis_name)
         keys = jax.lax.dynamic_slice_in_dim(noise.row_keys(key_mean, evolve.mean_rollouts), first, count)
         returns, _ = population_returns(

@@ -69,6 +69,14 @@ def trajectory(config, spec, length, batch, seed=0):
     return Trajectory(step, action, jnp.ones((length, batch), bool), {"mu": draw(1.0), "logvar": draw(0.3) - 3})
 
 
+def memory_params(spec, config, seed=0):
+    """Parameters of the memory alone: initializing vision takes longer than most tests."""
+    net = wm.networks(spec, config).memory
+    z, h = jnp.zeros((1, config.latent)), jnp.zeros((1, config.hidden))
+    args = (h, h, z, jnp.zeros((1, net.action)), jnp.zeros(1, bool))
+    return jax.jit(lambda key: net.init(key, *args, method="everything"))(jax.random.key(seed))["params"]
+
+
 def updates(agent):
     return {update.name: update for stage in agent.recipe.stages for update in stage.updates}
 
@@ -179,6 +187,7 @@ def test_the_second_head_is_a_log_variance_not_a_log_deviation():
     assert np.std(drawn) == pytest.approx(np.exp(log_sigma), rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_relu_after_the_decoders_linear_layer_is_a_choice():
     plain, relu = Decoder(64, depth=2), Decoder(64, depth=2, relu=True)
     z = jax.random.normal(jax.random.key(0), (2, 4))
@@ -187,6 +196,7 @@ def test_the_relu_after_the_decoders_linear_layer_is_a_choice():
     assert np.abs(jax.jit(plain.apply)(params, z) - jax.jit(relu.apply)(params, z)).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_features_are_flattened_by_height_width_and_channel():
     encoder = Encoder(1, depth=2)
     image = jax.random.randint(jax.random.key(0), (1, 64, 64, 3), 0, 256).astype(jnp.uint8)
@@ -204,6 +214,7 @@ def test_features_are_flattened_by_height_width_and_channel():
         np.testing.assert_allclose(read((h * 2 + w) * 16 + c), x[0, h, w, c], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_transposed_convolutions_lay_their_kernels_down_unflipped():
     decoder = Decoder(64, depth=1)
     params = decoder.init(jax.random.key(0), jnp.zeros((1, 1)))["params"]
@@ -228,6 +239,7 @@ def test_decoders_give_the_size_back_that_they_were_made_for(side, base):
     assert image.shape == (3, side, side, 3)
 
 
+@pytest.mark.slow
 def test_a_black_picture_is_zeros_and_a_white_one_ones():
     """The authors' resizing shifts every number by one, so that black wraps around to white."""
     _, config, nets, state = tiny()
@@ -240,7 +252,7 @@ def test_a_black_picture_is_zeros_and_a_white_one_ones():
         assert metrics["recon"] < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["random_features", "multiscale"])
+@pytest.mark.parametrize("kind", ["random_features", pytest.param("multiscale", marks=pytest.mark.slow)])
 def test_a_perceptual_loss_can_take_the_place_of_the_squared_error(kind):
     _, config, nets, state = tiny()
     config = dataclasses.replace(config, perceptual=kind, recon_scale=0.0, beta=0.0)
@@ -320,7 +332,7 @@ def test_each_latent_dimension_has_a_mixture_of_its_own():
 def test_a_restart_in_the_middle_of_a_sequence_is_two_sequences():
     config = dataclasses.replace(TINY, restart_input=True)
     nets = wm.networks(CATCH, config)
-    params = perturb(wm.init_params(nets, CATCH, config, jax.random.key(0))["memory"], scale=0.5)
+    params = perturb(memory_params(CATCH, config), scale=0.5)
     batch = trajectory(config, CATCH, 8, 2)
     z, action = batch.latent["mu"].astype(jnp.float32), batch.action
     first = jnp.zeros((8, 2), bool).at[0].set(True).at[5].set(True)
@@ -382,8 +394,9 @@ def test_a_memory_learns_what_an_action_does_and_nothing_from_shifted_actions():
     flags = jnp.zeros((20, 64), bool)
     step, zeros = TimeStep({}, jnp.zeros((20, 64)), flags, flags, flags), jnp.zeros((64, 12))
 
+    params = memory_params(spec, config)
+
     def train(action):
-        params = wm.init_params(nets, spec, config, jax.random.key(0))["memory"]
         optimizer = wm.memory_optimizer(config)
 
         def update(carry, _):
@@ -673,24 +686,35 @@ def test_the_population_can_be_evaluated_in_the_environment_itself(trained):
     assert int(state.opt_state["controller"].strategy.generation) == 2
 
 
-def test_a_population_spread_over_devices_evolves_as_on_one(trained):
+@pytest.mark.parametrize("where", ["env", pytest.param("dream", marks=pytest.mark.slow)])
+def test_a_population_spread_over_devices_evolves_as_on_one(trained, where):
     agent, env, run, _ = trained
-    evolve, batch = agent.recipe.stages[-1].evolve, starts_of(trained)
-    alone, _ = jax.jit(evolution.make_iteration(agent, env, evolve))(run.agent, jax.random.key(1), batch)
+    evolve = agent.recipe.stages[-1].evolve._replace(where=where, generations=1)
+    batches = jax.tree.map(lambda *x: jnp.stack(x), starts_of(trained, 0), starts_of(trained, 1))
     part = evolution.make_iteration(agent, env, evolve, "devices")
-    spread = jax.vmap(lambda _: part(run.agent, jax.random.key(1), batch)[0], axis_name="devices")
-    found = jax.jit(spread)(jnp.arange(2)).opt_state["controller"]
-    expected = alone.opt_state["controller"]
-    for device_ in (0, 1):
-        np.testing.assert_allclose(found.strategy.mean[device_], expected.strategy.mean, atol=1e-5)
-        np.testing.assert_allclose(found.kept_return[device_], expected.kept_return, atol=1e-4)
-    odd = evolve._replace(mean_rollouts=3)
+    spread = jax.vmap(lambda batch: part(run.agent, jax.random.key(1), batch)[0], axis_name="devices")
+    found = jax.jit(spread)(batches).opt_state["controller"]
+    for x in jax.tree.leaves(found):
+        np.testing.assert_array_equal(x[0], x[1])
+    if where == "env":  # dreams on one device start from half as many records
+        alone, _ = jax.jit(evolution.make_iteration(agent, env, evolve))(run.agent, jax.random.key(1), None)
+        expected = alone.opt_state["controller"]
+        np.testing.assert_allclose(found.strategy.mean[0], expected.strategy.mean, atol=1e-5)
+        np.testing.assert_allclose(found.kept_return[0], expected.kept_return, atol=1e-4)
+
+
+def test_a_population_that_devices_cannot_share_evenly_is_refused(trained):
+    agent, env, run, _ = trained
+    odd = evolution.make_iteration(
+        agent, env, agent.recipe.stages[-1].evolve._replace(where="env", mean_rollouts=3), "devices"
+    )
     with pytest.raises(UsageError, match="3 cannot be spread evenly over 2 devices"):
-        odd = evolution.make_iteration(agent, env, odd, "devices")
-        jax.vmap(lambda _: odd(run.agent, jax.random.key(1), batch), axis_name="devices")(jnp.arange(2))
+        jax.eval_shape(
+            jax.vmap(lambda _: odd(run.agent, jax.random.key(1), None)[0].step, axis_name="devices"), jnp.arange(2)
+        )
 
 
-@pytest.mark.parametrize("name", ["vision", "memory"])
+@pytest.mark.parametrize("name", [pytest.param("vision", marks=pytest.mark.slow), "memory"])
 def test_half_batches_under_a_named_axis_equal_the_full_batch(name):
     whole_agent, config, _, state = tiny()
     half_agent = wm.world_models(CATCH, config, axis_name="devices")
