@@ -25,9 +25,11 @@ ENV = "probe:act_obs"
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Runs of one shape compile once for all tests."""
+    """Runs of one shape compile once for all tests, in whichever process of pytest they are."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
     options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
+        "jax_compilation_cache_dir": str(root / "xla"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: getattr(jax.config, name) for name in options}
@@ -218,6 +220,7 @@ def test_a_run_folder_in_use_is_locked_and_free_again_afterwards(trained, tmp_pa
     assert train(path, resume=True)[1] == trained[1]
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before_and_nothing_else(trained, tmp_path):
     path = tmp_path / "run"
     train(path, 40, checkpoint_seconds=0, eval_every=20)
@@ -326,6 +329,7 @@ def test_each_of_several_seeds_equals_the_same_seed_alone_within_rounding(seeds,
     assert mine[-1]["train/loss"] == pytest.approx(other[-1]["train/loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_several_seeds_have_metrics_checkpoints_and_scores_of_their_own(seeds):
     run, _ = seeds
     assert [path.name for path in sorted(run.path.glob("seed-*"))] == ["seed-3", "seed-4", "seed-5"]

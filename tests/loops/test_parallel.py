@@ -99,4 +99,4 @@ def test_programs_of_several_seeds_give_what_each_seed_gives_alone():
         mine = parallel.tree_of_seed(many, i)
         np.testing.assert_allclose(mine.agent.params["w"], alone.agent.params["w"], rtol=1e-5)
         np.testing.assert_array_equal(mine.replay.data.action, alone.replay.data.action)
-        assert parallel.first(many.steps) == int(alone.steps)
+        assert device.first(many.steps) == int(alone.steps)

@@ -52,9 +52,14 @@ class RunState(NamedTuple):
     steps: Array  # int32, agent steps of each environment so far; frames would overflow (see `env_steps`)
 
 
+def first(counter: Array) -> int:
+    """A counter that is the same for all seeds and devices, on the host."""
+    return int(np.ravel(counter)[0])
+
+
 def env_steps(agent: Agent, env: Env, run: RunState) -> int:
     """Frames that the environments of one run advanced so far; all seeds of a run have the same count."""
-    return int(np.ravel(run.steps)[0]) * agent.recipe.num_envs * env.spec.action_repeat
+    return first(run.steps) * agent.recipe.num_envs * env.spec.action_repeat
 
 
 def check(agent: Agent) -> None:
@@ -267,7 +272,11 @@ def make_stage(
     return run_stage
 
 
+def with_count(run_stage: Callable) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
+    """A compiled stage that takes its iterations as a Python integer, without compiling for each number."""
+    return lambda run, iterations: run_stage(run, jnp.int32(iterations))
+
+
 def compile_stage(agent: Agent, env: Env, stage: Stage) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
     """`make_stage`, compiled on its first call. The state it is given is donated: use the one it returns."""
-    run_stage = jax.jit(make_stage(agent, env, stage), donate_argnums=0)
-    return lambda run, iterations: run_stage(run, jnp.int32(iterations))
+    return with_count(jax.jit(make_stage(agent, env, stage), donate_argnums=0))

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax.loops import checkpoint, device
-from wmjax.loops.device import RunState
-from wmjax.loops.parallel import Programs, first, tree_of_seed
+from wmjax.loops.device import RunState, first
+from wmjax.loops.parallel import Programs, tree_of_seed
 from wmjax.loops.report import Report
 from wmjax.loops.rollout import evaluate
 from wmjax.ops import noise

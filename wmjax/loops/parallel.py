@@ -99,9 +99,11 @@ def programs(
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds) if several else jax.random.key(0))
     template = jax.eval_shape(init, keys)
     compile_init = lambda key, **where: jax.jit(init, **where).lower(key).compile(compiler_options=options)(key)
+    identity = lambda tree: tree
     if devices == 1:
-        identity = lambda tree: tree
-        compile_stage = lambda stage: _with_count(jax.jit(_body(agent, env, stage, several, None), donate_argnums=0))
+        compile_stage = lambda stage: device.with_count(
+            jax.jit(_body(agent, env, stage, several, None), donate_argnums=0)
+        )
         place = lambda run: jax.tree.map(jnp.asarray, run)
         return Programs(compile_init, compile_stage, place, identity, identity, lambda run: None, template)
 
@@ -120,13 +122,13 @@ def programs(
             mapped = jax.shard_map(
                 body(stage), mesh=mesh, in_specs=(specs, P()), out_specs=(specs, P()), check_vma=False
             )
-            return _with_count(jax.jit(mapped, donate_argnums=0))
+            return device.with_count(jax.jit(mapped, donate_argnums=0))
 
         return Programs(
             lambda key: compile_init(key, out_shardings=shardings),
             compile_stage,
             place,
-            lambda run: run,
+            identity,
             lambda tree: jax.tree.map(one_replica, tree),
             lambda run: _check_replicas(run, axes),
             template,
@@ -144,7 +146,7 @@ def programs(
             run, metrics = step(run, iterations)
             return run, jax.tree.map(lambda x: one_replica(x)[0], metrics)
 
-        return _with_count(run_stage)
+        return device.with_count(run_stage)
 
     return Programs(
         lambda key: stack(compile_init(key, out_shardings=shardings)),
@@ -160,10 +162,6 @@ def programs(
 def _body(agent: Agent, env: Env, stage: Stage, several: bool, axis_name: str | None) -> Callable:
     run_stage = device.make_stage(agent, env, stage, axis_name)
     return jax.vmap(run_stage, (0, None)) if several else run_stage
-
-
-def _with_count(run_stage: Callable) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
-    return lambda run, iterations: run_stage(run, np.int32(iterations))
 
 
 def _axes(run: RunState, lead: int) -> RunState:
@@ -215,8 +213,3 @@ def _check_replicas(run: RunState, axes: RunState) -> None:
 def tree_of_seed(tree: PyTree, index: int) -> PyTree:
     """One seed's part of a tree with a leading axis of seeds."""
     return jax.tree.map(lambda x: x[index], tree)
-
-
-def first(x: Array) -> int:
-    """A counter that is the same for all seeds and devices, on the host."""
-    return int(np.ravel(np.asarray(x))[0])
