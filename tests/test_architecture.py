@@ -20,7 +20,7 @@ ALLOWED = {
     "agents": BASE | {"nets", "optim", "dreaming", "evolution", "checks", "recipes"},
     "envs": {"types"},
     "replay": BASE,
-    "loops": BASE | {"replay", "dreaming", "evolution"},
+    "loops": BASE | {"replay", "dreaming"},
     "presets": BASE | {"agents"},
 }
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "distrax", "chex", "orbax", "tyro", "rich", "tensorboardX"}

@@ -309,9 +309,7 @@ def _world(agent: Agent, env: Env, evolve: Evolve, params: PyTree, key: Array, b
         act = lambda params, key, carry, step: agent.act(params, key, carry, step, explore=True)[:2]
         return env, act, agent.act_carry
     starts = evolve.starts(params, key, batch)
-    if (
-        axis_name is not None
-    ):  # each device has its own records, but candidates should not depend on where they are tried
+    if axis_name is not None:  # records are each device's own, but a candidate is to be tried the same on any of them
         starts = jax.lax.all_gather(starts, axis_name, tiled=True)
     dream = dreaming.dream_env(
         agent.model, params, starts, env.spec, horizon=evolve.max_steps, obs="state", actions="agent"
@@ -342,7 +340,8 @@ def make_generation(agent: Agent, env: Env, evolve: Evolve, axis_name: str | Non
 
     Returns:
       `(AgentState, key, Trajectory or None) -> (AgentState, Metrics)`; the trajectory supplies the starts of dreams.
-      To be compiled by the caller: nothing leaves the device in between.
+      To be compiled by the caller: nothing leaves the device in between. Of the metrics, those of fitness are over the
+      candidates whose fitness is finite, `failed` is the share of the others, and `length` is in agent steps.
     """
 
     def generation(state: AgentState, key: Array, batch: Trajectory | None) -> tuple[AgentState, Metrics]:
@@ -359,13 +358,16 @@ def make_generation(agent: Agent, env: Env, evolve: Evolve, axis_name: str | Non
         fitness = jnp.mean(returns, 1)
         strategy = evolve.strategy.tell(key_tell, strategy, candidates, fitness)
         opt_state = state.opt_state | {evolve.name: evolving._replace(strategy=strategy)}
+        finite = jnp.isfinite(fitness)
         metrics = {
-            "fitness_mean": jnp.mean(fitness),
-            "fitness_best": jnp.max(fitness),
-            "fitness_std": jnp.std(fitness),
+            "fitness_mean": jnp.mean(fitness, where=finite),
+            "fitness_best": jnp.max(fitness, initial=-jnp.inf, where=finite),
+            "fitness_std": jnp.std(fitness, where=finite),
+            "failed": jnp.mean(~finite),
             "length": jnp.mean(lengths.astype(jnp.float32)),
             "sigma": strategy.sigma,
             "theta_rms": jnp.sqrt(jnp.mean(strategy.mean**2)),
+            "generation": strategy.generation,
             "done": strategy.done,
         }
         metrics = {name: jnp.float32(value) for name, value in metrics.items()}
@@ -401,6 +403,7 @@ def make_iteration(agent: Agent, env: Env, evolve: Evolve, axis_name: str | None
         )
         metrics = {name: jnp.mean(value) for name, value in metrics.items()}
         metrics |= {"mean_return": score, "kept_return": evolving.kept_return}
+        metrics |= {"generation": jnp.float32(evolving.strategy.generation)}
         params = evolve.set(state.params, evolving.kept)
         return state._replace(params=params, opt_state=state.opt_state | {evolve.name: evolving}), metrics
 

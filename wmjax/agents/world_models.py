@@ -752,6 +752,11 @@ def world_models(spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None
     """
     config.validate()
     check_spec(spec)
+    if config.evolve.where == "dream" and config.dream_reward == "survival" and spec.survival is False:
+        raise UsageError(
+            "dream_reward: 'survival' pays 1 for each step of a dream, which is not what this task pays; "
+            "'predicted' is valid, with reward_head mse or gaussian"
+        )
     nets = networks(spec, config)
     model = world_model(nets, spec, config)
     layers, collecting = controller_layers(spec, config), collector(spec, config)
@@ -820,20 +825,23 @@ def _evolve(spec: EnvSpec, config: WorldModelsConfig, model: WorldModel) -> Evol
             weight_decay=search.weight_decay,
         )
     )  # fmt: skip
-    rows = max(1, min(64, -(-search.starts // 16)))
+    length = min(32, config.memory_length)
+    rows = max(1, min(64, -(-search.starts // 16), config.replay_capacity // length))
     return Evolve(
         "controller",
+        evolution.make_iteration,
         strategy,
         get=lambda params: params["controller"],
         set=lambda params, theta: params | {"controller": theta},
         where=search.where,
         rollouts=search.rollouts,
         max_steps=search.horizon or spec.max_episode_steps or 1000,
+        population=search.population,
         generations=min(search.mean_every, search.generations),
         mean_rollouts=search.mean_rollouts,
         common=search.common,
         starts=dream_starts(model, search.starts),
-        sampling=Sampling(min(32, config.memory_length), context=0),
+        sampling=Sampling(length),
         batch_size=rows,
     )
 

@@ -76,6 +76,7 @@ def racing(image_size: int = 96) -> RawEnv:
         obs={"image": Box(0, 255, (image_size, image_size, 3), "uint8")},
         action=Box((-1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (3,)),
         action_map=_action_map,
+        survival=False,
     )
     picture = _Picture(image_size)
     return time_limit(RawEnv(spec, _reset, _step, lambda state: {"image": picture.draw(state)}), EPISODE_STEPS)

@@ -45,19 +45,24 @@ class Programs(NamedTuple):
 def share(recipe: Recipe, devices: int) -> Recipe:
     """The recipe of one of several devices that together follow `recipe`.
 
-    Raises `UsageError` where environments or a batch cannot be divided evenly.
+    Raises `UsageError` where environments, a batch or a population cannot be divided evenly.
     """
-    numbers = {"num_envs": recipe.num_envs} | {
-        f"batch_size of update {update.name!r}": update.batch_size
-        for stage in recipe.stages
-        for update in stage.updates
-    }
+    numbers = {"num_envs": recipe.num_envs}
+    for stage in recipe.stages:
+        numbers |= {f"batch_size of update {update.name!r}": update.batch_size for update in stage.updates}
+        if stage.evolve:
+            names = ("population", "mean_rollouts", *["batch_size"] * (stage.evolve.where == "dream"))
+            numbers |= {f"{name} of search {stage.evolve.name!r}": getattr(stage.evolve, name) for name in names}
     for name, number in numbers.items():
         if number % devices:
             raise UsageError(f"devices: {devices} cannot share {name}={number} evenly; valid are its divisors")
     num_envs = recipe.num_envs // devices
-    shared = lambda update: update._replace(batch_size=update.batch_size // devices)
-    stages = [stage._replace(updates=tuple(map(shared, stage.updates))) for stage in recipe.stages]
+    shared = lambda part: part._replace(batch_size=part.batch_size // devices)
+    # A search takes its share of the population by itself: all devices ask and tell for the whole of it.
+    stages = [
+        stage._replace(updates=tuple(map(shared, stage.updates)), evolve=stage.evolve and shared(stage.evolve))
+        for stage in recipe.stages
+    ]
     return Recipe(num_envs, recipe.replay_capacity // recipe.num_envs * num_envs, tuple(stages))
 
 
