@@ -235,7 +235,7 @@ def _axes(x: str, y: str) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, axes: Any, path: str | Path) -> None:
-    axes.legend()
+    axes.legend(fontsize="small")
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
@@ -289,8 +289,7 @@ def plot_fitness_curves(path: str | Path, runs: Sequence[tuple[str, str | Path]]
         for name, words in FITNESS.items():
             places, values = _on_one_grid([curves[name] for curves in found], points)
             mean, spread = _interval(values)
-            text = f"{label}, {words} ({_seeds(len(found))})"
-            axes.plot(places, mean, STYLES[name], color=f"C{number}", label=text)
+            axes.plot(places, mean, STYLES[name], color=f"C{number}", label=f"{label} ({_seeds(len(found))}), {words}")
             if name == "mean_return":
                 axes.fill_between(places, mean - spread, mean + spread, color=f"C{number}", alpha=0.2, linewidth=0)
     _save(figure, axes, path)

@@ -209,7 +209,7 @@ def test_a_fitness_that_is_not_finite_is_no_reason_to_skip_a_generation():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(sampling=Sampling(6)), "stage 'evolve': its update 'search' samples 6 steps, but only 4"),
+        (dict(sampling=Sampling(6), batch_size=1), "stage 'evolve': its update 'search' samples 6 steps, but only 4"),
         (dict(batch_size=7), "batch_size 7"),
         (dict(open=True), "may leave its iterations open only if it collects"),
         (dict(empty=True), "neither collects nor learns"),
