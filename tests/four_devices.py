@@ -1,9 +1,10 @@
 """Works on four devices under both backends, and compares with one device.
 
 Run by `test_parallel.py` in a process of its own, for devices can only be forced before JAX starts. With a folder as
-its argument it trains whole runs in it instead.
+its argument it trains whole runs in it instead, and with `FOLDER population` it evolves a controller.
 """
 
+import dataclasses
 import io
 import sys
 from collections.abc import Callable
@@ -16,12 +17,15 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import wmjax
+from tests.agents import test_world_models
 from tests.agents.batches import PIXELS, random_trajectory
 from tests.test_conformance import learner, make
 from tests.test_run import TINY
+from wmjax.agents import AGENTS
+from wmjax.agents.world_models import EvolveConfig
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
-from wmjax.loops import checkpoint, parallel
+from wmjax.loops import checkpoint, device, parallel
 from wmjax.loops.parallel import AXIS, BACKENDS
 from wmjax.types import UsageError
 
@@ -92,6 +96,48 @@ def environments_are_those_of_one_device() -> None:
         print(f"{backend}: environments equal")
 
 
+def populations_are_shared(folder: Path) -> None:
+    """World Models on four devices: a population in the environment is that of one device, one in dreams resumes."""
+    env = agent_actions(make_env("catch"))
+    search = EvolveConfig(
+        population=8, rollouts=2, generations=2, mean_every=2, mean_rollouts=8, starts=32, horizon=9, where="dream"
+    )
+    config = dataclasses.replace(
+        test_world_models.TINY, collection="random", num_envs=8, collect_steps=128, replay_capacity=128,
+        vision_batch_size=8, memory_batch_size=8, evolve=search,
+    )  # fmt: skip
+    in_env = dataclasses.replace(config, evolve=dataclasses.replace(search, where="env"))
+    found = {}
+    for backend in (None, *BACKENDS):
+        devices, axis_name = (1, None) if backend is None else (4, AXIS)
+        agent = AGENTS["world_models"][1](env.spec, in_env, axis_name)
+        programs = parallel.programs(agent, env, devices=devices, backend=backend or BACKENDS[0])
+        run, metrics = programs.compile_stage(agent.recipe.stages[-1])(programs.init(jax.random.key(0)), 1)
+        programs.check_replicas(run)
+        found[backend] = programs.gather(run).agent.opt_state["controller"], metrics
+    for backend in BACKENDS:
+        evolving, metrics = found[backend]
+        np.testing.assert_allclose(evolving.strategy.mean, found[None][0].strategy.mean, atol=1e-5)
+        np.testing.assert_allclose(evolving.kept_return, found[None][0].kept_return, atol=1e-5)
+        assert metrics["controller/fitness_best"] == found[None][1]["controller/fitness_best"]
+        assert np.abs(evolving.kept).max() > 1e-2
+        print(f"{backend}: a population evolved as on one device")
+    agent = AGENTS["world_models"][1](env.spec, config, AXIS)
+    programs = parallel.programs(agent, env, devices=4)
+    run = programs.init(jax.random.key(0))
+    for stage in agent.recipe.stages:
+        advance = programs.compile_stage(stage)
+        checkpoint.save(folder, 0, programs.gather(run))
+        whole, _ = advance(run, 2)
+        run, _ = advance(programs.place(checkpoint.restore(folder, programs.template)), 1)
+        checkpoint.save(folder, 0, programs.gather(run))
+        run, _ = advance(programs.place(checkpoint.restore(folder, programs.template)), 1)
+        assert checkpoint.digest(programs.gather(run)) == checkpoint.digest(programs.gather(whole)), stage.name
+        programs.check_replicas(run)
+        run = device.next_stage(run)
+    print("every stage of world_models resumed")
+
+
 def runs_resume(folder: Path) -> None:
     """Byte for byte, and replicas are checked at the end of every run."""
     for backend in BACKENDS:
@@ -127,7 +173,9 @@ def what_cannot_be_shared_is_refused() -> None:
 
 if __name__ == "__main__":
     assert len(jax.devices()) == 4
-    if len(sys.argv) > 1:
+    if len(sys.argv) > 2:
+        populations_are_shared(Path(sys.argv[1]))
+    elif len(sys.argv) > 1:
         runs_resume(Path(sys.argv[1]))
     else:
         updates_equal_those_of_one_device("dreamer_v3")

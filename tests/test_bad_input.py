@@ -81,6 +81,14 @@ NAMES = [
     ("train dreamer_v3 --agent.cell lstm", "--agent.cell", "'lstm'", "block_gru"),
     ("train dreamer_v3 --agent.remat perhaps", "--agent.remat", "'perhaps'", "True"),
     ("train dreamer_v3 --agent.encoder_units 0", "encoder_units", "0", "positive"),
+    ("train world_models --image-size 60", "image_size", "60", "16 x base + 48"),
+    ("train world_models --steps 5", "steps", "5", "env steps in all"),
+    ("train world_models --agent.inputs h", "--agent.inputs", "'h'", "zch"),
+    ("train world_models --agent.evolve.population 3", "population", "3", "at least 4"),
+    ("train world_models --agent.evolve.wher dream", "--agent.evolve.wher", "unknown", "--agent.evolve.where"),
+    ("train world_models --agent.evolve.where dream --agent.memory_updates 0", "evolve.where", "'dream'", "V and M"),
+    ("train world_models --agent.evolve.where dream --agent.reward_head none", "evolve.where", "'none'", "gaussian"),
+    ("train world_models --preset paper_doom --env catch", "dream_reward", "'survival'", "'predicted'"),
 ]  # fmt: skip
 OPTIONS = [
     (f"train dreamer_v3 --{name} {value}", name.replace("-", "_"), value, "valid")

@@ -17,26 +17,48 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.agents import test_dreamer_v1, test_dreamer_v2, test_dreamer_v3
+from tests.agents import test_dreamer_v1, test_dreamer_v2, test_dreamer_v3, test_world_models
 from tests.agents.batches import PIXELS, TINY_V1, TINY_V2, TINY_V3, perturb, random_trajectory
 from wmjax.agents import AGENTS
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import checkpoint, device
 from wmjax.loops.rollout import evaluate
-from wmjax.types import Agent, AgentState, EnvSpec, Trajectory
+from wmjax.types import Agent, AgentState, Box, Env, EnvSpec, Trajectory
 
 
 class Row(NamedTuple):
     """How to try one agent."""
 
     config: Any  # tiny
-    gradient_flow: Callable[[], dict[str, set]]  # loss term -> modules that its gradient reaches
+    gradient_flow: Callable[[], dict[str, set]]  # loss term, or update -> modules that it trains
     world_model: set[str]  # modules that only world model losses may train
     actor_terms: set[str]
     critic_terms: set[str]
     probe: Any  # configuration that learns `probe:act_obs`
     probe_iterations: int
+    actor: str = "actor"  # modules
+    critic: str = "critic"
+    paint: bool = False  # whether it needs the probe as a picture
+    side: int = 16  # of its pictures
+
+
+def painted(env: Env, side: int = 16) -> Env:
+    """The same environment, its vector in [-1, 1] seen as the brightness of a picture."""
+
+    def paint(step):
+        value = jnp.round(127.5 * (1 + step.obs["vector"][0])).astype(jnp.uint8)
+        return step._replace(obs={"image": jnp.full((side, side, 3), value)})
+
+    def reset(key):
+        state, step = env.reset(key)
+        return state, paint(step)
+
+    def step(key, state, action):
+        state, step = env.step(key, state, action)
+        return state, paint(step)
+
+    return Env(env.spec._replace(obs={"image": Box(0, 255, (side, side, 3), "uint8")}), reset, step)
 
 
 WORLD_MODEL = {"encoder", "rssm", "decoder", "reward", "cont"}
@@ -69,7 +91,28 @@ ROWS = {
         probe=dataclasses.replace(TINY_V3, **PROBE, train_ratio=8, entropy_scale=3e-3, learning_rate=2e-3),
         probe_iterations=600,
     ),
-}
+    "world_models": Row(
+        config=test_world_models.TINY,
+        gradient_flow=test_world_models.gradient_flow,
+        world_model={"encoder", "decoder", "memory"},
+        actor_terms=set(),  # its controller is evolved
+        critic_terms=set(),
+        probe=dataclasses.replace(
+            test_world_models.TINY, collection="random", num_envs=16, collect_steps=256, vision_updates=100,
+            memory_updates=20, replay_capacity=256,
+            evolve=test_world_models.wm.EvolveConfig(
+                where="env", population=16, rollouts=16, generations=20, mean_every=5, mean_rollouts=32
+            ),
+        ),
+        probe_iterations=0,
+        paint=True,
+        side=64,
+    ),
+}  # fmt: skip
+# Whose programs take long to compile: these are tried in the slow suite.
+SLOW_ROWS = {"world_models"}
+HEAVY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_ROWS else name for name in ROWS]
+heavy = pytest.mark.parametrize("row", HEAVY, indirect=True)
 
 
 @pytest.fixture(params=ROWS)
@@ -77,13 +120,19 @@ def row(request):
     return request.param, ROWS[request.param]
 
 
-def make(name: str, spec: EnvSpec = PIXELS, config=None, axis_name: str | None = None) -> Agent:
-    return AGENTS[name][1](spec, config or ROWS[name].config, axis_name)
+def pixels(name: str) -> EnvSpec:
+    """Pictures that an agent can take, and three actions."""
+    side = ROWS[name].side
+    return PIXELS._replace(obs={"image": Box(0, 255, (side, side, 3), "uint8")})
+
+
+def make(name: str, spec: EnvSpec | None = None, config=None, axis_name: str | None = None) -> Agent:
+    return AGENTS[name][1](spec or pixels(name), config or ROWS[name].config, axis_name)
 
 
 def learner(agent: Agent):
     """The last update of an agent's recipe."""
-    return agent.recipe.stages[-1].updates[-1]
+    return [update for stage in agent.recipe.stages for update in stage.updates][-1]
 
 
 class Start(NamedTuple):
@@ -102,7 +151,7 @@ def start(name: str) -> Start:
     state = jax.jit(agent.init)(jax.random.key(0))
     state = state._replace(params=perturb(state.params, scale=0.03))
     sampling = learner(agent).sampling
-    batch = random_trajectory(agent, PIXELS, state, sampling.length + sampling.context, learner(agent).batch_size)
+    batch = random_trajectory(agent, pixels(name), state, sampling.length + sampling.context, learner(agent).batch_size)
 
     def update(*args):
         return learner(agent).fn(*args)
@@ -174,11 +223,12 @@ def test_gradients_of_the_behavior_stay_out_of_the_world_model(row):
     _, row = row
     flow = row.gradient_flow()
     for term in row.actor_terms:
-        assert flow[term] == {"actor"}, term
+        assert flow[term] == {row.actor}, term
     for term in row.critic_terms:
-        assert flow[term] == {"critic"}, term
+        assert flow[term] == {row.critic}, term
     trained = set().union(*(modules for modules in flow.values()))
-    assert trained == row.world_model | {"actor", "critic"}
+    behavior = {row.actor for _ in row.actor_terms} | {row.critic for _ in row.critic_terms}
+    assert trained == row.world_model | behavior
 
 
 def test_half_batches_under_a_named_axis_equal_the_full_batch(row):
@@ -214,14 +264,21 @@ def test_a_checkpoint_brings_the_agent_back(row, tmp_path):
 
 def test_updates_lower_for_gpu_and_tpu_from_any_machine(row):
     agent, state, batch, _ = start(row[0])
-    traced = jax.jit(learner(agent).fn).trace(state, jax.random.key(0), batch)
+    updates = {update.name: update for stage in agent.recipe.stages for update in stage.updates}
     for platform in ("cuda", "tpu"):
-        assert "stablehlo.convolution" in traced.lower(lowering_platforms=(platform,)).as_text()
+        texts = []
+        for update in updates.values():
+            lead = update.sampling.context + update.sampling.length, update.batch_size
+            shaped = jax.tree.map(lambda x, lead=lead: jax.ShapeDtypeStruct((*lead, *x.shape[2:]), x.dtype), batch)
+            traced = jax.jit(update.fn).trace(state, jax.random.key(0), shaped)
+            texts.append(traced.lower(lowering_platforms=(platform,)).as_text())
+        assert any("stablehlo.convolution" in text for text in texts)
 
 
+@heavy
 def test_the_device_loop_lowers_for_gpu_and_tpu_and_maps_over_seeds(row):
     name, row = row
-    env = agent_actions(make_env("catch", image_size=16))
+    env = agent_actions(make_env("catch", image_size=row.side))
     agent = make(name, env.spec)
     stage = jax.jit(device.make_stage(agent, env, agent.recipe.stages[-1]), donate_argnums=0)
     run = jax.eval_shape(lambda key: device.init(agent, env, key), jax.random.key(0))
@@ -235,18 +292,20 @@ def test_the_device_loop_lowers_for_gpu_and_tpu_and_maps_over_seeds(row):
     assert all(value.shape == (3,) for value in metrics.values())
 
 
+@heavy
 def test_an_iteration_of_the_device_loop_never_copies_the_replay(row):
     name, row = row
-    env = agent_actions(make_env("catch", image_size=16))
+    env = agent_actions(make_env("catch", image_size=row.side))
     agent = make(name, env.spec, dataclasses.replace(row.config, replay_capacity=100_000))
     run = jax.eval_shape(lambda key: device.init(agent, env, key), jax.random.key(0))
     stage = jax.jit(device.make_stage(agent, env, agent.recipe.stages[-1]), donate_argnums=0)
     memory = stage.lower(run, jax.ShapeDtypeStruct((), jnp.int32)).compile().memory_analysis()
-    images = 100_000 * 16 * 16 * 3
+    images = 100_000 * row.side * row.side * 3
     assert memory.alias_size_in_bytes > images
     assert memory.temp_size_in_bytes < images / 2
 
 
+@heavy
 def test_imagination_under_pmap_over_four_devices_equals_one_device(row):
     """Needs devices that can only be forced before JAX starts, so it runs in a process of its own."""
     name, _ = row
@@ -258,10 +317,12 @@ def test_imagination_under_pmap_over_four_devices_equals_one_device(row):
     assert "equal on 4 devices" in done.stdout
 
 
+@heavy
 def test_it_learns_to_act_on_what_it_sees(row):
     """The hardest probe: reward 1 for the action that the observation names, -1 for the other."""
     name, row = row
     env = agent_actions(make_env("probe:act_obs"))
+    env = painted(env, row.side) if row.paint else env
     agent = make(name, env.spec, row.probe)
     run = jax.jit(lambda key: device.init(agent, env, key))(jax.random.key(0))
     for stage in agent.recipe.stages:

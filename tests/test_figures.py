@@ -51,6 +51,53 @@ def test_a_dream_has_a_frame_for_each_step_and_rows_truth_model_error(tmp_path):
     np.testing.assert_allclose(tops[:, 2], tops[:, 0], atol=8)
 
 
+def test_reconstructions_are_drawn_below_their_originals(tmp_path):
+    truth = np.zeros((3, 10, 64, 64, 3), np.uint8)
+    model = np.zeros(truth.shape, np.float32)
+    truth[1], model[1] = np.arange(10)[:, None, None, None] * 20, 255 - np.arange(10)[:, None, None, None] * 20
+    result = figures.OpenLoop({"image": truth}, {"image": model}, np.ones((1, 10), bool))
+    figures.write_reconstructions(tmp_path / "grid.png", result, 2, "image")
+    grid = iio.imread(tmp_path / "grid.png").astype(int)
+    cell, pair = 64 + figures.GAP, 2 * 64 + 4 * figures.GAP  # eight windows above, two below
+    for i in range(10):
+        x, y = 32 + cell * (i % 8), 32 + pair * (i // 8)
+        assert grid[y, x].tolist() == 3 * [20 * i] and grid[y + cell, x].tolist() == 3 * [255 - 20 * i]
+    errors = figures.reconstruction_errors(result, 2)
+    assert errors["image"] == pytest.approx(np.mean([((255 - 40 * i) / 255) ** 2 for i in range(10)]), rel=1e-5)
+
+
+def write_search(folder, generations, shift=0.0):
+    folder.mkdir()
+    names = {"fitness_best": 2.0, "fitness_mean": 0.0, "mean_return": 1.0, "sigma": 9.0}
+    lines = [{"step": 5, "episode/return": 1.0}] + [
+        {"step": 5} | {f"controller/{n}": v + g + shift for n, v in names.items()} | {"controller/generation": g}
+        for g in generations
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_fitness_curve_has_the_best_the_mean_and_the_distributions_mean(tmp_path, monkeypatch):
+    one, two = write_search(tmp_path / "a", (10, 20, 30)), write_search(tmp_path / "b", (10, 20), shift=4.0)
+    assert figures.fitness_curves(one) == {
+        "fitness_best": ([10, 20, 30], [12, 22, 32]),
+        "fitness_mean": ([10, 20, 30], [10, 20, 30]),
+        "mean_return": ([10, 20, 30], [11, 21, 31]),
+    }
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, axes, path: drawn.extend(axes.lines))
+    figures.plot_fitness_curves(tmp_path / "p.png", [("x", one), ("x", two)], points=2)
+    monkeypatch.undo()
+    assert [line.get_ydata().tolist() for line in drawn] == [[14, 24], [12, 22], [13, 23]]
+    assert all(line.get_xdata().tolist() == [10, 20] for line in drawn)
+    figures.plot_fitness_curves(tmp_path / "p.png", [("x", one), ("y", two)])
+    assert iio.imread(tmp_path / "p.png").ndim == 3
+    plain = write_run(tmp_path / "c", [0.0])
+    assert figures.fitness_curves(plain) == {}
+    with pytest.raises(UsageError, match="no generation"):
+        figures.plot_fitness_curves(tmp_path / "q.png", [("x", one), ("x", plain)])
+
+
 def write_run(folder, returns):
     folder.mkdir()
     lines = [{"step": 10 * i, "episode/return": value} for i, value in enumerate(returns)]

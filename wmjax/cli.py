@@ -94,7 +94,10 @@ class EvalArgs:
 
 @dataclasses.dataclass(frozen=True)
 class DreamArgs:
-    """Let the world model predict what it does not see: truth, model and error as dream.gif, error as dream.json."""
+    """Let the world model predict what it does not see: truth, model and error as dream.gif, error as dream.json.
+
+    Reconstructions of what it does see are in reconstructions.png, each below its original.
+    """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
@@ -106,12 +109,15 @@ class DreamArgs:
 
 @dataclasses.dataclass(frozen=True)
 class PlotArgs:
-    """Draw learning curves: mean and 95% interval over the seeds of each agent, environment and preset."""
+    """Draw learning curves: mean and 95% interval over the seeds of each agent, environment and preset.
+
+    Of runs that evolve a controller: fitness over generations, of the best candidate, of all, and of the mean.
+    """
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
     """Run folders."""
     out: Path | None = None
-    """Picture; by default learning_curve.png in the run's folder, or here for several runs."""
+    """Picture; by default learning_curve.png or fitness_curve.png in the run's folder, or here for several runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,13 +280,19 @@ def _dream(argv: Sequence[str]) -> None:
     run = run.members[0] if run.members else run  # of several seeds, the first
     result = figures.open_loop(run.agent, run.env, run.state.params, evaluation_key(0), args.context, args.horizon)
     errors = figures.horizon_errors(result, args.context)
-    write_json(run.path / "dream.json", {"context": args.context, "horizon": args.horizon} | errors)
+    seen = figures.reconstruction_errors(result, args.context)
+    about = {"context": args.context, "horizon": args.horizon, "reconstruction": seen}
+    write_json(run.path / "dream.json", about | errors)
     written = [run.path / "dream.json"]
     images = [name for name, x in result.truth.items() if x.dtype == "uint8" and x.ndim == 5]
     for name in images:
-        path = run.path / ("dream.gif" if len(images) == 1 else f"dream-{name}.gif")
-        figures.write_dream_gif(path, result, args.context, name)
-        written.insert(0, path)
+        suffix = "" if len(images) == 1 else f"-{name}"
+        gif, grid = run.path / f"dream{suffix}.gif", run.path / f"reconstructions{suffix}.png"
+        figures.write_dream_gif(gif, result, args.context, name)
+        figures.write_reconstructions(grid, result, args.context, name)
+        written = [gif, grid, *written]
+    for name, error in seen.items():
+        print(f"{name}, error of the reconstruction: {error:.5f}")
     for name in errors.keys() - {"count"}:
         for kind, values in errors[name].items():
             known = [value for value in values if value is not None][:8]
@@ -300,8 +312,15 @@ def _plot(argv: Sequence[str]) -> None:
         d = read_description(path)
         label = f"{d['agent']} {d['env'] or 'env'} {d['preset']}"
         named += [(label, folder) for folder in member_paths(path, d)]
-    out = args.out or (args.runs[0] if len(args.runs) == 1 else Path()) / "learning_curve.png"
-    figures.plot_learning_curves(out, named)
+    evolved = [bool(figures.fitness_curves(folder)) for _, folder in named]
+    if any(evolved) and not all(evolved):
+        apart = [str(named[evolved.index(kind)][1]) for kind in (True, False)]
+        raise UsageError(f"runs: {apart[0]!r} has fitness over generations, {apart[1]!r} has not; draw them apart")
+    name, plot = ("fitness_curve.png", figures.plot_fitness_curves) if all(evolved) else (
+        "learning_curve.png", figures.plot_learning_curves
+    )  # fmt: skip
+    out = args.out or (args.runs[0] if len(args.runs) == 1 else Path()) / name
+    plot(out, named)
     print(f"wrote {out}")
 
 

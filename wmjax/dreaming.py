@@ -148,6 +148,7 @@ def dream_env(
     horizon: int,
     obs: str = "decoded",
     end: str = "threshold",
+    actions: str = "native",
 ) -> Env:
     """The world model as an environment like any other.
 
@@ -162,15 +163,19 @@ def dream_env(
       obs: `decoded` gives the entries of `spec.obs` in their own dtypes; `state` gives {"state": State}, for policies
         that act on states.
       end: an episode is terminal where P(continue) < 0.5 (`threshold`), or by a draw with that probability (`sample`).
+      actions: `native`, those of the dream's spec; `agent`, what agents emit, so that one-hots stay one-hots.
 
     Returns:
       An `Env`: one dream, batched by `vmap`, restarting by itself.
 
     Raises:
-      ValueError: `obs` or `end` is none of the above.
+      ValueError: `obs`, `end` or `actions` is none of the above.
     """
-    if obs not in ("decoded", "state") or end not in ("threshold", "sample"):
-        raise ValueError(f"obs={obs!r} (valid: decoded, state), end={end!r} (valid: threshold, sample)")
+    if obs not in ("decoded", "state") or end not in ("threshold", "sample") or actions not in ("native", "agent"):
+        raise ValueError(
+            f"obs={obs!r} (valid: decoded, state), end={end!r} (valid: threshold, sample), "
+            f"actions={actions!r} (valid: native, agent)"
+        )
     action = spec.action
     if isinstance(action, Box):
         action = Box(-1.0, 1.0, action.shape)
@@ -192,7 +197,8 @@ def dream_env(
 
     def advance(key, state, time, action):
         key_model, key_end = jax.random.split(key)
-        state = model.imagine(params, key_model, state, _to_agent(action, spec.action))
+        action = action if actions == "agent" else _to_agent(action, spec.action)
+        state = model.imagine(params, key_model, state, action)
         reward, cont = model.predict(params, state)
         bound = 0.5 if end == "threshold" else jax.random.uniform(key_end)
         terminal = cont < bound

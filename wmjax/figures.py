@@ -20,6 +20,7 @@ from wmjax.types import Agent, Array, Env, PyTree, Trajectory, UsageError
 
 STREAMS = 64
 COLUMNS = 8  # windows in a GIF
+GRID_ROWS = 4  # of reconstructions, in a PNG
 GAP = 2  # pixels between its panels
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -127,6 +128,32 @@ def write_dream_gif(path: str | Path, result: OpenLoop, context: int, name: str)
     iio.imwrite(path, np.stack(frames), duration=300, loop=0)
 
 
+def reconstruction_errors(result: OpenLoop, context: int) -> dict[str, float]:
+    """Mean squared error of the last frame that the model saw, for each observation; images count in [0, 1]."""
+    errors = {}
+    for name, truth in result.truth.items():
+        seen, model = truth[context - 1].astype(np.float32), result.model[name][context - 1].astype(np.float32)
+        if model.shape == seen.shape:
+            errors[name] = float(np.square((seen - model) / (255.0 if truth.dtype == np.uint8 else 1.0)).mean())
+    return errors
+
+
+def write_reconstructions(path: str | Path, result: OpenLoop, context: int, name: str) -> None:
+    """Writes a PNG of the last frames that the model saw, one of each window, each above its reconstruction."""
+    import imageio.v3 as iio
+
+    truth, model = result.truth[name][context - 1], np.clip(np.rint(result.model[name][context - 1]), 0, 255)
+    enlarge = max(1, 64 // truth.shape[1])
+    rows = []
+    for start in range(0, min(len(truth), GRID_ROWS * COLUMNS), COLUMNS):
+        columns = slice(start, start + COLUMNS)
+        pair = np.concatenate([_panel(truth[columns]), _panel(model[columns].astype(np.uint8))])
+        rows.append(np.pad(pair, ((0, 2 * GAP), (0, 0), (0, 0)), constant_values=40))
+    width = max(row.shape[1] for row in rows)
+    grid = np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows])
+    iio.imwrite(path, grid.repeat(enlarge, 0).repeat(enlarge, 1))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Learning curves
 
@@ -141,6 +168,20 @@ class Curve(NamedTuple):
     runs: int
 
 
+def _interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over runs `[runs, P]`, and 1.96 standard errors; 0 where there is one run."""
+    count = len(values)
+    spread = 1.96 * values.std(0, ddof=1) / math.sqrt(count) if count > 1 else np.zeros(values.shape[1])
+    return values.mean(0), spread
+
+
+def _on_one_grid(curves: Sequence[tuple[Sequence[float], Sequence[float]]], points: int) -> tuple[np.ndarray, ...]:
+    """Places from where all curves (x, y) have begun to where the first one ends, and values `[curves, points]`."""
+    start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    places = np.linspace(start, max(start, end), points)
+    return places, np.stack([np.interp(places, x, y) for x, y in curves])
+
+
 def learning_curve(folders: Sequence[str | Path], points: int = 100) -> Curve:
     """Episode returns of several runs on one grid of env steps, from where all have some to where the first one ends.
 
@@ -152,12 +193,9 @@ def learning_curve(folders: Sequence[str | Path], points: int = 100) -> Curve:
         if not lines:
             raise UsageError(f"run: {str(folder)!r} has no finished episodes to plot yet")
         curves.append(([line["step"] for line in lines], [line["episode/return"] for line in lines]))
-    start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
-    steps = np.linspace(start, max(start, end), points)
-    values = np.stack([np.interp(steps, x, y) for x, y in curves])
-    mean, count = values.mean(0), len(values)
-    spread = 1.96 * values.std(0, ddof=1) / math.sqrt(count) if count > 1 else np.zeros_like(mean)
-    return Curve(steps, mean, mean - spread, mean + spread, count)
+    steps, values = _on_one_grid(curves, points)
+    mean, spread = _interval(values)
+    return Curve(steps, mean, mean - spread, mean + spread, len(values))
 
 
 def plot_learning_curves(path: str | Path, runs: Sequence[tuple[str, str | Path]]) -> None:
@@ -167,21 +205,91 @@ def plot_learning_curves(path: str | Path, runs: Sequence[tuple[str, str | Path]
       path: of the picture; its suffix says its format.
       runs: (label, run folder) pairs.
     """
-    from matplotlib.figure import Figure
+    figure, axes = _axes("env steps", "episode return")
+    for label, folders in _by_label(runs).items():
+        curve = learning_curve(folders)
+        (line,) = axes.plot(curve.steps, curve.mean, label=f"{label} ({_seeds(curve.runs)})")
+        axes.fill_between(curve.steps, curve.low, curve.high, color=line.get_color(), alpha=0.2, linewidth=0)
+    _save(figure, axes, path)
 
+
+def _by_label(runs: Sequence[tuple[str, str | Path]]) -> dict[str, list[str | Path]]:
     groups = defaultdict(list)
     for label, folder in runs:
         groups[label].append(folder)
+    return groups
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count > 1)}"
+
+
+def _axes(x: str, y: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for label, folders in groups.items():
-        curve = learning_curve(folders)
-        (line,) = axes.plot(curve.steps, curve.mean, label=f"{label} ({curve.runs} seed{'s' * (curve.runs > 1)})")
-        axes.fill_between(curve.steps, curve.low, curve.high, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set(xlabel="env steps", ylabel="episode return")
+    axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
-    axes.legend()
+    return figure, axes
+
+
+def _save(figure: Any, axes: Any, path: str | Path) -> None:
+    axes.legend(fontsize="small")
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         raise UsageError(f"out: {str(path)!r} cannot be written: {str(error).splitlines()[0]}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fitness curves
+
+FITNESS = {
+    "fitness_best": "best of a generation",
+    "fitness_mean": "mean of a generation",
+    "mean_return": "distribution mean",
+}
+STYLES = {"fitness_best": ":", "fitness_mean": "--", "mean_return": "-"}
+
+
+def fitness_curves(folder: str | Path) -> dict[str, tuple[list[float], list[float]]]:
+    """Generations and values of each of `FITNESS` in a run that searched for parameters; {} in one that did not."""
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for line in read_metrics(folder):
+        for key, value in line.items():
+            part, _, name = key.rpartition("/")
+            if name in FITNESS and part and value is not None and line.get(f"{part}/generation") is not None:
+                x, y = curves.setdefault(name, ([], []))
+                x.append(line[f"{part}/generation"])
+                y.append(value)
+    return curves
+
+
+def plot_fitness_curves(path: str | Path, runs: Sequence[tuple[str, str | Path]], points: int = 100) -> None:
+    """Draws fitness over generations: of the best candidate, of all, and of the distribution's mean.
+
+    The best of a population is best by luck, too; the distribution's mean is evaluated on episodes of its own. Lines
+    are means over the runs of one label, with the 95% interval around that of the distribution's mean.
+
+    Args:
+      path: of the picture; its suffix says its format.
+      runs: (label, run folder) pairs.
+      points: of each curve.
+
+    Raises:
+      UsageError: a run has no generation yet, or the picture cannot be written.
+    """
+    figure, axes = _axes("generation", "fitness: mean return of episodes")
+    for number, (label, folders) in enumerate(_by_label(runs).items()):
+        found = [fitness_curves(folder) for folder in folders]
+        for folder, curves in zip(folders, found, strict=True):
+            if set(curves) != set(FITNESS):
+                raise UsageError(f"run: {str(folder)!r} has no generation to plot yet")
+        for name, words in FITNESS.items():
+            places, values = _on_one_grid([curves[name] for curves in found], points)
+            mean, spread = _interval(values)
+            axes.plot(places, mean, STYLES[name], color=f"C{number}", label=f"{label} ({_seeds(len(found))}), {words}")
+            if name == "mean_return":
+                axes.fill_between(places, mean - spread, mean + spread, color=f"C{number}", alpha=0.2, linewidth=0)
+    _save(figure, axes, path)

@@ -18,7 +18,7 @@ from wmjax.types import UsageError
 
 DEFAULT_PRESET = "small"
 # The environment that an agent is trained on if none is named: discrete actions, or continuous ones.
-DEFAULT_ENVS = {"dreamer_v1": "pendulum", "dreamer_v2": "catch", "dreamer_v3": "catch"}
+DEFAULT_ENVS = {"dreamer_v1": "pendulum", "dreamer_v2": "catch", "dreamer_v3": "catch", "world_models": "racing"}
 
 
 class RunSettings(NamedTuple):
@@ -37,6 +37,8 @@ PRESET_NOTES = {
     "paper_atari": "Atari with the numbers of the paper's table, where they differ from the released code",
     "paper_dmc": "the authors' hyperparameters for the DeepMind Control Suite",
     "paper_crafter": "the authors' hyperparameters for Crafter",
+    "paper_car": "the authors' hyperparameters for CarRacing",
+    "paper_doom": "the authors' hyperparameters for Doom, evolved in dreams",
 }
 
 # DreamerV2 trains on windows within episodes, and on their ends more often.
@@ -246,6 +248,77 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "paper": dict(),
     },
+    "world_models": {
+        "small": dict(
+            # Sizes: the VAE a quarter as wide, one LSTM of 64.
+            latent=16,
+            depth=8,
+            hidden=64,
+            # The reward and the end, so that dreams can be evolved in; the noise of z helps M, not C.
+            reward_head="mse",
+            done_head=True,
+            controller_z="mean",
+            # Data, batches and learning rates.
+            collection="held",
+            collect_steps=16_384,
+            num_envs=16,
+            replay_capacity=16_384,
+            vision_learning_rate=1e-3,
+            vision_batch_size=64,
+            vision_updates=3_000,
+            memory_batch_size=64,
+            memory_length=32,
+            memory_updates=2_000,
+            evolve=dict(population=32, rollouts=4, generations=200, mean_every=10, mean_rollouts=32),
+        ),
+        # The defaults: CarRacing.
+        "paper_car": dict(),
+        # Doom (Take Cover): evolved in dreams.
+        "paper_doom": dict(
+            latent=64,
+            hidden=512,
+            done_head=True,
+            done_pos_weight=10.0,
+            restart_input=True,
+            dream_reward="survival",
+            temperature=1.15,
+            memory_decay=0.99999,
+            memory_batch_size=100,
+            memory_length=500,
+            memory_updates=40_000,
+            memory_stateful=True,
+            num_envs=100,
+            inputs="zch",
+            controller_bias=False,
+            collection="held",
+            evolve=dict(where="dream", horizon=2100, generations=200),
+        ),
+        # "Paper 1" of the guide: 96x96 pictures (its decoder, from a 3x3 map so that it really gives 96), 32 latents, a
+        # plain ELBO summed over batches, one mixture of 5 for all latents, Gaussian reward, [z] -> 99 parameters.
+        "guide": dict(
+            encoder_padding="SAME",
+            kl_tolerance=0.0,
+            reduction="sum",
+            vision_learning_rate=1e-3,
+            vision_batch_size=50,
+            mixture="shared",
+            reward_head="gaussian",
+            done_head=True,
+            z_source="mean",
+            memory_learning_rate=1e-3,
+            memory_final_learning_rate=1e-3,
+            clip="none",
+            controller_z="mean",
+            inputs="z",
+            collect_steps=1_000_000,
+            num_envs=1,
+            memory_batch_size=1,
+            memory_updates=1_000,
+            vision_updates=200_000,
+            replay_capacity=1_000_000,
+            evolve=dict(sigma_init=0.5, population=17, generations=100, rollouts=3, mean_every=10, mean_rollouts=64),
+        ),
+    },
 }
 
 # Steps (frames), image size and action repeat of `small`, by agent and environment. DreamerV3 with seed 0: catch 1.00,
@@ -260,6 +333,7 @@ RUNS: dict[str, dict[str, RunSettings]] = {
         "gymnax:CartPole-v1": RunSettings(90_000, action_repeat=2),
         "gymnax:Breakout-MinAtar": RunSettings(80_000, image_size=40),
     },
+    "world_models": {"racing": RunSettings(65_536, image_size=64, action_repeat=4), "catch": RunSettings(16_384)},
 }
 DEFAULT_RUN = RunSettings(100_000)
 # Of the other presets: the paper's budget of its small benchmarks, 400 thousand frames and more.
@@ -270,6 +344,12 @@ PAPER_RUNS: dict[str, dict[str, RunSettings]] = {
         "paper": RunSettings(200_000_000),
         "paper_atari": RunSettings(200_000_000),
         "paper_dmc": RunSettings(2_000_000, action_repeat=2),
+    },
+    # Frames to collect, and the size of picture that each is made for.
+    "world_models": {
+        "paper_car": RunSettings(10_000_000, image_size=64),
+        "paper_doom": RunSettings(10_000_000, image_size=64),
+        "guide": RunSettings(1_000_000, image_size=96),
     },
 }
 
@@ -316,8 +396,7 @@ def resolve(
     config_class = _config_class(agent)
     if preset not in PRESETS[agent]:
         raise nearest("preset", preset, PRESETS[agent])
-    overrides = check_fields(config_class, overrides or {})
-    config = config_class(**PRESETS[agent][preset] | overrides)
+    config = replace(replace(config_class(), PRESETS[agent][preset]), overrides or {})
     config.validate()
     if preset == "small":
         return config, RUNS.get(agent, {}).get(env, DEFAULT_RUN)
@@ -328,6 +407,16 @@ def _config_class(agent: str) -> type:
     if agent not in AGENTS:
         raise nearest("agent", agent, AGENTS)
     return AGENTS[agent][0]
+
+
+def replace(config: Any, values: Mapping[str, Any]) -> Any:
+    """The configuration with other values; a mapping changes fields of a part. Raises as `check_fields`."""
+    parts = {
+        name: replace(getattr(config, name), value)
+        for name, value in values.items()
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(getattr(config, name, None))
+    }
+    return dataclasses.replace(config, **check_fields(type(config), {**values, **parts}))
 
 
 def check_fields(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -357,6 +446,8 @@ def _check_type(name: str, value: Any, hint: Any) -> Any:
                 return tuple(value)
         elif type(value) is choice:
             return value
+        elif dataclasses.is_dataclass(choice) and isinstance(value, Mapping):
+            return choice(**check_fields(choice, value))
     raise UsageError(f"{name}: {value!r} is not valid; {_describe(choices)} is")
 
 

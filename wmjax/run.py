@@ -93,8 +93,8 @@ def setup(
     env = presets.default_env(agent) if env is None else env
     name = env if isinstance(env, str) else None
     config, settings = presets.resolve(agent, preset, name, overrides)
-    steps = settings.steps if steps is None else steps
-    for field, value, low in (("seed", seed, 0), ("seeds", seeds, 1), ("steps", steps, 1)):
+    budget = settings.steps if steps is None else steps
+    for field, value, low in (("seed", seed, 0), ("seeds", seeds, 1), ("steps", budget, 1)):
         check_integer(field, value, low)
     check_integer("seed + seeds", seed + seeds, 0)
     check_devices(devices, parallel)
@@ -115,7 +115,16 @@ def setup(
         "action_repeat": action_repeat,
         "config": dataclasses.asdict(config),
     }
-    return _setup(description, config, env, steps)
+    made = _setup(description, config, env, budget)
+    fixed = device.fixed_env_steps(made.agent, made.env)
+    if fixed is None:
+        return made
+    if steps not in (None, fixed):
+        raise UsageError(
+            f"steps: {steps} is not valid; the stages of {agent} have lengths of their own, which fields of its "
+            f"configuration set: {fixed} env steps in all"
+        )
+    return made._replace(steps=fixed)
 
 
 def _setup(description: dict[str, Any], config: Any, env: str | Env, steps: int) -> Setup:
@@ -389,7 +398,8 @@ def train(
       seed: of everything that training draws.
       seeds: how many to train at once, in one program, from `seed` upwards.
       steps: env steps (frames over all environments) to train for, rounded up to whole iterations; the preset's by
-        default. No schedule depends on it, so a run may be resumed with more.
+        default. No schedule depends on it, so a run may be resumed with more. Not for agents all of whose stages have
+        a length, such as World Models.
       devices: how many to spread environments, replay and batches over.
       parallel: how, "shard_map" or "pmap".
       out: the run folder; by default a new one under `runs/`.
@@ -459,9 +469,10 @@ def describe(made: Setup, path: Path) -> str:
     seeds = f"seed {d['seed']}" if d["seeds"] == 1 else f"seeds {made.seeds[0]} to {made.seeds[-1]}"
     spread = f", {d['devices']} devices ({d['parallel']})" if d["devices"] > 1 else ""
     head = f"{d['agent']} on {d['env'] or 'an Env value'}{repeat}, preset {d['preset']}, {seeds}{spread}"
-    fields = " ".join(
-        f"{name}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in d["config"].items()
-    )
+    flat: dict[str, Any] = {}
+    for name, value in d["config"].items():
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    fields = " ".join(f"{name}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in flat.items())
     obs = ", ".join(f"{name} {space}" for name, space in made.env.spec.obs.items())
     lines = [f"{head}, {made.steps:,} env steps", f"observes {obs}; acts in {made.env.spec.action}"]
     return "\n".join([*lines, *textwrap.wrap(fields, 118), f"run folder {path}"])

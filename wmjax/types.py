@@ -78,6 +78,7 @@ class EnvSpec(NamedTuple):
     max_episode_steps: int | None = None  # in agent steps; None where episodes have no limit
     action_map: Callable[[Array], Array] | None = None  # from an agent's [-1, 1] to the space; None: linear
     action_repeat: int = 1  # frames per agent step
+    survival: bool | None = None  # whether each step pays 1, so that a return is a length; None: nobody has said
 
 
 class Env(NamedTuple):
@@ -111,6 +112,8 @@ class Sampling(NamedTuple):
     length: int  # steps that are trained on
     context: int = 0  # steps before them, which supply a carry and the previous action and are not trained on
     online: bool = False  # newest complete windows first, each once (DreamerV3's online queue)
+    over: str = "steps"  # "steps": all windows are equally likely; "in_order": one after the other, from the oldest on
+    #   to the newest, and then again
     within_episode: bool = False  # trained steps of one episode only, wherever replay holds such windows
     prioritize_ends: bool = False  # within episodes: the last window of each counts 1 + length times
 
@@ -154,6 +157,29 @@ class Update(NamedTuple):
     sampling: Sampling
 
 
+class Evolve(NamedTuple):
+    """A way to search for parameters by the returns they earn."""
+
+    name: str  # also of its entry in `AgentState.opt_state`
+    # `evolution.make_iteration`: (Agent, Env, Evolve, axis_name) -> an iteration of its stage, which is a function
+    # (AgentState, key, Trajectory or None) -> (AgentState, Metrics). It keeps the state finite by itself, for a
+    # candidate's fitness need not be.
+    make_iteration: Callable
+    strategy: Any  # `evolution.Strategy`
+    get: Callable  # params -> theta [n]
+    set: Callable  # (params, theta [n]) -> params; with theta [P, n] acting takes P * K rows, each candidate's together
+    where: str  # "env", or "dream": the agent's world model, from encoded records
+    rollouts: int  # episodes of each candidate
+    max_steps: int  # agent steps of an episode at most
+    population: int  # candidates of a generation
+    generations: int  # per iteration of its stage, which then evaluates the mean of the distribution
+    mean_rollouts: int  # episodes of that; the mean with the highest return is what the agent acts by
+    common: bool = True  # common random numbers: all candidates play the same episodes
+    starts: Callable | None = None  # dream: (params, key, Trajectory) -> States [N] to start from
+    sampling: Sampling | None = None  # dream: of that trajectory, one for each iteration
+    batch_size: int = 0  # dream: windows of it
+
+
 class Stage(NamedTuple):
     """One compiled loop: collect, then learn, again and again."""
 
@@ -162,6 +188,7 @@ class Stage(NamedTuple):
     collect: int  # steps per environment per iteration
     act: Callable | None  # as `Agent.act`; None: uniformly random actions
     updates: tuple[Update, ...] = ()
+    evolve: Evolve | None = None
 
 
 class Recipe(NamedTuple):

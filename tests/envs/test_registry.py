@@ -24,7 +24,8 @@ def zero_action(space):
 
 def random_action(space):
     if isinstance(space, Box):
-        return lambda key, step: jax.random.uniform(key, space.shape, minval=space.low, maxval=space.high)
+        low, high = jnp.array(space.low), jnp.array(space.high)
+        return lambda key, step: jax.random.uniform(key, space.shape, minval=low, maxval=high)
     return lambda key, step: jax.random.randint(key, (), 0, space.n)
 
 

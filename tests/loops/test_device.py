@@ -6,7 +6,7 @@ import pytest
 from tests.loops.fakes import counter_env, fake_agent, fake_recipe, learn
 from wmjax.loops import checkpoint
 from wmjax.loops import device as loop
-from wmjax.types import Recipe, Sampling, Stage, Update, UsageError
+from wmjax.types import Evolve, Recipe, Sampling, Stage, Update, UsageError
 
 
 def with_recipe(**kwargs):
@@ -133,6 +133,99 @@ def test_two_online_samplings_must_have_one_length():
     stage = recipe.stages[1]._replace(updates=(*recipe.stages[1].updates, other))
     with pytest.raises(UsageError, match="online"):
         loop.check(fake_agent(recipe._replace(stages=(recipe.stages[0], stage))))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Searches for parameters
+
+
+def searching(where="env", metric=lambda state: state.params["w"].mean()):
+    """An agent that collects four steps and then moves a weight by noise and by what it is given of replay."""
+    seen = []
+
+    def make_iteration(agent, env, evolve, axis_name):
+        seen.append((agent, env, evolve, axis_name))
+
+        def iterate(state, key, batch):
+            noise = jax.random.normal(key, state.params["w"].shape)
+            given = 0.0 if batch is None else batch.step.obs["vector"].mean()
+            state = state._replace(params={"w": 0.9 * state.params["w"] + given + noise}, step=state.step + 1)
+            return state, {"fitness": metric(state)}
+
+        return iterate
+
+    evolve = Evolve(
+        "search", make_iteration, None, None, None, where, rollouts=1, max_steps=3, population=4, generations=1,
+        mean_rollouts=1, sampling=Sampling(3), batch_size=5,
+    )  # fmt: skip
+    stages = (Stage("collect", 2, 2, None), Stage("evolve", 9, 0, None, evolve=evolve))
+    return fake_agent(Recipe(2, 20, stages)), seen
+
+
+def collected_and(agent):
+    env = counter_env()
+    collect, search = [loop.compile_stage(agent, env, stage) for stage in agent.recipe.stages]
+    return lambda: loop.next_stage(collect(begin(agent, env), 2)[0]), search
+
+
+@pytest.mark.parametrize("where", ["env", "dream"])
+def test_a_search_goes_on_byte_for_byte_however_it_is_cut(where):
+    agent, seen = searching(where)
+    start, search = collected_and(agent)
+    whole, metrics = search(start(), 6)
+    run, first = search(start(), 2)
+    run, second = search(run, 4)
+    assert checkpoint.digest(run) == checkpoint.digest(whole)
+    assert (int(whole.agent.step), int(whole.iteration), int(whole.steps)) == (6, 6, 4)
+    assert float(metrics["search/fitness"]) == pytest.approx(
+        (2 * first["search/fitness"] + 4 * second["search/fitness"]) / 6
+    )
+    assert seen[0][2].name == "search" and seen[0][3] is None
+
+
+def test_a_search_in_dreams_is_given_windows_of_replay_and_one_in_the_environment_nothing():
+    agent, _ = searching("dream")
+    given, shapes = agent.recipe.stages[1].evolve, []
+    spy = lambda *args: lambda state, key, batch: shapes.append(jax.tree.map(jnp.shape, batch)) or (state, {})
+    stages = (agent.recipe.stages[0], agent.recipe.stages[1]._replace(evolve=given._replace(make_iteration=spy)))
+    start, search = collected_and(agent._replace(recipe=agent.recipe._replace(stages=stages)))
+    search(start(), 1)
+    assert shapes[0].action == (3, 5, 3) and shapes[0].step.reward == (3, 5)
+    shapes.clear()
+    here = stages[1]._replace(evolve=stages[1].evolve._replace(where="env"))
+    start, search = collected_and(agent._replace(recipe=agent.recipe._replace(stages=(stages[0], here))))
+    search(start(), 1)
+    assert shapes[0] is None
+
+
+def test_a_fitness_that_is_not_finite_is_no_reason_to_skip_a_generation():
+    agent, _ = searching(metric=lambda state: jnp.where(state.step == 2, jnp.nan, 1.0))
+    start, search = collected_and(agent)
+    run, metrics = search(start(), 3)
+    assert int(run.agent.step) == 3 and int(run.skips.total) == 0
+    assert np.isnan(metrics["search/fitness"]) and "search/skipped" not in metrics
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(sampling=Sampling(6), batch_size=1), "stage 'evolve': its update 'search' samples 6 steps, but only 4"),
+        (dict(batch_size=7), "batch_size 7"),
+        (dict(open=True), "may leave its iterations open only if it collects"),
+        (dict(empty=True), "neither collects nor learns"),
+    ],
+)
+def test_a_search_that_cannot_be_run_is_refused(change, message):
+    agent, _ = searching("dream")
+    collect, search = agent.recipe.stages
+    if "open" in change:
+        search = search._replace(iterations=None)
+    elif "empty" in change:
+        search = search._replace(evolve=None)
+    else:
+        search = search._replace(evolve=search.evolve._replace(**change))
+    with pytest.raises(UsageError, match=message):
+        loop.check(agent._replace(recipe=agent.recipe._replace(stages=(collect, search))))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

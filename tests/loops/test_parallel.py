@@ -10,7 +10,7 @@ import pytest
 
 from tests.loops.fakes import counter_env, fake_agent, fake_recipe
 from wmjax.loops import device, parallel
-from wmjax.types import UsageError
+from wmjax.types import Evolve, Recipe, Stage, UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +40,13 @@ def test_runs_on_four_devices_resume_byte_for_byte(tmp_path):
     assert all(f"{backend}: resumed" in said for backend in parallel.BACKENDS)
 
 
+@pytest.mark.slow
+def test_a_population_on_four_devices_evolves_as_on_one_and_every_stage_of_world_models_resumes(tmp_path):
+    said = on_four_devices(str(tmp_path), "population")
+    assert all(f"{backend}: a population evolved as on one device" in said for backend in parallel.BACKENDS)
+    assert "every stage of world_models resumed" in said
+
+
 def test_what_is_shared_between_devices_adds_up_to_the_whole():
     recipe = fake_recipe(None, num_envs=6, capacity=70, batch_size=4)
     shared = parallel.share(recipe, 2)
@@ -49,6 +56,20 @@ def test_what_is_shared_between_devices_adds_up_to_the_whole():
         parallel.share(recipe, 4)
     with pytest.raises(UsageError, match="cannot share batch_size of update 'model'=4"):
         parallel.share(recipe, 3)
+
+
+def test_a_search_shares_its_batch_and_is_refused_where_its_population_cannot_be_shared():
+    numbers = dict(rollouts=1, max_steps=3, population=8, generations=1, mean_rollouts=4, batch_size=12)
+    evolve = Evolve("search", None, None, None, None, "dream", **numbers)
+    recipe = lambda **change: Recipe(12, 96, (Stage("evolve", 9, 0, None, evolve=evolve._replace(**change)),))
+    share = lambda **change: parallel.share(recipe(**change), 4)
+    shared = share().stages[0].evolve
+    assert (shared.batch_size, shared.population, shared.mean_rollouts) == (3, 8, 4)  # all devices tell for the whole
+    for change in (dict(population=6), dict(mean_rollouts=5), dict(batch_size=9)):
+        ((name, value),) = change.items()
+        with pytest.raises(UsageError, match=f"cannot share {name} of search 'search'={value} evenly"):
+            share(**change)
+    assert share(batch_size=9, where="env")  # which reads no replay
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,18 @@ def test_a_resumed_run_drops_the_lines_beyond_where_it_resumes_and_its_time_goes
     assert lines[-1]["again"] == 1 and lines[-1]["time"] >= 101
 
 
+def test_stages_that_take_no_env_steps_are_resumed_by_their_iterations(tmp_path):
+    stream = io.StringIO()
+    with quick(tmp_path, stream) as report:
+        report.log("collect", 64, 0, {}, iteration=2)
+        for i in (3, 4, 5):
+            report.log("vision", 64, i, {"search/mean_return": float(i)}, iteration=i, done=f"{i - 2}/3")
+    assert "vision 3/3  64 env steps" in stream.getvalue() and "return 5.000" in stream.getvalue()
+    with quick(tmp_path, resume_step=64, resume_iteration=3):
+        pass
+    assert [line["iteration"] for line in read_metrics(tmp_path)] == [2, 3]
+
+
 def test_a_new_run_starts_its_metrics_afresh(tmp_path):
     for _ in range(2):
         with quick(tmp_path) as report:

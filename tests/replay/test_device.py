@@ -213,3 +213,33 @@ def test_where_no_episode_is_long_enough_windows_cross_their_ends():
     replay = filled(rows=12, total=12, first_at=(0, 2, 4, 6, 8, 10))
     _, batch, _ = sample(replay, jax.random.key(0), Sampling(3, within_episode=True), 500)
     assert set(np.asarray(batch.step.obs["label"][0] // 100, int)) == set(range(10))
+
+
+def test_windows_in_order_cover_every_step_of_every_environment_and_begin_again():
+    replay = filled(rows=10, total=17)  # rows 7..16 are kept
+    sampling, seen = Sampling(4, over="in_order"), []
+    replays.check(10 * ENVS, ENVS, sampling, 2)
+    for i in range(5):  # 3 windows of each of 3 environments, 2 at once
+        replay, batch, _ = sample(replay, jax.random.key(i), sampling, 2)
+        np.testing.assert_array_equal(np.diff(batch.step.obs["label"], axis=0), 100)
+        seen += batch.step.obs["label"][0].astype(int).tolist()
+    assert seen == [700, 701, 702, 1100, 1101, 1102, 1300, 1301, 1302, 700]
+    assert int(replay.cursor) == 1
+
+
+def test_windows_in_order_overlap_by_their_context_only():
+    replay = filled(rows=20, total=13)
+    sampling, starts = Sampling(4, context=1, over="in_order"), []
+    for i in range(3):
+        replay, batch, _ = sample(replay, jax.random.key(i), sampling, ENVS)
+        assert batch.step.obs["label"].shape == (5, ENVS)
+        starts.append(int(batch.step.obs["label"][0, 0]))
+    assert starts == [0, 400, 800]
+
+
+def test_windows_in_order_cannot_be_chosen_otherwise():
+    for sampling in (Sampling(2, over="in_order", online=True), Sampling(2, over="in_order", within_episode=True)):
+        with pytest.raises(UsageError, match="in order"):
+            replays.check(ENVS * 10, ENVS, sampling, 1)
+    with pytest.raises(UsageError, match="in_order"):
+        replays.check(ENVS * 10, ENVS, Sampling(2, over="rows"), 1)

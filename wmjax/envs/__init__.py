@@ -5,17 +5,21 @@ from __future__ import annotations
 import difflib
 from typing import NamedTuple
 
-from wmjax.envs import catch, from_gymnax, pendulum, wrappers
+from wmjax.envs import catch, from_gymnax, pendulum, racing, wrappers
 from wmjax.envs.probe import PROBES
 from wmjax.types import Box, Discrete, Env, Space, UsageError
 
 __all__ = ["EnvInfo", "env_names", "make_env"]
 
 GYMNAX = "gymnax:"
+# name -> (rules, side of the picture, what to expect)
 PICTURES = {
-    "catch": (catch.catch, "a ball falls, a paddle catches it; best return 1, random about -0.6"),
-    "pendulum": (pendulum.pendulum, "Pendulum-v1 from pixels, 200 steps; good return about -150, random about -1200"),
-}
+    "catch": (catch.catch, 64, "a ball falls, a paddle catches it; best return 1, random about -0.6"),
+    "pendulum": (
+        pendulum.pendulum, 64, "Pendulum-v1 from pixels, 200 steps; good return about -150, random about -1200",
+    ),
+    "racing": (racing.racing, 96, "a car that skids on a new track each time; a lap about 900, random about -40"),
+}  # fmt: skip
 
 
 class EnvInfo(NamedTuple):
@@ -31,9 +35,9 @@ def make_env(name: str, *, image_size: int | None = None, action_repeat: int | N
     """Makes an environment: auto-resetting, with its own kind of actions (`wrappers.agent_actions` changes that).
 
     Args:
-      name: "catch", "pendulum", "probe:NAME", or "gymnax:NAME" with the extra `gymnax`; `env_names` lists them.
-      image_size: side of the picture in pixels, at least 8; None for the registered size (64; MinAtar: 80, and any
-        multiple of 10).
+      name: "catch", "pendulum", "racing", "probe:NAME", or "gymnax:NAME" with the extra `gymnax` (`env_names`).
+      image_size: side of the picture in pixels, at least 8; None for the registered size (64; racing: 96; MinAtar:
+        80, and any multiple of 10).
       action_repeat: frames that each action is taken for; None for 1.
 
     Raises:
@@ -57,7 +61,8 @@ def _make_raw(name: str, image_size: int | None) -> wrappers.RawEnv:
     if name not in PICTURES:
         raise _unknown(name)
     _check_image_size(name, image_size, pictures=True)
-    return PICTURES[name][0](64 if image_size is None else image_size)
+    rules, size, _ = PICTURES[name]
+    return rules(size if image_size is None else image_size)
 
 
 def _check_image_size(name: str, image_size: int | None, *, pictures: bool) -> None:
@@ -84,7 +89,7 @@ def _unknown(name: str) -> UsageError:
 
 def env_names() -> list[EnvInfo]:
     """All environments that can be made here, those of gymnax only where it is installed."""
-    infos = [_info(name, description) for name, (_, description) in PICTURES.items()]
+    infos = [_info(name, description) for name, (*_, description) in PICTURES.items()]
     infos += [_info(name, probe.description) for name, probe in PROBES.items()]
     if from_gymnax.available():
         infos += [_gymnax_info(task) for task in from_gymnax.names()]

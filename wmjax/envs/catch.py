@@ -42,6 +42,7 @@ def catch(image_size: int = 64) -> RawEnv:
         obs={"image": Box(0, 255, (image_size, image_size, 3), "uint8")},
         action=Discrete(3),
         max_episode_steps=ROWS - 1,
+        survival=False,
     )
     rows, columns = np.arange(image_size) * ROWS // image_size, np.arange(image_size) * COLUMNS // image_size
     return RawEnv(spec, _reset, _step, lambda state: {"image": _draw(state, rows, columns)})

@@ -42,6 +42,7 @@ def pendulum(image_size: int = 64) -> RawEnv:
     spec = EnvSpec(
         obs={"image": Box(0, 255, (image_size, image_size, 3), "uint8")},
         action=Box(-MAX_TORQUE, MAX_TORQUE, (1,)),
+        survival=False,
     )
     axis = (2 * (np.arange(image_size, dtype=np.float32) + 0.5) / image_size - 1) * HALF_WIDTH
     return time_limit(RawEnv(spec, _reset, _step, lambda state: {"image": _draw(state, axis)}), EPISODE_STEPS)

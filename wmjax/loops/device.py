@@ -18,7 +18,7 @@ from wmjax.loops.rollout import Position, random_act, rollout
 from wmjax.ops import noise
 from wmjax.replay import device as replays
 from wmjax.replay.device import Record, Replay
-from wmjax.types import Agent, AgentState, Array, Env, Metrics, PyTree, Stage, TimeStep, Update, UsageError
+from wmjax.types import Agent, AgentState, Array, Env, Metrics, PyTree, Sampling, Stage, TimeStep, Update, UsageError
 
 
 class Episode(NamedTuple):
@@ -62,6 +62,14 @@ def env_steps(agent: Agent, env: Env, run: RunState) -> int:
     return first(run.steps) * agent.recipe.num_envs * env.spec.action_repeat
 
 
+def fixed_env_steps(agent: Agent, env: Env) -> int | None:
+    """Frames that a recipe collects whose stages all have a length; None where its last one uses up a budget."""
+    stages = agent.recipe.stages
+    if stages[-1].iterations is None:
+        return None
+    return sum(stage.collect * stage.iterations for stage in stages) * agent.recipe.num_envs * env.spec.action_repeat
+
+
 def check(agent: Agent) -> None:
     """Raises `UsageError` if the recipe cannot be run.
 
@@ -76,19 +84,29 @@ def check(agent: Agent) -> None:
             raise UsageError(
                 f"stage {stage.name!r}: collect {stage.collect}, replay keeps {rows_kept} steps of each env"
             )
-        for update in stage.updates:
-            sampling = update.sampling
-            replays.check(recipe.replay_capacity, recipe.num_envs, sampling, update.batch_size)
+        if not (stage.collect or stage.updates or stage.evolve):
+            raise UsageError(f"stage {stage.name!r}: it neither collects nor learns")
+        if stage.iterations is None and not stage.collect:
+            raise UsageError(f"stage {stage.name!r}: it may leave its iterations open only if it collects")
+        for name, sampling, batch_size in _samplings(stage):
+            replays.check(recipe.replay_capacity, recipe.num_envs, sampling, batch_size)
             window = sampling.context + sampling.length
             online |= {window} if sampling.online else set()
             if rows + stage.collect < window:
                 raise UsageError(
-                    f"stage {stage.name!r}: its update {update.name!r} samples {window} steps, but only "
+                    f"stage {stage.name!r}: its update {name!r} samples {window} steps, but only "
                     f"{rows + stage.collect} of each environment are collected before; a stage before it must collect"
                 )
         rows += stage.collect * (stage.iterations or 0)
     if len(online) > 1:
         raise UsageError(f"online samplings of {sorted(online)} steps in one recipe: they must have one length")
+
+
+def _samplings(stage: Stage) -> list[tuple[str, Sampling, int]]:
+    """What a stage reads from replay: name, how, and batch size, of each of its updates and of its search."""
+    found = [(update.name, update.sampling, update.batch_size) for update in stage.updates]
+    evolve = stage.evolve
+    return found + ([(evolve.name, evolve.sampling, evolve.batch_size)] if evolve and evolve.where == "dream" else [])
 
 
 def init(agent: Agent, env: Env, key: Array) -> RunState:
@@ -202,10 +220,26 @@ def _learn(update: Update, axis_name: str | None, run: RunState, key: Array) -> 
     return run._replace(agent=state, replay=replay, skips=skips), jax.tree.map(lambda x: x.sum(0), metrics)
 
 
+def _evolve(
+    agent: Agent, env: Env, stage: Stage, axis_name: str | None, run: RunState, key: Array
+) -> tuple[RunState, Metrics]:
+    """Some generations of a search, in the run's environment or in dreams that start from its replay."""
+    evolve, batch = stage.evolve, None
+    key_sample, key_search = jax.random.split(key)
+    if evolve.where == "dream":
+        if axis_name is not None:  # each device reads its own replay
+            key_sample = jax.random.fold_in(key_sample, jax.lax.axis_index(axis_name))
+        replay, batch, _ = replays.sample(run.replay, key_sample, evolve.sampling, evolve.batch_size)
+        run = run._replace(replay=run.replay._replace(cursor=replay.cursor))
+    # The key of the search is the same on all devices, and so is what comes of it.
+    state, metrics = evolve.make_iteration(agent, env, evolve, axis_name)(run.agent, key_search, batch)
+    return run._replace(agent=state), {name: jnp.float32(value) for name, value in metrics.items()}
+
+
 def _iterate(
     agent: Agent, env: Env, stage: Stage, axis_name: str | None, run: RunState
 ) -> tuple[RunState, Metrics, dict[str, Metrics]]:
-    """One iteration of a stage: collect, then learn. Sums over episodes, and over the repeats of each update."""
+    """One iteration of a stage: collect, learn, evolve. Sums over episodes, and over the repeats of each update."""
     key = jax.random.fold_in(jax.random.fold_in(run.key, run.stage), run.iteration)
     episodes: Metrics = {}
     if stage.collect:
@@ -213,6 +247,9 @@ def _iterate(
     learned: dict[str, Metrics] = {}
     for number, update in enumerate(stage.updates, 1):
         run, learned[update.name] = _learn(update, axis_name, run, jax.random.fold_in(key, number))
+    if stage.evolve:
+        key = jax.random.fold_in(key, 1 + len(stage.updates))
+        run, learned[stage.evolve.name] = _evolve(agent, env, stage, axis_name, run, key)
     return run._replace(iteration=run.iteration + 1), episodes, learned
 
 
@@ -225,6 +262,9 @@ def _means(stage: Stage, episodes: Metrics, learned: dict[str, Metrics], iterati
         applied = iterations * update.repeats - skipped
         metrics |= {f"{update.name}/{name}": value / applied for name, value in sums.items()}
         metrics[f"{update.name}/skipped"] = skipped
+    if stage.evolve:
+        name = stage.evolve.name
+        metrics |= {f"{name}/{metric}": value / iterations for metric, value in learned[name].items()}
     if episodes:
         count = episodes["count"]
         metrics |= {f"episode/{name}": episodes[name] / count for name in ("return", "length")}
@@ -247,8 +287,8 @@ def make_stage(
     Returns:
       `run(state, iterations) -> (state, metrics)`. `iterations` is an int32 and may be traced: any number is the same
       program. Metrics are float32 scalars over these iterations: the mean over the updates that were kept of each
-      "update/metric" (NaN if none was), the number that was not as "update/skipped", and of the episodes that ended
-      "episode/return", "episode/length" (NaN if none) and "episode/count".
+      "update/metric" (NaN if none was), the number that was not as "update/skipped", the mean of each metric of a
+      search, and of the episodes that ended "episode/return", "episode/length" (NaN if none) and "episode/count".
 
     Raises:
       UsageError: the recipe cannot be run (`check`).

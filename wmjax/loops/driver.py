@@ -25,11 +25,12 @@ from wmjax.loops.parallel import Programs, tree_of_seed
 from wmjax.loops.report import Report
 from wmjax.loops.rollout import evaluate
 from wmjax.ops import noise
-from wmjax.types import Agent, AgentState, Array, Env, PyTree, RunError, UsageError
+from wmjax.types import Agent, AgentState, Array, Env, PyTree, RunError, Stage, UsageError
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 KEEP = 2  # checkpoints of the whole run; what is best holds the agent alone
 PERIODIC_EPISODES = 16  # also how many play at once, so that one compiled program serves every evaluation
+SEARCH_EVALUATIONS = 10  # over a search for parameters
 LOG_SECONDS = 10.0  # aimed at between two lines of progress
 CHECKPOINT_SHARE = 0.05  # of the run's time at most; large replays are saved less often
 EVAL_KEY = 0x45564131  # folded into the seed, so that no draw of training is met again
@@ -178,12 +179,13 @@ class Driver:
           ReplicasDifferError: devices came to differ.
           RunError: the last state could not be saved.
         """
-        plan, stages, done = self._plan, self._plan.agent.recipe.stages, self.env_steps(state)
+        plan, stages = self._plan, self._plan.agent.recipe.stages
+        resume = {"resume_step": self.env_steps(state), "resume_iteration": self._iteration(state)}
         with contextlib.ExitStack() as stack:
-            report = Report(plan.path, total_steps=plan.steps, resume_step=done, stream=plan.stream)
+            report = Report(plan.path, total_steps=plan.steps, stream=plan.stream, **resume)
             self._report = stack.enter_context(report)
             members = self._folders if self._several else []
-            self._members = [stack.enter_context(Report(folder, resume_step=done)) for folder in members]
+            self._members = [stack.enter_context(Report(folder, **resume)) for folder in members]
             self._saver = checkpoint.Saver(report.say)
             stack.callback(self._saver.close)
             self._best = [self._best_before(folder / BEST) for folder in self._folders]
@@ -220,6 +222,17 @@ class Driver:
         before = sum(s.collect * s.iterations for s in recipe.stages[:index]) * frames
         return max(0, math.ceil((self._plan.steps - before) / (stage.collect * frames)))
 
+    def _iteration(self, state: RunState) -> int:
+        """Iterations of all stages so far."""
+        before = self._plan.agent.recipe.stages[: first(state.stage)]
+        return sum(stage.iterations for stage in before) + first(state.iteration)
+
+    def _milestone(self, stage: Stage, step: int, done: int, total: int) -> int:
+        """Periodic evaluations that are due: after each `eval_every` env steps, and after each tenth of a search."""
+        if stage.evolve:
+            return SEARCH_EVALUATIONS * done // total
+        return step // self._plan.eval_every if stage.updates else 0
+
     def _replay_ratio(self, index: int, iteration: int) -> float:
         recipe = self._plan.agent.recipe
         trained = collected = 0
@@ -240,14 +253,18 @@ class Driver:
             step = self.env_steps(state)
             to_evaluation = plan.eval_every - step % plan.eval_every
             size = min(chunk, total - done, max(1, math.ceil(to_evaluation / max(frames, 1))))
+            before = self._milestone(stage, step, done, total)
+            if stage.evolve:
+                size = min(size, math.ceil((before + 1) * total / SEARCH_EVALUATIONS) - done)
             start = time.monotonic()
             state, metrics = jax.block_until_ready(advance(state, size))
             seconds = time.monotonic() - start
             done += size
             metrics = {name: np.asarray(value) for name, value in metrics.items()}
-            if stage.updates and self.env_steps(state) // plan.eval_every > step // plan.eval_every:
+            if self._milestone(stage, self.env_steps(state), done, total) > before:
                 metrics["eval/return"] = self._evaluate(state)
-            self._log(stage.name, state, metrics, self._replay_ratio(index, done))
+            position = "" if stage.collect else f"{done:,}/{total:,}"
+            self._log(stage.name, state, metrics, self._replay_ratio(index, done), position)
             self._saver.poll()
             self._stop_if_not_finite(state)
             # The first chunk's time is mostly the compiler's: then grow by at most eight times.
@@ -256,15 +273,17 @@ class Driver:
                 self._save(state)
         return state
 
-    def _log(self, stage: str, state: RunState, metrics: Mapping[str, np.ndarray], ratio: float) -> None:
+    def _log(self, stage: str, state: RunState, metrics: Mapping[str, np.ndarray], ratio: float, done: str) -> None:
         """One line of the run, with means over seeds, and one of every seed."""
         step, updates = self.env_steps(state), np.ravel(self._programs.replica(state.agent.step))
         metrics = {**metrics, "skipped": np.asarray(self._programs.replica(state.skips.total))}
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # no seed has a value yet
             means = {name: np.nanmean(value) for name, value in metrics.items()}
-        self._report.log(stage, step, int(updates.max()), means, ratio)
+        iteration = self._iteration(state)
+        self._report.log(stage, step, int(updates.max()), means, ratio, iteration=iteration, done=done)
         for i, report in enumerate(self._members):
-            report.log(stage, step, int(updates[i]), {name: value[i] for name, value in metrics.items()}, ratio)
+            own = {name: value[i] for name, value in metrics.items()}
+            report.log(stage, step, int(updates[i]), own, ratio, iteration=iteration)
 
     def _stop_if_not_finite(self, state: RunState) -> None:
         plan, folder = self._plan, self._plan.path / CHECKPOINTS

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from wmjax.loops import device
 from wmjax.loops.device import RunState
-from wmjax.types import Agent, Array, Env, Metrics, PyTree, Recipe, RunError, Stage, Update, UsageError
+from wmjax.types import Agent, Array, Env, Metrics, PyTree, Recipe, RunError, Stage, UsageError
 
 AXIS = "devices"
 BACKENDS = ("shard_map", "pmap")
@@ -45,19 +45,24 @@ class Programs(NamedTuple):
 def share(recipe: Recipe, devices: int) -> Recipe:
     """The recipe of one of several devices that together follow `recipe`.
 
-    Raises `UsageError` where environments or a batch cannot be divided evenly.
+    Raises `UsageError` where environments, a batch or a population cannot be divided evenly.
     """
-    numbers = {"num_envs": recipe.num_envs} | {
-        f"batch_size of update {update.name!r}": update.batch_size
-        for stage in recipe.stages
-        for update in stage.updates
-    }
+    numbers = {"num_envs": recipe.num_envs}
+    for stage in recipe.stages:
+        numbers |= {f"batch_size of update {update.name!r}": update.batch_size for update in stage.updates}
+        if stage.evolve:
+            names = ("population", "mean_rollouts", *["batch_size"] * (stage.evolve.where == "dream"))
+            numbers |= {f"{name} of search {stage.evolve.name!r}": getattr(stage.evolve, name) for name in names}
     for name, number in numbers.items():
         if number % devices:
             raise UsageError(f"devices: {devices} cannot share {name}={number} evenly; valid are its divisors")
     num_envs = recipe.num_envs // devices
-    shared = lambda update: update._replace(batch_size=update.batch_size // devices)
-    stages = [stage._replace(updates=tuple(map(shared, stage.updates))) for stage in recipe.stages]
+    shared = lambda part: part._replace(batch_size=part.batch_size // devices)
+    # A search takes its share of the population by itself: all devices ask and tell for the whole of it.
+    stages = [
+        stage._replace(updates=tuple(map(shared, stage.updates)), evolve=stage.evolve and shared(stage.evolve))
+        for stage in recipe.stages
+    ]
     return Recipe(num_envs, recipe.replay_capacity // recipe.num_envs * num_envs, tuple(stages))
 
 
@@ -85,7 +90,7 @@ def programs(
       agent: its recipe says the numbers of the whole run; made with `axis_name=AXIS` if there are several devices.
       env: takes what the agent emits.
       seeds: how many; where there are several, the state has a leading axis of them, mapped over by `vmap` (on a CPU
-        all but the updates, which are computed in turn).
+        all but updates and searches, which are computed in turn).
       devices: how many to spread over; 1 for no axis at all.
       backend: "shard_map", or "pmap"; read where there are several devices.
       options: for the compiler, of `init` only.
@@ -161,19 +166,23 @@ def programs(
 
 
 def _body(agent: Agent, env: Env, stage: Stage, several: bool, axis_name: str | None) -> Callable:
-    if several and jax.default_backend() == "cpu":
-        stage = stage._replace(updates=tuple(map(_in_turn, stage.updates)))
+    stage = _in_turn(stage) if several and jax.default_backend() == "cpu" else stage
     run_stage = device.make_stage(agent, env, stage, axis_name)
     return jax.vmap(run_stage, (0, None)) if several else run_stage
 
 
-def _in_turn(update: Update) -> Update:
-    """The update whose seeds are computed one after the other within the program.
+def _in_turn(stage: Stage) -> Stage:
+    """The stage whose seeds learn, or evolve, one after the other within the program.
 
     One seed's update fills the cores of a CPU, and mapped over seeds it would be slower than in turn: its weights,
     which all rows of a batch share, would become operands of batched products. It also compiles faster.
     """
-    return update._replace(fn=jax.custom_batching.sequential_vmap(update.fn))
+    in_turn, evolve = jax.custom_batching.sequential_vmap, stage.evolve
+    updates = tuple(update._replace(fn=in_turn(update.fn)) for update in stage.updates)
+    if evolve:
+        make = evolve.make_iteration
+        evolve = evolve._replace(make_iteration=lambda *args: in_turn(make(*args)))
+    return stage._replace(updates=updates, evolve=evolve)
 
 
 def _axes(run: RunState, lead: int) -> RunState:

@@ -27,9 +27,9 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _rewind(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Drops the lines beyond `step`, which a resumed run writes again; atomic."""
-    lines = [line for line in read_metrics(folder) if line["step"] <= step]
+def _rewind(folder: Path, step: int, iteration: int) -> list[dict[str, Any]]:
+    """Drops the lines beyond a step and an iteration, which a resumed run writes again; atomic."""
+    lines = [x for x in read_metrics(folder) if x["step"] <= step and x.get("iteration", 0) <= iteration]
     if (folder / METRICS).exists():
         temporary = folder / f".{METRICS}.tmp"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -79,6 +79,7 @@ class Report:
       folder: of the run; made if absent.
       total_steps: env steps that the run is to do, for the time that is left; None if unknown.
       resume_step: env steps already done; later lines of an earlier attempt are dropped. 0 starts afresh.
+      resume_iteration: iterations already done, for stages that take no env steps.
       stream: where progress goes; None for nowhere.
       tensorboard: whether to write TensorBoard events too.
     """
@@ -89,6 +90,7 @@ class Report:
         *,
         total_steps: int | None = None,
         resume_step: int = 0,
+        resume_iteration: int = 2**31,
         stream: TextIO | None = None,
         tensorboard: bool = True,
     ) -> None:
@@ -96,7 +98,7 @@ class Report:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._total, self._tensorboard = total_steps, tensorboard
         self._stream = stream
-        lines = _rewind(self._folder, resume_step) if resume_step else _rewind(self._folder, -1)
+        lines = _rewind(self._folder, resume_step or -1, resume_iteration)
         self._before = lines[-1]["time"] if lines else 0.0  # seconds that earlier attempts took
         self._start = self._last_time = time.monotonic()
         self._last_step, self._return = resume_step, None
@@ -134,7 +136,17 @@ class Report:
                 self.say(f"warning: metrics in {self._folder} cannot be written ({error.strerror}); training goes on")
             self._warned = True
 
-    def log(self, stage: str, step: int, updates: int, metrics: Mapping[str, Any], replay_ratio: float = 0.0) -> str:
+    def log(
+        self,
+        stage: str,
+        step: int,
+        updates: int,
+        metrics: Mapping[str, Any],
+        replay_ratio: float = 0.0,
+        *,
+        iteration: int = 0,
+        done: str = "",
+    ) -> str:
         """Writes one line of metrics and shows progress.
 
         Args:
@@ -143,6 +155,8 @@ class Report:
           updates: gradient updates so far.
           metrics: scalars by name; those that are not finite become null.
           replay_ratio: trained steps per collected step so far.
+          iteration: iterations of all stages so far.
+          done: how far the stage is, shown after its name.
 
         Returns:
           The line of progress.
@@ -151,12 +165,12 @@ class Report:
         speed = (step - self._last_step) / max(now - self._last_time, 1e-9)
         numbers = {name: _number(value) for name, value in metrics.items()}
         head = {"step": step, "updates": updates, "time": round(self._before + now - self._start, 3), "stage": stage}
-        head |= {"steps_per_second": round(speed, 2), "replay_ratio": round(replay_ratio, 4)}
+        head |= {"steps_per_second": round(speed, 2), "replay_ratio": round(replay_ratio, 4), "iteration": iteration}
         self._guard(lambda: self._write(step, head, numbers))
         self._last_time, self._last_step = now, step
-        if numbers.get("episode/return") is not None:
-            self._return = numbers["episode/return"]
-        line = self._progress(stage, step, updates, speed, replay_ratio, numbers.get("skipped"))
+        returns = [x for name, x in numbers.items() if name == "episode/return" or name.endswith("/mean_return")]
+        self._return = next((x for x in returns if x is not None), self._return)
+        line = self._progress(f"{stage} {done}".strip(), step, updates, speed, replay_ratio, numbers.get("skipped"))
         self._show(line)
         return line
 

@@ -40,7 +40,8 @@ class Replay(NamedTuple):
 
     data: Record  # [rows, num_envs, ...], bfloat16 leaves as `BFloat16`
     added: Array  # int32, rows written since the start of the run
-    cursor: Array  # int32, next item of the online queue; item k is window k // num_envs of environment k % num_envs
+    cursor: Array  # int32, next item of the online queue, or of those in order; item k is window k // num_envs of
+    #   environment k % num_envs
 
 
 def _pack(tree: PyTree) -> PyTree:
@@ -59,6 +60,10 @@ def _unpack(tree: PyTree) -> PyTree:
 def check(capacity: int, num_envs: int, sampling: Sampling, batch_size: int) -> None:
     """Raises `UsageError` if a batch of `batch_size` windows could never come out of such a replay."""
     window, rows = sampling.context + sampling.length, capacity // num_envs
+    if sampling.over not in ("steps", "in_order"):
+        raise UsageError(f"sampling {sampling}: valid are over 'steps' or 'in_order'")
+    if sampling.over == "in_order" and (sampling.online or sampling.within_episode):
+        raise UsageError(f"sampling {sampling}: windows in order are neither online nor within an episode")
     if sampling.length < 1 or sampling.context < 0:
         raise UsageError(f"sampling {sampling}: length must be at least 1 and context at least 0")
     if batch_size < 1:
@@ -175,6 +180,20 @@ def _online(replay: Replay, start: Array, env: Array, window: int) -> tuple[Repl
     return replay._replace(cursor=first + fresh), start, env
 
 
+def _one_after_the_other(replay: Replay, sampling: Sampling, batch_size: int) -> tuple[Replay, Array, Array]:
+    """The next windows from the oldest row to the newest, all environments side by side; moves the cursor.
+
+    Trained steps do not overlap, except that the last window of an environment ends with its newest row.
+    """
+    num_envs, kept = replay.data.action.shape[1], size(replay)
+    windows = jnp.maximum(-(-(kept - sampling.context) // sampling.length), 1)
+    item = (replay.cursor + jnp.arange(batch_size)) % (windows * num_envs)
+    latest = jnp.maximum(kept - sampling.context - sampling.length, 0)
+    start = replay.added - kept + jnp.minimum(item // num_envs * sampling.length, latest)
+    cursor = (replay.cursor + batch_size) % (windows * num_envs)
+    return replay._replace(cursor=cursor), start, item % num_envs
+
+
 def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> tuple[Replay, Trajectory, Index]:
     """Draws a batch of windows of `T = context + length` steps.
 
@@ -182,7 +201,8 @@ def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> t
     of one episode, the last of each episode more likely with `sampling.prioritize_ends` (DreamerV2). With
     `sampling.online` the first slots go to complete windows that were not read before, in the order in which they were
     completed (DreamerV3's online queue): each stream is cut in consecutive windows of T steps and each of these comes
-    once, unless it is overwritten first. A replay serves one online sampling only, for there is one cursor.
+    once, unless it is overwritten first. A replay serves one online sampling only, for there is one cursor; samplings
+    "in_order", which draw nothing and begin again after the newest window, share it: each goes on where the last was.
 
     Args:
       replay: holds at least one window (`can_sample`).
@@ -195,7 +215,9 @@ def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> t
       that was cut ends properly, and nothing masked; and where it came from, for `write`.
     """
     window = sampling.context + sampling.length
-    if sampling.within_episode:
+    if sampling.over == "in_order":
+        replay, start, env = _one_after_the_other(replay, sampling, batch_size)
+    elif sampling.within_episode:
         start, env = _episode_starts(replay, key, sampling, batch_size)
     else:
         start, env = _starts(replay, key, window, batch_size)

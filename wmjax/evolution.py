@@ -1,0 +1,410 @@
+"""Evolution strategies: CMA-ES of evosax as pure functions over a state, and the returns of a population in an `Env`.
+
+Fitness is maximized here; evosax minimizes. Between the two stands an adapter that mends what matters for returns of
+episodes, which are noisy, tie often and may fail:
+
+- evosax is told ordinal ranks, ties broken at random. (It averages the ranks of ties and casts them to integers: tied
+  candidates all take one weight, and the weights no longer sum to 1. CMA-ES itself depends on ranks only.)
+- A fitness that is not finite ranks last; a generation without a finite one changes nothing.
+- A run that has converged, is flat, or has an ill-conditioned covariance is `done` and freezes, so that many runs under
+  one `vmap` do not disturb each other. (The state turns to NaN where the deviation underflows.)
+- The best candidate is kept by its true fitness, not by a rank, and never by a fitness with a penalty in it.
+- Weight decay makes large solutions worse. (The World Models code has the sign the wrong way around.)
+
+Source: Hansen 2016, "The CMA Evolution Strategy: A Tutorial" (arXiv 1604.00772); Ros & Hansen 2008 (Sep-CMA-ES);
+Auger & Hansen 2005 (IPOP).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import evosax.algorithms
+import jax
+import jax.numpy as jnp
+from evosax.algorithms.distribution_based import cma_es
+
+from wmjax import dreaming
+from wmjax.ops import noise
+from wmjax.types import Agent, AgentState, Array, Env, Evolve, Metrics, PyTree, Trajectory, UsageError
+
+LEAST_POPULATION = 4
+MAX_CONDITION = 1e14  # of the covariance, beyond which a run is done
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The strategy
+
+
+@dataclasses.dataclass(frozen=True)
+class StrategyConfig:
+    """What defines a strategy; hashable, so that equal ones share their compiled programs."""
+
+    dims: int  # n, numbers to optimize
+    population: int  # candidates per generation
+    kind: Literal["cma_es", "sep_cma_es"] = "cma_es"  # full covariance, or a diagonal one: for n above about 1000
+    sigma_init: float = 0.1
+    sigma_min: float | None = None  # a run is done there; None: sigma_init * eps^(3/4) of the float type
+    weight_decay: float = 0.0  # subtracts weight_decay * mean(theta²) from the fitness that ranks
+
+    def validate(self) -> None:
+        """Raises `UsageError` on the first field that is out of range."""
+        if self.dims < 1:
+            raise UsageError(f"dims must be positive, got {self.dims}")
+        if self.population < LEAST_POPULATION:
+            raise UsageError(f"population must be at least {LEAST_POPULATION}, got {self.population}")
+        if self.kind not in ("cma_es", "sep_cma_es"):
+            raise UsageError(f"kind must be cma_es or sep_cma_es, got {self.kind!r}")
+        if not 0 < self.sigma_init < float("inf"):
+            raise UsageError(f"sigma_init must be positive, got {self.sigma_init}")
+        if self.sigma_min is not None and not 0 < self.sigma_min < self.sigma_init:
+            raise UsageError(f"sigma_min must be in (0, sigma_init={self.sigma_init}), got {self.sigma_min}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise UsageError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+
+
+class StrategyState(NamedTuple):
+    """All that a run of a strategy remembers; one run, or many along a leading axis under `vmap`."""
+
+    inner: Any  # evosax's state; its archive of the best holds ranks and is not used
+    best: Array  # float [n], the candidate with the highest fitness so far
+    best_fitness: Array  # float [], its fitness; the lowest number before the first
+    generation: Array  # int32 [], generations told
+    flat: Array  # int32 [], generations in a row in which all candidates were equal
+    done: Array  # bool [], finished: `tell` changes nothing any more
+
+    @property
+    def mean(self) -> Array:
+        """The mean of the distribution, `[n]`: what to report, for the best of a population is best by luck, too."""
+        return self.inner.mean
+
+    @property
+    def sigma(self) -> Array:
+        """The step size, `[]`."""
+        return self.inner.std
+
+
+class Strategy(NamedTuple):
+    """An evolution strategy as pure functions; many runs at once by `vmap`."""
+
+    config: StrategyConfig
+    init: Callable  # (key, mean [n]) -> StrategyState
+    ask: Callable  # (key, StrategyState) -> (candidates [population, n], StrategyState)
+    tell: Callable  # (key, StrategyState, candidates, fitness [population], higher is better) -> StrategyState
+
+
+def make_strategy(config: StrategyConfig) -> Strategy:
+    """A strategy; the same value for equal configurations. Raises `UsageError` where one is out of range."""
+    config.validate()
+    return _make_strategy(config, jax.config.jax_enable_x64)
+
+
+@functools.cache
+def _make_strategy(config: StrategyConfig, x64: bool) -> Strategy:
+    dtype = jnp.float64 if x64 else jnp.float32
+    worst = float(jnp.finfo(dtype).max)
+    floor = config.sigma_min or config.sigma_init * float(jnp.finfo(dtype).eps) ** 0.75
+    # Also inside of a trace, constants must be numbers.
+    with jax.ensure_compile_time_eval():
+        kind = {"cma_es": evosax.algorithms.CMA_ES, "sep_cma_es": evosax.algorithms.Sep_CMA_ES}[config.kind]
+        es = kind(config.population, jnp.zeros(config.dims, dtype))
+        params = es.default_params.replace(std_init=jnp.asarray(config.sigma_init, dtype), std_min=floor)
+        # pycma's period: the covariance changes little in so many generations.
+        rate = float(params.c_1 + params.c_mu) * config.dims * 10
+    period = max(1, int(1 / rate)) if config.kind == "cma_es" else 1
+    flat_limit = 10 + -(-30 * config.dims // config.population)  # the tutorial's appendix B.3, EqualFunValues
+
+    def init(key: Array, mean: Array) -> StrategyState:
+        inner = es.init(key, jnp.asarray(mean, dtype), params)
+        # evosax starts with infinities and NaN where nothing is known yet; a run state should be finite.
+        inner = inner.replace(best_solution=inner.mean, best_fitness=jnp.asarray(worst, dtype))
+        # Python numbers in its state would make the second call compile again.
+        inner = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), inner)
+        zero = jnp.int32(0)
+        return StrategyState(inner, inner.mean, jnp.asarray(-worst, dtype), zero, zero, jnp.bool_(False))
+
+    def ask(key: Array, state: StrategyState) -> tuple[Array, StrategyState]:
+        if period == 1:
+            candidates, inner = es.ask(key, state.inner, params)
+            return candidates, state._replace(inner=inner)
+
+        def refresh(inner):
+            return inner.replace(**dict(zip("CBD", cma_es.eigen_decomposition(inner.C), strict=True)))
+
+        inner = jax.lax.cond(state.generation % period == 0, refresh, lambda inner: inner, state.inner)
+        z = jax.random.normal(key, (config.population, config.dims), dtype)
+        candidates = inner.mean + inner.std * ((z * inner.D) @ inner.B.T)
+        return candidates, state._replace(inner=inner)
+
+    def tell(key: Array, state: StrategyState, candidates: Array, fitness: Array) -> StrategyState:
+        fitness = jnp.asarray(fitness, dtype)
+        finite = jnp.isfinite(fitness)
+        cost = jnp.where(finite, config.weight_decay * jnp.mean(candidates**2, -1) - fitness, jnp.inf)
+        ranks = ordinal_ranks(key, cost).astype(dtype)
+        inner, _ = es.tell(key, candidates, ranks, state.inner, params)
+        sound = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in (inner.mean, inner.std, inner.C, inner.p_c)]))
+        keep = state.done | ~finite.any() | ~sound
+        inner = jax.tree.map(lambda old, new: jnp.where(keep, old, new), state.inner, inner)
+        flat = jnp.where(jnp.max(cost) == jnp.min(cost), state.flat + 1, 0)
+        condition = (jnp.max(inner.D) / jnp.min(inner.D)) ** 2
+        over = (inner.std <= floor) | (condition > MAX_CONDITION) | (flat >= flat_limit) | ~sound
+        score = jnp.where(finite, fitness, -jnp.inf)
+        first = jnp.argmax(score)
+        better = (score[first] > state.best_fitness) & ~state.done
+        return StrategyState(
+            inner,
+            jnp.where(better, candidates[first], state.best),
+            jnp.where(better, score[first], state.best_fitness),
+            state.generation + ~state.done,
+            jnp.where(state.done, state.flat, flat),
+            state.done | over,
+        )
+
+    return Strategy(config, init, ask, tell)
+
+
+def ordinal_ranks(key: Array, cost: Array) -> Array:
+    """Ranks 0 (lowest cost) to P - 1, int32 `[P]`, each once: ties are ordered at random.
+
+    >>> ordinal_ranks(jax.random.key(0), jnp.array([2.0, jnp.inf, -1.0])).tolist()
+    [1, 2, 0]
+    """
+    shuffled = jax.random.permutation(key, cost.shape[0])
+    order = shuffled[jnp.argsort(cost[shuffled], stable=True)]
+    return jnp.zeros(cost.shape, jnp.int32).at[order].set(jnp.arange(cost.shape[0], dtype=jnp.int32))
+
+
+def restart(strategy: Strategy, key: Array, state: StrategyState, mean: Array, factor: int = 2):
+    """IPOP: starts anew from `mean` with a population `factor` times as large; the best so far is kept.
+
+    Between compiled calls, for the population is a shape. Runs under one `vmap` restart together (once all are `done`).
+
+    Args:
+      strategy: of the runs so far.
+      key: one key; consumed.
+      state: of one run, or of R along a leading axis.
+      mean: `[n]`, or `[R, n]`.
+      factor: at least 1.
+
+    Returns:
+      The larger strategy and its first state.
+    """
+    larger = make_strategy(dataclasses.replace(strategy.config, population=factor * strategy.config.population))
+    if state.done.ndim:
+        mean = jnp.broadcast_to(mean, state.mean.shape)
+        fresh = jax.vmap(larger.init)(jax.random.split(key, state.done.shape[0]), mean)
+    else:
+        fresh = larger.init(key, mean)
+    return larger, fresh._replace(best=state.best, best_fitness=state.best_fitness, generation=state.generation)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fitness: returns of episodes
+
+
+def play(env: Env, act: Callable, params: PyTree, carry: PyTree, keys: Array, max_steps: int) -> tuple[Array, Array]:
+    """Plays the first episode of one environment per key, all at once.
+
+    Args:
+      env: takes what `act` emits.
+      act: `(params, keys [B], carry, TimeStep [B]) -> (carry, action [B, A])`.
+      params, carry: of `act`.
+      keys: `[B]`; row i depends on its own key only; consumed.
+      max_steps: steps after which an episode is cut.
+
+    Returns:
+      Undiscounted returns, float32 `[B]`, and lengths in steps, int32 `[B]`.
+    """
+    rows = keys.shape[0]
+    key_reset, key_run = noise.split(keys, 2)
+    env_state, timestep = jax.vmap(env.reset)(key_reset)
+    step = jax.vmap(env.step)
+
+    def going(loop: tuple) -> Array:
+        t, *_, ended = loop
+        return (t < max_steps) & ~ended.all()
+
+    def body(loop: tuple) -> tuple:
+        t, env_state, timestep, carry, returns, lengths, ended = loop
+        key_act, key_step = noise.split(noise.fold_in(key_run, t), 2)
+        carry, action = act(params, key_act, carry, timestep)
+        env_state, timestep = step(key_step, env_state, action)
+        returns = returns + jnp.where(ended, 0.0, timestep.reward)
+        return t + 1, env_state, timestep, carry, returns, lengths + ~ended, ended | timestep.is_last
+
+    start = (jnp.int32(0), env_state, timestep, carry, jnp.zeros(rows), jnp.zeros(rows, jnp.int32))
+    *_, returns, lengths, _ = jax.lax.while_loop(going, body, (*start, jnp.zeros(rows, bool)))
+    return returns, lengths
+
+
+def episode_keys(key: Array, candidates: int, rollouts: int, common: bool = True, first: Array | int = 0) -> Array:
+    """Keys of the episodes of each candidate, `[candidates * rollouts]`, a candidate's side by side.
+
+    Args:
+      key: of the generation; consumed.
+      common: common random numbers: all candidates play the same episodes, so that none is better by an easier one.
+      first: index of the first candidate, for a part of a population.
+    """
+    keys = noise.row_keys(key, rollouts)
+    if common:
+        return jnp.tile(keys, candidates)
+    return jax.vmap(lambda i: noise.fold_in(keys, i))(first + jnp.arange(candidates)).reshape(-1)
+
+
+def population_returns(
+    env: Env,
+    act: Callable,
+    act_carry: Callable,
+    params: PyTree,
+    keys: Array,
+    candidates: int,
+    max_steps: int,
+    axis_name: str | None = None,
+) -> tuple[Array, Array]:
+    """Returns `[candidates, rollouts]` and lengths of the episodes of a population, in one loop over time.
+
+    Args:
+      env, act, max_steps: as in `play`.
+      act_carry: `(params, batch_size) -> carry`.
+      params: what is evolved has a leading axis of candidates, everything else is shared (a network with a kernel for
+        each candidate would be slow), and `act` is given `candidates * rollouts` rows, a candidate's side by side.
+      keys: `[candidates * rollouts]`, such as those of `episode_keys`.
+      axis_name: axis over which the population is spread; `params` and `keys` are then this device's part, and the
+        results those of all.
+    """
+    carry = act_carry(params, keys.shape[0])
+    results = play(env, act, params, carry, keys, max_steps)
+    results = tuple(x.reshape(candidates, -1) for x in results)
+    if axis_name is None:
+        return results
+    return tuple(jax.lax.all_gather(x, axis_name, tiled=True) for x in results)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evolution of an agent's parameters
+
+
+class Evolving(NamedTuple):
+    """Where an `Evolve` stands; its entry in `AgentState.opt_state`."""
+
+    strategy: StrategyState
+    kept: Array  # float32 [n], the mean of the distribution that earned most when it was evaluated
+    kept_return: Array  # float32 [], what it earned; the lowest number before the first evaluation
+
+
+def init_evolving(evolve: Evolve, key: Array, params: PyTree) -> Evolving:
+    """The search's start: the distribution around the parameters as they are."""
+    theta = evolve.get(params)
+    return Evolving(
+        evolve.strategy.init(key, theta), jnp.asarray(theta, jnp.float32), jnp.float32(jnp.finfo(jnp.float32).min)
+    )
+
+
+def _world(agent: Agent, env: Env, evolve: Evolve, params: PyTree, key: Array, batch: Trajectory | None, axis_name):
+    """The environment that candidates are tried in, and how they act in it; to be called inside the traced function."""
+    if evolve.where == "env":
+        act = lambda params, key, carry, step: agent.act(params, key, carry, step, explore=True)[:2]
+        return env, act, agent.act_carry
+    starts = evolve.starts(params, key, batch)
+    if axis_name is not None:  # records are each device's own, but a candidate is to be tried the same on any of them
+        starts = jax.lax.all_gather(starts, axis_name, tiled=True)
+    dream = dreaming.dream_env(
+        agent.model, params, starts, env.spec, horizon=evolve.max_steps, obs="state", actions="agent"
+    )
+    act = lambda params, key, carry, step: agent.policy(params, key, carry, step.obs["state"], explore=True)
+    return dream, act, agent.policy_carry
+
+
+def _share(count: int, axis_name: str | None) -> tuple[Array | int, int]:
+    """First index and number of this device's part of `count`."""
+    if axis_name is None:
+        return 0, count
+    devices = jax.lax.axis_size(axis_name)
+    if count % devices:
+        raise UsageError(f"population, mean_rollouts: {count} cannot be spread evenly over {devices} devices")
+    return jax.lax.axis_index(axis_name) * (count // devices), count // devices
+
+
+def make_generation(agent: Agent, env: Env, evolve: Evolve, axis_name: str | None = None) -> Callable:
+    """One generation: ask, play all candidates' episodes, tell.
+
+    Args:
+      agent: acts in `env`, and brings the model whose dreams are played in.
+      env: takes what the agent emits; a search in dreams uses its `spec` only.
+      evolve: what is searched for, and where.
+      axis_name: axis that the population is spread over; keys and state are the same on all devices, trajectories are
+        each device's own.
+
+    Returns:
+      `(AgentState, key, Trajectory or None) -> (AgentState, Metrics)`; the trajectory supplies the starts of dreams.
+      To be compiled by the caller: nothing leaves the device in between. Of the metrics, those of fitness are over the
+      candidates whose fitness is finite, `failed` is the share of the others, and `length` is in agent steps.
+    """
+
+    def generation(state: AgentState, key: Array, batch: Trajectory | None) -> tuple[AgentState, Metrics]:
+        key_ask, key_tell, key_play, key_starts = jax.random.split(key, 4)
+        evolving: Evolving = state.opt_state[evolve.name]
+        candidates, strategy = evolve.strategy.ask(key_ask, evolving.strategy)
+        first, count = _share(candidates.shape[0], axis_name)
+        part = jax.lax.dynamic_slice_in_dim(candidates, first, count).astype(jnp.float32)
+        world, act, act_carry = _world(agent, env, evolve, state.params, key_starts, batch, axis_name)
+        keys = episode_keys(key_play, count, evolve.rollouts, evolve.common, first)
+        returns, lengths = population_returns(
+            world, act, act_carry, evolve.set(state.params, part), keys, count, evolve.max_steps, axis_name
+        )
+        fitness = jnp.mean(returns, 1)
+        strategy = evolve.strategy.tell(key_tell, strategy, candidates, fitness)
+        opt_state = state.opt_state | {evolve.name: evolving._replace(strategy=strategy)}
+        finite = jnp.isfinite(fitness)
+        metrics = {
+            "fitness_mean": jnp.mean(fitness, where=finite),
+            "fitness_best": jnp.max(fitness, initial=-jnp.inf, where=finite),
+            "fitness_std": jnp.std(fitness, where=finite),
+            "failed": jnp.mean(~finite),
+            "length": jnp.mean(lengths.astype(jnp.float32)),
+            "sigma": strategy.sigma,
+            "theta_rms": jnp.sqrt(jnp.mean(strategy.mean**2)),
+            "generation": strategy.generation,
+            "done": strategy.done,
+        }
+        metrics = {name: jnp.float32(value) for name, value in metrics.items()}
+        return state._replace(opt_state=opt_state, step=state.step + 1), metrics
+
+    return generation
+
+
+def make_iteration(agent: Agent, env: Env, evolve: Evolve, axis_name: str | None = None) -> Callable:
+    """Some generations, then an evaluation of the distribution's mean; the agent acts by the best mean so far.
+
+    The best of a population is best by luck, too, so it is neither kept nor reported. Arguments and the function that
+    is returned are those of `make_generation`; `mean_return` is the evaluation, `kept_return` the best of them.
+    """
+    generation = make_generation(agent, env, evolve, axis_name)
+
+    def iteration(state: AgentState, key: Array, batch: Trajectory | None) -> tuple[AgentState, Metrics]:
+        key_search, key_mean, key_starts = jax.random.split(key, 3)
+        keys = jax.random.split(key_search, evolve.generations)
+        state, metrics = jax.lax.scan(lambda state, key: generation(state, key, batch), state, keys)
+        evolving: Evolving = state.opt_state[evolve.name]
+        mean = evolving.strategy.mean.astype(jnp.float32)
+        world, act, act_carry = _world(agent, env, evolve, state.params, key_starts, batch, axis_name)
+        first, count = _share(evolve.mean_rollouts, axis_name)
+        keys = jax.lax.dynamic_slice_in_dim(noise.row_keys(key_mean, evolve.mean_rollouts), first, count)
+        returns, _ = population_returns(
+            world, act, act_carry, evolve.set(state.params, mean), keys, 1, evolve.max_steps, axis_name
+        )
+        score = jnp.mean(returns)
+        better = score > evolving.kept_return  # never where it is not a number
+        evolving = evolving._replace(
+            kept=jnp.where(better, mean, evolving.kept), kept_return=jnp.where(better, score, evolving.kept_return)
+        )
+        metrics = {name: jnp.mean(value) for name, value in metrics.items()}
+        metrics |= {"mean_return": score, "kept_return": evolving.kept_return}
+        metrics |= {"generation": jnp.float32(evolving.strategy.generation)}
+        params = evolve.set(state.params, evolving.kept)
+        return state._replace(params=params, opt_state=state.opt_state | {evolve.name: evolving}), metrics
+
+    return iteration

@@ -1,0 +1,94 @@
+"""The MDN-RNN of World Models: an LSTM whose output is a mixture of Gaussians over the next latent.
+
+Source: Ha & Schmidhuber 2018, appendix "Recurrent neural network"; cells and layouts as in the authors' code.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from wmjax.ops.mixture import Mixture
+from wmjax.types import Array
+
+_glorot = nn.initializers.glorot_uniform()
+
+
+class MDNRNN(nn.Module):
+    """One step of the memory, in three parts: what needs no state, the cell, and the heads on its output.
+
+    Inputs are [z, action], then 1 where an episode begins if `restart_input`. Parameters `kernel` [inputs + H, 4 H],
+    rows of the inputs first, gates in the order input, candidate, forget, output, and `bias` [4 H] without the
+    `forget_bias`, which is added in the cell: TensorFlow's BasicLSTMCell.
+
+    Attributes:
+      latent, action: sizes Z and A.
+      hidden: H.
+      mixtures: components K.
+      mixture: `per_dim`, weights for each latent dimension, or `shared`, one set of weights for all.
+      reward_head: `none`; `mse`, a mean; `gaussian`, a mean and a log standard deviation.
+      done_head: a logit of the end of the episode.
+      layer_norm: normalizes each gate and the cell state that is put out, as TensorFlow's LayerNormBasicLSTMCell.
+    """
+
+    latent: int
+    action: int
+    hidden: int = 256
+    mixtures: int = 5
+    mixture: str = "per_dim"
+    reward_head: str = "none"
+    done_head: bool = False
+    restart_input: bool = False
+    layer_norm: bool = False
+    forget_bias: float = 1.0
+
+    def setup(self):
+        self.inputs_size = self.latent + self.action + self.restart_input
+        shape = (self.inputs_size + self.hidden, 4 * self.hidden)
+        self.kernel = self.param("kernel", _glorot, shape)
+        if self.layer_norm:
+            self.norms = [nn.LayerNorm(epsilon=1e-12, name=f"norm_{name}") for name in ("i", "j", "f", "o", "c")]
+        else:
+            self.bias = self.param("bias", nn.initializers.zeros_init(), (4 * self.hidden,))
+        weights = self.latent if self.mixture == "per_dim" else 1
+        self.sizes = (weights, self.latent, self.latent)
+        dense = lambda size, name: nn.Dense(size, kernel_init=_glorot, name=name)
+        self.mixture_out = dense(self.mixtures * sum(self.sizes), "mixture_out")
+        if self.reward_head != "none":
+            self.reward_out = dense(2 if self.reward_head == "gaussian" else 1, "reward_out")
+        if self.done_head:
+            self.done_out = dense(1, "done_out")
+
+    def inputs(self, z: Array, action: Array, is_first: Array) -> Array:
+        """The inputs' part of the gates, `[..., Z]`, `[..., A]`, bool `[...]` -> `[..., 4 H]`: no state is needed."""
+        parts = [z, action, *([is_first[..., None].astype(z.dtype)] if self.restart_input else [])]
+        gates = jnp.concatenate(parts, -1) @ self.kernel[: self.inputs_size]
+        return gates if self.layer_norm else gates + self.bias
+
+    def advance(self, h: Array, c: Array, gates: Array) -> tuple[Array, Array]:
+        """The cell: c' = c σ(f + 1) + σ(i) tanh(j), h' = tanh(c') σ(o); `[..., H]`, `[..., H]`, `[..., 4 H]`."""
+        parts = jnp.split(gates + h @ self.kernel[self.inputs_size :], 4, -1)
+        if self.layer_norm:
+            parts = [norm(x) for norm, x in zip(self.norms, parts, strict=False)]
+        i, j, f, o = parts
+        c = c * jax.nn.sigmoid(f + self.forget_bias) + jax.nn.sigmoid(i) * jnp.tanh(j)
+        out = self.norms[-1](c) if self.layer_norm else c
+        return jnp.tanh(out) * jax.nn.sigmoid(o), c
+
+    def predict_latent(self, h: Array) -> Mixture:
+        """The next latent, from the output of the step before it."""
+        raw = self.mixture_out(h)
+        weights, means, _ = (self.mixtures * size for size in self.sizes)
+        parts = jnp.split(raw, (weights, weights + means), -1)
+        return Mixture(*(x.reshape(*h.shape[:-1], self.mixtures, -1) for x in parts))
+
+    def predict_outcome(self, h: Array) -> dict[str, Array]:
+        """Raw outputs of the reward head `[..., 1 or 2]` and of the done head `[..., 1]`, those that there are."""
+        outputs = {"reward": self.reward_out(h)} if self.reward_head != "none" else {}
+        return outputs | ({"done": self.done_out(h)} if self.done_head else {})
+
+    def everything(self, h: Array, c: Array, z: Array, action: Array, is_first: Array) -> tuple:
+        """One whole step; touches every parameter."""
+        h, c = self.advance(h, c, self.inputs(z, action, is_first))
+        return h, c, self.predict_latent(h), self.predict_outcome(h)
