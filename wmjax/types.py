@@ -107,6 +107,10 @@ class Sampling(NamedTuple):
     length: int  # steps that are trained on
     context: int = 0  # steps before them, which supply a carry and the previous action and are not trained on
     online: bool = False  # newest complete windows first, each once (DreamerV3's online queue)
+    over: str = "steps"  # "steps": all windows are equally likely; "episodes": all episodes, then all windows of one
+    within_episode: bool = False  # only windows that lie in one episode; implied by `pad`
+    pad: str | None = None  # "right": windows start at any step of an episode, what is beyond its end is masked;
+    #   "left": windows end at any step of an episode but its last, what is before its start is masked
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Storage is time-major, `[rows, num_envs, ...]`: one row is one time step of all environments, which advance together.
 Rows are numbered from the start of the run, and row i lies at `i % rows`. Samples are windows of consecutive rows of
-one environment; they cross episode boundaries and never the write head.
+one environment; they never cross the write head, and episode boundaries only if `Sampling` lets them.
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ def _unpack(tree: PyTree) -> PyTree:
 def check(capacity: int, num_envs: int, sampling: Sampling, batch_size: int) -> None:
     """Raises `UsageError` if a batch of `batch_size` windows could never come out of such a replay."""
     window, rows = sampling.context + sampling.length, capacity // num_envs
+    if sampling.over not in ("steps", "episodes") or sampling.pad not in (None, "left", "right"):
+        raise UsageError(f"sampling {sampling}: valid are over 'steps' or 'episodes', pad None, 'left' or 'right'")
+    if sampling.online and _bounded(sampling):
+        raise UsageError(f"sampling {sampling}: online windows cross episodes, so they cannot be chosen by them")
     if sampling.length < 1 or sampling.context < 0:
         raise UsageError(f"sampling {sampling}: length must be at least 1 and context at least 0")
     if batch_size < 1:
@@ -100,8 +104,8 @@ def size(replay: Replay) -> Array:
 
 
 def can_sample(replay: Replay, sampling: Sampling) -> Array:
-    """Whether the replay holds a whole window, bool."""
-    return size(replay) >= sampling.context + sampling.length
+    """Whether the replay holds a whole window, bool; with `pad` a single step."""
+    return size(replay) >= (1 if sampling.pad else sampling.context + sampling.length)
 
 
 def add(replay: Replay, records: Record) -> Replay:
@@ -140,6 +144,77 @@ def _starts(replay: Replay, key: Array, window: int, batch_size: int) -> Index:
     return jax.vmap(draw)(keys)
 
 
+def _bounded(sampling: Sampling) -> bool:
+    """Whether episodes matter to it."""
+    return sampling.over == "episodes" or sampling.within_episode or sampling.pad is not None
+
+
+def _in_order(replay: Replay, x: Array) -> Array:
+    """A leaf `[rows, num_envs]`, oldest row first."""
+    return jnp.roll(x, -(replay.added - size(replay)), 0)
+
+
+def _anchors(replay: Replay, sampling: Sampling) -> tuple[Array, Array]:
+    """Where a window may begin (with `pad="left"`: end), and where an episode begins; bool `[num_envs, rows]` each.
+
+    Rows are in order, the oldest first; what is left of an episode that is partly overwritten counts as one.
+    """
+    rows, row = _rows(replay), jnp.arange(_rows(replay))[:, None]
+    first = _in_order(replay, replay.data.step.is_first) | (row == 0)
+    kept = jnp.broadcast_to(row < size(replay), first.shape)
+    if sampling.pad == "right":
+        allowed = kept
+    elif sampling.pad == "left":
+        next_first = jnp.concatenate([first[1:], jnp.zeros_like(first[:1])])
+        allowed = kept & ~_in_order(replay, replay.data.step.is_last) & ~next_first
+    else:
+        window = sampling.context + sampling.length
+        whole = row + window <= size(replay)
+        begun = jnp.cumsum(first, 0)  # episodes so far
+        last = jnp.minimum(row + window, rows)[:, 0] - 1
+        allowed = whole & (begun[last] == begun) if sampling.within_episode else whole
+        # Rather a window across episodes than none.
+        allowed = jnp.where(allowed.any(), allowed, whole)
+    return allowed.T, (first & kept).T
+
+
+def _episode_starts(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> Index:
+    """As `_starts`, for samplings that episodes matter to; a padded window may begin before the oldest row."""
+    keys = noise.row_keys(key, batch_size) if key.ndim == 0 else key
+    rows = _rows(replay)
+    allowed, first = (x.ravel() for x in _anchors(replay, sampling))
+    upto = jnp.cumsum(allowed)  # allowed places up to and including each
+    before = jax.lax.cummax(jnp.where(first, upto - allowed, 0))  # allowed places before its episode
+    opened = jnp.cumsum(allowed & (upto == before + 1))  # episodes with an allowed place, up to and including each
+
+    def nth(counts: Array, number: Array) -> Array:
+        return jnp.searchsorted(counts, number, side="right")
+
+    def draw(key: Array) -> Array:
+        key_episode, key_place = jax.random.split(key)
+        begin, end = jnp.int32(0), upto[-1]
+        if sampling.over == "episodes":
+            number = jax.random.randint(key_episode, (), 0, opened[-1])
+            begin = upto[nth(opened, number)] - 1
+            end = jnp.where(number + 1 < opened[-1], upto[nth(opened, number + 1) % upto.shape[0]] - 1, upto[-1])
+        return nth(upto, jax.random.randint(key_place, (), begin, end))
+
+    place = jax.vmap(draw)(keys)
+    start = replay.added - size(replay) + place % rows
+    if sampling.pad == "left":
+        start = start - (sampling.context + sampling.length - 1)
+    return start, place // rows
+
+
+def _mask(replay: Replay, row: Array, is_first: Array, pad: str | None) -> Array:
+    """Which steps of windows, at the rows `[T, B]`, are of the episode that the window is about; bool `[T, B]`."""
+    if pad is None:
+        return jnp.ones(row.shape, bool)
+    begun = jnp.cumsum(is_first, 0, dtype=jnp.int32)
+    kept = (row >= replay.added - size(replay)) & (row < replay.added)
+    return kept & (begun == (begun[0] if pad == "right" else begun[-1]))
+
+
 def _online(replay: Replay, start: Array, env: Array, window: int) -> tuple[Replay, Array, Array]:
     """Fills the first slots from the online queue, oldest unread window first, and moves its cursor."""
     num_envs = replay.data.action.shape[1]
@@ -157,7 +232,8 @@ def _online(replay: Replay, start: Array, env: Array, window: int) -> tuple[Repl
 def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> tuple[Replay, Trajectory, Index]:
     """Draws a batch of windows of `T = context + length` steps.
 
-    All (start, environment) pairs are equally likely. With `sampling.online` the first slots go to complete windows
+    All (start, environment) pairs are equally likely, or as `Sampling.over`, `within_episode` and `pad` say. If no
+    window lies in one episode, any window may come. With `sampling.online` the first slots go to complete windows
     that were not read before, in the order in which they were completed (DreamerV3's online queue): each stream is cut
     in consecutive windows of T steps and each of these comes once, unless it is overwritten first. A replay serves one
     online sampling only, for there is one cursor.
@@ -170,19 +246,24 @@ def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> t
 
     Returns:
       The replay with its cursor moved; the batch `[T, B, ...]`, with `is_last[t] |= is_first[t + 1]` so that an episode
-      that was cut ends properly, and nothing masked; and where it came from, for `write`.
+      that was cut ends properly, and nothing masked without `pad` (where something is, it holds other records); and
+      where it came from, for `write`.
     """
     window = sampling.context + sampling.length
-    start, env = _starts(replay, key, window, batch_size)
+    if _bounded(sampling):
+        start, env = _episode_starts(replay, key, sampling, batch_size)
+    else:
+        start, env = _starts(replay, key, window, batch_size)
     if sampling.online:
         replay, start, env = _online(replay, start, env, window)
-    row = (start + jnp.arange(window)[:, None]) % _rows(replay)  # [T, B]
-    env = jnp.broadcast_to(env, row.shape)
+    number = start + jnp.arange(window)[:, None]  # [T, B]
+    row, env = number % _rows(replay), jnp.broadcast_to(env, number.shape)
     record = _unpack(jax.tree.map(lambda x: x.at[row, env].get(mode="promise_in_bounds"), replay.data))
     step = record.step
     cut = jnp.concatenate([step.is_first[1:], jnp.zeros_like(step.is_first[:1])])
     step = step._replace(is_last=step.is_last | cut)
-    return replay, Trajectory(step, record.action, jnp.ones(row.shape, bool), record.latent), (row, env)
+    mask = _mask(replay, number, step.is_first, sampling.pad)
+    return replay, Trajectory(step, record.action, mask, record.latent), (row, env)
 
 
 def write(replay: Replay, index: Index, latent: PyTree) -> Replay:
