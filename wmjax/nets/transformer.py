@@ -1,0 +1,339 @@
+"""A causal transformer over tokens, as a full pass over a sequence or token by token with a cache of fixed size.
+
+In shapes, `N` is the most tokens a context can hold, `D` the width, `Dh` the width of a head.
+
+Source: Radford et al. 2019 (GPT-2) with learned positions, as Micheli et al. 2023 (IRIS) use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from wmjax.ops import noise
+from wmjax.types import Array
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # exact: JAX's default is the tanh form
+    "relu": jax.nn.relu,
+}
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the context, one array for each layer; what lies beyond `length` is not read."""
+
+    keys: tuple[Array, ...]  # [B, heads, Dh, N]
+    values: tuple[Array, ...]  # [B, heads, N, Dh]
+    length: Array  # int32 [B], tokens in the context
+
+
+class New(NamedTuple):
+    """Keys and values of the tokens of one pass, for each layer."""
+
+    keys: tuple[Array, ...]  # [B, heads, Dh, T]
+    values: tuple[Array, ...]  # [B, heads, T, Dh]
+
+
+def init_cache(batch: int, layers: int, heads: int, width: int, max_tokens: int, dtype: str = "float32") -> KVCache:
+    """A cache without tokens."""
+    dim = width // heads
+    return KVCache(
+        tuple(jnp.zeros((batch, heads, dim, max_tokens), dtype) for _ in range(layers)),
+        tuple(jnp.zeros((batch, heads, max_tokens, dim), dtype) for _ in range(layers)),
+        jnp.zeros(batch, jnp.int32),
+    )
+
+
+def append(cache: KVCache, new: New) -> KVCache:
+    """The cache with the tokens of a pass behind its own; there must be room for them."""
+    rows = jnp.arange(cache.length.shape[0])[:, None]
+    place = cache.length[:, None] + jnp.arange(new.keys[0].shape[-1])  # [B, T]
+    options = dict(mode="promise_in_bounds", unique_indices=True)
+    keys = tuple(
+        # Indexed axes that are apart lead the updates: [B, T, heads, Dh].
+        old.at[rows, :, :, place].set(x.transpose(0, 3, 1, 2), **options)
+        for old, x in zip(cache.keys, new.keys, strict=True)
+    )
+    values = tuple(
+        old.at[rows, :, place].set(x.transpose(0, 2, 1, 3), **options)
+        for old, x in zip(cache.values, new.values, strict=True)
+    )
+    return KVCache(keys, values, cache.length + new.keys[0].shape[-1])
+
+
+def restart(cache: KVCache, new: New, where: Array) -> KVCache:
+    """The cache whose rows `where` (bool `[B]`) hold the tokens of a pass alone; the others stay as they are."""
+    here = where[:, None, None, None]
+
+    def front(old: Array, x: Array) -> Array:
+        start = jnp.where(here, x, jax.lax.slice(old, (0,) * 4, x.shape))
+        return jax.lax.dynamic_update_slice(old, start, (0,) * 4)
+
+    keys, values = (tuple(map(front, *pair)) for pair in zip(cache[:2], new, strict=True))
+    return KVCache(keys, values, jnp.where(where, new.keys[0].shape[-1], cache.length))
+
+
+def dropout(keys: Array | None, x: Array, rate: float) -> Array:
+    """Sets entries to 0 with probability `rate` and scales the rest, one key for each row; without keys, nothing."""
+    if keys is None or rate == 0.0:
+        return x
+    # 16 random bits each: half the work of 32, and the rate is met within 1e-5.
+    bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(keys)
+    dropped = round(rate * 2**16)
+    return jnp.where(bits >= dropped, x / (1.0 - dropped / 2**16), 0.0).astype(x.dtype)
+
+
+class Linear(nn.Module):
+    """x W + b, started at N(0, 0.02) and 0."""
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Mean removed, divided by the standard deviation with ε = 1e-5, scaled and shifted; float32 statistics."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, -1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-5)
+        return (y * scale + bias).astype(x.dtype)
+
+
+def _attend_full(q: Array, k: Array, v: Array, keys: Array | None, rate: float) -> Array:
+    """Causal attention of a sequence to itself: q `[B, heads, T, Dh]`, k `[B, heads, Dh, T]`, v `[B, heads, T, Dh]`."""
+    scores = (q @ k).astype(jnp.float32) * q.shape[-1] ** -0.5
+    causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf)).astype(v.dtype)
+    return dropout(keys, weights, rate) @ v
+
+
+def _attend_cached(q: Array, k: Array, v: Array, past_k: Array, past_v: Array, length: Array) -> Array:
+    """The same where a context of `length` `[B]` tokens comes first."""
+    scale, tokens = q.shape[-1] ** -0.5, q.shape[-2]
+    known = (jnp.arange(past_k.shape[-1]) < length[:, None])[:, None, None]
+    causal = jnp.tril(jnp.ones((tokens, tokens), bool))
+    if tokens == 1:
+        # One query: products and sums that are read once are faster than a product of matrices.
+        past = jnp.sum(q.swapaxes(-1, -2) * past_k, -2, keepdims=True)
+        own = jnp.sum(q * k.swapaxes(-1, -2), -1, keepdims=True)
+    else:
+        past, own = q @ past_k, q @ k
+    past = jnp.where(known, past.astype(jnp.float32) * scale, -jnp.inf)
+    own = jnp.where(causal, own.astype(jnp.float32) * scale, -jnp.inf)
+    most = jnp.maximum(past.max(-1, keepdims=True), own.max(-1, keepdims=True))
+    past, own = jnp.exp(past - most), jnp.exp(own - most)
+    total = past.sum(-1, keepdims=True) + own.sum(-1, keepdims=True)
+    past, own = (past / total).astype(v.dtype), (own / total).astype(v.dtype)
+    if tokens == 1:
+        return jnp.sum(past.swapaxes(-1, -2) * past_v, -2, keepdims=True) + own * v
+    return past @ past_v + own @ v
+
+
+class Block(nn.Module):
+    """Attention and a two-layer MLP, each with a skip; the norm before each (`pre`) or after its skip (`post`)."""
+
+    heads: int
+    ff: int
+    rate: float = 0.0
+    norm: str = "pre"
+    activation: str = "gelu"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array, past: tuple | None, keys: Array | None) -> tuple[Array, tuple[Array, Array]]:
+        """`past` is (keys, values, length) of this layer's cache, or None; also gives this pass's keys and values."""
+        *_, tokens, width = x.shape
+        drop = [None if keys is None else noise.fold_in(keys, site) for site in range(3)]
+        norm1, norm2 = LayerNorm(name="norm1"), LayerNorm(name="norm2")
+        y = norm1(x) if self.norm == "pre" else x
+        split = (-1, tokens, self.heads, width // self.heads)
+        q, k, v = (Linear(width, self.dtype, name=name)(y).reshape(split) for name in ("query", "key", "value"))
+        q, k, v = q.swapaxes(1, 2), k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
+        if past is None:
+            y = _attend_full(q, k, v, drop[0], self.rate)
+        else:
+            y = _attend_cached(q, k, v, *past)
+        y = Linear(width, self.dtype, name="proj")(y.swapaxes(1, 2).reshape(x.shape))
+        x = x + dropout(drop[1], y, self.rate)
+        x = x if self.norm == "pre" else norm1(x)
+        y = norm2(x) if self.norm == "pre" else x
+        y = ACTIVATIONS[self.activation](Linear(self.ff, self.dtype, name="mlp_in")(y))
+        x = x + dropout(drop[2], Linear(width, self.dtype, name="mlp_out")(y), self.rate)
+        return (x if self.norm == "pre" else norm2(x)), (k, v)
+
+
+def kept_positions(tokens: int, block: int, kinds: tuple[int, ...], past: int = 0) -> tuple[int, ...]:
+    """Of the next `tokens` tokens, those whose position in their block is one of `kinds`; relative to the first.
+
+    >>> kept_positions(6, 3, (0, 2))
+    (0, 2, 3, 5)
+    >>> kept_positions(3, 3, (2,), past=1)
+    (1,)
+    """
+    return tuple(i for i in range(tokens) if (past + i) % block in kinds)
+
+
+class TokenTransformer(nn.Module):
+    """A world of tokens: blocks of K frame tokens, one action, and, if asked for, one reward; heads on their places.
+
+    The token after position j of a block is predicted at j, so a frame's own tokens at 0 to K - 2, and the first token
+    of the *next* frame at the block's last position. Nothing is predicted at K - 1: an action follows, which the model
+    does not choose. Reward and end are predicted at the action.
+
+    Attributes:
+      tokens: K, of a frame.
+      max_blocks: blocks in the longest context.
+      vocab_size, actions: sizes of the embedding tables.
+      reward_tokens: whether a reward token closes each block.
+    """
+
+    tokens: int
+    max_blocks: int
+    vocab_size: int
+    actions: int
+    layers: int
+    heads: int
+    width: int
+    ff: int
+    rate: float = 0.0
+    norm: str = "pre"
+    activation: str = "gelu"
+    position_std: float = 0.02
+    reward_tokens: bool = False
+    dtype: str = "float32"
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block."""
+        return self.tokens + 1 + self.reward_tokens
+
+    @property
+    def max_tokens(self) -> int:
+        """N."""
+        return self.block * self.max_blocks
+
+    @property
+    def frame_positions(self) -> tuple[int, ...]:
+        """Positions in a block where frame tokens are predicted."""
+        return (*range(self.tokens - 1), self.block - 1)
+
+    def setup(self):
+        table = nn.initializers.normal(0.02)
+        self.frame_table = self.param("frame_table", table, (self.vocab_size, self.width))
+        self.action_table = self.param("action_table", table, (self.actions, self.width))
+        if self.reward_tokens:
+            self.reward_table = self.param("reward_table", table, (3, self.width))
+        position = nn.initializers.normal(self.position_std)
+        self.position_table = self.param("position_table", position, (self.max_tokens, self.width))
+        options = (self.heads, self.ff, self.rate, self.norm, self.activation, self.dtype)
+        self.blocks = [Block(*options) for _ in range(self.layers)]
+        if self.norm == "pre":
+            self.norm_out = LayerNorm()
+        self.frame_in, self.frame_out = Linear(self.width, self.dtype), Linear(self.vocab_size, self.dtype)
+        self.reward_in, self.reward_out = Linear(self.width, self.dtype), Linear(3, self.dtype)
+        self.end_in, self.end_out = Linear(self.width, self.dtype), Linear(2, self.dtype)
+
+    # Embeddings, [..., D].
+
+    def embed_frame(self, tokens: Array) -> Array:
+        """Frame tokens int32 `[...]`."""
+        return self.frame_table[tokens].astype(self.dtype)
+
+    def embed_action(self, action: Array) -> Array:
+        """One-hot actions `[..., A]`."""
+        return action.astype(self.dtype) @ self.action_table.astype(self.dtype)
+
+    def embed_reward(self, sign: Array) -> Array:
+        """Signs of rewards `[...]`, -1, 0 or 1."""
+        return self.reward_table[sign.astype(jnp.int32) + 1].astype(self.dtype)
+
+    # Passes.
+
+    def full(self, x: Array, keys: Array | None = None) -> tuple[Array, New]:
+        """A pass over a whole context.
+
+        Args:
+          x: embeddings `[B, T, D]` at positions 0 to T - 1.
+          keys: `[B]`, for dropout; None for none.
+
+        Returns:
+          Outputs `[B, T, D]`, and the keys and values of all tokens.
+        """
+        x = x + self.position_table[: x.shape[1]].astype(self.dtype)
+        x = dropout(None if keys is None else noise.fold_in(keys, self.layers), x, self.rate)
+        new = []
+        for layer, block in enumerate(self.blocks):
+            x, pair = block(x, None, None if keys is None else noise.fold_in(keys, layer))
+            new.append(pair)
+        return self._finish(x), New(*zip(*new, strict=True))
+
+    def advance(self, x: Array, cache: KVCache) -> tuple[Array, KVCache]:
+        """A pass over the next tokens of a context.
+
+        Args:
+          x: embeddings `[B, T, D]`.
+          cache: with room for T more tokens; its lengths may differ.
+
+        Returns:
+          Outputs `[B, T, D]`, equal to those of `full`, and the cache with these tokens.
+        """
+        place = cache.length[:, None] + jnp.arange(x.shape[1])
+        x = x + self.position_table[place].astype(self.dtype)
+        new = []
+        for layer, block in enumerate(self.blocks):
+            x, pair = block(x, (cache.keys[layer], cache.values[layer], cache.length), None)
+            new.append(pair)
+        return self._finish(x), append(cache, New(*zip(*new, strict=True)))
+
+    def _finish(self, x: Array) -> Array:
+        return self.norm_out(x) if self.norm == "pre" else x
+
+    # Heads: outputs [..., D] to float32 logits.
+
+    def frame_logits(self, hidden: Array) -> Array:
+        """`[..., V]`, of the frame token that comes next."""
+        return self.frame_out(jax.nn.relu(self.frame_in(hidden))).astype(jnp.float32)
+
+    def outcome_logits(self, hidden: Array) -> tuple[Array, Array]:
+        """`[..., 3]` of the sign of the reward (-1, 0, 1), and `[..., 2]` of going on or ending; at an action."""
+        reward = self.reward_out(jax.nn.relu(self.reward_in(hidden)))
+        end = self.end_out(jax.nn.relu(self.end_in(hidden)))
+        return reward.astype(jnp.float32), end.astype(jnp.float32)
+
+    def sequence(
+        self, tokens: Array, action: Array, reward: Array, keys: Array | None = None
+    ) -> tuple[Array, Array, Array]:
+        """Logits of a whole sequence, batch first.
+
+        Args:
+          tokens: int32 `[B, L, K]`.
+          action: one-hot `[B, L, A]`, chosen on seeing the frame.
+          reward: `[B, L]`, signs that followed the action; used with `reward_tokens` only.
+          keys: `[B]`, for dropout; None for none.
+
+        Returns:
+          Frame logits `[B, L K, V]` (entry i predicts frame token i + 1; the last predicts beyond the sequence), reward
+          logits `[B, L, 3]` and end logits `[B, L, 2]`.
+        """
+        batch, length, _ = tokens.shape
+        parts = [self.embed_frame(tokens), self.embed_action(action)[:, :, None]]
+        if self.reward_tokens:
+            parts.append(self.embed_reward(reward)[:, :, None])
+        x = jnp.concatenate(parts, 2).reshape(batch, length * self.block, self.width)
+        hidden = self.full(x, keys)[0].reshape(batch, length, self.block, self.width)
+        frames = hidden[:, :, jnp.array(self.frame_positions)].reshape(batch, -1, self.width)
+        return self.frame_logits(frames), *self.outcome_logits(hidden[:, :, self.tokens])
