@@ -26,43 +26,22 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class KVCache(NamedTuple):
     """Keys and values of the context, one array for each layer; what lies beyond `length` is not read."""
 
-    keys: tuple[Array, ...]  # [B, heads, Dh, N]
+    keys: tuple[Array, ...]  # [B, heads, N, Dh]
     values: tuple[Array, ...]  # [B, heads, N, Dh]
     length: Array  # int32 [B], tokens in the context
 
 
 class New(NamedTuple):
-    """Keys and values of the tokens of one pass, for each layer."""
+    """Keys and values of the tokens of one full pass, for each layer."""
 
-    keys: tuple[Array, ...]  # [B, heads, Dh, T]
+    keys: tuple[Array, ...]  # [B, heads, T, Dh]
     values: tuple[Array, ...]  # [B, heads, T, Dh]
 
 
 def init_cache(batch: int, layers: int, heads: int, width: int, max_tokens: int, dtype: str = "float32") -> KVCache:
     """A cache without tokens."""
-    dim = width // heads
-    return KVCache(
-        tuple(jnp.zeros((batch, heads, dim, max_tokens), dtype) for _ in range(layers)),
-        tuple(jnp.zeros((batch, heads, max_tokens, dim), dtype) for _ in range(layers)),
-        jnp.zeros(batch, jnp.int32),
-    )
-
-
-def append(cache: KVCache, new: New) -> KVCache:
-    """The cache with the tokens of a pass behind its own; there must be room for them."""
-    rows = jnp.arange(cache.length.shape[0])[:, None]
-    place = cache.length[:, None] + jnp.arange(new.keys[0].shape[-1])  # [B, T]
-    options = dict(mode="promise_in_bounds", unique_indices=True)
-    keys = tuple(
-        # Indexed axes that are apart lead the updates: [B, T, heads, Dh].
-        old.at[rows, :, :, place].set(x.transpose(0, 3, 1, 2), **options)
-        for old, x in zip(cache.keys, new.keys, strict=True)
-    )
-    values = tuple(
-        old.at[rows, :, place].set(x.transpose(0, 2, 1, 3), **options)
-        for old, x in zip(cache.values, new.values, strict=True)
-    )
-    return KVCache(keys, values, cache.length + new.keys[0].shape[-1])
+    empty = lambda: tuple(jnp.zeros((batch, heads, max_tokens, width // heads), dtype) for _ in range(layers))
+    return KVCache(empty(), empty(), jnp.zeros(batch, jnp.int32))
 
 
 def restart(cache: KVCache, new: New, where: Array) -> KVCache:
@@ -74,7 +53,14 @@ def restart(cache: KVCache, new: New, where: Array) -> KVCache:
         return jax.lax.dynamic_update_slice(old, start, (0,) * 4)
 
     keys, values = (tuple(map(front, *pair)) for pair in zip(cache[:2], new, strict=True))
-    return KVCache(keys, values, jnp.where(where, new.keys[0].shape[-1], cache.length))
+    return KVCache(keys, values, jnp.where(where, new.keys[0].shape[-2], cache.length))
+
+
+def _write(old: Array, x: Array, place: Array) -> Array:
+    """A layer's keys or values with those of new tokens, `[B, heads, T, Dh]`, at `place` `[B, T]`."""
+    rows = jnp.arange(place.shape[0])[:, None]
+    # Indexed axes that are apart lead the updates: [B, T, heads, Dh].
+    return old.at[rows, :, place].set(x.swapaxes(1, 2), mode="promise_in_bounds", unique_indices=True)
 
 
 def dropout(keys: Array | None, x: Array, rate: float) -> Array:
@@ -113,34 +99,12 @@ class LayerNorm(nn.Module):
         return (y * scale + bias).astype(x.dtype)
 
 
-def _attend_full(q: Array, k: Array, v: Array, keys: Array | None, rate: float) -> Array:
-    """Causal attention of a sequence to itself: q `[B, heads, T, Dh]`, k `[B, heads, Dh, T]`, v `[B, heads, T, Dh]`."""
-    scores = (q @ k).astype(jnp.float32) * q.shape[-1] ** -0.5
-    causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
-    weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf)).astype(v.dtype)
-    return dropout(keys, weights, rate) @ v
-
-
-def _attend_cached(q: Array, k: Array, v: Array, past_k: Array, past_v: Array, length: Array) -> Array:
-    """The same where a context of `length` `[B]` tokens comes first."""
-    scale, tokens = q.shape[-1] ** -0.5, q.shape[-2]
-    known = (jnp.arange(past_k.shape[-1]) < length[:, None])[:, None, None]
-    causal = jnp.tril(jnp.ones((tokens, tokens), bool))
-    if tokens == 1:
-        # One query: products and sums that are read once are faster than a product of matrices.
-        past = jnp.sum(q.swapaxes(-1, -2) * past_k, -2, keepdims=True)
-        own = jnp.sum(q * k.swapaxes(-1, -2), -1, keepdims=True)
-    else:
-        past, own = q @ past_k, q @ k
-    past = jnp.where(known, past.astype(jnp.float32) * scale, -jnp.inf)
-    own = jnp.where(causal, own.astype(jnp.float32) * scale, -jnp.inf)
-    most = jnp.maximum(past.max(-1, keepdims=True), own.max(-1, keepdims=True))
-    past, own = jnp.exp(past - most), jnp.exp(own - most)
-    total = past.sum(-1, keepdims=True) + own.sum(-1, keepdims=True)
-    past, own = (past / total).astype(v.dtype), (own / total).astype(v.dtype)
-    if tokens == 1:
-        return jnp.sum(past.swapaxes(-1, -2) * past_v, -2, keepdims=True) + own * v
-    return past @ past_v + own @ v
+def _attend(q: Array, k: Array, v: Array, place: Array, keys: Array | None = None, rate: float = 0.0) -> Array:
+    """Attention of tokens at `place` `[B or 1, T]`, q `[B, heads, T, Dh]`, to those at 0, 1, ... that are not later."""
+    scores = jnp.einsum("bhtd,bhnd->bhtn", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+    earlier = jnp.arange(k.shape[-2]) <= place[:, None, :, None]
+    weights = jax.nn.softmax(jnp.where(earlier, scores, -jnp.inf)).astype(v.dtype)
+    return jnp.einsum("bhtn,bhnd->bhtd", dropout(keys, weights, rate), v)
 
 
 class Block(nn.Module):
@@ -154,19 +118,25 @@ class Block(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Array, past: tuple | None, keys: Array | None) -> tuple[Array, tuple[Array, Array]]:
-        """`past` is (keys, values, length) of this layer's cache, or None; also gives this pass's keys and values."""
+    def __call__(
+        self, x: Array, place: Array, cache: tuple[Array, Array] | None = None, keys: Array | None = None
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """Tokens `[B, T, D]` at `place`, alone or after those in this layer's cache.
+
+        Returns:
+          Outputs `[B, T, D]`, and the cache with these tokens; without one, their keys and values.
+        """
         *_, tokens, width = x.shape
         drop = [None if keys is None else noise.fold_in(keys, site) for site in range(3)]
         norm1, norm2 = LayerNorm(name="norm1"), LayerNorm(name="norm2")
         y = norm1(x) if self.norm == "pre" else x
         split = (-1, tokens, self.heads, width // self.heads)
         q, k, v = (Linear(width, self.dtype, name=name)(y).reshape(split) for name in ("query", "key", "value"))
-        q, k, v = q.swapaxes(1, 2), k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
-        if past is None:
-            y = _attend_full(q, k, v, drop[0], self.rate)
-        else:
-            y = _attend_cached(q, k, v, *past)
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        if cache is not None:
+            # Written first, read afterwards: then the compiler needs no copy of it.
+            k, v = (_write(old, x, place) for old, x in zip(cache, (k, v), strict=True))
+        y = _attend(q, k, v, place, drop[0], self.rate)
         y = Linear(width, self.dtype, name="proj")(y.swapaxes(1, 2).reshape(x.shape))
         x = x + dropout(drop[1], y, self.rate)
         x = x if self.norm == "pre" else norm1(x)
@@ -273,11 +243,12 @@ class TokenTransformer(nn.Module):
         Returns:
           Outputs `[B, T, D]`, and the keys and values of all tokens.
         """
+        place = jnp.arange(x.shape[1])
         x = x + self.position_table[: x.shape[1]].astype(self.dtype)
         x = dropout(None if keys is None else noise.fold_in(keys, self.layers), x, self.rate)
         new = []
         for layer, block in enumerate(self.blocks):
-            x, pair = block(x, None, None if keys is None else noise.fold_in(keys, layer))
+            x, pair = block(x, place[None], None, None if keys is None else noise.fold_in(keys, layer))
             new.append(pair)
         return self._finish(x), New(*zip(*new, strict=True))
 
@@ -295,9 +266,9 @@ class TokenTransformer(nn.Module):
         x = x + self.position_table[place].astype(self.dtype)
         new = []
         for layer, block in enumerate(self.blocks):
-            x, pair = block(x, (cache.keys[layer], cache.values[layer], cache.length), None)
+            x, pair = block(x, place, (cache.keys[layer], cache.values[layer]))
             new.append(pair)
-        return self._finish(x), append(cache, New(*zip(*new, strict=True)))
+        return self._finish(x), KVCache(*zip(*new, strict=True), cache.length + x.shape[1])
 
     def _finish(self, x: Array) -> Array:
         return self.norm_out(x) if self.norm == "pre" else x

@@ -168,17 +168,57 @@ class Decoder(nn.Module):
         x = Norm(name="norm_out")(x)
         if self.patch == 1:
             return Conv(self.features, dtype=self.dtype, name="conv_out")(x)
-        # Every pixel of the last level draws its own patch.
-        init = uniform_within(x.shape[-1] ** -0.5)
-        options = dict(kernel_init=init, bias_init=init, dtype=self.dtype, name="conv_out")
-        return conv.ConvTranspose(self.features, self.patch, self.patch, **options)(x)
+        return _draw_patches(x, self.features, self.patch, self.dtype)
+
+
+class PatchEncoder(nn.Module):
+    """An MLP on each patch by itself, `[..., H, W, C]` to `[..., H / patch, W / patch, latents]`.
+
+    Not of VQGAN: cheap, and a token says something of its own patch only, so that what does not change in an image does
+    not change in its tokens.
+    """
+
+    units: int
+    layers: int
+    latents: int
+    patch: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for layer in range(self.layers):
+            size = 1 if layer else self.patch
+            x = nn.silu(Conv(self.units, size, size, dtype=self.dtype, name=f"layer{layer}")(x))
+        return Conv(self.latents, 1, dtype=self.dtype, name="layer_out")(x)
+
+
+class PatchDecoder(nn.Module):
+    """The reverse: `[..., h, w, latents]` to images `[..., h patch, w patch, features]`, unbounded."""
+
+    features: int
+    units: int
+    layers: int
+    patch: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for layer in range(self.layers):
+            x = nn.silu(Conv(self.units, 1, dtype=self.dtype, name=f"layer{layer}")(x))
+        return _draw_patches(x, self.features, self.patch, self.dtype)
+
+
+def _draw_patches(x: Array, features: int, patch: int, dtype: str) -> Array:
+    """Every position draws its own patch."""
+    init = uniform_within(x.shape[-1] ** -0.5)
+    return conv.ConvTranspose(features, patch, patch, kernel_init=init, bias_init=init, dtype=dtype, name="conv_out")(x)
 
 
 class Tokenizer(nn.Module):
     """Encoder, codebook and decoder, to be called through its methods. Quantizing is the caller's (`ops.vq`)."""
 
-    encoder: Encoder
-    decoder: Decoder
+    encoder: Encoder | PatchEncoder
+    decoder: Decoder | PatchDecoder
     vocab_size: int
     embed_dim: int
     dtype: str = "float32"
