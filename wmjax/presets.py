@@ -71,6 +71,25 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "paper": dict(),
     },
+    "iris": {
+        "small": dict(
+            # Sizes.
+            patch=16,
+            multipliers=(),
+        ),
+        # "Paper 5" of the guide: a codebook of 512 x 64, six layers of width 512 with eight heads, reward tokens, 15
+        # imagined steps. `norm="post"`, `activation="relu"` and `ff=2048` give its transformer layers to the letter.
+        "guide": dict(
+            vocab_size=512,
+            embed_dim=64,
+            width=512,
+            heads=8,
+            layers=6,
+            reward_tokens=True,
+            horizon=15,
+        ),
+        "paper": dict(collect_epochs=500, final_epochs=100),
+    },
 }
 
 # Steps (frames), image size and action repeat of `small`. Seen with seed 0 on two CPU cores: catch 0.98 after 24,000

@@ -1,6 +1,9 @@
 """One paper, one file. `AGENTS` is the table that names them."""
 
-from wmjax.agents import dreamer_v3
+from wmjax.agents import dreamer_v3, iris
 
 # name -> (configuration, factory)
-AGENTS = {"dreamer_v3": (dreamer_v3.DreamerV3Config, dreamer_v3.dreamer_v3)}
+AGENTS = {
+    "dreamer_v3": (dreamer_v3.DreamerV3Config, dreamer_v3.dreamer_v3),
+    "iris": (iris.IRISConfig, iris.iris),
+}

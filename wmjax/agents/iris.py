@@ -16,6 +16,7 @@ Read from top to bottom: configuration, networks, tokenizer, world model, actor-
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -60,8 +61,8 @@ class IRISConfig:
     embed_dim: int = 512
     latents: int = 512  # channels of the encoder's output
     channels: int = 64
-    multipliers: tuple[int, ...] = (1, 1, 1, 1, 1)  # of the channels, one for each level
-    res_blocks: int = 2
+    multipliers: tuple[int, ...] = (1, 1, 1, 1, 1)  # of the channels, one for each level; none: an MLP on each patch
+    res_blocks: int = 2  # of each level; layers of the MLP
     attention: tuple[int, ...] = (8, 16)  # sides of the levels that have attention
     patch: int = 1  # side of the patches that tokenizer and actor-critic see first; 1: the paper's convolutions
     commit_scale: float = 1.0
@@ -115,7 +116,7 @@ class IRISConfig:
     grad_clip: float = 10.0  # global norm, of each
     beta1: float = 0.9
     beta2: float = 0.999
-    epsilon_adam: float = 1e-8
+    adam_epsilon: float = 1e-8
 
     # Data and schedule (table 7). An epoch collects, then trains what is due.
     num_envs: int = 1
@@ -139,7 +140,7 @@ class IRISConfig:
     @property
     def downsampling(self) -> int:
         """Side of the square of pixels that one token stands for."""
-        return self.patch * 2 ** (len(self.multipliers) - 1)
+        return self.patch * 2 ** max(0, len(self.multipliers) - 1)
 
     def validate(self) -> None:
         """Raises `UsageError` on the first field that is out of range, or contradicts another."""
@@ -182,7 +183,7 @@ class IRISConfig:
 POSITIVE = (
     "embed_dim latents channels res_blocks patch layers heads width ff world_model_length lstm_units "
     "num_envs collect tokenizer_updates world_model_updates actor_critic_updates tokenizer_batch world_model_batch "
-    "actor_critic_batch replay_capacity tokenizer_rate world_model_rate actor_critic_rate grad_clip epsilon_adam "
+    "actor_critic_batch replay_capacity tokenizer_rate world_model_rate actor_critic_rate grad_clip adam_epsilon "
     "temperature eval_temperature collect_epochs"
 ).split()
 NOT_NEGATIVE = (
@@ -204,9 +205,10 @@ def _check_ranges(config: IRISConfig) -> None:
         # `not valid` rather than the reverse comparison: NaN is refused too.
         if values[name] is not None and not (valid(values[name]) and abs(values[name]) < float("inf")):
             raise UsageError(f"{name} must be {text}, got {values[name]}")
-    for name in ("multipliers", "policy_channels"):
-        if not values[name] or any(x <= 0 for x in values[name]):
-            raise UsageError(f"{name} must be one or more positive numbers, got {values[name]}")
+    if any(x <= 0 for x in config.multipliers) or (not config.multipliers and config.patch == 1):
+        raise UsageError(f"multipliers must be positive, and one or more unless patch > 1, got {config.multipliers}")
+    if not config.policy_channels or any(x <= 0 for x in config.policy_channels):
+        raise UsageError(f"policy_channels must be one or more positive numbers, got {config.policy_channels}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -253,15 +255,15 @@ def networks(spec: EnvSpec, config: IRISConfig) -> Networks:
     """The modules for one environment."""
     side, _, image_channels = spec.obs[image_name(spec, config)].shape
     dtype = config.compute_dtype
-    shape = (config.channels, config.multipliers, config.res_blocks, config.attention)
+    if config.multipliers:
+        shape = (config.channels, config.multipliers, config.res_blocks, config.attention)
+        encoder = vqgan.Encoder(*shape, config.latents, config.patch, dtype)
+        decoder = vqgan.Decoder(image_channels, *shape, config.patch, dtype)
+    else:
+        encoder = vqgan.PatchEncoder(config.channels, config.res_blocks, config.latents, config.patch, dtype)
+        decoder = vqgan.PatchDecoder(image_channels, config.channels, config.res_blocks, config.patch, dtype)
     return Networks(
-        tokenizer=vqgan.Tokenizer(
-            vqgan.Encoder(*shape, config.latents, config.patch, dtype),
-            vqgan.Decoder(image_channels, *shape, config.patch, dtype),
-            config.vocab_size,
-            config.embed_dim,
-            dtype,
-        ),
+        tokenizer=vqgan.Tokenizer(encoder, decoder, config.vocab_size, config.embed_dim, dtype),
         world_model=TokenTransformer(
             tokens=(side // config.downsampling) ** 2,
             max_blocks=config.max_blocks,
@@ -426,7 +428,7 @@ def follow_codebook(
     dead_below = (config.codebook_reset or 0.1) / size
     metrics = vq.health(counts, state.usage, dead_below)
     if config.codebook_reset:
-        state, codebook = vq.revive(key, state, codebook, z, dead_below, axis_name)
+        state, codebook = vq.revive(key, state, codebook, z, tokens, dead_below, axis_name)
     return state, codebook, metrics
 
 
@@ -766,7 +768,7 @@ def actor_critic_losses(
 
 def optimizers(config: IRISConfig) -> dict[str, optax.GradientTransformation]:
     """Clipping by global norm, then Adam; the world model's kernels decay, not its embeddings, biases and norms."""
-    moments = dict(b1=config.beta1, b2=config.beta2, eps=config.epsilon_adam)
+    moments = dict(b1=config.beta1, b2=config.beta2, eps=config.adam_epsilon)
     kernels = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
     adamw = optax.adamw(config.world_model_rate, **moments, weight_decay=config.weight_decay, mask=kernels)
     clipped = lambda adam: optax.chain(optax.clip_by_global_norm(config.grad_clip), adam)
@@ -938,6 +940,11 @@ def iris(spec: EnvSpec, config: IRISConfig, axis_name: str | None = None) -> Age
       UsageError: a field of `config` is out of range or contradicts another, or `spec` is not supported.
     """
     config.validate()
+    if config.perceptual == "random_features":
+        warnings.warn(
+            "perceptual='random_features' replaces LPIPS, whose weights are not shipped: results are not the paper's",
+            stacklevel=2,
+        )
     name = image_name(spec, config)
     nets = networks(spec, config)
     model = world_model(nets, spec, config)

@@ -15,6 +15,8 @@ from wmjax.types import Array, Metrics
 
 sg = jax.lax.stop_gradient
 
+FITS = 0.01  # squared distance, as a share of the variance of the latents, at which an entry is near enough
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Quantizing
 
@@ -175,28 +177,46 @@ def health(counts: Array, usage: Array, dead_below: float) -> Metrics:
 
 
 def revive(
-    key: Array, state: CodebookState, codebook: Array, z: Array, dead_below: float, axis_name: str | None = None
+    key: Array,
+    state: CodebookState,
+    codebook: Array,
+    z: Array,
+    tokens: Array,
+    dead_below: float,
+    axis_name: str | None = None,
 ) -> tuple[CodebookState, Array]:
-    """Gives every dead entry the place of a random latent of the batch, and a fresh record.
+    """Gives every dead entry the place of a latent of the batch, and a fresh record.
+
+    Latents are drawn in proportion to their squared distance from their entry, so that new entries go where they are
+    missing. Those that an entry fits within 1 % of the variance are not drawn, so that no entry is doubled: its tokens
+    would change their names without need. Where every latent is fit, the dead stay dead.
 
     Args:
       key: the same on every device; consumed.
       state, codebook: after this batch.
-      z: `[..., D]`, the batch's latents on this device.
+      z, tokens: `[..., D]` and `[...]`, the batch's latents on this device and their entries.
       dead_below: an entry is dead where its usage is below this share.
       axis_name: axis that the batch is spread over; latents of all devices are drawn from.
 
-    Source: the random restarts of Dhariwal et al. 2020 (Jukebox), section 3.1.
+    Source: the random restarts of Dhariwal et al. 2020 (Jukebox), section 3.1, with the draw of Arthur & Vassilvitskii
+    2007 (k-means++).
     """
-    z = z.reshape(-1, z.shape[-1]).astype(jnp.float32)
+    z, tokens = z.reshape(-1, z.shape[-1]).astype(jnp.float32), tokens.reshape(-1)
     size, rows = codebook.shape[0], z.shape[0]
-    first, total = 0, rows
+    count, mean, square = (_sum_over(x, axis_name) for x in (jnp.float32(rows), z.sum(0), jnp.sum(z * z)))
+    variance = square / count - jnp.sum((mean / count) ** 2)
+    error = jnp.sum((z - codebook[tokens]) ** 2, -1)
+    upto = jnp.cumsum(jnp.where(error > FITS * variance, error, 0.0))
+    before, total = jnp.float32(0), upto[-1]
     if axis_name is not None:
-        first, total = jax.lax.axis_index(axis_name) * rows, jax.lax.axis_size(axis_name) * rows
-    index = jax.random.randint(key, (size,), 0, total) - first
-    own = (index >= 0) & (index < rows)
-    drawn = _sum_over(jnp.where(own[:, None], z[jnp.clip(index, 0, rows - 1)], 0.0), axis_name)
-    dead = state.usage < dead_below
+        totals = jax.lax.all_gather(total, axis_name)
+        before = jnp.sum(jnp.where(jnp.arange(totals.shape[0]) < jax.lax.axis_index(axis_name), totals, 0.0))
+        total = totals.sum()
+    mark = jax.random.uniform(key, (size,)) * total - before  # on a line on which each latent has its share
+    own = (mark >= 0) & (mark < upto[-1])
+    index = jnp.clip(jnp.searchsorted(upto, mark, side="right"), 0, rows - 1)
+    drawn = _sum_over(jnp.where(own[:, None], z[index], 0.0), axis_name)
+    dead = (state.usage < dead_below) & (total > 0)
     return (
         CodebookState(
             jnp.where(dead, 1.0 / size, state.usage),
