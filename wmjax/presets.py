@@ -73,9 +73,49 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "iris": {
         "small": dict(
-            # Sizes.
+            # Sizes. An MLP on patches of 16 pixels instead of VQGAN.
             patch=16,
             multipliers=(),
+            res_blocks=1,
+            channels=256,
+            latents=32,
+            embed_dim=32,
+            vocab_size=128,
+            layers=2,
+            heads=2,
+            width=64,
+            dropout=0.0,
+            max_blocks=8,
+            world_model_length=8,
+            policy_channels=(32,),
+            lstm_units=64,
+            burn_in=2,
+            horizon=6,
+            replay_capacity=50_000,
+            # A small ball is lost in a mean of absolute errors.
+            recon_loss="delta_iris",
+            recon_scale=10.0,
+            perceptual="none",
+            codebook_reset=0.001,
+            codebook_decay=0.98,
+            # Rates.
+            tokenizer_rate=2e-3,
+            world_model_rate=1e-3,
+            actor_critic_rate=1e-3,
+            entropy_scale=1e-2,
+            discount=0.97,
+            # Schedule.
+            num_envs=16,
+            collect=8,
+            tokenizer_batch=32,
+            world_model_batch=16,
+            actor_critic_batch=32,
+            tokenizer_updates=20,
+            world_model_updates=10,
+            actor_critic_updates=10,
+            tokenizer_after=5,
+            world_model_after=65,
+            actor_critic_after=100,
         ),
         # "Paper 5" of the guide: a codebook of 512 x 64, six layers of width 512 with eight heads, reward tokens, 15
         # imagined steps. `norm="post"`, `activation="relu"` and `ff=2048` give its transformer layers to the letter.
