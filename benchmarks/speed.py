@@ -1,13 +1,15 @@
 """Times what training is made of, after compilation: `python benchmarks/speed.py [--out FILE.json] [--only WORD]`.
 
 Let nothing else run. Every time is the median of five or more; a matrix product of the same machine stands beside them,
-so that two machines can be compared. Updates are timed alone and inside the device loop, where they really run.
+so that two machines can be compared. Updates are timed alone and inside the device loop, where they really run; their
+limit is the time that their matrix products and convolutions would take at that product's rate.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import resource
@@ -45,7 +47,7 @@ class Table:
     """Rows of measurements, printed as they come."""
 
     def __init__(self, only: str) -> None:
-        self.only, self.rows = only, []
+        self.only, self.rows, self.rate = only, [], math.nan
 
     def wants(self, name: str) -> bool:
         return self.only in name
@@ -77,7 +79,31 @@ def compiled(function: Callable, *args, **options) -> tuple[Callable, float]:
 def matmul(table: Table) -> None:
     x = jnp.ones((2048, 2048))
     product = jax.jit(lambda x: x @ x)
-    table.add("matmul 2048, float32", 2 * 2048**3 / median_time(lambda: product(x), 15) / 1e9, "GFLOP/s")
+    table.rate = 2 * 2048**3 / median_time(lambda: product(x), 15)
+    table.add("matmul 2048, float32", table.rate / 1e9, "GFLOP/s")
+
+
+def arithmetic(jaxpr) -> float:
+    """Floating-point operations of all matrix products and convolutions in a traced program.
+
+    Scans count as often as they run, of alternatives (lowerings for a CPU and for others) the cheapest; zeros that a
+    transposed convolution inserts count nothing.
+    """
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        out = eqn.outvars[0].aval if eqn.outvars else None
+        if eqn.primitive.name == "dot_general":
+            ((contracted, _), _) = eqn.params["dimension_numbers"]
+            total += 2 * math.prod(out.shape) * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+        elif eqn.primitive.name == "conv_general_dilated":
+            kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
+            taps = math.prod(kernel) / kernel[spec[0]] / math.prod(eqn.params["lhs_dilation"])
+            total += 2 * math.prod(out.shape) * taps
+        inner = [arithmetic(sub) for sub in jax.core.jaxprs_in_params(eqn.params)]
+        if inner:
+            times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+            total += times * (min(inner) if eqn.primitive.name == "cond" else sum(inner))
+    return total
 
 
 def random_batch(agent: Agent, params: dict, spec: EnvSpec, length: int, batch: int) -> Trajectory:
@@ -100,17 +126,20 @@ def update(table: Table, label: str, name: str, config) -> None:
     sampling = learn.sampling
     batch = random_batch(agent, state.params, PIXELS, sampling.length + sampling.context, learn.batch_size)
     step, seconds = compiled(learn.fn, state, jax.random.key(1), batch)
-    table.add(label, 1e3 * median_time(lambda: step(state, jax.random.key(1), batch)), "ms", compile_s=seconds)
+    limit = arithmetic(jax.make_jaxpr(learn.fn)(state, jax.random.key(1), batch).jaxpr) / table.rate
+    took = median_time(lambda: step(state, jax.random.key(1), batch))
+    table.add(label, 1e3 * took, "ms", limit_ms=1e3 * limit, compile_s=seconds)
 
 
 def in_loop(table: Table, label: str, name: str, config, env: Env, iterations: int) -> None:
     """The training stage of an agent's own recipe: acting, replay and updates in one program."""
     env = agent_actions(env)
     agent = AGENTS[name][1](env.spec, config)
-    prefill, train = agent.recipe.stages
+    *before, train = agent.recipe.stages
     run = jax.jit(lambda key: device.init(agent, env, key))(jax.random.key(0))
-    run, _ = device.compile_stage(agent, env, prefill)(run, prefill.iterations)
-    run = device.next_stage(run)
+    for stage in before:
+        run, _ = device.compile_stage(agent, env, stage)(run, stage.iterations)
+        run = device.next_stage(run)
     start = time.perf_counter()
     stage = device.compile_stage(agent, env, train)
     run, _ = jax.block_until_ready(stage(run, 1))
@@ -295,25 +324,32 @@ def machine() -> dict:
     }
 
 
+def dreamer(table: Table, name: str, label: str, config, iterations: int) -> None:
+    """All rows of one agent in one size."""
+    prefix = f"{name} {label}, {config.batch_size} x {config.length}, 64x64x3"
+    if table.wants(f"{prefix}: update"):
+        update(table, f"{prefix}: update alone", name, config)
+    if iterations and table.wants(f"{prefix}: loop"):
+        in_loop(table, f"{prefix}: loop", name, config, make_env("catch"), iterations)
+    if table.wants(f"{prefix}: imagination"):
+        imagination(table, f"{prefix}: imagination, 1024 rows", name, config)
+    for envs in (1, 16):
+        if table.wants(f"{prefix}: policy"):
+            policy_step(table, f"{prefix}: policy step, {envs} envs", name, config, envs)
+
+
 def main(args: Args) -> None:
     table = Table(args.only)
-    small = presets.resolve("dreamer_v3", "small")[0]
-    one = presets.resolve("dreamer_v3", "paper", None, {"size": "1m", "replay_capacity": 50_000})[0]
-    one = dataclasses.replace(one, compute_dtype="float32")
-    name = "dreamer_v3"
-    shape = lambda config: f"{config.batch_size} x {config.length}"
+    resolve = lambda *args: presets.resolve(*args)[0]
     matmul(table)
-    for label, config, iterations in (("small", small, 20), ("1m", one, 1)):
-        prefix = f"{name} {label}, {shape(config)}, 64x64x3"
-        if table.wants(f"{prefix}: update"):
-            update(table, f"{prefix}: update alone", name, config)
-        if table.wants(f"{prefix}: loop"):
-            in_loop(table, f"{prefix}: loop", name, config, make_env("catch"), iterations)
-        if table.wants(f"{prefix}: imagination"):
-            imagination(table, f"{prefix}: imagination, 1024 rows", name, config)
-        for envs in (1, 16):
-            if table.wants(f"{prefix}: policy"):
-                policy_step(table, f"{prefix}: policy step, {envs} envs", name, config, envs)
+    # Sizes of the papers are timed with the replay of a laptop, and the first two only alone: their loops collect for
+    # minutes before they learn.
+    for name in ("dreamer_v1", "dreamer_v2"):
+        dreamer(table, name, "small", resolve(name, "small"), 20)
+        dreamer(table, name, "paper", resolve(name, "paper"), 0)
+    dreamer(table, "dreamer_v3", "small", resolve("dreamer_v3", "small"), 20)
+    one = resolve("dreamer_v3", "paper", None, {"size": "1m", "replay_capacity": 50_000})
+    dreamer(table, "dreamer_v3", "1m", one, 1)
     for env in ("catch", "pendulum"):
         if table.wants(f"environment {env}"):
             environment(table, env)

@@ -14,14 +14,16 @@ ALLOWED = {
     "nets": BASE,
     "optim": BASE | {"nets"},
     "dreaming": BASE | {"nets"},
-    "agents": BASE | {"nets", "optim", "dreaming"},
+    "checks": {"types"},
+    "recipes": {"types"},
+    "agents": BASE | {"nets", "optim", "dreaming", "checks", "recipes"},
     "envs": {"types"},
     "replay": BASE,
     "loops": BASE | {"replay", "dreaming"},
     "presets": BASE | {"agents"},
 }
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "distrax", "chex", "orbax", "tyro", "rich", "tensorboardX"}
-CORE |= {"matplotlib", "imageio", "jaxtyping", "evosax"}
+CORE |= {"matplotlib", "imageio", "jaxtyping", "evosax", "filelock"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -5,7 +5,16 @@ import optax
 import pytest
 
 from tests.parity import load
-from wmjax.optim import adaptive_grad_clip, laprop, soft_update, sync, warmup_schedule
+from wmjax.optim import (
+    adam_tf,
+    adaptive_grad_clip,
+    apply,
+    clipped_adam_tf,
+    laprop,
+    soft_update,
+    sync,
+    warmup_schedule,
+)
 from wmjax.types import UsageError
 
 
@@ -168,3 +177,49 @@ def test_slow_parameters_agree_with_the_official_code(name):
         slow = soft_update(now, slow, config["rate"], step, config["every"])
         for key in slow:
             np.testing.assert_allclose(slow[key], expected[key][step], rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TensorFlow's Adam
+
+
+def test_adam_adds_its_epsilon_before_the_bias_correction():
+    history = run(adam_tf(1e-3, eps=1e-5), jnp.array(0.0), [jnp.array(1e-5)] * 3)
+    np.testing.assert_allclose(history, [-3.0653e-5, -7.3450e-5, -1.2535e-4], rtol=1e-4)
+    other = run(optax.adam(1e-3, eps=1e-5), jnp.array(0.0), [jnp.array(1e-5)] * 3)
+    np.testing.assert_allclose(other, [-5e-4, -1e-3, -1.5e-3], rtol=1e-3)  # sixteen times as far at first
+
+
+def test_weights_decay_by_a_share_of_themselves_that_the_learning_rate_does_not_scale():
+    params = {"kernel": jnp.array([[2.0]]), "bias": jnp.array([-3.0])}
+    for rate in (1e-3, 1.0):
+        chain = clipped_adam_tf(rate, 1e-5, 100.0, weight_decay=0.01)
+        after = run(chain, params, [jax.tree.map(jnp.zeros_like, params)])[0]
+        assert float(after["kernel"][0, 0]) == pytest.approx(2 * 0.99)
+        assert float(after["bias"][0]) == pytest.approx(-3 * 0.99)
+
+
+def test_clipping_is_by_the_norm_of_all_gradients_together_and_off_at_zero():
+    params, grads = {"a": jnp.zeros(1), "b": jnp.zeros(1)}, {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    moments = lambda clip: clipped_adam_tf(1e-3, 1e-5, clip).update(
+        grads, clipped_adam_tf(1e-3, 1e-5, clip).init(params), params
+    )[1]
+    for clip, expected in ((1.0, 0.06), (100.0, 0.3), (0.0, 0.3)):
+        assert float(optax.tree.get(moments(clip), "mu")["a"][0]) == pytest.approx(expected)
+
+
+def test_a_step_takes_the_mean_of_the_gradients_of_all_devices_and_reports_its_norm():
+    chain = clipped_adam_tf(0.1, 1e-8, 100.0)
+    params, grads = jnp.zeros(1), jnp.array([[2.0], [4.0]])
+    step = jax.vmap(lambda g: apply(chain, "devices", g, chain.init(params), params), axis_name="devices")
+    new, _, norm = step(grads)
+    assert norm.tolist() == [3.0, 3.0]
+    np.testing.assert_allclose(new, -0.1, rtol=1e-5)
+
+
+def test_accumulated_gradients_make_one_step_of_their_mean():
+    grads = [jnp.array([1.0]), jnp.array([3.0])]
+    history = run(clipped_adam_tf(0.1, 1e-8, 0.0, accumulate=2), jnp.zeros(1), grads)
+    single = run(clipped_adam_tf(0.1, 1e-8, 0.0), jnp.zeros(1), [jnp.array([2.0])])
+    assert history[0][0] == 0
+    np.testing.assert_allclose(history[1], single[0])

@@ -19,9 +19,10 @@ def test_every_preset_makes_an_agent(agent, preset):
 
 
 def test_small_is_one_configuration_and_only_the_run_differs_between_environments():
-    catch, pendulum = (presets.resolve("dreamer_v3", "small", env) for env in ("catch", "pendulum"))
-    assert catch[0] == pendulum[0]
-    assert catch[1] != pendulum[1]
+    for agent in AGENTS:
+        catch, pendulum = (presets.resolve(agent, "small", env) for env in ("catch", "pendulum"))
+        assert catch[0] == pendulum[0]
+        assert catch[1] != pendulum[1]
 
 
 def test_small_changes_sizes_rates_and_scales_only():
@@ -46,8 +47,94 @@ def test_guide_has_the_numbers_of_the_guide():
     assert (guide.norm, guide.activation, guide.learning_rate) == ("layer", "relu", 6e-4)
 
 
+def fields(config, names):
+    return {name: getattr(config, name) for name in names.split()}
+
+
+def test_the_guides_dreamer_v1_has_its_numbers():
+    guide, _ = presets.resolve("dreamer_v1", "guide")
+    assert fields(guide, "deter hidden stoch embed units depth") == dict(
+        deter=200, hidden=200, stoch=30, embed=1024, units=400, depth=32
+    )  # fmt: skip
+    assert fields(guide, "actor_layers critic_layers input_layer activation conv_activation encoder_padding") == dict(
+        actor_layers=3, critic_layers=3, input_layer=False, activation="relu", conv_activation="relu", encoder_padding=1
+    )
+    assert (guide.model_lr, guide.actor_lr, guide.critic_lr) == (6e-4, 8e-5, 8e-5)
+    assert (guide.batch_size, guide.length, guide.horizon) == (50, 50, 15)
+    assert (guide.train_every, guide.train_steps, guide.prefill, guide.pretrain) == (100, 100, 0, 0)
+    assert (guide.lambda_, guide.bootstrap, guide.use_continue, guide.grad_clip) == (1.0, False, True, 100)
+
+
+def test_the_guides_dreamer_v2_has_its_numbers():
+    guide, _ = presets.resolve("dreamer_v2", "guide")
+    assert fields(guide, "deter hidden stoch classes embed units") == dict(
+        deter=200, hidden=200, stoch=32, classes=32, embed=1024, units=400
+    )
+    assert (guide.model_lr, guide.actor_lr, guide.critic_lr) == (6e-4, 8e-5, 8e-5)
+    assert (guide.batch_size, guide.length, guide.horizon) == (50, 50, 15)
+    assert (guide.free_nats, guide.kl_balance, guide.kl_mode, guide.free_mode) == (1.0, 0.8, "guide_code", "latent")
+    assert (guide.reward_head, guide.critic_head, guide.reward_layers) == ("symlog_mse", "symlog_mse", 2)
+    assert (guide.latent_estimator, guide.eval_latent) == ("gumbel_straight_through", "mode")
+    assert (guide.cell, guide.input_layer, guide.activation) == ("gru", False, "relu")
+    text, _ = presets.resolve("dreamer_v2", "guide", None, {"kl_mode": "balanced", "kl_balance": 0.5})
+    assert (text.kl_mode, text.kl_balance) == ("balanced", 0.5)
+
+
+def test_the_papers_dreamer_v1_differs_between_continuous_and_discrete_actions():
+    continuous, discrete = (presets.resolve("dreamer_v1", name)[0] for name in ("paper", "paper_discrete"))
+    for config in (continuous, discrete):
+        assert config.within_episode and (config.batch_size, config.length, config.free_nats) == (50, 50, 3.0)
+        assert (config.model_lr, config.actor_lr, config.critic_lr, config.epsilon) == (6e-4, 8e-5, 8e-5, 1e-7)
+    assert fields(continuous, "use_continue kl_scale horizon exploration") == dict(
+        use_continue=False, kl_scale=1.0, horizon=15, exploration=0.3
+    )
+    assert fields(discrete, "use_continue kl_scale horizon exploration exploration_min cont_scale") == dict(
+        use_continue=True, kl_scale=0.1, horizon=10, exploration=0.4, exploration_min=0.1, cont_scale=10.0
+    )
+
+
+def test_the_papers_dreamer_v2_has_a_preset_for_each_of_its_published_settings():
+    names = "deter discount kl_scale free_nats entropy_scale model_lr actor_lr critic_lr cont_scale train_every"
+    expected = {
+        "paper": (600, 0.999, 0.1, 0.0, 1e-3, 2e-4, 4e-5, 1e-4, 5.0, 16),
+        "paper_atari": (600, 0.995, 0.1, 0.0, 1e-3, 2e-4, 4e-5, 1e-4, 5.0, 4),
+        "paper_dmc": (200, 0.99, 1.0, 1.0, 1e-4, 3e-4, 8e-5, 8e-5, 5.0, 5),
+        "paper_crafter": (1024, 0.999, 1.0, 0.0, 3e-3, 1e-4, 1e-4, 1e-4, 1.0, 5),
+    }
+    for preset, values in expected.items():
+        config, _ = presets.resolve("dreamer_v2", preset)
+        assert tuple(fields(config, names).values()) == values, preset
+        assert config.within_episode and config.prioritize_ends and config.kl_balance == 0.8
+        assert (config.epsilon, config.grad_clip, config.weight_decay) == (1e-5, 100.0, 1e-6)
+        assert config.hidden == config.deter and config.slow_critic_every == 100
+    assert presets.resolve("dreamer_v2", "paper_atari")[0].batch_size == 50
+    assert presets.resolve("dreamer_v2", "paper_crafter")[0].norm == "layer"
+    assert not presets.resolve("dreamer_v2", "paper_dmc")[0].use_continue
+
+
+# Rows of the comparison of guide and papers that are options of DreamerV1 and DreamerV2, beyond the presets.
+REACHABLE = [
+    ("dreamer_v1", dict(encoder_padding="SAME", embed=512)),
+    ("dreamer_v1", dict(grad_accum=4, remat=True, compute_dtype="bfloat16")),
+    ("dreamer_v1", dict(cell="layer_norm_gru", entropy_scale=1e-3, weight_decay=1e-6)),
+    ("dreamer_v2", dict(kl_mode="plain", free_mode="step")),
+    ("dreamer_v2", dict(latent="gaussian", reward_head="symlog_mse")),
+    ("dreamer_v2", dict(cell="gru", norm="layer", grad_accum=2, remat=True, compute_dtype="bfloat16")),
+]
+
+
+@pytest.mark.parametrize("agent, overrides", REACHABLE)
+def test_the_guides_choices_are_reachable_from_any_preset(agent, overrides):
+    config, _ = presets.resolve(agent, "small", None, overrides)
+    assert jax.eval_shape(AGENTS[agent][1](SPEC, config).init, jax.random.key(0)).params
+
+
+def test_every_agent_has_a_default_environment():
+    assert set(presets.DEFAULT_ENVS) == set(AGENTS)
+
+
 def test_settings_of_an_environment_belong_to_small():
-    assert presets.resolve("dreamer_v3", "small", "pendulum")[1] == presets.RUNS["pendulum"]
+    assert presets.resolve("dreamer_v3", "small", "pendulum")[1] == presets.RUNS["dreamer_v3"]["pendulum"]
     assert presets.resolve("dreamer_v3", "paper", "pendulum")[1].image_size is None
     assert presets.resolve("dreamer_v3", "small", "never heard of")[1] == presets.DEFAULT_RUN
 

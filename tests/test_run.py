@@ -11,8 +11,9 @@ import pytest
 import wmjax
 from wmjax import run as runs
 from wmjax.loops import checkpoint
+from wmjax.loops.driver import NotFiniteError
 from wmjax.loops.report import read_metrics
-from wmjax.types import Agent, Box, Env, EnvSpec, UsageError
+from wmjax.types import Agent, Box, Env, EnvSpec, RunError, UsageError
 
 TINY = dict(
     deter=8, hidden=8, stoch=2, classes=4, units=8, blocks=1, bins=5, stem="patch", length=4, batch_size=2, num_envs=2,
@@ -24,9 +25,11 @@ ENV = "probe:act_obs"
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Runs of one shape compile once for all tests."""
+    """Runs of one shape compile once for all tests, in whichever process of pytest they are."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
     options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
+        "jax_compilation_cache_dir": str(root / "xla"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: getattr(jax.config, name) for name in options}
@@ -169,8 +172,10 @@ def test_a_folder_is_not_overwritten_and_a_run_not_continued_with_other_settings
     before = sorted(p.name for p in path.iterdir())
     for arguments, words in (
         (dict(out=path), "exists and is not empty"),
-        (dict(out=path, resume=True, horizon=4), "horizon is 3 .* not 4"),
-        (dict(out=path, resume=True, seed=1), "seed is 0 .* not 1"),
+        (dict(out=path, resume=True, deter=16, horizon=4), "deter is 8, not 16, horizon is 3, not 4; .* 'agent/params"),
+        (dict(out=path, resume=True, actor_layers=0), "actor_layers is 1, not 0; .* 'agent/params"),
+        (dict(out=path, resume=True, seed=1, horizon=4), "seed is 0, not 1, horizon is 3, not 4; seed cannot change"),
+        (dict(out=path, resume=True, seeds=2), "seeds is 1, not 2"),
         (dict(out=tmp_path, resume=True), "not a run folder"),
         (dict(out=None, resume=True), "resume: needs"),
         (dict(out=tmp_path / "a", steps=0), "steps: 0"),
@@ -191,3 +196,165 @@ def test_what_is_not_a_run_is_not_loaded(trained, tmp_path):
     (tmp_path / "config.json").write_bytes((trained[0].path / "config.json").read_bytes())
     with pytest.raises(UsageError, match="no checkpoint"):
         wmjax.load(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings that change, locks, full disks
+
+
+def test_a_run_may_go_on_with_settings_that_keep_its_shapes_and_says_so(tmp_path):
+    train(tmp_path / "run", 40)
+    stream = io.StringIO()
+    train(tmp_path / "run", 60, resume=True, eval_action="mode", stream=stream)
+    said = r"^resume with changed settings: eval_action is 'sample', not 'mode'$"
+    assert re.search(said, stream.getvalue(), re.MULTILINE)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["eval_action"] == "mode"
+
+
+def test_a_run_folder_in_use_is_locked_and_free_again_afterwards(trained, tmp_path):
+    import filelock
+
+    path = trained[0].path
+    with filelock.FileLock(path / ".lock"), pytest.raises(UsageError, match="locked; another process"):
+        train(path, resume=True)
+    assert train(path, resume=True)[1] == trained[1]
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before_and_nothing_else(trained, tmp_path):
+    path = tmp_path / "run"
+    train(path, 40, checkpoint_seconds=0, eval_every=20)
+    folder = path / "checkpoints"
+    steps = checkpoint.steps(folder)
+    assert len(steps) == 2 and steps[-1] == 40
+    for file in (folder / f"{40:012d}" / "arrays").rglob("*"):
+        if file.is_file() and file.stat().st_size > 100:
+            file.write_bytes(file.read_bytes()[:-50])
+    stream = io.StringIO()
+    _, digest = train(path, 60, resume=True, stream=stream)
+    assert f"using step {steps[0]}, the newest that is whole" in stream.getvalue()
+    assert digest == trained[1]
+    assert (folder / f"{40:012d}.damaged").is_dir()
+
+
+def test_a_disk_that_is_full_keeps_the_old_checkpoint_warns_and_trains_on(trained, tmp_path, monkeypatch):
+    path, write, stream = tmp_path / "run", checkpoint.write, io.StringIO()
+
+    def full_at_first(folder, step, *args, **kwargs):
+        if step < 60:
+            raise OSError(28, "No space left on device")
+        return write(folder, step, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "write", full_at_first)
+    _, digest = train(path, stream=stream, checkpoint_seconds=0, eval_every=20)
+    assert digest == trained[1]
+    assert re.search(
+        r"^warning: checkpoint .*checkpoints: step \d+ could not be saved .*No space", stream.getvalue(), re.M
+    )
+    assert checkpoint.steps(path / "checkpoints") == [60]
+    monkeypatch.setattr(checkpoint, "write", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(RunError, match="end of the run could not be saved"):
+        train(path, 80, resume=True)
+    assert checkpoint.steps(path / "checkpoints") == [60]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Updates that are not finite
+
+
+def faulty_env(first, last):
+    """`probe:act_obs`, whose steps from number `first` to `last` of each environment give NaN for a reward."""
+    env = wmjax.make_env(ENV)
+
+    def reset(key):
+        state, step = env.reset(key)
+        return (state, jax.numpy.int32(0)), step
+
+    def step(key, state, action):
+        inner, record = env.step(key, state[0], action)
+        time = state[1] + 1
+        reward = jax.numpy.where((first <= time) & (time <= last), jax.numpy.nan, record.reward)
+        return (inner, time), record._replace(reward=reward)
+
+    return env._replace(reset=reset, step=step)
+
+
+@pytest.mark.slow
+def test_an_environment_that_once_gives_nan_costs_some_updates_which_are_counted(tmp_path):
+    run, _ = train(tmp_path / "run", 300, env=faulty_env(20, 20), eval_every=100)
+    lines = read_metrics(run.path)
+    skipped = [line["skipped"] for line in lines]
+    assert skipped[0] == 0 and 0 < skipped[-1] == skipped[-2]  # replay holds 32 steps of each environment
+    assert int(run.state.step) == lines[-1]["updates"]
+    assert lines[-1]["train/skipped"] == 0 and np.isfinite(lines[-1]["train/loss"])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(run.state.params))
+    whole = sum(line["train/skipped"] for line in lines if "train/skipped" in line)
+    assert whole == skipped[-1]
+
+
+@pytest.mark.slow
+def test_an_environment_that_always_gives_nan_stops_the_run_with_its_last_good_agent(tmp_path):
+    with pytest.raises(NotFiniteError, match=r"\d+ updates in a row .* \(max_skipped 5\).* step \d+ in .*checkpoints"):
+        train(tmp_path / "run", 300, env=faulty_env(20, 10**6), max_skipped=5, eval_every=50)
+    loaded = wmjax.load(tmp_path / "run", env=faulty_env(20, 10**6))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(loaded.state))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several seeds
+
+
+# With its own epsilon of 1e-20 the optimizer turns rounding errors of gradients that are 0 into steps of full size.
+SMALL_STEPS = dict(learning_rate=1e-3, epsilon=1e-3, eval_every=20)
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("seeds") / "run", 28, seeds=3, seed=3, **SMALL_STEPS)
+
+
+@pytest.mark.slow
+def test_each_of_several_seeds_equals_the_same_seed_alone_within_rounding(seeds, tmp_path):
+    run, _ = seeds
+    alone, _ = train(tmp_path / "alone", 28, seed=4, **SMALL_STEPS)
+    start = jax.jit(run.agent.init)(jax.random.split(jax.random.key(4), 4)[0])
+    member, moved = run.members[1], 0.0
+    assert member.seed == 4 and int(member.state.step) == int(alone.state.step) >= 5
+    for old, x, y in zip(*map(jax.tree.leaves, (start.params, member.state.params, alone.state.params)), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-5)
+        moved = max(moved, float(np.abs(y - old).max()))
+    assert moved > 100 * 2e-5
+    mine, other = read_metrics(member.path), read_metrics(alone.path)
+    assert mine[-1]["episode/count"] == other[-1]["episode/count"]
+    assert mine[-1]["train/loss"] == pytest.approx(other[-1]["train/loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_several_seeds_have_metrics_checkpoints_and_scores_of_their_own(seeds):
+    run, _ = seeds
+    assert [path.name for path in sorted(run.path.glob("seed-*"))] == ["seed-3", "seed-4", "seed-5"]
+    scores = run.evaluate(10)
+    assert scores.episodes == 30 and list(scores.seeds) == [3, 4, 5]
+    assert scores.returns == [x for own in scores.seeds.values() for x in own.returns]
+    saved = json.loads((run.path / "eval.json").read_text())
+    assert len(saved["returns"]) == 300 and set(saved["seeds"]) == {"3", "4", "5"}
+    loaded = wmjax.load(run.path)
+    assert checkpoint.digest(loaded.state) == checkpoint.digest(run.state)
+    for member in loaded.members:
+        assert checkpoint.latest(member.path / "best") is not None
+        assert list(member.path.glob("events.out.tfevents.*"))
+        own = wmjax.load(member.path)
+        assert own.seed == member.seed and own.evaluate(10).returns == scores.seeds[own.seed].returns
+        assert len(json.loads((member.path / "eval.json").read_text())["returns"]) == 100
+    means = read_metrics(run.path)[-1]["train/loss"]
+    assert means == pytest.approx(np.mean([read_metrics(m.path)[-1]["train/loss"] for m in loaded.members]))
+    with pytest.raises(UsageError, match="choose one"):
+        loaded.act(np.array([1.0]))
+    with pytest.raises(UsageError, match="resume the run it is part of"):
+        train(loaded.members[0].path, resume=True, seed=3)
+
+
+@pytest.mark.slow
+def test_several_seeds_resume_byte_for_byte(seeds, tmp_path):  # three, for keys have a shape of two numbers
+    train(tmp_path / "parts", 22, seeds=3, seed=3, **SMALL_STEPS)
+    assert train(tmp_path / "parts", 28, seeds=3, seed=3, resume=True, **SMALL_STEPS)[1] == seeds[1]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wmjax.envs import env_names, make_env
     from wmjax.loops.checkpoint import CheckpointCorruptError
     from wmjax.run import Run, enable_compilation_cache, load, train
-    from wmjax.types import Agent, Env, UsageError, WorldModel
+    from wmjax.types import Agent, Env, RunError, UsageError, WorldModel
 
 # Imported when first used: `import wmjax.ops` should not wait for an agent's imports.
 _HOME = {
@@ -33,6 +33,7 @@ _HOME = {
     "train": "run",
     "Agent": "types",
     "Env": "types",
+    "RunError": "types",
     "UsageError": "types",
     "WorldModel": "types",
 }
@@ -42,6 +43,7 @@ __all__ = [
     "CheckpointCorruptError",
     "Env",
     "Run",
+    "RunError",
     "UsageError",
     "WorldModel",
     "dream_env",

@@ -22,13 +22,13 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import wmjax
-from wmjax.types import UsageError
+from wmjax.types import RunError, UsageError
 
 HELP = """\
 World models in JAX: train agents, evaluate them, look at their dreams.
 
-wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--steps N] [--image-size N] [--out DIR] [--resume]
-                  [--agent.FIELD VALUE ...]
+wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N] [--devices N]
+                  [--parallel shard_map|pmap] [--image-size N] [--out DIR] [--resume] [--agent.FIELD VALUE ...]
 wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--action sample|mode] [--json]
 wmjax dream RUN   [--context N] [--horizon N]
 wmjax plot  RUN...  [--out FILE.png]
@@ -46,20 +46,32 @@ Compiled programs are kept in the user's cache folder; the variable WMJAX_CACHE 
 class TrainArgs:
     """Train an agent into a run folder."""
 
-    env: str = "catch"
-    """Environment, see `wmjax list envs`."""
+    env: str | None = None
+    """Environment, see `wmjax list envs`; the agent's own example by default."""
     preset: str = "small"
     """Configuration, see `wmjax list presets`."""
     seed: int = 0
     """Of everything that training draws."""
+    seeds: int = 1
+    """How many seeds to train at once, in one program, from --seed upwards."""
     steps: int | None = None
     """Env steps (frames) to train for; the preset's by default. A run may be resumed with more."""
+    devices: int = 1
+    """How many devices to spread environments, replay and batches over."""
+    parallel: Literal["shard_map", "pmap"] = "shard_map"
+    """How to spread over devices."""
+    eval_every: int | None = None
+    """Env steps between evaluations of 16 episodes; a tenth of the steps by default."""
+    checkpoint_seconds: float = 180.0
+    """Least time between two checkpoints."""
+    max_skipped: int = 100
+    """Updates in a row that may be skipped because their loss or gradient is not finite."""
     image_size: int | None = None
     """Side of the pictures in pixels; the preset's by default."""
     out: Path | None = None
     """Run folder; by default a new one in runs/."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the run in --out."""
+    """Go on with the run in --out; settings that keep the shapes of its state may change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,16 +248,21 @@ def _eval(argv: Sequence[str]) -> None:
     run = _load(args.run)
     scores = run.evaluate(args.episodes, args.seed, env=args.env, action=args.action)
     name = args.env or run.description["env"]
-    write_json(run.path / EVAL, scores._asdict() | {"seed": args.seed, "env": name, "action": args.action})
+    write_json(run.path / EVAL, scores.to_json() | {"seed": args.seed, "env": name, "action": args.action})
     if args.json:
-        print(json.dumps(scores._asdict()))
+        print(json.dumps(scores.to_json()))
     else:
-        low, high = scores.ci95
-        what = f"{run.description['agent']} on {name}, {scores.episodes} episodes"
-        print(
-            f"{what}: mean return {scores.mean:.3f}, std {scores.std:.3f}, IQM {scores.iqm:.3f} [{low:.3f}, {high:.3f}]"
-        )
+        what = f"{run.description['agent']} on {name}"
+        for seed, own in (scores.seeds or {}).items():
+            print(f"{what}, seed {seed}, {_score_line(own)}")
+        print(f"{what}{', all seeds' if scores.seeds else ''}, {_score_line(scores)}")
     print(f"wrote {run.path / EVAL}", file=sys.stderr if args.json else sys.stdout)
+
+
+def _score_line(scores: Any) -> str:
+    low, high = scores.ci95
+    spread = f"std {scores.std:.3f}, IQM {scores.iqm:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{scores.episodes} episodes: mean return {scores.mean:.3f}, {spread}"
 
 
 def _dream(argv: Sequence[str]) -> None:
@@ -254,6 +271,7 @@ def _dream(argv: Sequence[str]) -> None:
 
     args = parse(DreamArgs, argv, "wmjax dream")
     run = _load(args.run)
+    run = run.members[0] if run.members else run  # of several seeds, the first
     result = figures.open_loop(run.agent, run.env, run.state.params, evaluation_key(0), args.context, args.horizon)
     errors = figures.horizon_errors(result, args.context)
     write_json(run.path / "dream.json", {"context": args.context, "horizon": args.horizon} | errors)
@@ -272,7 +290,7 @@ def _dream(argv: Sequence[str]) -> None:
 
 def _plot(argv: Sequence[str]) -> None:
     from wmjax import figures
-    from wmjax.run import read_description
+    from wmjax.run import member_paths, read_description
 
     args = parse(PlotArgs, argv, "wmjax plot")
     if not args.runs:
@@ -280,7 +298,8 @@ def _plot(argv: Sequence[str]) -> None:
     named = []
     for path in args.runs:
         d = read_description(path)
-        named.append((f"{d['agent']} {d['env'] or 'env'} {d['preset']}", path))
+        label = f"{d['agent']} {d['env'] or 'env'} {d['preset']}"
+        named += [(label, folder) for folder in member_paths(path, d)]
     out = args.out or (args.runs[0] if len(args.runs) == 1 else Path()) / "learning_curve.png"
     figures.plot_learning_curves(out, named)
     print(f"wrote {out}")
@@ -336,7 +355,7 @@ def _fail(text: object) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0, 1 damaged files, 2 a user's error, 130 or 143 interrupted."""
+    """Runs the command; returns the exit code: 0; 1 a run that cannot go on; 2 a user's error; 130, 143 interrupted."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is as it should be
     try:
         _dispatch(sys.argv[1:] if argv is None else argv)
@@ -346,14 +365,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # help was asked for
         return int(end.code or 0)
     except KeyboardInterrupt as stop:
-        print(f"wmjax: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"wmjax: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(stop, "signum", 2)
     except BrokenPipeError:  # as in `wmjax list envs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except RuntimeError as error:
-        if not isinstance(error, wmjax.CheckpointCorruptError):
-            raise
+    except (RunError, OSError) as error:  # OSError: a disk that is full or gone
         _fail(error)
         return 1
     return 0

@@ -64,6 +64,7 @@ def imagine(
     *,
     policy_carry: PyTree = (),
     emit: Callable[[PyTree], PyTree] = lambda state: state,
+    remat: bool = False,
     unroll: int = 1,
 ) -> tuple[PyTree, PyTree, Array]:
     """Rolls the model forward without observations, the policy choosing actions from its states.
@@ -75,6 +76,7 @@ def imagine(
       horizon: steps H.
       policy_carry: the policy's own memory at the start.
       emit: what to keep of each state.
+      remat: recompute the step in the backward pass instead of storing its insides.
       unroll: steps per iteration of the compiled loop.
 
     Returns:
@@ -90,7 +92,8 @@ def imagine(
         return (state, policy_carry), (emit(state), action)
 
     start = emit(state)
-    (state, _), (emitted, actions) = jax.lax.scan(step, (state, policy_carry), jnp.arange(horizon), unroll=unroll)
+    body = jax.checkpoint(step, prevent_cse=False) if remat else step
+    (state, _), (emitted, actions) = jax.lax.scan(body, (state, policy_carry), jnp.arange(horizon), unroll=unroll)
     emitted = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, emitted)
     return state, emitted, actions
 

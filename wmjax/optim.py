@@ -111,6 +111,72 @@ def laprop(
     return optax.chain(*links, optax.scale_by_learning_rate(learning_rate))
 
 
+def adam_tf(
+    learning_rate: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-7
+) -> optax.GradientTransformation:
+    """Adam as TensorFlow has it: ε joins the root of the second moment *before* the correction for its start at 0.
+
+        m ← β₁ m + (1 - β₁) g,   v ← β₂ v + (1 - β₂) g²
+        p ← p - lr √(1 - β₂ᵗ) / (1 - β₁ᵗ) · m / (√v + ε)
+
+    `optax.adam` adds it after the correction, so its first steps are larger where gradients are small.
+
+    Args:
+      learning_rate: a number.
+      beta1, beta2: in [0, 1).
+      eps: TensorFlow's "epsilon hat".
+
+    Source: Kingma & Ba 2015, the form at the end of section 2; DreamerV1 and DreamerV2 ran on it.
+    """
+
+    def init(params: PyTree) -> optax.ScaleByAdamState:
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
+
+    def update(updates: PyTree, state: optax.ScaleByAdamState, params: PyTree | None = None):
+        del params
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(updates, state.mu, beta1, 1)
+        nu = optax.tree.update_moment(updates, state.nu, beta2, 2)
+        rate = learning_rate * jnp.sqrt(1 - beta2**count) / (1 - beta1**count)
+        updates = jax.tree.map(lambda m, v: -rate * m / (jnp.sqrt(v) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def clipped_adam_tf(
+    learning_rate: float, eps: float, clip: float, weight_decay: float = 0.0, accumulate: int = 1
+) -> optax.GradientTransformation:
+    """The optimizer of DreamerV1 and DreamerV2: global clipping -> `adam_tf`, beside a decay of every weight.
+
+    Args:
+      learning_rate, eps: of `adam_tf`.
+      clip: largest norm of all gradients together; 0 turns it off.
+      weight_decay: every weight is multiplied by 1 - weight_decay at each step, whatever the learning rate.
+      accumulate: updates whose gradients are averaged for one step.
+    """
+    links = [optax.clip_by_global_norm(clip)] if clip else []
+    links.append(adam_tf(learning_rate, eps=eps))
+    if weight_decay:
+        links.append(optax.add_decayed_weights(-weight_decay))  # after the learning rate, so not scaled by it
+    chain = optax.chain(*links)
+    return chain if accumulate == 1 else optax.MultiSteps(chain, accumulate).gradient_transformation()
+
+
+def apply(
+    optimizer: optax.GradientTransformation, axis_name: str | None, grads: PyTree, opt_state: PyTree, params: PyTree
+) -> tuple[PyTree, PyTree, Array]:
+    """One step on gradients that are averaged over devices first.
+
+    Returns:
+      New parameters, the optimizer's new state, and the norm of the averaged gradient before clipping, a scalar.
+    """
+    grads, _ = sync(axis_name).update(grads, optax.EmptyState())
+    changes, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, changes), opt_state, optax.tree.norm(grads)
+
+
 def _matching(pattern: str, params: PyTree) -> PyTree:
     """Booleans like `params`: does the slash-separated path match?"""
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")

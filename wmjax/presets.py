@@ -17,6 +17,8 @@ from wmjax.agents import AGENTS
 from wmjax.types import UsageError
 
 DEFAULT_PRESET = "small"
+# The environment that an agent is trained on if none is named: discrete actions, or continuous ones.
+DEFAULT_ENVS = {"dreamer_v1": "pendulum", "dreamer_v2": "catch", "dreamer_v3": "catch", "iris": "catch"}
 
 
 class RunSettings(NamedTuple):
@@ -30,11 +32,182 @@ class RunSettings(NamedTuple):
 PRESET_NOTES = {
     "small": "learns on a laptop's CPU in minutes; the default",
     "guide": "the sizes of the implementation guide",
-    "paper": "the authors' hyperparameters",
+    "paper": "the authors' hyperparameters (DreamerV1: control suite; DreamerV2: Atari, as in the released code)",
+    "paper_discrete": "the paper's changes for discrete actions and early termination",
+    "paper_atari": "Atari with the numbers of the paper's table, where they differ from the released code",
+    "paper_dmc": "the authors' hyperparameters for the DeepMind Control Suite",
+    "paper_crafter": "the authors' hyperparameters for Crafter",
 }
+
+# DreamerV2 trains on windows within episodes, and on their ends more often.
+V2_EPISODES = dict(within_episode=True, prioritize_ends=True)
 
 # Overrides of the paper's defaults, by agent and preset.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "dreamer_v1": {
+        "small": dict(
+            # Sizes.
+            deter=128,
+            hidden=64,
+            stoch=16,
+            depth=8,
+            units=64,
+            vector_layers=2,
+            cont_layers=2,
+            actor_layers=2,
+            critic_layers=2,
+            batch_size=16,
+            length=16,
+            horizon=10,
+            imagine_last=8,
+            num_envs=16,
+            replay_capacity=100_000,
+            use_continue=True,
+            # Learning rates, train ratio, scales.
+            prefill=1024,
+            pretrain=0,
+            train_every=16,
+            train_steps=1,
+            reward_transform="symlog",  # returns of hundreds are learned slowly by a critic of deviation 1
+            discount=0.98,
+            free_nats=1.0,
+            kl_scale=0.3,
+            image_scale=4.0,
+            cont_scale=1.0,
+            actor_lr=3e-4,
+            critic_lr=1e-3,
+        ),
+        # "Paper 2" of the guide: dense ReLU layers, [z, a] straight into the GRU, padded convolutions with a layer of
+        # 1024 after them, a continue head, plain discounted sums of imagined rewards, 100 updates per 100 steps.
+        "guide": dict(
+            embed=1024,
+            encoder_padding=1,
+            input_layer=False,
+            activation="relu",
+            actor_layers=3,
+            use_continue=True,
+            lambda_=1.0,
+            bootstrap=False,
+            prefill=0,
+            pretrain=0,
+            train_every=100,
+            train_steps=100,
+        ),
+        "paper": dict(within_episode=True),
+        "paper_discrete": dict(
+            within_episode=True,
+            use_continue=True,
+            kl_scale=0.1,
+            horizon=10,
+            exploration=0.4,
+            exploration_min=0.1,
+            exploration_half_life=100_000,  # 0.1 after 200 thousand steps
+        ),
+    },
+    "dreamer_v2": {
+        "small": dict(
+            # Sizes.
+            deter=128,
+            hidden=64,
+            stoch=8,
+            classes=8,
+            depth=8,
+            units=64,
+            vector_layers=2,
+            reward_layers=2,
+            cont_layers=2,
+            actor_layers=2,
+            critic_layers=2,
+            norm="layer",  # as for Crafter; without it the latents saturate at these learning rates
+            length=16,
+            horizon=10,
+            imagine_last=8,
+            num_envs=16,
+            replay_capacity=100_000,
+            # Learning rates, train ratio, scales.
+            prefill=1024,
+            pretrain=0,
+            reward_transform="symlog",
+            discount=0.99,
+            free_nats=1.0,
+            image_scale=4.0,
+            cont_scale=1.0,
+            entropy_scale=1e-2,
+            model_lr=4e-4,
+            actor_lr=3e-4,
+            critic_lr=5e-4,
+        ),
+        # "Paper 3" of the guide: 32 x 32 latents, the rest as its "Paper 2"; Gumbel-softmax, symlog rewards and values,
+        # the KL as its code computes it (its text: kl_mode="balanced", kl_balance=0.5).
+        "guide": dict(
+            deter=200,
+            hidden=200,
+            depth=32,
+            embed=1024,
+            encoder_padding=1,
+            cell="gru",
+            input_layer=False,
+            activation="relu",
+            reward_layers=2,
+            actor_layers=3,
+            critic_layers=3,
+            reward_head="symlog_mse",
+            critic_head="symlog_mse",
+            reward_transform="identity",
+            latent_estimator="gumbel_straight_through",
+            eval_latent="mode",
+            kl_mode="guide_code",
+            kl_balance=0.8,
+            kl_scale=1.0,
+            free_nats=1.0,
+            free_mode="latent",
+            cont_scale=1.0,
+            discount=0.99,
+            model_lr=6e-4,
+            actor_lr=8e-5,
+            critic_lr=8e-5,
+            batch_size=50,
+            length=50,
+            replay_capacity=1_000_000,
+            prefill=0,
+            pretrain=0,
+            train_every=100,
+            train_steps=100,
+        ),
+        "paper": V2_EPISODES,
+        "paper_atari": V2_EPISODES | dict(batch_size=50, discount=0.995, train_every=4),
+        "paper_dmc": V2_EPISODES
+        | dict(
+            deter=200,
+            hidden=200,
+            free_nats=1.0,
+            kl_scale=1.0,
+            use_continue=False,
+            reward_transform="identity",
+            discount=0.99,
+            entropy_scale=1e-4,
+            model_lr=3e-4,
+            actor_lr=8e-5,
+            critic_lr=8e-5,
+            prefill=1000,
+            pretrain=100,
+            train_every=5,
+        ),
+        "paper_crafter": V2_EPISODES
+        | dict(
+            deter=1024,
+            hidden=1024,
+            norm="layer",
+            kl_scale=1.0,
+            cont_scale=1.0,
+            entropy_scale=3e-3,
+            model_lr=1e-4,
+            actor_lr=1e-4,
+            critic_lr=1e-4,
+            prefill=10_000,
+            train_every=5,
+        ),
+    },
     "dreamer_v3": {
         "small": dict(
             # Sizes.
@@ -49,7 +222,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             learning_rate=1e-3,
             warmup=100,
             train_ratio=16.0,
-            entropy_scale=1e-2,
+            entropy_scale=1.5e-2,
+            image_scale=4.0,
         ),
         # "Paper 4" of the guide: dense layers 512, 512, 1024 with LayerNorm and ReLU, the recurrent state of the papers
         # before it (200, 32 x 32 latents), symlog predictions, batches of 50 x 50, 15 imagined steps.
@@ -132,17 +306,30 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-# Steps (frames), image size and action repeat of `small`. Seen with seed 0 on two CPU cores: catch 0.98 after 24,000
-# steps (about 5 minutes), pendulum -185, CartPole 500 in periodic evaluations at 20,000 and 30,000 steps.
-RUNS: dict[str, RunSettings] = {
-    "catch": RunSettings(28_000),
-    "pendulum": RunSettings(200_000, image_size=32, action_repeat=2),
-    "gymnax:CartPole-v1": RunSettings(30_000),
-    "gymnax:Breakout-MinAtar": RunSettings(80_000, image_size=40),
+# Steps (frames), image size and action repeat of `small`, by agent and environment. DreamerV3 with seed 0: catch 0.98
+# after 28,000 steps, pendulum -191, CartPole 500, Breakout-MinAtar 6.4.
+PENDULUM = RunSettings(200_000, image_size=32, action_repeat=2)
+RUNS: dict[str, dict[str, RunSettings]] = {
+    "dreamer_v1": {"catch": RunSettings(60_000), "pendulum": PENDULUM},
+    "dreamer_v2": {"catch": RunSettings(50_000), "pendulum": PENDULUM},
+    "dreamer_v3": {
+        "catch": RunSettings(32_000),
+        "pendulum": PENDULUM,
+        "gymnax:CartPole-v1": RunSettings(90_000, action_repeat=2),
+        "gymnax:Breakout-MinAtar": RunSettings(80_000, image_size=40),
+    },
 }
 DEFAULT_RUN = RunSettings(100_000)
-# Steps of the other presets: the paper's budget of its small benchmarks, 400 thousand frames and more.
-PAPER_STEPS = 1_000_000
+# Of the other presets: the paper's budget of its small benchmarks, 400 thousand frames and more.
+PAPER_RUN = RunSettings(1_000_000)
+PAPER_RUNS: dict[str, dict[str, RunSettings]] = {
+    "dreamer_v1": {"paper": RunSettings(5_000_000, action_repeat=2), "paper_discrete": RunSettings(2_000_000)},
+    "dreamer_v2": {
+        "paper": RunSettings(200_000_000),
+        "paper_atari": RunSettings(200_000_000),
+        "paper_dmc": RunSettings(2_000_000, action_repeat=2),
+    },
+}
 
 
 def nearest(kind: str, name: str, valid: Iterable[str]) -> UsageError:
@@ -153,6 +340,12 @@ def nearest(kind: str, name: str, valid: Iterable[str]) -> UsageError:
     if len(valid) < 12 or not near:
         hint += f" valid are {', '.join(valid)}"
     return UsageError(f"{kind}: unknown name {name!r}; {hint.strip()}")
+
+
+def default_env(agent: str) -> str:
+    """The environment that an agent is tried on first. Raises `UsageError` for an unknown agent."""
+    _config_class(agent)
+    return DEFAULT_ENVS[agent]
 
 
 def preset_names(agent: str) -> list[str]:
@@ -169,7 +362,7 @@ def resolve(
     Args:
       agent: a name in `AGENTS`.
       preset: a name in `PRESETS[agent]`.
-      env: an environment's name; None for one that has none. `RUNS` may know it; it is not checked here.
+      env: an environment's name; None for one that has none. `RUNS[agent]` may know it; it is not checked here.
       overrides: fields of the agent's configuration.
 
     Returns:
@@ -185,8 +378,8 @@ def resolve(
     config = config_class(**PRESETS[agent][preset] | overrides)
     config.validate()
     if preset == "small":
-        return config, RUNS.get(env, DEFAULT_RUN)
-    return config, RunSettings(PAPER_STEPS)
+        return config, RUNS.get(agent, {}).get(env, DEFAULT_RUN)
+    return config, PAPER_RUNS.get(agent, {}).get(preset, PAPER_RUN)
 
 
 def _config_class(agent: str) -> type:

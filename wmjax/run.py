@@ -1,28 +1,26 @@
 """Runs from Python: train one into a folder, load it again, evaluate it, act with it.
 
 A run folder holds `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` (the newest states of the whole
-run), `best/` (the agent at its highest periodic evaluation), `eval.json`, and the pictures drawn of it.
+run), `best/` (the agent at its highest periodic evaluation), `eval.json`, and the pictures drawn of it. A run of
+several seeds has a folder of this kind for each of them, `seed-0/` and so on, with the agent alone in its checkpoints.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
-import math
 import os
-import signal
 import sys
 import textwrap
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+import filelock
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import wmjax
@@ -31,26 +29,31 @@ from wmjax.agents import AGENTS
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import checkpoint, device
-from wmjax.loops.report import Report
-from wmjax.loops.rollout import evaluate
+from wmjax.loops.driver import (
+    BEST,
+    CHECKPOINTS,
+    Driver,
+    Evaluator,
+    Interrupted,
+    Plan,
+    catch_signals,
+    evaluation_key,
+    member_path,
+)
+from wmjax.loops.parallel import AXIS, BACKENDS, Programs, check_devices, programs, share, tree_of_seed
 from wmjax.types import Agent, AgentState, Array, Env, PyTree, TimeStep, UsageError
 
-CONFIG, CHECKPOINTS, BEST, EVAL = "config.json", "checkpoints", "best", "eval.json"
+__all__ = ["Interrupted", "Run", "Scores", "Setup", "load", "setup", "summarize", "train"]
+
+CONFIG, EVAL, LOCK = "config.json", "eval.json", ".lock"
 FINAL_EPISODES = 100
-PERIODIC_EPISODES = 16  # also how many play at once, so that one compiled program serves every evaluation
-LOG_SECONDS = 10.0  # aimed at between two lines of progress
 CHECKPOINT_SECONDS = 180.0
-CHECKPOINT_SHARE = 0.05  # of the run's time; large replays are saved less often
-EVAL_KEY, ACT_KEY = 0x45564131, 0x41435431  # folded into the seed, so that no draw of training is met again
+MAX_SKIPPED = 100
+ACT_KEY = 0x41435431  # folded into the seed, so that no draw of training is met again
 CACHE_VARIABLE = "WMJAX_CACHE"
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was interrupted by a signal, and the run was saved; `signum` says by which."""
-
-    def __init__(self, signum: int, path: Path) -> None:
-        super().__init__(f"interrupted; saved in {path}")
-        self.signum = signum
+# Settings without which a saved state means something else. Others may change where a run is resumed, as long as the
+# state keeps its shapes.
+IDENTITY = ("agent", "env", "seed", "seeds", "image_size", "action_repeat")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -66,25 +69,35 @@ class Setup(NamedTuple):
     env: Env  # takes what the agent emits
     steps: int  # env steps to train for
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the run, one after the other."""
+        return tuple(self.description["seed"] + i for i in range(self.description["seeds"]))
+
 
 def setup(
     agent: str = "dreamer_v3",
-    env: str | Env = "catch",
+    env: str | Env | None = None,
     *,
     preset: str = presets.DEFAULT_PRESET,
     seed: int = 0,
+    seeds: int = 1,
     steps: int | None = None,
+    devices: int = 1,
+    parallel: str = BACKENDS[0],
     image_size: int | None = None,
     action_repeat: int | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> Setup:
     """Resolves names and settings; see `train` for the arguments. Raises `UsageError` before anything is computed."""
+    env = presets.default_env(agent) if env is None else env
     name = env if isinstance(env, str) else None
     config, settings = presets.resolve(agent, preset, name, overrides)
     steps = settings.steps if steps is None else steps
-    for field, value, low in (("seed", seed, 0), ("steps", steps, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
-            raise UsageError(f"{field}: {value!r} is not valid; an integer in [{low}, 2**31) is")
+    for field, value, low in (("seed", seed, 0), ("seeds", seeds, 1), ("steps", steps, 1)):
+        check_integer(field, value, low)
+    check_integer("seed + seeds", seed + seeds, 0)
+    check_devices(devices, parallel)
     if name is None and (image_size, action_repeat) != (None, None):
         raise UsageError("image_size, action_repeat: not valid with an Env value, which has its own")
     image_size = settings.image_size if image_size is None and name else image_size
@@ -95,6 +108,9 @@ def setup(
         "env": name,
         "preset": preset,
         "seed": seed,
+        "seeds": seeds,
+        "devices": devices,
+        "parallel": parallel if devices > 1 else None,
         "image_size": image_size,
         "action_repeat": action_repeat,
         "config": dataclasses.asdict(config),
@@ -106,22 +122,44 @@ def _setup(description: dict[str, Any], config: Any, env: str | Env, steps: int)
     if isinstance(env, str):
         env = make_env(env, image_size=description["image_size"], action_repeat=description["action_repeat"])
     env = agent_actions(env)
-    agent = AGENTS[description["agent"]][1](env.spec, config)
+    axis_name = AXIS if description["devices"] > 1 else None
+    agent = AGENTS[description["agent"]][1](env.spec, config, axis_name)
+    device.check(agent)
+    if axis_name is not None:
+        device.check(agent._replace(recipe=share(agent.recipe, description["devices"])))
     return Setup(description, config, agent, env, steps)
+
+
+def check_integer(field: str, value: Any, low: int) -> None:
+    """Raises `UsageError` unless `value` is an integer in [low, 2**31)."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
+        raise UsageError(f"{field}: {value!r} is not valid; an integer in [{low}, 2**31) is")
+
+
+def check_number(field: str, value: Any) -> None:
+    """Raises `UsageError` unless `value` is a number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise UsageError(f"{field}: {value!r} is not valid; a number of at least 0 is")
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
     """What `config.json` of a run folder says. Raises `UsageError` if the folder is not one."""
     try:
         description = json.loads((Path(path) / CONFIG).read_text())
-        description["agent"], description["config"], description["seed"]
+        description["agent"], description["config"], description["seed"], description["seeds"], description["devices"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"run: {str(path)!r} is not a run folder; it holds no readable {CONFIG}") from None
     return description
 
 
+def member_paths(path: str | Path, description: dict[str, Any]) -> list[Path]:
+    """The folders with one seed each: those of a run of several seeds, or the run's own."""
+    first, count = description["seed"], description["seeds"]
+    return [Path(path)] if count == 1 else [member_path(Path(path), first + i) for i in range(count)]
+
+
 class Scores(NamedTuple):
-    """Returns of evaluation episodes and what they come to."""
+    """Returns of evaluation episodes and what they come to. Of several seeds: over all of their episodes."""
 
     mean: float
     std: float
@@ -129,6 +167,13 @@ class Scores(NamedTuple):
     ci95: tuple[float, float]  # of the IQM, by bootstrap
     episodes: int
     returns: list[float]
+    seeds: dict[int, Scores] | None = None  # of each seed by itself, where there are several
+
+    def to_json(self) -> dict[str, Any]:
+        """As `eval.json` has it; without `seeds` where there is one."""
+        values = self._asdict()
+        seeds = values.pop("seeds")
+        return values | ({"seeds": {str(seed): own.to_json() for seed, own in seeds.items()}} if seeds else {})
 
 
 def summarize(returns: Any, resamples: int = 2000) -> Scores:
@@ -150,29 +195,15 @@ def summarize(returns: Any, resamples: int = 2000) -> Scores:
     )  # fmt: skip
 
 
-class Evaluator:
-    """Plays evaluation episodes; compiled once, whatever their number. Episode i depends on the key and i only."""
-
-    def __init__(self, agent: Agent, env: Env) -> None:
-        self._play = jax.jit(lambda params, key: evaluate(agent, env, params, key, PERIODIC_EPISODES))
-
-    def __call__(self, params: PyTree, key: Array, episodes: int) -> np.ndarray:
-        """Returns float32 `[episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
-        if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
-            raise UsageError(f"episodes: {episodes!r} is not valid; an integer of at least 1 is")
-        rounds = range(math.ceil(episodes / PERIODIC_EPISODES))
-        played = [np.asarray(self._play(params, jax.random.fold_in(key, i)).returns) for i in rounds]
-        return np.concatenate(played)[:episodes]
-
-
-def evaluation_key(seed: int) -> Array:
-    """The key of evaluations under a seed, apart from the keys of training under the same seed."""
-    return jax.random.fold_in(jax.random.key(seed), EVAL_KEY)
+def summarize_seeds(returns: dict[int, np.ndarray]) -> Scores:
+    """Scores of returns `[episodes]` by seed: over all, and of each where there are several."""
+    pool = summarize(np.concatenate(list(returns.values())))
+    return pool._replace(seeds={seed: summarize(x) for seed, x in returns.items()}) if len(returns) > 1 else pool
 
 
 @dataclasses.dataclass
 class Run:
-    """A trained agent in its environment.
+    """A trained agent in its environment, or the agents of several seeds.
 
     All is a value except what `act` remembers between calls: one stream of observations is being acted on at a time.
     """
@@ -182,25 +213,34 @@ class Run:
     config: Any  # the agent's configuration
     agent: Agent
     env: Env  # takes what the agent emits
-    state: AgentState
+    state: AgentState  # of several seeds: every leaf has a leading axis of them
+    members: tuple[Run, ...] = ()  # of several seeds: each as a run of its own
     _acting: Any = dataclasses.field(default=None, repr=False)
 
     def evaluate(
         self, episodes: int = FINAL_EPISODES, seed: int = 0, *, env: Env | str | None = None, action: str | None = None
     ) -> Scores:
-        """Scores over the first episodes of fresh environments.
+        """Scores over the first episodes of fresh environments; of several seeds, over the episodes of all.
 
         Args:
-          episodes: at least 1.
+          episodes: of each seed, at least 1.
           seed: of the evaluation; the same seed gives the same episodes.
           env: another environment, by name or value, with the same observations and actions.
           action: "sample" or "mode"; by default what the agent's configuration says (`eval_action`).
         """
+        check_integer("seed", seed, 0)
         agent, where = self.agent, self.env if env is None else self._other_env(env)
         if action is not None:
             overrides = presets.check_fields(type(self.config), {"eval_action": action})
             agent = AGENTS[self.description["agent"]][1](self.env.spec, dataclasses.replace(self.config, **overrides))
-        return summarize(Evaluator(agent, where)(self.state.params, evaluation_key(seed), episodes))
+        evaluator, key = Evaluator(agent, where), evaluation_key(seed)
+        returns = {run.seed: evaluator(run.state.params, key, episodes) for run in self.members or (self,)}
+        return summarize_seeds(returns)
+
+    @property
+    def seed(self) -> int:
+        """Of the run; of several, the first."""
+        return self.description["seed"]
 
     def _other_env(self, env: Env | str) -> Env:
         if isinstance(env, str):
@@ -227,6 +267,8 @@ class Run:
         Returns:
           The action in the environment's own form: an int32, or floats within the bounds.
         """
+        if self.members:
+            raise UsageError(f"act: this run has {len(self.members)} seeds; choose one, as in run.members[0].act(...)")
         spaces = self.env.spec.obs
         obs = obs if isinstance(obs, dict) else dict.fromkeys(spaces, obs)
         if set(obs) != set(spaces):
@@ -259,7 +301,7 @@ def _act_program(agent: Agent, env: Env) -> Any:
 
 
 def load(path: str | Path, *, env: Env | None = None, which: str = "latest") -> Run:
-    """Reads a run.
+    """Reads a run. Where its newest checkpoint is damaged it warns, on standard error, and reads the one before.
 
     Args:
       path: its folder.
@@ -280,13 +322,38 @@ def load(path: str | Path, *, env: Env | None = None, which: str = "latest") -> 
         raise presets.nearest("agent", description["agent"], AGENTS)
     config_class = AGENTS[description["agent"]][0]
     config = config_class(**presets.check_fields(config_class, description["config"]))
-    made = _setup(description, config, env or description["env"], 1)
+    made = _setup(description | {"devices": 1}, config, env or description["env"], 1)
+    if description["seeds"] == 1:
+        return Run(path, description, config, made.agent, made.env, _read_agent(path, made.agent, which))
+    states = [_read_agent(folder, made.agent, which) for folder in member_paths(path, description)]
+    return _with_members(Run(path, description, config, made.agent, made.env, states[0]), states)
+
+
+def _read_agent(path: Path, agent: Agent, which: str) -> AgentState:
     folder = path / (CHECKPOINTS if which == "latest" else BEST)
     if checkpoint.latest(folder) is None:
         raise UsageError(f"run: {str(path)!r} has no checkpoint in {folder.name}/ yet")
-    template = {"agent": jax.eval_shape(made.agent.init, jax.random.key(0))}
-    state = checkpoint.restore(folder, template)["agent"]
-    return Run(path, description, config, made.agent, made.env, state)
+    template = {"agent": jax.eval_shape(agent.init, jax.random.key(0))}
+    warn = lambda text: print(f"wmjax: {text}", file=sys.stderr)
+    return checkpoint.restore_newest(folder, template, warn)[1]["agent"]
+
+
+def _with_members(run: Run, states: list[AgentState]) -> Run:
+    """The run of several seeds, from the state of each."""
+    members = tuple(
+        dataclasses.replace(
+            run,
+            path=member_path(run.path, run.seed + i),
+            description=_member_description(run.description, run.seed + i),
+            state=state,
+        )
+        for i, state in enumerate(states)
+    )
+    return dataclasses.replace(run, state=jax.tree.map(lambda *x: jnp.stack(x), *states), members=members)
+
+
+def _member_description(description: dict[str, Any], seed: int) -> dict[str, Any]:
+    return description | {"seed": seed, "seeds": 1, "devices": 1, "parallel": None, "part_of_seeds": True}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -295,16 +362,21 @@ def load(path: str | Path, *, env: Env | None = None, which: str = "latest") -> 
 
 def train(
     agent: str = "dreamer_v3",
-    env: str | Env = "catch",
+    env: str | Env | None = None,
     *,
     preset: str = presets.DEFAULT_PRESET,
     seed: int = 0,
+    seeds: int = 1,
     steps: int | None = None,
+    devices: int = 1,
+    parallel: str = BACKENDS[0],
     out: str | Path | None = None,
     resume: bool = False,
     image_size: int | None = None,
     action_repeat: int | None = None,
     eval_every: int | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    max_skipped: int = MAX_SKIPPED,
     progress: bool | TextIO = True,
     **overrides: Any,
 ) -> Run:
@@ -312,57 +384,81 @@ def train(
 
     Args:
       agent: a name, see `wmjax list agents`.
-      env: a name, see `wmjax list envs`, or an `Env` with its own kind of actions.
+      env: a name, see `wmjax list envs`, or an `Env` with its own kind of actions; by default the agent's own example.
       preset: a name, see `wmjax list presets`.
       seed: of everything that training draws.
+      seeds: how many to train at once, in one program, from `seed` upwards.
       steps: env steps (frames over all environments) to train for, rounded up to whole iterations; the preset's by
         default. No schedule depends on it, so a run may be resumed with more.
+      devices: how many to spread environments, replay and batches over.
+      parallel: how, "shard_map" or "pmap".
       out: the run folder; by default a new one under `runs/`.
-      resume: go on with the run in `out`, whose configuration must be the same; the result is the same, byte for byte,
-        as if it had never stopped.
+      resume: go on with the run in `out`; the result is the same, byte for byte, as if it had never stopped. Settings
+        may be changed, and the run then says so, as long as its state keeps its shapes.
       image_size, action_repeat: of the environment; the preset's by default.
       eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default.
+      checkpoint_seconds: least time between two checkpoints, which are written in the background.
+      max_skipped: updates in a row whose loss or gradient may be other than finite; each is skipped and counted.
       progress: where lines of progress go: True for standard output, False for nowhere.
       overrides: fields of the agent's configuration.
 
     Raises:
       UsageError: something asked for cannot be done; found before training starts.
       Interrupted: Ctrl-C or SIGTERM came; the run was saved. A second signal stops at once.
+      RunError: the run cannot go on: its updates are not finite, its checkpoints are damaged, its end cannot be saved.
     """
     made = setup(
-        agent, env, preset=preset, seed=seed, steps=steps, image_size=image_size, action_repeat=action_repeat,
-        overrides=overrides,
+        agent, env, preset=preset, seed=seed, seeds=seeds, steps=steps, devices=devices, parallel=parallel,
+        image_size=image_size, action_repeat=action_repeat, overrides=overrides,
     )  # fmt: skip
     eval_every = max(1, made.steps // 10) if eval_every is None else eval_every
-    if eval_every < 1:
-        raise UsageError(f"eval_every: {eval_every!r} is not valid; an integer of at least 1 is")
-    device.check(made.agent)
-    path = _open_folder(out, resume, made.description)
+    check_integer("eval_every", eval_every, 1)
+    check_integer("max_skipped", max_skipped, 0)
+    check_number("checkpoint_seconds", checkpoint_seconds)
     stream = {True: sys.stdout, False: None}.get(progress, progress)
     say = lambda text: print(text, file=stream, flush=True) if stream is not None else None
-    say(describe(made, path))
-    with _catch_signals() as caught:
-        state = _start(made, path if resume else None)
-        driver = _Driver(made, path, eval_every, caught)
-        step = driver.env_steps(state)
-        with Report(path, total_steps=made.steps, resume_step=step, stream=stream) as report:
-            state = driver.run(state, report)
-        driver.save(state)
-        if caught:
-            raise Interrupted(caught[0], path)
-    scores = summarize(driver.evaluator(state.agent.params, evaluation_key(seed), FINAL_EPISODES))
-    write_json(path / EVAL, scores._asdict() | {"seed": seed, "env": made.description["env"], "action": None})
-    say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
-    say(f"run folder {path}")
-    say(f"state sha256 {checkpoint.digest(state)}")
-    return Run(path, made.description, made.config, made.agent, made.env, state.agent)
+    with _open_folder(out, resume, made, say) as path:
+        say(describe(made, path))
+        with catch_signals() as caught:
+            plan = Plan(
+                made.agent, made.env, path, made.seeds, made.steps, eval_every, checkpoint_seconds, max_skipped, stream
+            )
+            driver = Driver(plan, _programs(made), caught)
+            state = driver.run(driver.start(resume, say))
+            if caught:
+                raise Interrupted(caught[0], path)
+        agent_state = driver.local(state)
+        returns = driver.evaluator(agent_state.params, driver.per_seed(evaluation_key), FINAL_EPISODES)
+        scores = summarize_seeds(dict(zip(made.seeds, np.atleast_2d(returns), strict=True)))
+        _write_scores(made, path, scores, say)
+        say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
+        say(f"run folder {path}")
+        say(f"state sha256 {checkpoint.digest(driver.gather(state))}")
+    run = Run(path, made.description, made.config, made.agent, made.env, agent_state)
+    return run if seeds == 1 else _with_members(run, [tree_of_seed(agent_state, i) for i in range(seeds)])
+
+
+def _programs(made: Setup) -> Programs:
+    # `init` runs once, so time spent on optimizing it is lost.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    description = made.description
+    return programs(
+        made.agent,
+        made.env,
+        seeds=description["seeds"],
+        devices=description["devices"],
+        backend=description["parallel"] or BACKENDS[0],
+        options=options,
+    )
 
 
 def describe(made: Setup, path: Path) -> str:
     """The resolved configuration in some lines of text."""
     d = made.description
     repeat = f", action repeat {made.env.spec.action_repeat}" if made.env.spec.action_repeat > 1 else ""
-    head = f"{d['agent']} on {d['env'] or 'an Env value'}{repeat}, preset {d['preset']}, seed {d['seed']}"
+    seeds = f"seed {d['seed']}" if d["seeds"] == 1 else f"seeds {made.seeds[0]} to {made.seeds[-1]}"
+    spread = f", {d['devices']} devices ({d['parallel']})" if d["devices"] > 1 else ""
+    head = f"{d['agent']} on {d['env'] or 'an Env value'}{repeat}, preset {d['preset']}, {seeds}{spread}"
     fields = " ".join(
         f"{name}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in d["config"].items()
     )
@@ -371,171 +467,92 @@ def describe(made: Setup, path: Path) -> str:
     return "\n".join([*lines, *textwrap.wrap(fields, 118), f"run folder {path}"])
 
 
-def _open_folder(out: str | Path | None, resume: bool, description: dict[str, Any]) -> Path:
-    """The run folder, with `config.json` in it."""
-    if resume:
-        if out is None:
-            raise UsageError("resume: needs the run folder to go on with, out")
-        _check_same(read_description(out), description, out)
-        return Path(out)
-    if out is None:
-        env = (description["env"] or "env").replace(":", "-").replace("/", "-")
-        out = Path("runs") / f"{description['agent']}-{env}-{description['seed']}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    path = Path(out)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"out: {str(path)!r} exists and is not empty; give another folder, or resume the run in it")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / CONFIG, description)
-    except OSError as error:
-        raise UsageError(f"out: {str(path)!r} cannot be written: {error.strerror}") from None
-    return path
-
-
-def _check_same(before: dict[str, Any], now: dict[str, Any], path: str | Path) -> None:
-    """Raises `UsageError` at the first setting that differs; the program's version may."""
-    flat = lambda d: {k: v for k, v in d.items() if k not in ("config", "version")} | d["config"]
-    before, now = flat(before), flat(json.loads(json.dumps(now)))
-    for name in {**before, **now}:
-        if before.get(name) != now.get(name):
-            was, wanted = before.get(name), now.get(name)
-            raise UsageError(f"resume: {name} is {was!r} in {str(path)!r}, not {wanted!r}; only steps may change")
-
-
-def _start(made: Setup, path: Path | None) -> device.RunState:
-    """The run's first state, or its newest saved one. Compiled, as it would take a minute op by op."""
-    # It runs once, so time spent on optimizing it is lost.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = functools.partial(device.init, made.agent, made.env)
-    key = jax.random.key(made.description["seed"])
-    if path is not None and checkpoint.latest(path / CHECKPOINTS) is not None:
-        return checkpoint.restore(path / CHECKPOINTS, jax.eval_shape(init, key))
-    return jax.jit(init).lower(key).compile(compiler_options=options)(key)
+# ---------------------------------------------------------------------------------------------------------------------
+# The run folder
 
 
 @contextlib.contextmanager
-def _catch_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list instead of stopping; the second one stops. Only in the main thread."""
-    caught: list[int] = []
-
-    def handle(signum: int, frame: Any) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+def _open_folder(out: str | Path | None, resume: bool, made: Setup, say: Callable[[str], None]) -> Iterator[Path]:
+    """The run folder, locked for as long as the context lasts, with `config.json` in it."""
+    if resume and out is None:
+        raise UsageError("resume: needs the run folder to go on with, out")
+    if resume:
+        read_description(out)
+    path = Path(out) if out is not None else _new_folder(made.description)
+    if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"out: {str(path)!r} exists and is not empty; give another folder, or resume the run in it")
+    lock = filelock.FileLock(path / LOCK)
     try:
-        yield caught
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UsageError(f"out: {str(path)!r} is locked; another process is training in it") from None
+    except OSError as error:
+        raise UsageError(f"out: {str(path)!r} cannot be written: {error.strerror}") from None
+    try:
+        if resume:
+            _check_resumable(made, path, say)
+        try:
+            write_json(path / CONFIG, made.description)
+            if len(made.seeds) > 1:
+                for seed, folder in zip(made.seeds, member_paths(path, made.description), strict=True):
+                    folder.mkdir(exist_ok=True)
+                    write_json(folder / CONFIG, _member_description(made.description, seed))
+        except OSError as error:
+            raise UsageError(f"out: {str(path)!r} cannot be written: {error.strerror}") from None
+        yield path
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        lock.release()
 
 
-class _Driver:
-    """Runs the stages of a recipe in chunks; between them it reports, evaluates and saves.
+def _new_folder(description: dict[str, Any]) -> Path:
+    env = (description["env"] or "env").replace(":", "-").replace("/", "-")
+    return Path("runs") / f"{description['agent']}-{env}-{description['seed']}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 
-    What it does depends on the clock, what it computes does not: a run state is the same however it is cut.
+
+def _check_resumable(made: Setup, path: Path, say: Callable[[str], None]) -> None:
+    """Says which settings differ from those of the run so far.
+
+    Raises `UsageError`, with all of them, if it then would be another run or its state have other shapes.
     """
-
-    def __init__(self, made: Setup, path: Path, eval_every: int, caught: list[int]) -> None:
-        self._made, self._path, self._eval_every, self._caught = made, path, eval_every, caught
-        self.evaluator = Evaluator(made.agent, made.env)
-        best = path / BEST
-        self._best = checkpoint.info(best)["mean"] if checkpoint.latest(best) is not None else -math.inf
-        self._saved = time.monotonic()
-        self._save_seconds = 0.0
-
-    def env_steps(self, state: device.RunState) -> int:
-        return device.env_steps(self._made.agent, self._made.env, state)
-
-    def _iterations(self, index: int) -> int:
-        """Of a stage; an open one uses up the step budget."""
-        recipe, env = self._made.agent.recipe, self._made.env
-        stage = recipe.stages[index]
-        if stage.iterations is not None:
-            return stage.iterations
-        frames = recipe.num_envs * env.spec.action_repeat
-        before = sum(s.collect * s.iterations for s in recipe.stages[:index]) * frames
-        return max(0, math.ceil((self._made.steps - before) / (stage.collect * frames)))
-
-    def _replay_ratio(self, index: int, iteration: int) -> float:
-        recipe = self._made.agent.recipe
-        trained = collected = 0
-        for number, stage in enumerate(recipe.stages[: index + 1]):
-            done = iteration if number == index else stage.iterations
-            trained += done * sum(u.repeats * u.batch_size * u.sampling.length for u in stage.updates)
-            collected += done * stage.collect * recipe.num_envs
-        return trained / max(collected, 1)
-
-    def run(self, state: device.RunState, report: Report) -> device.RunState:
-        """Trains to the end of the recipe, or until a signal is caught."""
-        stages = self._made.agent.recipe.stages
-        while True:
-            index = int(state.stage)
-            state = self._run_stage(state, index, report)
-            if self._caught or index + 1 == len(stages):
-                return state
-            state = device.next_stage(state)
-
-    def _run_stage(self, state: device.RunState, index: int, report: Report) -> device.RunState:
-        stage = self._made.agent.recipe.stages[index]
-        total, done = self._iterations(index), int(state.iteration)
-        advance = device.compile_stage(self._made.agent, self._made.env, stage)
-        frames = stage.collect * self._made.agent.recipe.num_envs * self._made.env.spec.action_repeat
-        chunk = 1  # the first line of progress comes as soon as it can
-        while done < total and not self._caught:
-            to_evaluation = self._eval_every - self.env_steps(state) % self._eval_every
-            size = min(chunk, total - done, max(1, math.ceil(to_evaluation / max(frames, 1))))
-            start = time.monotonic()
-            step = self.env_steps(state)
-            state, metrics = jax.block_until_ready(advance(state, size))
-            seconds = time.monotonic() - start
-            done += size
-            metrics = dict(metrics)
-            if stage.updates and self.env_steps(state) // self._eval_every > step // self._eval_every:
-                metrics["eval/return"] = self._evaluate(state)
-            ratio = self._replay_ratio(index, done)
-            report.log(stage.name, self.env_steps(state), int(state.agent.step), metrics, ratio)
-            # The first chunk's time is mostly the compiler's: then grow by at most eight times.
-            chunk = max(1, min(8 * size, round(size * LOG_SECONDS / max(seconds, 1e-3)))) if done > size else 8
-            if done < total and self._due():
-                self.save(state)
-        return state
-
-    def _evaluate(self, state: device.RunState) -> float:
-        """Mean return of the periodic evaluation; keeps the agent if it is the best so far."""
-        step = self.env_steps(state)
-        key = jax.random.fold_in(evaluation_key(self._made.description["seed"]), step)
-        mean = float(self.evaluator(state.agent.params, key, PERIODIC_EPISODES).mean())
-        if mean > self._best:
-            self._best = mean
-            checkpoint.save(self._path / BEST, step, {"agent": state.agent}, keep=1, info={"mean": mean})
-        return mean
-
-    def _due(self) -> bool:
-        wait = max(CHECKPOINT_SECONDS, self._save_seconds / CHECKPOINT_SHARE)
-        return time.monotonic() - self._saved > wait
-
-    def save(self, state: device.RunState) -> None:
-        """Saves the whole run."""
-        start = time.monotonic()
-        checkpoint.save(self._path / CHECKPOINTS, self.env_steps(state), state, keep=2)
-        self._saved = time.monotonic()
-        self._save_seconds = self._saved - start
+    before = read_description(path)
+    if before.get("part_of_seeds"):
+        raise UsageError(f"resume: {str(path)!r} has the agent of one seed only; resume the run it is part of")
+    flat = lambda d: {k: v for k, v in d.items() if k not in ("config", "version")} | d["config"]
+    was, now = flat(before), flat(json.loads(json.dumps(made.description)))
+    changed = {name: (was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)}
+    listed = ", ".join(f"{name} is {old!r}, not {new!r}" for name, (old, new) in changed.items())
+    if fixed := sorted(changed.keys() & set(IDENTITY)):
+        raise UsageError(f"resume: in {str(path)!r} {listed}; {', '.join(fixed)} cannot change")
+    if changed and checkpoint.latest(path / CHECKPOINTS) is not None:
+        try:
+            checkpoint.check(path / CHECKPOINTS, _programs(made).template)
+        except UsageError as error:
+            raise UsageError(f"resume: in {str(path)!r} {listed}; its state does not fit that: {error}") from None
+    if changed:
+        say(f"resume with changed settings: {listed}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
+def _write_scores(made: Setup, path: Path, scores: Scores, say: Callable[[str], None]) -> None:
+    """`eval.json` of the run and of its seeds; a full disk costs the files, not what is printed."""
+    about = {"env": made.description["env"], "action": None}
+    try:
+        write_json(path / EVAL, scores.to_json() | about | {"seed": made.seeds[0]})
+        for seed, own in (scores.seeds or {}).items():
+            write_json(member_path(path, seed) / EVAL, own.to_json() | about | {"seed": seed})
+    except OSError as error:
+        say(f"warning: {EVAL} in {str(path)!r} cannot be written ({error.strerror})")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that the file is whole or not there."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def enable_compilation_cache() -> Path | None:

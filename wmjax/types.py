@@ -21,6 +21,10 @@ class UsageError(ValueError):
     """Something the user asked for cannot be done; the message names the field, its value and what is valid."""
 
 
+class RunError(RuntimeError):
+    """A run cannot go on, or cannot be read, through no fault of the call; the message says why and what is left."""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Spaces
 
@@ -108,7 +112,8 @@ class Sampling(NamedTuple):
     context: int = 0  # steps before them, which supply a carry and the previous action and are not trained on
     online: bool = False  # newest complete windows first, each once (DreamerV3's online queue)
     over: str = "steps"  # "steps": all windows are equally likely; "episodes": all episodes, then all windows of one
-    within_episode: bool = False  # only windows that lie in one episode; implied by `pad`
+    within_episode: bool = False  # trained steps of one episode only, wherever replay holds such windows
+    prioritize_ends: bool = False  # within episodes: the last window of each counts 1 + length times
     pad: str | None = None  # "right": windows start at any step of an episode, what is beyond its end is masked;
     #   "left": windows end at any step of an episode but its last, what is before its start is masked
 
@@ -144,7 +149,9 @@ class Update(NamedTuple):
     """One way to learn from replay."""
 
     name: str
-    fn: Callable  # (AgentState, key, Trajectory) -> (AgentState, Metrics, latent [T, B, ...] or None)
+    # (AgentState, key, Trajectory) -> (AgentState, Metrics, latent [T, B, ...] or None). The loop keeps the old state
+    # and latents if anything in the new state, or a metric named `...loss...` or `...grad_norm...`, is not finite.
+    fn: Callable
     repeats: int  # times per iteration of its stage
     batch_size: int
     sampling: Sampling

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmjax.agents.dreamer_v1 import DreamerV1Config
+from wmjax.agents.dreamer_v2 import DreamerV2Config
 from wmjax.agents.dreamer_v3 import DreamerV3Config
 from wmjax.agents.iris import IRISConfig
 from wmjax.types import Agent, Box, Discrete, EnvSpec, TimeStep, Trajectory
@@ -15,6 +17,13 @@ VECTOR = Box(-np.inf, np.inf, (5,))
 PIXELS = EnvSpec({"image": IMAGE}, Discrete(3))
 MIXED = EnvSpec({"image": IMAGE, "kind": Discrete(4), "vector": VECTOR}, Box(-2.0, 2.0, (2,)))
 
+TINY_DENSE = dict(
+    deter=32, hidden=16, depth=2, units=16, vector_layers=1, reward_layers=1, cont_layers=1, actor_layers=2,
+    critic_layers=2, batch_size=4, length=6, horizon=4, num_envs=2, prefill=16, pretrain=0, train_every=4,
+    train_steps=1, replay_capacity=256, model_lr=1e-3, actor_lr=1e-3, critic_lr=1e-3,
+)  # fmt: skip
+TINY_V1 = DreamerV1Config(stoch=6, use_continue=True, free_nats=0.1, **TINY_DENSE)
+TINY_V2 = DreamerV2Config(stoch=4, classes=4, reward_transform="identity", discount=0.99, **TINY_DENSE)
 TINY_V3 = DreamerV3Config(
     size="small", deter=32, hidden=16, stoch=4, classes=4, depth=2, units=16, blocks=4, bins=21, batch_size=4, length=6,
     horizon=3, num_envs=2, train_ratio=12, replay_capacity=256, prefill=16, learning_rate=1e-3, warmup=0,

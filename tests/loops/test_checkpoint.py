@@ -145,3 +145,98 @@ def test_the_digest_sees_bits_shapes_dtypes_and_names(other):
     value = {"a": jnp.float32(-0.0), "b": jnp.zeros(2)}
     assert checkpoint.digest(value) == checkpoint.digest(dict(reversed(value.items())))
     assert checkpoint.digest(value) != checkpoint.digest(other)
+
+
+SCALAR = {"x": jax.ShapeDtypeStruct((), jnp.float32)}
+
+
+def damage(path):
+    """Changes one byte in the middle of every file of a step's arrays."""
+    for file in (path / "arrays").rglob("*"):
+        if file.is_file() and (data := file.read_bytes()):
+            middle = len(data) // 2
+            file.write_bytes(data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :])
+
+
+def test_the_newest_step_that_is_whole_is_used_and_the_damaged_ones_are_named(tmp_path):
+    paths = [checkpoint.save(tmp_path, step, {"x": jnp.float32(step)}) for step in (1, 2, 3)]
+    said = []
+    assert checkpoint.restore_newest(tmp_path, SCALAR, said.append) == (3, {"x": 3.0}) and not said
+    damage(paths[2])
+    (paths[1] / "manifest.json").write_text("{")
+    assert checkpoint.restore_newest(tmp_path, SCALAR, said.append) == (1, {"x": 1.0})
+    assert len(said) == 1 and str(paths[2]) in said[0] and "step 1" in said[0]
+    damage(paths[0])
+    with pytest.raises(checkpoint.CheckpointCorruptError, match="000000000003"):
+        checkpoint.restore_newest(tmp_path, SCALAR, said.append)
+    with pytest.raises(UsageError, match="nothing"):
+        checkpoint.restore_newest(tmp_path / "absent", SCALAR, said.append)
+
+
+def test_steps_after_the_one_that_a_run_goes_on_from_are_set_aside_not_deleted(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, {"x": jnp.float32(step)})
+    checkpoint.set_aside(tmp_path, after=1)
+    assert checkpoint.steps(tmp_path) == [1]
+    assert sorted(p.name for p in tmp_path.iterdir())[1:] == ["000000000002.damaged", "000000000003.damaged"]
+
+
+def test_a_process_killed_while_replacing_a_step_loses_neither(tmp_path):
+    checkpoint.save(tmp_path, 7, {"x": jnp.float32(7)})
+    (tmp_path / "000000000007").rename(tmp_path / ".000000000007.old")  # killed between the two renames
+    (tmp_path / ".000000000007.tmp" / "arrays").mkdir(parents=True)
+    checkpoint.recover(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["000000000007"]
+    assert float(checkpoint.restore(tmp_path, SCALAR)["x"]) == 7
+
+
+def test_arrays_of_another_size_than_the_manifest_says_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    small = checkpoint.save(tmp_path / "small", 1, {"x": jnp.float32(1)})
+    large = checkpoint.save(tmp_path / "large", 1, {"x": jnp.zeros(1000)})
+    shutil.rmtree(small / "arrays")
+    shutil.copytree(large / "arrays", small / "arrays")
+    _, checkpointer = checkpoint._orbax()
+    monkeypatch.setattr(type(checkpointer), "restore", lambda *_, **__: pytest.fail("arrays were read"))
+    with pytest.raises(checkpoint.CheckpointCorruptError, match="1000"):
+        checkpoint.restore(tmp_path / "small", SCALAR)
+
+
+def test_what_holds_more_than_expected_is_another_run(tmp_path):
+    checkpoint.save(tmp_path, 1, {"x": jnp.float32(1), "y": jnp.float32(2)})
+    checkpoint.restore(tmp_path, SCALAR)
+    with pytest.raises(UsageError, match="holds 'y' too"):
+        checkpoint.restore(tmp_path, SCALAR, exact=True)
+    with pytest.raises(UsageError, match="holds 'y' too"):
+        checkpoint.check(tmp_path, SCALAR)
+
+
+def test_a_save_in_the_background_keeps_what_the_arrays_were_when_it_was_asked_for(tmp_path):
+    saver = checkpoint.Saver(pytest.fail)
+    value = np.arange(1000.0)
+    saver.save(tmp_path, 1, {"x": value})
+    value[:] = -1
+    x = jnp.arange(1000.0)
+    saver.save(tmp_path, 2, {"x": x})
+    x = jax.jit(lambda x: x - 5, donate_argnums=0)(x)
+    saver.close()
+    shape = {"x": jax.ShapeDtypeStruct((1000,), jnp.float32)}
+    np.testing.assert_array_equal(checkpoint.restore(tmp_path, shape, 1)["x"], np.arange(1000.0))
+    np.testing.assert_array_equal(checkpoint.restore(tmp_path, shape, 2)["x"], np.arange(1000.0))
+
+
+def test_a_save_that_fails_in_the_background_is_a_warning_and_the_step_before_it_stays(tmp_path, monkeypatch):
+    said = []
+    saver = checkpoint.Saver(said.append)
+    saver.save(tmp_path, 1, {"x": jnp.float32(1)})
+    saver._pending[tmp_path][1].result()
+    with monkeypatch.context() as patch:
+        full = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        patch.setattr(checkpoint, "_write_manifest", full)
+        saver.save(tmp_path, 2, {"x": jnp.float32(2)})
+        saver._pending[tmp_path][1].exception()  # wait
+    saver.poll()
+    assert len(said) == 1 and "step 2" in said[0] and "No space left" in said[0] and "step 1 is kept" in said[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["000000000001"] and saver.failed == {tmp_path}
+    saver.save(tmp_path, 3, {"x": jnp.float32(3)})
+    saver.close()
+    assert checkpoint.steps(tmp_path) == [1, 3] and not saver.failed and len(said) == 1

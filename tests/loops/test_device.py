@@ -80,16 +80,6 @@ def test_any_cut_in_chunks_gives_the_same_run_byte_for_byte(programs, prefilled)
     assert checkpoint.digest(other) != checkpoint.digest(whole)
 
 
-def test_a_run_that_is_saved_and_restored_goes_on_byte_for_byte(programs, prefilled, tmp_path):
-    agent, env, (_, train) = programs
-    whole, _ = train(prefilled(), 8)
-    run, _ = train(prefilled(), 3)
-    checkpoint.save(tmp_path, 3, run)
-    template = jax.eval_shape(lambda key: loop.init(agent, env, key), jax.random.key(0))
-    run, _ = train(checkpoint.restore(tmp_path, template), 5)
-    assert checkpoint.digest(run) == checkpoint.digest(whole)
-
-
 def test_every_number_of_iterations_is_one_program():
     agent, env, traces = with_recipe(), counter_env(), []
     spy = env._replace(step=lambda *args: traces.append(1) or env.step(*args))
@@ -115,25 +105,8 @@ def test_a_stage_without_collecting_only_learns():
     run, _ = loop.compile_stage(agent, env, recipe.stages[0])(begin(agent, env), 4)
     run, metrics = loop.compile_stage(agent, env, recipe.stages[1])(loop.next_stage(run), 2)
     assert (int(run.steps), int(run.agent.step)) == (4, 6)
-    assert set(metrics) == {"encode/seen", "encode/step"}
+    assert set(metrics) == {"encode/seen", "encode/step", "encode/skipped"}
     assert not run.replay.data.latent.any()  # an update that gives no latents writes none
-
-
-def test_seeds_mapped_over_equal_the_same_seeds_alone():
-    agent, env = with_recipe(), counter_env()
-    stages = [loop.make_stage(agent, env, stage) for stage in agent.recipe.stages]
-
-    def train(key, iterations):
-        run, _ = stages[0](loop.init(agent, env, key), jnp.int32(3))
-        return stages[1](loop.next_stage(run), iterations)
-
-    keys = jax.vmap(jax.random.key)(jnp.arange(3))
-    many, metrics = jax.jit(jax.vmap(train, (0, None)))(keys, jnp.int32(4))
-    assert metrics["model/seen"].shape == (3,) and loop.env_steps(agent, env, many) == 14 * 4
-    for seed in range(3):
-        alone, _ = jax.jit(train)(jax.random.key(seed), jnp.int32(4))
-        np.testing.assert_allclose(many.agent.params["w"][seed], alone.agent.params["w"], rtol=1e-5)
-        np.testing.assert_array_equal(many.replay.data.action[seed], alone.replay.data.action)
 
 
 @pytest.mark.parametrize(
@@ -160,3 +133,85 @@ def test_two_online_samplings_must_have_one_length():
     stage = recipe.stages[1]._replace(updates=(*recipe.stages[1].updates, other))
     with pytest.raises(UsageError, match="online"):
         loop.check(fake_agent(recipe._replace(stages=(recipe.stages[0], stage))))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Updates that are not finite
+
+
+def poisoned(state, key, batch):
+    """As `learn`, but its loss or what it changes is not finite, as the number of the update in `key` says."""
+    new, metrics, latent = learn(state, key, batch)
+    kind = jax.random.randint(jax.random.fold_in(key, 7), (), 0, 4)
+    bad = jnp.where(kind == 0, jnp.nan, 0.0)
+    new = new._replace(params={"w": new.params["w"] + jnp.where(kind == 1, jnp.inf, 0.0)})
+    return new, metrics | {"loss": bad, "actor_grad_norm": jnp.where(kind == 2, -jnp.inf, 1.0)}, latent
+
+
+def with_update(fn, **kwargs):
+    recipe = with_recipe(**kwargs).recipe
+    prefill, train = recipe.stages
+    return fake_agent(recipe._replace(stages=(prefill, train._replace(updates=(train.updates[0]._replace(fn=fn),)))))
+
+
+def test_an_update_that_is_not_finite_leaves_the_whole_agent_and_its_latents_and_is_counted():
+    env, steps, kept = counter_env(), 40, []
+
+    def watched(state, key, batch):
+        new, metrics, latent = poisoned(state, key, batch)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["actor_grad_norm"])
+        jax.debug.callback(lambda *x: kept.append(x), finite & jnp.isfinite(new.params["w"]).all(), new, ordered=True)
+        return new, metrics, latent
+
+    agent = with_update(watched, repeats=1)
+    prefill, train = [loop.compile_stage(agent, env, stage) for stage in agent.recipe.stages]
+    run = loop.next_stage(prefill(begin(agent, env), 3)[0])
+    run, metrics = train(run, steps)
+    jax.effects_barrier()
+    good = [new for ok, new in kept if ok]
+    assert len(kept) == steps and 5 < len(good) < steps - 5
+    np.testing.assert_array_equal(run.agent.params["w"], good[-1].params["w"])
+    assert int(run.agent.step) == len(good) == good[-1].step
+    assert int(run.skips.total) == float(metrics["model/skipped"]) == steps - len(good)
+    rows = "".join(" x"[not ok] for ok, _ in kept).split(" ")
+    assert int(run.skips.longest) == max(map(len, rows)) and int(run.skips.in_a_row) == len(rows[-1])
+    assert np.isfinite(metrics["model/seen"]) and float(metrics["model/loss"]) == 0
+    # A written latent is the number of the update that wrote it: those of skipped ones are not there.
+    assert run.replay.data.latent.max() <= len(good)
+
+
+def test_metrics_are_means_over_the_updates_that_were_kept():
+    def half(state, key, batch):
+        new, _, _ = learn(state, key, batch)
+        draw = jax.random.uniform(key)
+        return new, {"draw": draw, "loss": jnp.where(draw < 0.5, jnp.nan, 1.0)}, None
+
+    agent, env = with_update(half, repeats=1), counter_env()
+    prefill, train = [loop.compile_stage(agent, env, stage) for stage in agent.recipe.stages]
+    _, metrics = train(loop.next_stage(prefill(begin(agent, env), 3)[0]), 60)
+    assert 0.65 < float(metrics["model/draw"]) < 0.85 and float(metrics["model/loss"]) == 1
+    assert 15 < float(metrics["model/skipped"]) < 45
+
+
+def test_where_no_update_is_finite_the_agent_stays_as_it_was():
+    agent = with_update(lambda s, k, b: (s._replace(step=s.step + 1), {"loss": jnp.float32(jnp.nan)}, b.latent + 1))
+    env = counter_env()
+    prefill, train = [loop.compile_stage(agent, env, stage) for stage in agent.recipe.stages]
+    before = loop.next_stage(prefill(begin(agent, env), 3)[0])
+    digest = checkpoint.digest(before.agent)
+    run, metrics = train(before, 4)
+    assert checkpoint.digest(run.agent) == digest
+    assert [int(x) for x in run.skips] == [8, 8, 8] and np.isnan(metrics["model/loss"])
+    assert run.replay.data.latent.max() <= 4  # what acting stored
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_restored_at_a_random_iteration_goes_on_byte_for_byte(programs, prefilled, tmp_path, seed):
+    agent, env, (_, train) = programs
+    stop = int(np.random.default_rng(seed).integers(1, 12))
+    whole, _ = train(prefilled(seed), 12)
+    run, _ = train(prefilled(seed), stop)
+    checkpoint.save(tmp_path, stop, run)
+    template = jax.eval_shape(lambda key: loop.init(agent, env, key), jax.random.key(0))
+    run, _ = train(checkpoint.restore(tmp_path, template), 12 - stop)
+    assert checkpoint.digest(run) == checkpoint.digest(whole)

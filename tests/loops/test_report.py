@@ -14,7 +14,7 @@ class Terminal(io.StringIO):
 
 
 def quick(folder, stream=None, **kwargs):
-    return Report(folder, stream=stream, quiet=stream is None, tensorboard=False, **kwargs)
+    return Report(folder, stream=stream, tensorboard=False, **kwargs)
 
 
 def test_each_report_is_one_json_object_with_null_for_what_is_not_finite(tmp_path):
@@ -82,7 +82,7 @@ def test_on_a_terminal_the_line_is_redrawn_in_place(tmp_path, monkeypatch):
 
 def test_tensorboard_events_are_written_beside_the_metrics(tmp_path):
     pytest.importorskip("tensorboardX")
-    with Report(tmp_path, quiet=True) as report:
+    with Report(tmp_path) as report:
         report.log("train", 1, 1, {"model/loss": 2.0})
     (events,) = tmp_path.glob("events.out.tfevents.*")
     assert b"model/loss" in events.read_bytes()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests.parity import load
-from wmjax.ops.kl import balanced_kl, categorical_kl
+from wmjax.ops.kl import above_free_nats, balanced_kl, categorical_kl, kl_loss
+from wmjax.ops.latents import Categorical, Gaussian
 
 
 def pair(*shape):
@@ -91,3 +92,65 @@ def test_values_and_gradients_agree_with_the_official_code():
     for gradient, name in zip(jax.grad(loss, (0, 1))(post, prior), ("post_logit", "prior_logit"), strict=True):
         expected = f[f"grad/kl/{name}"]
         assert np.linalg.norm(gradient - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The losses of DreamerV1 and DreamerV2
+
+
+def test_free_nats_on_the_mean_on_each_step_and_on_each_latent_are_three_numbers():
+    value = jnp.array([[10.0, 0.0], [0.1, 0.1], [0.2, 0.2], [0.1, 0.1]])  # one large KL, many tiny ones
+    assert float(above_free_nats(value, 1.0, "avg")) == pytest.approx((10 + 0.2 + 0.4 + 0.2) / 4)
+    assert float(above_free_nats(value, 1.0, "step")) == pytest.approx((10 + 1 + 1 + 1) / 4)
+    assert float(above_free_nats(value, 1.0, "latent")) == pytest.approx((10 + 7 * 1) / 8)
+    assert float(above_free_nats(value, 3.0, "avg")) == 3.0
+    grads = [jax.grad(lambda x, f=free: above_free_nats(x, f, "avg"))(value) for free in (1.0, 3.0)]
+    np.testing.assert_allclose(grads[0], 0.25)
+    assert not np.any(grads[1])
+
+
+def test_free_nats_on_the_mean_are_decided_by_all_devices_together():
+    value = jnp.array([[[4.0]], [[0.5]]])  # means 4 and 0.5 on two devices, 2.25 on both
+    per_device = jax.vmap(lambda x: above_free_nats(x, 2.0, "avg", "devices"), axis_name="devices")
+    assert per_device(value).tolist() == [4.0, 0.5]
+    slope = jax.vmap(jax.grad(lambda x: above_free_nats(x, 2.0, "avg", "devices")), axis_name="devices")
+    np.testing.assert_allclose(slope(value), 1.0)
+    below = jax.vmap(lambda x: above_free_nats(x, 3.0, "avg", "devices"), axis_name="devices")
+    assert below(value).tolist() == [3.0, 3.0]
+
+
+def gradients(**options):
+    """Sizes of the gradients of posterior and prior, in a KL whose two terms have equal logits."""
+    post, prior = pair(6, 2, 4)
+    loss = lambda post, prior: kl_loss(Categorical(post), Categorical(prior), **options)[0]
+    return jax.grad(loss, (0, 1))(post, prior)
+
+
+def test_the_balance_is_the_share_of_the_prior():
+    plain_post, plain_prior = gradients(mode="plain")
+    post, prior = gradients(mode="balanced", balance=0.8)
+    np.testing.assert_allclose(prior, 0.8 * plain_prior, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(post, 0.2 * plain_post, rtol=1e-5, atol=1e-9)
+    post, prior = gradients(mode="balanced", balance=0.5)  # the text of the implementation guide
+    np.testing.assert_allclose(prior, 0.5 * plain_prior, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(post, 0.5 * plain_post, rtol=1e-5, atol=1e-9)
+
+
+def test_the_guides_code_trains_the_prior_with_all_and_the_posterior_with_the_balance():
+    plain_post, plain_prior = gradients(mode="plain")
+    post, prior = gradients(mode="guide_code", balance=0.8)
+    np.testing.assert_allclose(prior, plain_prior, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(post, 0.8 * plain_post, rtol=1e-5, atol=1e-8)
+    # Literally: the mix of both terms, at least one nat for each latent, and the mean over everything.
+    post, prior = pair(6, 2, 4)
+    log_post, log_prior = jax.nn.log_softmax(post), jax.nn.log_softmax(prior)
+    each = (jnp.exp(log_post) * (log_post - log_prior)).sum(-1)
+    found, _ = kl_loss(Categorical(post), Categorical(prior), mode="guide_code", free_nats=1.0, free_mode="latent")
+    assert float(found) == pytest.approx(float(jnp.maximum(0.8 * each + 0.2 * each, 1.0).mean()), rel=1e-6)
+
+
+def test_the_losses_take_gaussian_latents_too():
+    post, prior = Gaussian(jnp.ones((3, 2)), jnp.ones((3, 2))), Gaussian(jnp.zeros((3, 2)), jnp.ones((3, 2)))
+    loss, value = kl_loss(post, prior, mode="plain", free_nats=0.5)
+    assert float(loss) == 1.0 and value.tolist() == [1.0] * 3
+    assert float(kl_loss(post, prior, mode="balanced", balance=0.8)[0]) == pytest.approx(1.0)

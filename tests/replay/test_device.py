@@ -239,20 +239,47 @@ def test_padding_never_shows_what_was_overwritten_or_not_yet_written():
     assert set(np.asarray(batch.step.obs["label"])[np.asarray(batch.mask)] // 100) == set(range(5))
 
 
-def test_windows_within_episodes_cross_none_and_reach_every_place():
-    replay = episodes(12, 12, first_at=(0, 2, 7))  # lengths 2, 5, 5
-    for over in ("steps", "episodes"):
-        sampling = Sampling(3, context=1, over=over, within_episode=True)
-        _, batch, _ = sample(replay, jax.random.key(0), sampling, 600)
-        assert set(np.asarray(batch.step.obs["label"][0]) // 100) == {2, 3, 7, 8}
-        assert not batch.step.is_first[1:].any() and batch.mask.all()
-    longer = Sampling(6, within_episode=True)
-    _, batch, _ = sample(replay, jax.random.key(0), longer, 60)  # no episode is that long
-    assert set(np.asarray(batch.step.obs["label"][0]) // 100) <= set(range(7))
-
-
 def test_samplings_that_contradict_themselves_are_refused():
     with pytest.raises(UsageError, match="over 'steps' or 'episodes'"):
         replays.check(ENVS * 10, ENVS, Sampling(2, over="days"), 1)
     with pytest.raises(UsageError, match="online"):
         replays.check(ENVS * 10, ENVS, Sampling(2, online=True, within_episode=True), 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Windows within episodes
+
+
+def test_windows_within_episodes_are_uniform_over_all_that_fit_and_may_begin_where_an_episode_does():
+    # Rows 8..19 are kept, the write head in the middle of the storage; episodes begin at rows 11 and 16.
+    replay = filled(rows=12, total=20, first_at=(11, 16))
+    _, batch, _ = sample(replay, jax.random.key(0), Sampling(3, within_episode=True), 15_000)
+    first = np.asarray(batch.step.obs["label"][0] // 100, int)
+    starts, counts = np.unique(first, return_counts=True)
+    assert starts.tolist() == [8, 11, 12, 13, 16, 17]
+    assert np.abs(counts - 2500).max() < 250
+    assert len(np.unique(batch.step.obs["label"][0] % 100)) == ENVS
+    assert not batch.step.is_first[1:].any()
+
+
+def test_context_in_front_of_a_window_may_be_of_another_episode():
+    replay = filled(rows=12, total=20, first_at=(11, 16))
+    _, batch, _ = sample(replay, jax.random.key(0), Sampling(3, context=1, within_episode=True), 2000)
+    trained = np.unique(np.asarray(batch.step.obs["label"][1] // 100, int))
+    assert trained.tolist() == [11, 12, 13, 16, 17]  # row 8 has no record in front
+    assert not batch.step.is_first[2:].any()
+
+
+def test_the_last_window_of_an_episode_counts_as_often_as_it_is_long_and_once_more():
+    replay = filled(rows=12, total=20, first_at=(11, 16))
+    _, batch, _ = sample(replay, jax.random.key(0), Sampling(3, within_episode=True, prioritize_ends=True), 14_000)
+    starts, counts = np.unique(np.asarray(batch.step.obs["label"][0] // 100, int), return_counts=True)
+    assert starts.tolist() == [8, 11, 12, 13, 16, 17]
+    # Windows that end right before another episode begins: 8 and 13. The running episode has not ended.
+    np.testing.assert_allclose(counts / 1000, [4 * 14 / 12, 14 / 12, 14 / 12, 4 * 14 / 12, 14 / 12, 14 / 12], rtol=0.15)
+
+
+def test_where_no_episode_is_long_enough_windows_cross_their_ends():
+    replay = filled(rows=12, total=12, first_at=(0, 2, 4, 6, 8, 10))
+    _, batch, _ = sample(replay, jax.random.key(0), Sampling(3, within_episode=True), 500)
+    assert set(np.asarray(batch.step.obs["label"][0] // 100, int)) == set(range(10))

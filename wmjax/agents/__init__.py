@@ -1,9 +1,11 @@
 """One paper, one file. `AGENTS` is the table that names them."""
 
-from wmjax.agents import dreamer_v3, iris
+from wmjax.agents import dreamer_v1, dreamer_v2, dreamer_v3, iris
 
 # name -> (configuration, factory)
 AGENTS = {
+    "dreamer_v1": (dreamer_v1.DreamerV1Config, dreamer_v1.dreamer_v1),
+    "dreamer_v2": (dreamer_v2.DreamerV2Config, dreamer_v2.dreamer_v2),
     "dreamer_v3": (dreamer_v3.DreamerV3Config, dreamer_v3.dreamer_v3),
     "iris": (iris.IRISConfig, iris.iris),
 }

@@ -21,17 +21,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wmjax import dreaming, optim
-from wmjax.nets import codec
+from wmjax import checks, dreaming, optim
+from wmjax.nets import codec, spaces
 from wmjax.nets.heads import Head
+from wmjax.nets.mlp import call, init_modules
 from wmjax.nets.rssm import RSSM, RSSMState
+from wmjax.nets.spaces import action_size, zero_obs
 from wmjax.ops import distributions, kl, noise, normalize, returns
 from wmjax.ops.symlog import symexp, symlog
 from wmjax.types import (
     Agent,
     AgentState,
     Array,
-    Box,
     Discrete,
     EnvSpec,
     Metrics,
@@ -167,7 +168,7 @@ class DreamerV3Config:
 
     def validate(self) -> None:
         """Raises `UsageError` on the first field that is out of range."""
-        _check_ranges(self)
+        checks.check_ranges(self, RULES)
         dims = self.dimensions
         for name, value in (("deter", dims.deter), ("depth * 4", dims.depth * 4)):
             if value % self.blocks:
@@ -192,33 +193,22 @@ class DreamerV3Config:
         _schedule(self)
 
 
-POSITIVE = (
-    "deter hidden stoch classes depth units blocks prior_layers posterior_layers horizon batch_size length num_envs "
-    "replay_capacity return_norm_limit learning_rate train_ratio epsilon"
-).split()
-NOT_NEGATIVE = (
-    "reward_layers cont_layers actor_layers critic_layers free_nats dyn_scale rep_scale image_scale vector_scale "
-    "reward_scale cont_scale imagine_last entropy_scale actor_scale critic_scale replay_critic_scale "
-    "slow_critic_scale warmup grad_clip prefill"
-).split()
-FRACTIONS = ("unimix actor_unimix lambda_ slow_critic_rate return_norm_rate beta1 beta2").split()
-PERCENTILES = ("return_norm_low", "return_norm_high")
-
-
-def _check_ranges(config: DreamerV3Config) -> None:
-    values = dataclasses.asdict(config)
-    for name, (valid, text) in (
-        {name: (lambda x: x > 0, "positive") for name in POSITIVE}
-        | {name: (lambda x: x >= 0, "0 or more") for name in NOT_NEGATIVE}
-        | {name: (lambda x: 0 <= x <= 1, "in [0, 1]") for name in FRACTIONS}
-        | {name: (lambda x: 0 <= x <= 100, "in [0, 100]") for name in PERCENTILES}
-        | {"bins": (lambda x: x >= 3, "3 or more"), "discount_horizon": (lambda x: x > 1, "above 1")}
-    ).items():
-        # `not valid` rather than the reverse comparison: NaN is refused too.
-        if values[name] is not None and not (valid(values[name]) and abs(values[name]) < float("inf")):
-            raise UsageError(f"{name} must be {text}, got {values[name]}")
-    if any(units <= 0 for units in config.encoder_units or ()):
-        raise UsageError(f"encoder_units must be positive, got {config.encoder_units}")
+RULES = (
+    checks.rules(
+        checks.POSITIVE,
+        "deter hidden stoch classes depth units blocks encoder_units prior_layers posterior_layers horizon batch_size "
+        "length num_envs replay_capacity return_norm_limit learning_rate train_ratio epsilon",
+    )
+    | checks.rules(
+        checks.NOT_NEGATIVE,
+        "reward_layers cont_layers actor_layers critic_layers free_nats dyn_scale rep_scale image_scale vector_scale "
+        "reward_scale cont_scale imagine_last entropy_scale actor_scale critic_scale replay_critic_scale "
+        "slow_critic_scale warmup grad_clip prefill",
+    )
+    | checks.rules(checks.FRACTION, "unimix actor_unimix lambda_ slow_critic_rate return_norm_rate beta1 beta2")
+    | checks.rules(checks.PERCENTILE, "return_norm_low return_norm_high")
+    | {"bins": (lambda x: x >= 3, "3 or more"), "discount_horizon": (lambda x: x > 1, "above 1")}
+)
 
 
 def _schedule(config: DreamerV3Config) -> tuple[int, int]:
@@ -251,42 +241,16 @@ class Networks(NamedTuple):
 
 def check_spec(spec: EnvSpec, config: DreamerV3Config) -> None:
     """Raises `UsageError` where an observation or action space is not one that DreamerV3 can take."""
-    if not isinstance(spec.action, Discrete) and not (
-        isinstance(spec.action, Box) and len(spec.action.shape) == 1 and spec.action.dtype == "float32"
-    ):
-        raise UsageError(f"action space {spec.action} is not supported; valid: Discrete(n), float32 Box of shape (A,)")
-    if not spec.obs:
-        raise UsageError("the environment has no observations; valid: at least one entry in EnvSpec.obs")
-    sides = set()
-    for name, space in spec.obs.items():
-        vector = isinstance(space, Box) and len(space.shape) <= 1 and space.dtype == "float32"
-        if codec.is_image(space):
-            sides.add(space.shape[:2])
-            height, width = space.shape[:2]
-            stages = codec.image_stages(height)
-            if config.stem != "flat" and (stages is None or width % 2**stages or height != width):
-                valid = [s for s in range(8, 257) if codec.image_stages(s)]
-                near = sorted(sorted(valid, key=lambda s: abs(s - height))[:6])
-                raise UsageError(
-                    f"observation {name!r}: image size {height}x{width} is not supported; valid: square, "
-                    f"with sides such as {', '.join(map(str, near))}"
-                )
-        elif not vector and not isinstance(space, Discrete):
-            raise UsageError(
-                f"observation {name!r}: {space} is not supported; valid: uint8 images (H, W, C), float32 vectors (D,), "
-                "Discrete(n)"
-            )
-    if len(sides) > 1:
-        raise UsageError(f"all images must have one size, got {sorted(sides)}")
+    spaces.check_spec(spec, None if config.stem == "flat" else lambda side: codec.image_stages(side) is not None)
 
 
 def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
     """The modules for one environment. `RSSM.embed` follows from the encoder's output."""
     dims, dtype = config.dimensions, config.compute_dtype
     style = dict(norm=config.norm, activation=config.activation, dtype=dtype)
-    spaces = tuple(sorted(spec.obs.items()))
+    entries = tuple(sorted(spec.obs.items()))
     encoder_units = config.encoder_units or (dims.units,) * 3
-    encoder = codec.Encoder(spaces, dims.depth, encoder_units, config.stem, **style)
+    encoder = codec.Encoder(entries, dims.depth, encoder_units, config.stem, **style)
     embed = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), zero_obs(spec, (1,)))[0]).shape[-1]
     rssm = RSSM(
         **dict(zip(("deter", "hidden", "stoch", "classes"), dims[:4], strict=True)),
@@ -308,7 +272,7 @@ def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
     return Networks(
         encoder=encoder,
         rssm=rssm,
-        decoder=codec.Decoder(spaces, dims.depth, encoder_units, config.blocks, config.stem, **style),
+        decoder=codec.Decoder(entries, dims.depth, encoder_units, config.blocks, config.stem, **style),
         reward=head(reward, config.reward_layers, 0.0),
         cont=head({"logits": 1}, config.cont_layers, 1.0),
         actor=head({"logits": actions} if discrete else {"mean": actions, "std": actions}, config.actor_layers, 0.01),
@@ -316,34 +280,15 @@ def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
     )
 
 
-def action_size(spec: EnvSpec) -> int:
-    """A: the number of choices, or of action dimensions."""
-    return spec.action.n if isinstance(spec.action, Discrete) else spec.action.shape[0]
-
-
-def zero_obs(spec: EnvSpec, lead: tuple[int, ...]) -> dict[str, Array]:
-    """All-zero observations `[*lead, ...]`."""
-    return {
-        name: jnp.zeros(lead, jnp.int32)
-        if isinstance(space, Discrete)
-        else jnp.zeros((*lead, *space.shape), space.dtype)
-        for name, space in spec.obs.items()
-    }
-
-
 def init_params(nets: Networks, spec: EnvSpec, config: DreamerV3Config, key: Array) -> dict:
     """Parameters of all modules; the slow critic starts as a copy of the critic."""
     dims = config.dimensions
-    keys = dict(zip(Networks._fields, jax.random.split(key, len(Networks._fields)), strict=True))
     deter, stoch = jnp.zeros((1, dims.deter)), jnp.zeros((1, dims.stoch, dims.classes))
     feat = feature(RSSMState(deter, stoch, stoch))
     inputs = {name: (feat,) for name in Networks._fields}
     inputs |= {"encoder": (zero_obs(spec, (1,)),), "decoder": (deter, stoch)}
     inputs["rssm"] = (deter, stoch, jnp.zeros((1, nets.rssm.action)), jnp.zeros((1, nets.rssm.embed)))
-    params = {
-        name: module.init(keys[name], *inputs[name], **({"method": "everything"} if name == "rssm" else {}))["params"]
-        for name, module in nets._asdict().items()
-    }
+    params = init_modules(nets._asdict(), key, inputs)
     return params | {"slow_critic": params["critic"]}
 
 
@@ -351,11 +296,6 @@ def feature(state: RSSMState) -> Array:
     """[h, z], `[..., D + S K]`: what heads, actor and critic see."""
     stoch = state.stoch.reshape(*state.stoch.shape[:-2], -1)
     return jnp.concatenate([state.deter, stoch.astype(state.deter.dtype)], -1)
-
-
-def call(module, params: dict, *args, method: str | None = None):
-    """Applies a module to its parameters."""
-    return module.apply({"params": params}, *args, method=method)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

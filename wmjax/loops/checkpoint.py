@@ -1,4 +1,4 @@
-"""Checkpoints: any pytree of arrays, written by Orbax behind three functions, and checked when it is read.
+"""Checkpoints: any pytree of arrays, written by Orbax behind a few functions, and checked when it is read.
 
 A step is a folder of its own, which appears whole or not at all:
 
@@ -10,10 +10,13 @@ Orbax notices a truncated file but not a flipped bit, so every leaf that is read
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.types import PyTree, UsageError
+from wmjax.types import PyTree, RunError, UsageError
 
 FORMAT = 1  # of the manifest and of what lies beside it
 
 
-class CheckpointCorruptError(RuntimeError):
+class CheckpointCorruptError(RunError):
     """A checkpoint is not what was saved; the message names the file."""
 
 
@@ -55,9 +58,9 @@ def _hash(array: np.ndarray) -> str:
     return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def _entry(leaf: Any, array: np.ndarray) -> dict[str, Any]:
+def _describe(leaf: Any) -> dict[str, Any]:
     leaf = jnp.asarray(leaf)
-    entry = {"dtype": str(leaf.dtype), "shape": list(leaf.shape), "sha256": _hash(array)}
+    entry = {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
     return entry | {"impl": str(jax.random.key_impl(leaf))} if _is_key(leaf) else entry
 
 
@@ -70,7 +73,8 @@ def digest(tree: PyTree) -> str:
 
     Two trees have one digest if and only if they are equal bit for bit (NaNs and signed zeros included).
     """
-    return hashlib.sha256(_canonical({path: _entry(x, _host(x)) for path, x in _paths(tree).items()})).hexdigest()
+    entries = {path: _describe(x) | {"sha256": _hash(_host(x))} for path, x in _paths(tree).items()}
+    return hashlib.sha256(_canonical(entries)).hexdigest()
 
 
 def _orbax() -> tuple[Any, Any]:
@@ -122,12 +126,18 @@ def _place(folder: str | Path, step: int | None) -> Path:
     return Path(folder).absolute() / f"{step:012d}"
 
 
+def snapshot(tree: PyTree) -> dict[str, Any]:
+    """A copy of a tree in host memory, for `write`; the buffers of the tree may be donated or changed afterwards."""
+    leaves = _paths(tree)
+    arrays = {path: _host(leaf).copy() for path, leaf in leaves.items()}
+    return {path: (array, _describe(leaves[path])) for path, array in arrays.items()}
+
+
 def save(folder: str | Path, step: int, tree: PyTree, *, keep: int = 3, info: dict[str, Any] | None = None) -> Path:
     """Saves a tree as one step, then removes all but the newest `keep` steps.
 
-    The arrays are copied before it returns, so their buffers may be donated afterwards. Interrupted at any moment, it
-    leaves the steps there were, or those and the new one. To keep a best state apart, save it to a folder of its own
-    with `keep=1`.
+    Interrupted at any moment, it leaves the steps there were, or those and the new one. To keep a best state apart,
+    save it to a folder of its own with `keep=1`. `Saver` does the same in the background.
 
     Args:
       folder: made if absent.
@@ -135,26 +145,106 @@ def save(folder: str | Path, step: int, tree: PyTree, *, keep: int = 3, info: di
       tree: leaves are arrays, random keys, or numpy or Python scalars.
       keep: at least 1.
       info: anything that JSON can say, read back by `info`.
+
+    Returns:
+      Where it lies.
     """
+    return write(folder, step, snapshot(tree), keep=keep, info=info)
+
+
+def write(
+    folder: str | Path, step: int, leaves: dict[str, Any], *, keep: int = 3, info: dict[str, Any] | None = None
+) -> Path:
+    """The second half of `save`, on what `snapshot` gave."""
     folder = Path(folder).absolute()
+    recover(folder)
     final, temporary = folder / f"{step:012d}", folder / f".{step:012d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    leaves = _paths(tree)
-    arrays = {path: _host(leaf) for path, leaf in leaves.items()}
-    entries = {path: _entry(leaf, arrays[path]) for path, leaf in leaves.items()}
-    stored = {path: array for path, array in arrays.items() if array.size}  # Orbax refuses arrays of size zero
-    if stored:
-        ocp, checkpointer = _orbax()
-        checkpointer.save(temporary / "arrays", args=ocp.args.PyTreeSave(stored))
-    content = {"format": FORMAT, "step": step, "info": info or {}, "leaves": entries}
-    _write_manifest(temporary / "manifest.json", content)
+    try:
+        entries = {path: entry | {"sha256": _hash(array)} for path, (array, entry) in leaves.items()}
+        stored = {path: array for path, (array, _) in leaves.items() if array.size}  # Orbax refuses size zero
+        if stored:
+            ocp, checkpointer = _orbax()
+            checkpointer.save(temporary / "arrays", args=ocp.args.PyTreeSave(stored))
+        content = {"format": FORMAT, "step": step, "info": info or {}, "leaves": entries}
+        _write_manifest(temporary / "manifest.json", content)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, room for the next attempt
+        raise
     if final.exists():
         final.rename(folder / f".{step:012d}.old")
     temporary.rename(final)
+    _sync_folder(folder)
     for old in [*folder.glob(".*.old"), *(folder / f"{old:012d}" for old in steps(folder)[:-keep])]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def recover(folder: str | Path) -> None:
+    """Tidies up after a process that was killed while it saved: what it had begun goes, what it was replacing stays."""
+    folder = Path(folder)
+    for old in folder.glob(".*.old"):
+        final = folder / old.name.strip(".").removesuffix(".old")
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(final)
+    for begun in folder.glob(".*.tmp"):
+        shutil.rmtree(begun, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Has the names in a folder survive a loss of power, where the system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class Saver:
+    """Saves in the background, while training goes on. A save that fails is a warning, and the steps before it stay.
+
+    Args:
+      warn: is told, from the thread that calls `save`, `poll` or `close`, what went wrong.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: dict[Path, tuple[int, Future]] = {}
+        self.failed: set[Path] = set()  # folders whose last save failed
+
+    def save(self, folder: str | Path, step: int, tree: PyTree, *, keep: int = 3, info: Any = None) -> None:
+        """As the function `save`. Returns once the arrays are copied and an earlier save to this folder has ended."""
+        folder = Path(folder)
+        self._settle(folder)
+        self._pending[folder] = step, self._pool.submit(write, folder, step, snapshot(tree), keep=keep, info=info)
+
+    def poll(self) -> None:
+        """Warns of saves that have failed since; waits for nothing."""
+        for folder in [folder for folder, (_, future) in self._pending.items() if future.done()]:
+            self._settle(folder)
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        for folder in list(self._pending):
+            self._settle(folder)
+        self._pool.shutdown()
+
+    def _settle(self, folder: Path) -> None:
+        step, future = self._pending.pop(folder, (None, None))
+        if future is None:
+            return
+        self.failed.discard(folder)
+        try:
+            future.result()
+        except Exception as error:  # Orbax raises whatever its storage raises; training is worth more than one save
+            self.failed.add(folder)
+            kept = f"step {latest(folder)} is kept" if steps(folder) else "no earlier step is there"
+            reason = str(error).strip().partition("\n")[0][:200]
+            self._warn(f"warning: checkpoint {folder}: step {step} could not be saved ({reason}); {kept}")
 
 
 def info(folder: str | Path, step: int | None = None) -> dict[str, Any]:
@@ -162,14 +252,26 @@ def info(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     return _read_manifest(_place(folder, step) / "manifest.json")["info"]
 
 
-def _check_template(place: Path, template: dict[str, Any], entries: dict[str, Any]) -> None:
-    """Raises `UsageError` at the first leaf that was not saved, or saved with another shape or dtype."""
+def check(folder: str | Path, template: PyTree, step: int | None = None) -> None:
+    """Raises `UsageError` unless a step, the newest by default, holds exactly the template's leaves."""
+    place = _place(folder, step)
+    _check_template(place, _paths(template), _read_manifest(place / "manifest.json")["leaves"], exact=True)
+
+
+def _check_template(place: Path, template: dict[str, Any], entries: dict[str, Any], exact: bool) -> None:
+    """Raises `UsageError` at the first leaf that was not saved, or saved with another shape or dtype.
+
+    With `exact` also if there are more leaves than those of the template.
+    """
     for path, leaf in template.items():
         if path not in entries:
             raise UsageError(f"checkpoint {place}: holds no {path!r}; it belongs to another agent or configuration")
         saved = entries[path]["dtype"], tuple(entries[path]["shape"])
         if saved != (str(leaf.dtype), leaf.shape):
             raise UsageError(f"checkpoint {place}: {path!r} is {saved[0]} {saved[1]}, not {leaf.dtype} {leaf.shape}")
+    if exact and entries.keys() - template.keys():
+        more = min(entries.keys() - template.keys())
+        raise UsageError(f"checkpoint {place}: holds {more!r} too; it belongs to another agent or configuration")
 
 
 def _read_arrays(place: Path, template: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -184,13 +286,17 @@ def _read_arrays(place: Path, template: dict[str, Any]) -> dict[str, np.ndarray]
         partial_restore=True,
     )
     try:
+        found = checkpointer.metadata(place / "arrays").item_metadata.tree
+        for path, leaf in wanted.items():  # a damaged description could ask for any amount of memory
+            if tuple(found[path].shape) != _data_shape(leaf):
+                raise ValueError(f"{path!r} has the shape {tuple(found[path].shape)}, not {_data_shape(leaf)}")
         return arrays | checkpointer.restore(place / "arrays", args=args)
     except Exception as error:  # Orbax raises whatever its storage raises
         reason = str(error).partition("\n")[0][:200]
         raise CheckpointCorruptError(f"{place / 'arrays'}: cannot be read ({reason})") from error
 
 
-def restore(folder: str | Path, template: PyTree, step: int | None = None) -> PyTree:
+def restore(folder: str | Path, template: PyTree, step: int | None = None, *, exact: bool = False) -> PyTree:
     """Reads a tree of the template's structure, and no leaf that the template does not have.
 
     So `{"agent": agent_template}` reads the agent alone from the checkpoint of a whole run.
@@ -199,6 +305,7 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None) -> Py
       folder: as given to `save`.
       template: arrays or `jax.ShapeDtypeStruct`s, for instance from `jax.eval_shape`.
       step: the newest by default.
+      exact: refuse what holds more than the template.
 
     Raises:
       UsageError: there is no such step, or it holds other leaves, shapes or dtypes; found before anything is allocated.
@@ -208,7 +315,7 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None) -> Py
     entries = _read_manifest(place / "manifest.json")["leaves"]
     shapes = jax.eval_shape(lambda tree: tree, template)
     wanted = _paths(shapes)
-    _check_template(place, wanted, entries)
+    _check_template(place, wanted, entries, exact)
     arrays = _read_arrays(place, wanted)
     leaves = []
     for path, leaf in wanted.items():
@@ -217,3 +324,43 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None) -> Py
             raise CheckpointCorruptError(f"{place / 'arrays'}: {path!r} does not match its SHA-256")
         leaves.append(jax.random.wrap_key_data(array, impl=entry["impl"]) if _is_key(leaf) else jnp.array(array))
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def restore_newest(
+    folder: str | Path, template: PyTree, warn: Callable[[str], None], *, exact: bool = False
+) -> tuple[int, PyTree]:
+    """Reads the newest step that is as it was written.
+
+    Args:
+      folder, template, exact: as for `restore`.
+      warn: is told of every newer step that is damaged.
+
+    Returns:
+      Its number, and the tree.
+
+    Raises:
+      UsageError: there is no step, or the newest whole one holds other leaves, shapes or dtypes.
+      CheckpointCorruptError: all are damaged; it names a file of the newest.
+    """
+    _place(folder, None)  # raises where there is nothing at all
+    newest = None
+    for step in reversed(steps(folder)):
+        try:
+            tree = restore(folder, template, step, exact=exact)
+        except CheckpointCorruptError as error:
+            newest = newest or error
+            continue
+        if newest is not None:
+            warn(f"warning: {newest}; using step {step}, the newest that is whole")
+        return step, tree
+    raise newest
+
+
+def set_aside(folder: str | Path, after: int) -> None:
+    """Takes the steps after a number out of the list, for a run that goes on from that step; their files stay."""
+    folder = Path(folder)
+    for step in steps(folder):
+        if step > after:
+            place = folder / f"{step:012d}"
+            shutil.rmtree(place.with_suffix(".damaged"), ignore_errors=True)
+            place.rename(place.with_suffix(".damaged"))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wmjax.loops.rollout import Position, random_act, rollout
 from wmjax.ops import noise
@@ -27,6 +28,14 @@ class Episode(NamedTuple):
     lengths: Array  # int32 [num_envs], agent steps so far
 
 
+class Skips(NamedTuple):
+    """Updates that were not applied because their loss or gradient was not finite, int32 each."""
+
+    total: Array
+    in_a_row: Array  # the newest ones
+    longest: Array  # most in a row so far
+
+
 class RunState(NamedTuple):
     """Everything a run needs to go on. All leaves are arrays; a leading axis of seeds may be mapped over."""
 
@@ -36,16 +45,21 @@ class RunState(NamedTuple):
     timestep: TimeStep  # [num_envs, ...], not acted on yet
     carry: PyTree  # the agent's act carry, [num_envs, ...]
     episode: Episode
+    skips: Skips
     key: Array  # one typed key, the run's; never changes
     stage: Array  # int32, index in the recipe
     iteration: Array  # int32, iterations of this stage that are done
     steps: Array  # int32, agent steps of each environment so far; frames would overflow (see `env_steps`)
 
 
+def first(counter: Array) -> int:
+    """A counter that is the same for all seeds and devices, on the host."""
+    return int(np.ravel(counter)[0])
+
+
 def env_steps(agent: Agent, env: Env, run: RunState) -> int:
-    """Frames that the environments of one run advanced so far."""
-    steps = run.steps if run.steps.ndim == 0 else run.steps[0]
-    return int(steps) * agent.recipe.num_envs * env.spec.action_repeat
+    """Frames that the environments of one run advanced so far; all seeds of a run have the same count."""
+    return first(run.steps) * agent.recipe.num_envs * env.spec.action_repeat
 
 
 def check(agent: Agent) -> None:
@@ -99,7 +113,9 @@ def init(agent: Agent, env: Env, key: Array) -> RunState:
     replay = replays.init(Record(timestep, action, latent), num_envs, agent.recipe.replay_capacity)
     episode = Episode(jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
     zero = jnp.int32(0)
-    return RunState(state, replay, env_state, timestep, carry, episode, key_run, zero, zero, zero)
+    return RunState(
+        state, replay, env_state, timestep, carry, episode, Skips(zero, zero, zero), key_run, zero, zero, zero
+    )
 
 
 def next_stage(run: RunState) -> RunState:
@@ -121,90 +137,146 @@ def _count_episodes(episode: Episode, step: TimeStep) -> tuple[Episode, Metrics]
     return episode, jax.tree.map(jnp.sum, sums)
 
 
-def _collect(agent: Agent, env: Env, stage: Stage, run: RunState, key: Array) -> tuple[RunState, Metrics]:
+def _collect(
+    agent: Agent, env: Env, stage: Stage, axis_name: str | None, run: RunState, key: Array
+) -> tuple[RunState, Metrics]:
     """Steps the environments and adds what they gave to replay."""
     act = stage.act or random_act(agent, env.spec)
     position = Position(run.env_state, run.timestep, run.carry)
-    step = jax.vmap(env.step)
-    position, records = rollout(act, step, run.agent.params, key, position, stage.collect, explore=True)
+    position, records = rollout(
+        act, jax.vmap(env.step), run.agent.params, key, position, stage.collect, explore=True, axis_name=axis_name
+    )
     episode, sums = _count_episodes(run.episode, records.step)
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
     replay, steps = replays.add(run.replay, records), run.steps + stage.collect
     return run._replace(**position._asdict(), replay=replay, episode=episode, steps=steps), sums
 
 
-def _learn(update: Update, run: RunState, key: Array) -> tuple[RunState, Metrics]:
-    """Does the repeats of one update; sums of its metrics."""
+def is_finite(state: AgentState, metrics: Metrics, axis_name: str | None = None) -> Array:
+    """Whether an update may be kept, bool scalar: its losses, its gradient norms and all that it changed are finite.
+
+    Metrics are losses or gradient norms by their names, which contain `loss` or `grad_norm`. With an axis name the
+    answer is the same on every device.
+    """
+    watched = [value for name, value in metrics.items() if "loss" in name or "grad_norm" in name]
+    leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    finite = jnp.stack([jnp.isfinite(x).all() for x in [*watched, *leaves]]).all()
+    return finite if axis_name is None else jax.lax.pmin(finite.astype(jnp.int32), axis_name) == 1
+
+
+def _count_skips(skips: Skips, finite: Array) -> Skips:
+    in_a_row = jnp.where(finite, 0, skips.in_a_row + 1)
+    return Skips(skips.total + ~finite, in_a_row, jnp.maximum(skips.longest, in_a_row))
+
+
+def _learn(update: Update, axis_name: str | None, run: RunState, key: Array) -> tuple[RunState, Metrics]:
+    """Does the repeats of one update; sums of the metrics of those that were kept, and how many were not.
+
+    Of an update that is not finite nothing is kept: neither the new agent state nor its latents.
+    """
     experience = run.replay.data._replace(latent=())  # does not change here, so it stays out of the scan's carry
 
     def body(carry: tuple, key: Array) -> tuple[tuple, Metrics]:
-        state, replay = carry
+        state, replay, skips = carry
         replay = replay._replace(data=experience._replace(latent=replay.data.latent))
         key_sample, key_learn = jax.random.split(key)
+        if axis_name is not None:  # each device reads its own replay
+            key_sample = jax.random.fold_in(key_sample, jax.lax.axis_index(axis_name))
         replay, batch, index = replays.sample(replay, key_sample, update.sampling, update.batch_size)
-        state, metrics, latent = update.fn(state, key_learn, batch)
+        new_state, metrics, latent = update.fn(state, key_learn, batch)
+        finite = is_finite(new_state, metrics, axis_name)
+        keep = lambda new, old: jnp.where(finite, new, old)
         if latent is not None:
-            replay = replays.write(replay, index, latent)
-        metrics = {f"{update.name}/{name}": jnp.float32(value) for name, value in metrics.items()}
-        return (state, replay._replace(data=Record((), (), replay.data.latent))), metrics
+            kept = jax.tree.map(lambda new, old: keep(new, old[-len(new) :].astype(new.dtype)), latent, batch.latent)
+            replay = replays.write(replay, index, kept)
+        metrics = {name: keep(jnp.float32(value), 0.0) for name, value in metrics.items()}
+        metrics |= {"skipped": jnp.float32(~finite)}
+        state, skips = jax.tree.map(keep, new_state, state), _count_skips(skips, finite)
+        return (state, replay._replace(data=Record((), (), replay.data.latent)), skips), metrics
 
     slim = run.replay._replace(data=Record((), (), run.replay.data.latent))
     keys = jax.random.split(key, update.repeats)
-    (state, slim), metrics = jax.lax.scan(body, (run.agent, slim), keys)
+    (state, slim, skips), metrics = jax.lax.scan(body, (run.agent, slim, run.skips), keys)
     replay = slim._replace(data=experience._replace(latent=slim.data.latent))
-    return run._replace(agent=state, replay=replay), jax.tree.map(lambda x: x.sum(0), metrics)
+    return run._replace(agent=state, replay=replay, skips=skips), jax.tree.map(lambda x: x.sum(0), metrics)
 
 
-def _iterate(agent: Agent, env: Env, stage: Stage, run: RunState) -> tuple[RunState, Metrics, Metrics]:
-    """One iteration of a stage: collect, then learn. Sums over episodes, and means over each update's repeats."""
+def _iterate(
+    agent: Agent, env: Env, stage: Stage, axis_name: str | None, run: RunState
+) -> tuple[RunState, Metrics, dict[str, Metrics]]:
+    """One iteration of a stage: collect, then learn. Sums over episodes, and over the repeats of each update."""
     key = jax.random.fold_in(jax.random.fold_in(run.key, run.stage), run.iteration)
     episodes: Metrics = {}
     if stage.collect:
-        run, episodes = _collect(agent, env, stage, run, jax.random.fold_in(key, 0))
-    learned: Metrics = {}
+        run, episodes = _collect(agent, env, stage, axis_name, run, jax.random.fold_in(key, 0))
+    learned: dict[str, Metrics] = {}
     for number, update in enumerate(stage.updates, 1):
-        run, sums = _learn(update, run, jax.random.fold_in(key, number))
-        learned |= {name: value / update.repeats for name, value in sums.items()}
+        run, learned[update.name] = _learn(update, axis_name, run, jax.random.fold_in(key, number))
     return run._replace(iteration=run.iteration + 1), episodes, learned
 
 
-def make_stage(agent: Agent, env: Env, stage: Stage) -> Callable[[RunState, Array], tuple[RunState, Metrics]]:
+def _means(stage: Stage, episodes: Metrics, learned: dict[str, Metrics], iterations: Array) -> Metrics:
+    """Metrics of a chunk from its sums."""
+    metrics: Metrics = {}
+    for update in stage.updates:
+        sums = dict(learned[update.name])
+        skipped = sums.pop("skipped")
+        applied = iterations * update.repeats - skipped
+        metrics |= {f"{update.name}/{name}": value / applied for name, value in sums.items()}
+        metrics[f"{update.name}/skipped"] = skipped
+    if episodes:
+        count = episodes["count"]
+        metrics |= {f"episode/{name}": episodes[name] / count for name in ("return", "length")}
+        metrics["episode/count"] = count
+    return metrics
+
+
+def make_stage(
+    agent: Agent, env: Env, stage: Stage, axis_name: str | None = None
+) -> Callable[[RunState, Array], tuple[RunState, Metrics]]:
     """A stage as one function, to be compiled by the caller (`compile_stage`), or mapped over seeds first.
 
     Args:
       agent: whose recipe has the stage.
       env: takes what the agent emits.
       stage: one of `agent.recipe.stages`.
+      axis_name: the named axis that environments, replay and batches are spread over, or None. The recipe then says
+        the numbers of one device, and each device has its own environments, replay and keys.
 
     Returns:
       `run(state, iterations) -> (state, metrics)`. `iterations` is an int32 and may be traced: any number is the same
-      program. Metrics are float32 scalars over these iterations: the mean of each update's as "update/metric", and of
-      the episodes that ended "episode/return", "episode/length" (NaN if none) and "episode/count".
+      program. Metrics are float32 scalars over these iterations: the mean over the updates that were kept of each
+      "update/metric" (NaN if none was), the number that was not as "update/skipped", and of the episodes that ended
+      "episode/return", "episode/length" (NaN if none) and "episode/count".
 
     Raises:
       UsageError: the recipe cannot be run (`check`).
     """
     check(agent)
 
+    # Inlined, so the program is the same; but traced only once, though it is needed for shapes first.
+    iterate = jax.jit(lambda run: _iterate(agent, env, stage, axis_name, run), inline=True)
+
     def run_stage(run: RunState, iterations: Array) -> tuple[RunState, Metrics]:
         def body(_: Array, loop: tuple) -> tuple:
             run, *sums = loop
-            run, *more = _iterate(agent, env, stage, run)
+            run, *more = iterate(run)
             return run, *jax.tree.map(jnp.add, sums, more)
 
-        _, *shapes = jax.eval_shape(lambda run: _iterate(agent, env, stage, run), run)
+        _, *shapes = jax.eval_shape(iterate, run)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         run, episodes, learned = jax.lax.fori_loop(0, iterations, body, (run, *zeros))
-        metrics = {name: value / iterations for name, value in learned.items()}
-        if episodes:
-            count = episodes["count"]
-            metrics |= {f"episode/{name}": episodes[name] / count for name in ("return", "length")}
-            metrics["episode/count"] = count
-        return run, metrics
+        return run, _means(stage, episodes, learned, iterations)
 
     return run_stage
 
 
+def with_count(run_stage: Callable) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
+    """A compiled stage that takes its iterations as a Python integer, without compiling for each number."""
+    return lambda run, iterations: run_stage(run, jnp.int32(iterations))
+
+
 def compile_stage(agent: Agent, env: Env, stage: Stage) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
     """`make_stage`, compiled on its first call. The state it is given is donated: use the one it returns."""
-    run_stage = jax.jit(make_stage(agent, env, stage), donate_argnums=0)
-    return lambda run, iterations: run_stage(run, jnp.int32(iterations))
+    return with_count(jax.jit(make_stage(agent, env, stage), donate_argnums=0))

@@ -6,9 +6,8 @@ import datetime
 import json
 import math
 import os
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -44,6 +43,32 @@ def _number(value: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
+class _Events:
+    """TensorBoard events, written as they come. (The writer that tensorboardX offers queues them for a thread, and
+    waits forever once that has met a full disk.)"""
+
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        from tensorboardX import event_file_writer, proto, summary
+
+        self._proto, self._summary = proto, summary
+        self._writer = event_file_writer.EventsWriter(str(folder / "events"))
+        if resume_step:  # readers drop what an earlier attempt wrote beyond this step
+            start = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
+            self._add(resume_step + 1, session_log=start)
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._writer.write_event(self._proto.event_pb2.Event(wall_time=time.time(), step=step, **content))
+
+    def write(self, step: int, numbers: Mapping[str, float | None]) -> None:
+        for name, value in numbers.items():
+            if value is not None:
+                self._add(step, summary=self._summary.scalar(name, value))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
 class Report:
     """Writes a run's metrics to its folder, and one line of progress to a stream.
 
@@ -54,8 +79,7 @@ class Report:
       folder: of the run; made if absent.
       total_steps: env steps that the run is to do, for the time that is left; None if unknown.
       resume_step: env steps already done; later lines of an earlier attempt are dropped. 0 starts afresh.
-      stream: where progress goes, by default standard output.
-      quiet: whether to show nothing.
+      stream: where progress goes; None for nowhere.
       tensorboard: whether to write TensorBoard events too.
     """
 
@@ -66,27 +90,24 @@ class Report:
         total_steps: int | None = None,
         resume_step: int = 0,
         stream: TextIO | None = None,
-        quiet: bool = False,
         tensorboard: bool = True,
     ) -> None:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._total, self._tensorboard = total_steps, tensorboard
-        self._stream = None if quiet else stream or sys.stdout
+        self._stream = stream
         lines = _rewind(self._folder, resume_step) if resume_step else _rewind(self._folder, -1)
         self._before = lines[-1]["time"] if lines else 0.0  # seconds that earlier attempts took
         self._start = self._last_time = time.monotonic()
         self._last_step, self._return = resume_step, None
         self._resume_step = resume_step
-        self._file = self._writer = self._live = None
+        self._file = self._events = self._live = None
+        self._warned = False
 
     def __enter__(self) -> Self:
         self._file = (self._folder / METRICS).open("a")
         if self._tensorboard:
-            from tensorboardX import SummaryWriter
-
-            purge = self._resume_step + 1 if self._resume_step else None
-            self._writer = SummaryWriter(str(self._folder), purge_step=purge)
+            self._events = _Events(self._folder, self._resume_step)
         if self._stream is not None and self._stream.isatty():
             from rich.console import Console
             from rich.live import Live
@@ -98,11 +119,20 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for part in (self._file, self._writer):
+        for part in (self._file, self._events):
             if part is not None:
-                part.close()
+                self._guard(part.close)
         if self._live is not None:
             self._live.stop()
+
+    def _guard(self, write: Callable[[], object]) -> None:
+        """Training is worth more than its record: where a disk is full, it says so once and goes on."""
+        try:
+            write()
+        except OSError as error:
+            if not self._warned:
+                self.say(f"warning: metrics in {self._folder} cannot be written ({error.strerror}); training goes on")
+            self._warned = True
 
     def log(self, stage: str, step: int, updates: int, metrics: Mapping[str, Any], replay_ratio: float = 0.0) -> str:
         """Writes one line of metrics and shows progress.
@@ -122,25 +152,28 @@ class Report:
         numbers = {name: _number(value) for name, value in metrics.items()}
         head = {"step": step, "updates": updates, "time": round(self._before + now - self._start, 3), "stage": stage}
         head |= {"steps_per_second": round(speed, 2), "replay_ratio": round(replay_ratio, 4)}
-        self._file.write(json.dumps(head | numbers) + "\n")
-        self._file.flush()
-        if self._writer is not None:
-            for name, value in numbers.items():
-                if value is not None:
-                    self._writer.add_scalar(name, value, step)
-            self._writer.flush()
+        self._guard(lambda: self._write(step, head, numbers))
         self._last_time, self._last_step = now, step
         if numbers.get("episode/return") is not None:
             self._return = numbers["episode/return"]
-        line = self._progress(stage, step, updates, speed, replay_ratio)
+        line = self._progress(stage, step, updates, speed, replay_ratio, numbers.get("skipped"))
         self._show(line)
         return line
 
-    def _progress(self, stage: str, step: int, updates: int, speed: float, replay_ratio: float) -> str:
+    def _write(self, step: int, head: dict[str, Any], numbers: dict[str, float | None]) -> None:
+        self._file.write(json.dumps(head | numbers) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            self._events.write(step, numbers)
+
+    def _progress(
+        self, stage: str, step: int, updates: int, speed: float, replay_ratio: float, skipped: float | None
+    ) -> str:
         total = f"/{self._total:,}" if self._total else ""
         parts = [f"{stage}", f"{step:,}{total} env steps", f"{updates:,} updates", f"{speed:,.0f} steps/s"]
         parts += [f"replay ratio {replay_ratio:.3g}"]
         parts += [f"return {self._return:.3f}"] if self._return is not None else []
+        parts += [f"skipped {skipped:g}"] if skipped else []
         if self._total and speed > 0:
             left = datetime.timedelta(seconds=round(max(self._total - step, 0) / speed))
             parts += [f"ETA {left}"]

@@ -63,7 +63,15 @@ def _advance(act: Callable, env_step: Callable, params: PyTree, keys: Array, pos
 
 
 def rollout(
-    act: Callable, env_step: Callable, params: PyTree, key: Array, position: Position, steps: int, *, explore: bool
+    act: Callable,
+    env_step: Callable,
+    params: PyTree,
+    key: Array,
+    position: Position,
+    steps: int,
+    *,
+    explore: bool,
+    axis_name: str | None = None,
 ) -> tuple[Position, Record]:
     """Acts for some steps and records them.
 
@@ -75,6 +83,7 @@ def rollout(
       position: where to start.
       steps: for each environment.
       explore: whether to act for the sake of learning rather than of return.
+      axis_name: the named axis that the environments are spread over, or None; i then counts over all of them.
 
     Returns:
       Where it ended, and the records `[steps, num_envs, ...]`; the first holds `position.timestep`.
@@ -82,7 +91,7 @@ def rollout(
     num_envs = position.timestep.reward.shape[0]
 
     def body(position: Position, t: Array) -> tuple[Position, Record]:
-        keys = noise.row_keys(jax.random.fold_in(key, t), num_envs)
+        keys = noise.row_keys(jax.random.fold_in(key, t), num_envs, axis_name)
         return _advance(act, env_step, params, keys, position, explore)
 
     return jax.lax.scan(body, Position(*position), jnp.arange(steps))

@@ -23,11 +23,12 @@ class Head(nn.Module):
     norm: str = "rms"
     activation: str = "silu"
     dtype: str = "float32"
+    init_kind: str = "truncated_normal"  # see `mlp.dense_init`
 
     @nn.compact
     def __call__(self, feat: Array) -> dict[str, Array]:
-        x = MLP(self.units, self.norm, self.activation, self.dtype, name="mlp")(feat)
+        x = MLP(self.units, self.norm, self.activation, self.dtype, self.init_kind, name="mlp")(feat)
         return {
-            name: Linear(size, self.outscale, self.dtype, name=name)(x).astype(jnp.float32)
+            name: Linear(size, self.outscale, self.dtype, self.init_kind, name=name)(x).astype(jnp.float32)
             for name, size in self.outputs
         }

@@ -6,7 +6,7 @@ float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -31,16 +31,25 @@ def truncated_normal_in(fan_in: int, outscale: float = 1.0) -> Callable:
     return nn.initializers.truncated_normal(outscale * TRUNCATION / fan_in**0.5)
 
 
+def dense_init(kind: str, fan_in: int, outscale: float = 1.0) -> Callable:
+    """Initializer of a dense kernel: `truncated_normal` (DreamerV3) or `glorot`, uniform (Keras; DreamerV1 and V2)."""
+    if kind == "glorot" and outscale:
+        return nn.initializers.variance_scaling(outscale**2, "fan_avg", "uniform")
+    return truncated_normal_in(fan_in, outscale)
+
+
 class Linear(nn.Module):
     """x W + b over the last axis; `[..., inputs] -> [..., features]`."""
 
     features: int
     outscale: float = 1.0
     dtype: str = "float32"
+    init_kind: str = "truncated_normal"  # see `dense_init`
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", truncated_normal_in(x.shape[-1], self.outscale), (x.shape[-1], self.features))
+        init = dense_init(self.init_kind, x.shape[-1], self.outscale)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
@@ -55,10 +64,11 @@ class ConcatLinear(nn.Module):
     inputs: Sequence[int]
     features: int
     dtype: str = "float32"
+    init_kind: str = "truncated_normal"  # see `dense_init`
 
     def setup(self):
         total = sum(self.inputs)
-        self.kernel = self.param("kernel", truncated_normal_in(total), (total, self.features))
+        self.kernel = self.param("kernel", dense_init(self.init_kind, total), (total, self.features))
         self.bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
 
     def part(self, index: int, x: Array) -> Array:
@@ -127,10 +137,32 @@ class MLP(nn.Module):
     norm: str = "rms"
     activation: str = "silu"
     dtype: str = "float32"
+    init_kind: str = "truncated_normal"  # see `dense_init`
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for index, units in enumerate(self.units):
-            x = Linear(units, dtype=self.dtype, name=f"linear{index}")(x)
+            x = Linear(units, dtype=self.dtype, init_kind=self.init_kind, name=f"linear{index}")(x)
             x = ACTIVATIONS[self.activation](Norm(self.norm, name=f"norm{index}")(x))
         return x
+
+
+def call(module: nn.Module, params: dict, *args, method: str | None = None):
+    """Applies a module to its parameters."""
+    return module.apply({"params": params}, *args, method=method)
+
+
+def init_modules(modules: Mapping[str, nn.Module | None], key: Array, inputs: Mapping[str, tuple]) -> dict:
+    """Parameters of several modules by name, without those that are None.
+
+    Args:
+      key: consumed; each name has its own part, whatever the other modules are.
+      inputs: example inputs of each; a module with a method `everything` is initialized by it.
+    """
+    keys = dict(zip(modules, jax.random.split(key, len(modules)), strict=True))
+    method = lambda module: "everything" if hasattr(module, "everything") else None
+    return {
+        name: module.init(keys[name], *inputs[name], method=method(module))["params"]
+        for name, module in modules.items()
+        if module is not None
+    }

@@ -1,6 +1,10 @@
-"""The recurrent state-space model with categorical latents, one time step at a time.
+"""Recurrent state-space models, one time step at a time.
 
-Source: Hafner et al. 2023 (DreamerV3), equation 3 and the block-diagonal GRU of the 2024 version.
+`RSSM` is DreamerV3's: categorical latents, block-diagonal GRU. `DenseRSSM` is that of DreamerV1 and DreamerV2: dense
+layers around one GRU, for latents of any distribution.
+
+Source: Hafner et al. 2019 (PlaNet), equation 4, which named it; Hafner et al. 2023 (DreamerV3), equation 3 and the
+block-diagonal GRU of the 2024 version.
 """
 
 from __future__ import annotations
@@ -11,8 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from wmjax.nets.gru import GRU, LayerNormGRU, gated_update
 from wmjax.nets.mlp import ACTIVATIONS, BlockLinear, ConcatLinear, Linear, Norm
-from wmjax.types import Array
+from wmjax.types import Array, PyTree
 
 
 class RSSMState(NamedTuple):
@@ -78,14 +83,14 @@ class RSSM(nn.Module):
         if self.cell == "gru":
             gates = self.gru_norm(self.gru(jnp.concatenate([stoch, action, deter], -1)))
             reset, cand, update = jnp.split(gates, 3, -1)
-            return _gru(deter, reset, cand, update)
+            return gated_update(deter, reset, cand, update)
         inputs = zip((deter, stoch, action), self.dynin, self.dynin_norm, strict=True)
         x = jnp.concatenate([self._act(norm(layer(value))) for value, layer, norm in inputs], -1)
         h = deter.reshape(*deter.shape[:-1], self.blocks, -1)
         y = self.dynhid(h, shared=x)
         y = self._act(self.dynhid_norm(y.reshape(deter.shape))).reshape(h.shape)
         reset, cand, update = jnp.split(self.dyngru(y), 3, -1)  # within each block
-        return _gru(h, reset, cand, update).reshape(deter.shape)
+        return gated_update(h, reset, cand, update).reshape(deter.shape)
 
     def prior(self, deter: Array) -> Array:
         """Logits of p(z | h): `[..., D] -> [..., S, K]` float32."""
@@ -115,8 +120,89 @@ class RSSM(nn.Module):
         return logits.reshape(*logits.shape[:-1], self.stoch, self.classes).astype(jnp.float32)
 
 
-def _gru(deter: Array, reset: Array, cand: Array, update: Array) -> Array:
-    """h' = u ⊙ c + (1 - u) ⊙ h with c = tanh(r ⊙ cand), u = σ(update - 1): starts out remembering."""
-    cand = jnp.tanh(jax.nn.sigmoid(reset) * cand)
-    update = jax.nn.sigmoid(update - 1.0)
-    return update * cand + (1.0 - update) * deter
+# ---------------------------------------------------------------------------------------------------------------------
+# Dense layers around one GRU
+
+
+class LatentState(NamedTuple):
+    """h, z, and the distribution that z was drawn from (`ops.latents`)."""
+
+    deter: Array  # [..., D]
+    stoch: Array  # [..., Z] or [..., S, K], as `dist` draws it
+    dist: PyTree  # NamedTuple of arrays
+
+
+def feature(state: LatentState) -> Array:
+    """[z, h], `[..., Z + D]`: what decoder, heads, actor and critic of DreamerV1 and DreamerV2 see."""
+    stoch = state.stoch.reshape(*state.deter.shape[:-1], -1)
+    return jnp.concatenate([stoch.astype(state.deter.dtype), state.deter], -1)
+
+
+def zero_first(tree: PyTree, is_first: Array) -> PyTree:
+    """The tree `[B, ...]` with zeros in the rows where an episode begins, bool `[B]`."""
+    keep = lambda x: jnp.where(is_first.reshape(*is_first.shape, *[1] * (x.ndim - is_first.ndim)), 0, x)
+    return jax.tree.map(keep, tree)
+
+
+class DenseRSSM(nn.Module):
+    """Sequence model, prior and posterior as raw numbers; distributions and sampling are the caller's.
+
+    Attributes:
+      deter, hidden: D, and the width of the layers.
+      outputs: numbers that describe the distribution of a latent.
+      embed: size of the embedding.
+      cell: `gru` (Keras; DreamerV1) or `layer_norm_gru` (DreamerV2).
+      input_layer: a layer of `hidden` units between [z, a] and the GRU.
+      norm: of the layers, not of the GRU.
+    """
+
+    deter: int
+    hidden: int
+    outputs: int
+    embed: int
+    cell: str = "gru"
+    input_layer: bool = True
+    norm: str = "none"
+    activation: str = "elu"
+    dtype: str = "float32"
+
+    def setup(self):
+        style = dict(dtype=self.dtype, init_kind="glorot")
+        if self.input_layer:
+            self.input = Linear(self.hidden, **style)
+            self.input_norm = Norm(self.norm)
+        self.gru = {"gru": GRU, "layer_norm_gru": LayerNormGRU}[self.cell](self.deter, self.dtype)
+        self.prior_layer = Linear(self.hidden, **style)
+        self.prior_norm = Norm(self.norm)
+        self.prior_out = Linear(self.outputs, **style)
+        self.posterior_layer = ConcatLinear((self.deter, self.embed), self.hidden, **style)
+        self.posterior_norm = Norm(self.norm)
+        self.posterior_out = Linear(self.outputs, **style)
+
+    def _act(self, x: Array) -> Array:
+        return ACTIVATIONS[self.activation](x)
+
+    def advance(self, deter: Array, stoch: Array, action: Array) -> Array:
+        """h' = f(h, z, a): `[..., D]`, `[..., Z]` or `[..., S, K]`, `[..., A]` -> `[..., D]`."""
+        x = jnp.concatenate([stoch.reshape(*deter.shape[:-1], -1).astype(deter.dtype), action.astype(deter.dtype)], -1)
+        if self.input_layer:
+            x = self._act(self.input_norm(self.input(x)))
+        return self.gru(deter, x)
+
+    def prior(self, deter: Array) -> Array:
+        """What describes p(z | h): `[..., D] -> [..., outputs]` float32."""
+        return self.prior_out(self._act(self.prior_norm(self.prior_layer(deter)))).astype(jnp.float32)
+
+    def project(self, embed: Array) -> Array:
+        """The embedding's part of the posterior's layer, `[..., E] -> [..., hidden]`, for `posterior`."""
+        return self.posterior_layer.part(1, embed)
+
+    def posterior(self, deter: Array, projected: Array) -> Array:
+        """What describes q(z | h, x): `[..., D]` and `project`'s output -> `[..., outputs]` float32."""
+        x = self.posterior_layer.combine(self.posterior_layer.part(0, deter), projected)
+        return self.posterior_out(self._act(self.posterior_norm(x))).astype(jnp.float32)
+
+    def everything(self, deter: Array, stoch: Array, action: Array, embed: Array) -> tuple[Array, Array, Array]:
+        """One filtering step without sampling: the new h, prior and posterior."""
+        deter = self.advance(deter, stoch, action)
+        return deter, self.prior(deter), self.posterior(deter, self.project(embed))

@@ -194,6 +194,26 @@ class SymlogMSE(NamedTuple):
         return -((self.prediction.astype(jnp.float32) - symlog(target)) ** 2)
 
 
+class UnitNormal(NamedTuple):
+    """Numbers, vectors or images predicted as the mean of a normal distribution of standard deviation 1.
+
+    >>> [round(x, 3) for x in UnitNormal(jnp.zeros((2, 3)), 1).log_prob(jnp.zeros((2, 3))).tolist()]
+    [-2.757, -2.757]
+    """
+
+    prediction: Array  # [..., *event]
+    event_dims: int = 0  # trailing axes that are one event
+
+    def mean(self) -> Array:
+        """float32 `[..., *event]`."""
+        return self.prediction.astype(jnp.float32)
+
+    def log_prob(self, target: Array) -> Array:
+        """-½ Σ (x - mean)² - ½ ln 2π for each number of the event, float32 `[...]`."""
+        error = 0.5 * (target.astype(jnp.float32) - self.mean()) ** 2 + 0.5 * jnp.log(2 * jnp.pi)
+        return -error.sum(tuple(range(-self.event_dims, 0)))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Continuous actions
 

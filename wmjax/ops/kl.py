@@ -1,4 +1,8 @@
-"""Kullback-Leibler divergence between latents made of several categoricals, `[..., S, K]`: S latents, K classes."""
+"""Kullback-Leibler divergence between latents, and the losses that are made of it.
+
+`categorical_kl` and `balanced_kl` are DreamerV3's, on logits `[..., S, K]`: S latents, K classes. `kl_loss` is that of
+DreamerV1 and DreamerV2, on latents of any distribution.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from wmjax.ops.distributions import unimix_logits
+from wmjax.ops.latents import Latent
 from wmjax.types import Array
 
 
@@ -51,3 +56,79 @@ def balanced_kl(post_logits: Array, prior_logits: Array, free_nats: float, unimi
     dyn = jnp.maximum(categorical_kl(stop(post), prior), free_nats)
     rep = jnp.maximum(categorical_kl(post, stop(prior)), free_nats)
     return dyn, rep
+
+
+def above_free_nats(value: Array, free_nats: float, mode: str = "avg", axis_name: str | None = None) -> Array:
+    """Averages a KL, without a gradient from what lies below the free nats.
+
+    Args:
+      value: `[..., S]`, of each latent.
+      free_nats: at least 0.
+      mode: to what the free nats apply. `avg`: to the mean over all entries of the sum over latents (DreamerV1 and
+        DreamerV2); `step`: to each entry, summed over latents; `latent`: to each latent by itself, and the mean is
+        over latents too (the implementation guide).
+      axis_name: the named axis that entries are spread over, or None. `avg` decides by the mean over all devices.
+
+    Returns:
+      float32 scalar, of this device's entries.
+    """
+    if mode == "latent":
+        return jnp.maximum(value, free_nats).mean()
+    value = value.sum(-1)
+    if mode == "step":
+        return jnp.maximum(value, free_nats).mean()
+    mean = value.mean()
+    decisive = jax.lax.stop_gradient(mean)
+    if axis_name is not None:
+        decisive = jax.lax.pmean(decisive, axis_name)
+    return jnp.where(decisive > free_nats, mean, free_nats)
+
+
+def kl_loss(
+    post: Latent,
+    prior: Latent,
+    *,
+    mode: str = "balanced",
+    balance: float = 0.8,
+    free_nats: float = 0.0,
+    free_mode: str = "avg",
+    forward: bool = False,
+    axis_name: str | None = None,
+) -> tuple[Array, Array]:
+    """Draws posterior and prior to each other.
+
+        plain:       KL(post ‖ prior)
+        balanced:    balance · KL(sg(post) ‖ prior) + (1 - balance) · KL(post ‖ sg(prior))
+        guide_code:  balance · KL(post ‖ prior) + (1 - balance) · KL(sg(post) ‖ prior)
+
+    Args:
+      post, prior: latents `[..., S]`.
+      mode: one of these. The authors' DreamerV2 code switches to `plain`, with free nats of each entry, where the
+        balance is exactly 0.5; here 0.5 is the equation with 0.5 in it.
+      balance: in [0, 1], the share of the term that trains the prior.
+      free_nats, free_mode, axis_name: see `above_free_nats`, applied to each term.
+      forward: KL(prior ‖ post) instead.
+
+    Returns:
+      The loss, a float32 scalar, and the KL `[...]`, summed over latents, to watch.
+
+    Source: Hafner et al. 2020 (DreamerV1), `plain`; Hafner et al. 2021 (DreamerV2), algorithm 2, `balanced`. The
+    guide's code is `guide_code`: no stop-gradient in the first term, which reverses what the balance is for.
+
+    >>> from wmjax.ops.latents import Categorical
+    >>> flat = Categorical(jnp.zeros((2, 4)))
+    >>> [x.item() for x in kl_loss(flat, flat, free_nats=1.0)]
+    [1.0, 0.0]
+    """
+    sg = lambda latent: jax.tree.map(jax.lax.stop_gradient, latent)
+    divergence = (lambda p, q: q.kl(p)) if forward else (lambda p, q: p.kl(q))
+    average = lambda value: above_free_nats(value, free_nats, free_mode, axis_name)
+    value = divergence(post, prior)
+    if mode == "plain":
+        return average(value), value.sum(-1)
+    trains_prior = divergence(sg(post), prior)
+    if mode == "guide_code":
+        mixed = balance * value + (1 - balance) * trains_prior
+        return average(mixed), value.sum(-1)
+    trains_post = divergence(post, sg(prior))
+    return balance * average(trains_prior) + (1 - balance) * average(trains_post), value.sum(-1)

@@ -1,4 +1,4 @@
-"""Means over the steps that count, where some are padding."""
+"""Averages over what counts."""
 
 from __future__ import annotations
 
@@ -9,25 +9,19 @@ from wmjax.types import Array
 
 
 def masked_mean(x: Array, mask: Array, axis_name: str | None = None) -> Array:
-    """Mean over the entries that count, so written that the mean of gradients over devices is that of one device.
-
-        L = Σ mᵢ xᵢ / (Σ m / D),   Σ m over all D devices
+    """The mean of `x` over the entries that count, 0 if there are none.
 
     Args:
-      x: any shape; where it does not count it may be anything but NaN.
-      mask: bool or float, broadcast against `x`: what counts.
-      axis_name: axis that the batch is spread over. The result is then this device's share: its mean over devices is
-        the mean over the whole batch.
+      x: `[..., N]`.
+      mask: weights in [0, 1] or bool, of a shape that broadcasts to that of `x`.
+      axis_name: the named axis that entries are spread over, or None. The sum is this device's, the count the mean over
+        devices, so that the *mean over devices* of the result (and of its gradient) is the mean over all entries.
 
-    Returns:
-      float32 scalar; 0 where nothing counts.
-
-    >>> masked_mean(jnp.array([1.0, 2.0, 9.0]), jnp.array([True, True, False])).item()
-    1.5
+    >>> masked_mean(jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])).item()
+    2.0
     """
-    x = jnp.asarray(x, jnp.float32)
     mask = jnp.broadcast_to(mask, x.shape).astype(jnp.float32)
-    count = jnp.sum(mask)
+    count = mask.sum()
     if axis_name is not None:
         count = jax.lax.pmean(count, axis_name)
-    return jnp.sum(x * mask) / jnp.maximum(count, 1e-9)
+    return (x * mask).sum() / jnp.maximum(count, 1e-8)

@@ -57,3 +57,8 @@ def gumbel(key: Array, shape: tuple[int, ...]) -> Array:
 def normal(key: Array, shape: tuple[int, ...]) -> Array:
     """Standard normal noise, float32 `shape`, from one key or from keys with the leading axes of `shape`."""
     return _draw(jax.random.normal, key, shape)
+
+
+def uniform(key: Array, shape: tuple[int, ...]) -> Array:
+    """Uniform noise in [0, 1), float32 `shape`, from one key or from keys with the leading axes of `shape`."""
+    return _draw(jax.random.uniform, key, shape)

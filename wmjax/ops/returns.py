@@ -26,8 +26,11 @@ def lambda_returns(reward: Array, discount: Array, value: Array, lambda_: float 
     Returns:
       float32 `[T, ...]`, the target for each step t in [0, T).
 
+    DreamerV1 and DreamerV2 give a state its own reward and discount and the *next* state's value:
+    `lambda_returns(reward[:-1], discount[:-1], value[1:], lambda_)` over imagined states.
+
     Source: Hafner et al. 2025 (DreamerV3), equation for R^λ, and the replay variant of the official code, where
-    λ is cut at the end of an episode.
+    λ is cut at the end of an episode; Hafner et al. 2020 (DreamerV1), equation 6.
 
     >>> lambda_returns(jnp.ones(2), jnp.full(2, 0.5), jnp.array([0.0, 2.0]), 1.0).tolist()
     [2.0, 2.0]
@@ -63,3 +66,20 @@ def discount_weights(cont: Array) -> Array:
     [0.5, 0.25, 0.0]
     """
     return jnp.cumprod(jnp.asarray(cont, jnp.float32), 0)
+
+
+def discount_weights_before(cont: Array) -> Array:
+    """As `discount_weights`, without the step itself: wₜ = Πⱼ<ₜ cⱼ, so w₀ = 1.
+
+    Args:
+      cont: `[T, ...]` in [0, 1], discount times probability to continue at step t; the last one is not used.
+
+    Returns:
+      float32 `[T, ...]`.
+
+    Source: DreamerV1 and DreamerV2 code.
+
+    >>> discount_weights_before(jnp.array([0.5, 0.5, 0.0])).tolist()
+    [1.0, 0.5, 0.25]
+    """
+    return discount_weights(jnp.concatenate([jnp.ones_like(cont[:1]), cont[:-1]]))

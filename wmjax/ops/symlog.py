@@ -27,3 +27,7 @@ def symexp(x: Array) -> Array:
     True
     """
     return jnp.sign(x) * jnp.expm1(jnp.abs(x))
+
+
+# What a world model may be asked to predict instead of the reward itself, by name.
+REWARD_TRANSFORMS = {"identity": lambda reward: reward, "tanh": jnp.tanh, "symlog": symlog}

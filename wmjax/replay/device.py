@@ -154,38 +154,40 @@ def _in_order(replay: Replay, x: Array) -> Array:
     return jnp.roll(x, -(replay.added - size(replay)), 0)
 
 
-def _anchors(replay: Replay, sampling: Sampling) -> tuple[Array, Array]:
-    """Where a window may begin (with `pad="left"`: end), and where an episode begins; bool `[num_envs, rows]` each.
+def _weights(replay: Replay, sampling: Sampling) -> tuple[Array, Array]:
+    """How likely a window begins at a row (with `pad="left"`: ends), int32, and where an episode begins, bool.
 
-    Rows are in order, the oldest first; what is left of an episode that is partly overwritten counts as one.
+    Both `[num_envs, rows]`, rows in order, the oldest first; what is left of an episode that is partly overwritten
+    counts as one.
     """
     rows, row = _rows(replay), jnp.arange(_rows(replay))[:, None]
-    first = _in_order(replay, replay.data.step.is_first) | (row == 0)
-    kept = jnp.broadcast_to(row < size(replay), first.shape)
+    begins = _in_order(replay, replay.data.step.is_first)
+    first, kept = begins | (row == 0), row < size(replay)
+    begins_next = jnp.concatenate([begins[1:], jnp.zeros_like(begins[:1])])
     if sampling.pad == "right":
-        allowed = kept
+        weight = jnp.broadcast_to(kept, first.shape)
     elif sampling.pad == "left":
-        next_first = jnp.concatenate([first[1:], jnp.zeros_like(first[:1])])
-        allowed = kept & ~_in_order(replay, replay.data.step.is_last) & ~next_first
+        weight = kept & ~_in_order(replay, replay.data.step.is_last) & ~begins_next
     else:
         window = sampling.context + sampling.length
-        whole = row + window <= size(replay)
-        begun = jnp.cumsum(first, 0)  # episodes so far
-        last = jnp.minimum(row + window, rows)[:, 0] - 1
-        allowed = whole & (begun[last] == begun) if sampling.within_episode else whole
+        whole = jnp.broadcast_to(row + window <= size(replay), first.shape)
+        begun = jnp.cumsum(begins, 0, dtype=jnp.int32)  # episodes so far
+        at = lambda x, later: x[jnp.minimum(row[:, 0] + later, rows - 1)]
+        inside = whole & (at(begun, window - 1) == at(begun, sampling.context)) if sampling.within_episode else whole
+        ends = inside & at(begins_next, window - 1) & sampling.prioritize_ends
         # Rather a window across episodes than none.
-        allowed = jnp.where(allowed.any(), allowed, whole)
-    return allowed.T, (first & kept).T
+        weight = jnp.where(inside.any(), inside + sampling.length * ends, whole)
+    return weight.T.astype(jnp.int32), (first & kept).T
 
 
 def _episode_starts(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> Index:
     """As `_starts`, for samplings that episodes matter to; a padded window may begin before the oldest row."""
     keys = noise.row_keys(key, batch_size) if key.ndim == 0 else key
     rows = _rows(replay)
-    allowed, first = (x.ravel() for x in _anchors(replay, sampling))
-    upto = jnp.cumsum(allowed)  # allowed places up to and including each
-    before = jax.lax.cummax(jnp.where(first, upto - allowed, 0))  # allowed places before its episode
-    opened = jnp.cumsum(allowed & (upto == before + 1))  # episodes with an allowed place, up to and including each
+    weight, first = (x.ravel() for x in _weights(replay, sampling))
+    upto = jnp.cumsum(weight)
+    before = jax.lax.cummax(jnp.where(first, upto - weight, 0))  # weight before the episode of each row
+    opened = jnp.cumsum((weight > 0) & (upto - weight == before))  # episodes that have weight, this one included
 
     def nth(counts: Array, number: Array) -> Array:
         return jnp.searchsorted(counts, number, side="right")
@@ -194,9 +196,9 @@ def _episode_starts(replay: Replay, key: Array, sampling: Sampling, batch_size: 
         key_episode, key_place = jax.random.split(key)
         begin, end = jnp.int32(0), upto[-1]
         if sampling.over == "episodes":
+            start = lambda number: before[nth(opened, number) % before.shape[0]]
             number = jax.random.randint(key_episode, (), 0, opened[-1])
-            begin = upto[nth(opened, number)] - 1
-            end = jnp.where(number + 1 < opened[-1], upto[nth(opened, number + 1) % upto.shape[0]] - 1, upto[-1])
+            begin, end = start(number), jnp.where(number + 1 < opened[-1], start(number + 1), end)
         return nth(upto, jax.random.randint(key_place, (), begin, end))
 
     place = jax.vmap(draw)(keys)
@@ -232,11 +234,11 @@ def _online(replay: Replay, start: Array, env: Array, window: int) -> tuple[Repl
 def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> tuple[Replay, Trajectory, Index]:
     """Draws a batch of windows of `T = context + length` steps.
 
-    All (start, environment) pairs are equally likely, or as `Sampling.over`, `within_episode` and `pad` say. If no
-    window lies in one episode, any window may come. With `sampling.online` the first slots go to complete windows
-    that were not read before, in the order in which they were completed (DreamerV3's online queue): each stream is cut
-    in consecutive windows of T steps and each of these comes once, unless it is overwritten first. A replay serves one
-    online sampling only, for there is one cursor.
+    All (start, environment) pairs are equally likely, or as `Sampling.over`, `within_episode`, `prioritize_ends` and
+    `pad` say. If no window lies in one episode, any window may come. With `sampling.online` the first slots go to
+    complete windows that were not read before, in the order in which they were completed (DreamerV3's online queue):
+    each stream is cut in consecutive windows of T steps and each of these comes once, unless it is overwritten first. A
+    replay serves one online sampling only, for there is one cursor.
 
     Args:
       replay: holds at least one window (`can_sample`).

@@ -1,0 +1,102 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.loops.fakes import counter_env, fake_agent, fake_recipe
+from wmjax.loops import device, parallel
+from wmjax.types import UsageError
+
+ROOT = Path(__file__).parents[2]
+
+
+def on_four_devices(*arguments: str) -> str:
+    """What `four_devices.py` prints."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"}
+    environment = os.environ | flags | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.four_devices", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_replicas_on_four_devices_are_bit_identical_and_equal_one_device_with_the_same_global_batch():
+    said = on_four_devices()
+    for backend in parallel.BACKENDS:
+        assert f"{backend}: five updates of dreamer_v3 equal" in said
+        assert f"{backend}: environments equal" in said
+    assert "refused" in said
+
+
+@pytest.mark.slow
+def test_runs_on_four_devices_resume_byte_for_byte(tmp_path):
+    said = on_four_devices(str(tmp_path))
+    assert all(f"{backend}: resumed" in said for backend in parallel.BACKENDS)
+
+
+def test_what_is_shared_between_devices_adds_up_to_the_whole():
+    recipe = fake_recipe(None, num_envs=6, capacity=70, batch_size=4)
+    shared = parallel.share(recipe, 2)
+    assert (shared.num_envs, shared.replay_capacity, shared.stages[1].updates[0].batch_size) == (3, 33, 2)
+    assert [stage.collect for stage in shared.stages] == [stage.collect for stage in recipe.stages]
+    with pytest.raises(UsageError, match="cannot share num_envs=6"):
+        parallel.share(recipe, 4)
+    with pytest.raises(UsageError, match="cannot share batch_size of update 'model'=4"):
+        parallel.share(recipe, 3)
+
+
+@pytest.mark.parametrize(
+    ("devices", "backend", "words"),
+    [
+        (0, "pmap", "devices: 0"),
+        (True, "pmap", "devices: True"),
+        (10_000, "pmap", "devices: 10000 is more than"),
+        (1, "xmap", "parallel: 'xmap'"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(devices, backend, words):
+    with pytest.raises(UsageError, match=words):
+        parallel.check_devices(devices, backend)
+
+
+def test_replicas_that_differ_are_named():
+    class Shard:
+        def __init__(self, data):
+            self.data = data
+
+    class Spread:  # as an array on two devices
+        dtype = np.dtype("float32")
+
+        def __init__(self, *copies):
+            self.addressable_shards = [Shard(np.float32(x)) for x in copies]
+
+    parallel._check_replicas({"a": Spread(1, 1), "b": Spread(1, 2)}, {"a": -1, "b": 0})
+    with pytest.raises(parallel.ReplicasDifferError, match="b differs"):
+        parallel._check_replicas({"a": Spread(1, 1), "b": Spread(1, 2)}, {"a": -1, "b": -1})
+
+
+def test_programs_of_several_seeds_give_what_each_seed_gives_alone():
+    agent, env = fake_agent(fake_recipe(fake_agent().act)), counter_env()
+    train = agent.recipe.stages[1]
+
+    def run(programs, key):
+        state, _ = programs.compile_stage(agent.recipe.stages[0])(programs.init(key), 3)
+        return programs.compile_stage(train)(device.next_stage(state), 4)
+
+    keys = jnp.stack([jax.random.key(seed) for seed in (4, 5, 6)])
+    programs = parallel.programs(agent, env, seeds=3)
+    many, metrics = run(programs, keys)
+    assert metrics["model/seen"].shape == (3,)
+    assert jax.tree.map(jnp.shape, many) == jax.tree.map(jnp.shape, programs.template)
+    for i, key in enumerate(keys):
+        alone, _ = run(parallel.programs(agent, env), key)
+        mine = parallel.tree_of_seed(many, i)
+        np.testing.assert_allclose(mine.agent.params["w"], alone.agent.params["w"], rtol=1e-5)
+        np.testing.assert_array_equal(mine.replay.data.action, alone.replay.data.action)
+        assert device.first(many.steps) == int(alone.steps)

@@ -1,0 +1,309 @@
+"""Runs the stages of a recipe on the host's side: in chunks, between which it reports, evaluates and saves.
+
+What happens between chunks depends on the clock; what is computed does not, so a run is the same however it is cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmjax.loops import checkpoint, device
+from wmjax.loops.device import RunState, first
+from wmjax.loops.parallel import Programs, tree_of_seed
+from wmjax.loops.report import Report
+from wmjax.loops.rollout import evaluate
+from wmjax.ops import noise
+from wmjax.types import Agent, AgentState, Array, Env, PyTree, RunError, UsageError
+
+CHECKPOINTS, BEST = "checkpoints", "best"
+KEEP = 2  # checkpoints of the whole run; what is best holds the agent alone
+PERIODIC_EPISODES = 16  # also how many play at once, so that one compiled program serves every evaluation
+LOG_SECONDS = 10.0  # aimed at between two lines of progress
+CHECKPOINT_SHARE = 0.05  # of the run's time at most; large replays are saved less often
+EVAL_KEY = 0x45564131  # folded into the seed, so that no draw of training is met again
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was interrupted by a signal, and the run was saved; `signum` says by which."""
+
+    def __init__(self, signum: int, path: Path) -> None:
+        super().__init__(f"interrupted; saved in {path}")
+        self.signum = signum
+
+
+class NotFiniteError(RunError):
+    """Too many updates in a row had a loss or gradient that was not finite; the message says what there is to go on."""
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in a list instead of stopping; the second one stops. Only in the main thread."""
+    caught: list[int] = []
+
+    def handle(signum: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+
+def evaluation_key(seed: int) -> Array:
+    """The key of evaluations under a seed, apart from the keys of training under the same seed."""
+    return jax.random.fold_in(jax.random.key(seed), EVAL_KEY)
+
+
+class Evaluator:
+    """Plays evaluation episodes; compiled once, whatever their number. Episode i depends on the key and i only.
+
+    Args:
+      agent: who acts.
+      env: takes what the agent emits.
+      seeds: whether parameters and keys have a leading axis of seeds.
+    """
+
+    def __init__(self, agent: Agent, env: Env, *, seeds: bool = False) -> None:
+        play = lambda params, key: evaluate(agent, env, params, key, PERIODIC_EPISODES).returns
+        self._play = jax.jit(jax.vmap(play) if seeds else play)
+
+    def __call__(self, params: PyTree, key: Array, episodes: int) -> np.ndarray:
+        """Returns float32 `[(seeds,) episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
+        if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
+            raise UsageError(f"episodes: {episodes!r} is not valid; an integer of at least 1 is")
+        rounds = range(math.ceil(episodes / PERIODIC_EPISODES))
+        played = [np.asarray(self._play(params, noise.fold_in(key, i))) for i in rounds]
+        return np.concatenate(played, -1)[..., :episodes]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+
+
+class Plan(NamedTuple):
+    """What a driver is to do, and where."""
+
+    agent: Agent  # its recipe says the numbers of the whole run
+    env: Env
+    path: Path
+    seeds: tuple[int, ...]  # more than one: the state has a leading axis of seeds
+    steps: int  # env steps to train for
+    eval_every: int  # env steps
+    checkpoint_seconds: float
+    max_skipped: int  # updates in a row
+    stream: TextIO | None  # where progress goes
+
+
+def member_path(path: Path, seed: int) -> Path:
+    """The folder of one seed, in that of a run of several."""
+    return path / f"seed-{seed}"
+
+
+class Driver:
+    """Takes a run from its state to the end of its recipe, or to the chunk in which a signal is caught.
+
+    Args:
+      plan: what to do.
+      programs: compiled for the plan's agent, environment and seeds.
+      caught: signals caught so far.
+    """
+
+    def __init__(self, plan: Plan, programs: Programs, caught: list[int]) -> None:
+        self._plan, self._programs, self._caught = plan, programs, caught
+        self._several = len(plan.seeds) > 1
+        self.evaluator = Evaluator(plan.agent, plan.env, seeds=self._several)
+        self._folders = [member_path(plan.path, seed) for seed in plan.seeds] if self._several else [plan.path]
+        self._saved = time.monotonic()
+        self._save_seconds = 0.0
+
+    def env_steps(self, state: RunState) -> int:
+        """Frames so far, of each seed."""
+        return device.env_steps(self._plan.agent, self._plan.env, state)
+
+    def per_seed(self, make: Callable[[int], Array]) -> Array:
+        """`make` of every seed, stacked if there are several."""
+        values = [make(seed) for seed in self._plan.seeds]
+        return jnp.stack(values) if self._several else values[0]
+
+    def local(self, state: RunState) -> AgentState:
+        """The trained agent, on one device."""
+        return self._programs.replica(state.agent)
+
+    def gather(self, state: RunState) -> RunState:
+        """The state as a run on one device would have it."""
+        return self._programs.gather(state)
+
+    def start(self, resume: bool, warn: Callable[[str], None]) -> RunState:
+        """The run's first state or, to resume, its newest saved one.
+
+        Raises:
+          UsageError: what was saved has other leaves, shapes or dtypes.
+          CheckpointCorruptError: no checkpoint is as it was written.
+        """
+        folder = self._plan.path / CHECKPOINTS
+        if not resume or checkpoint.latest(folder) is None:
+            return self._programs.init(self.per_seed(jax.random.key))
+        step, state = checkpoint.restore_newest(folder, self._programs.template, warn, exact=True)
+        checkpoint.set_aside(folder, after=step)
+        return self._programs.place(state)
+
+    def run(self, state: RunState) -> RunState:
+        """Trains, and saves the whole run where it ends.
+
+        Raises:
+          NotFiniteError: more than `max_skipped` updates in a row were not finite, in every seed.
+          ReplicasDifferError: devices came to differ.
+          RunError: the last state could not be saved.
+        """
+        plan, stages, done = self._plan, self._plan.agent.recipe.stages, self.env_steps(state)
+        with contextlib.ExitStack() as stack:
+            report = Report(plan.path, total_steps=plan.steps, resume_step=done, stream=plan.stream)
+            self._report = stack.enter_context(report)
+            members = self._folders if self._several else []
+            self._members = [stack.enter_context(Report(folder, resume_step=done)) for folder in members]
+            self._saver = checkpoint.Saver(report.say)
+            stack.callback(self._saver.close)
+            self._best = [self._best_before(folder / BEST) for folder in self._folders]
+            while True:
+                index = first(state.stage)
+                state = self._run_stage(state, index)
+                if self._caught or index + 1 == len(stages):
+                    break
+                state = device.next_stage(state)
+            self._programs.check_replicas(state)
+            self._save(state)
+            self._saver.close()
+        if self._saver.failed:
+            raise RunError(f"the end of the run could not be saved: {', '.join(map(str, sorted(self._saver.failed)))}")
+        return state
+
+    def _best_before(self, folder: Path) -> float:
+        """The mean return of the best agent saved so far."""
+        if checkpoint.latest(folder) is None:
+            return -math.inf
+        try:
+            return checkpoint.info(folder)["mean"]
+        except checkpoint.CheckpointCorruptError as error:
+            self._report.say(f"warning: {error}; the next evaluation replaces it")
+            return -math.inf
+
+    def _iterations(self, index: int) -> int:
+        """Of a stage; an open one uses up the step budget."""
+        recipe, env = self._plan.agent.recipe, self._plan.env
+        stage = recipe.stages[index]
+        if stage.iterations is not None:
+            return stage.iterations
+        frames = recipe.num_envs * env.spec.action_repeat
+        before = sum(s.collect * s.iterations for s in recipe.stages[:index]) * frames
+        return max(0, math.ceil((self._plan.steps - before) / (stage.collect * frames)))
+
+    def _replay_ratio(self, index: int, iteration: int) -> float:
+        recipe = self._plan.agent.recipe
+        trained = collected = 0
+        for number, stage in enumerate(recipe.stages[: index + 1]):
+            done = iteration if number == index else stage.iterations
+            trained += done * sum(u.repeats * u.batch_size * u.sampling.length for u in stage.updates)
+            collected += done * stage.collect * recipe.num_envs
+        return trained / max(collected, 1)
+
+    def _run_stage(self, state: RunState, index: int) -> RunState:
+        plan = self._plan
+        stage = plan.agent.recipe.stages[index]
+        total, done = self._iterations(index), first(state.iteration)
+        advance = self._programs.compile_stage(stage)
+        frames = stage.collect * plan.agent.recipe.num_envs * plan.env.spec.action_repeat
+        chunk = 1  # the first line of progress comes as soon as it can
+        while done < total and not self._caught:
+            step = self.env_steps(state)
+            to_evaluation = plan.eval_every - step % plan.eval_every
+            size = min(chunk, total - done, max(1, math.ceil(to_evaluation / max(frames, 1))))
+            start = time.monotonic()
+            state, metrics = jax.block_until_ready(advance(state, size))
+            seconds = time.monotonic() - start
+            done += size
+            metrics = {name: np.asarray(value) for name, value in metrics.items()}
+            if stage.updates and self.env_steps(state) // plan.eval_every > step // plan.eval_every:
+                metrics["eval/return"] = self._evaluate(state)
+            self._log(stage.name, state, metrics, self._replay_ratio(index, done))
+            self._saver.poll()
+            self._stop_if_not_finite(state)
+            # The first chunk's time is mostly the compiler's: then grow by at most eight times.
+            chunk = max(1, min(8 * size, round(size * LOG_SECONDS / max(seconds, 1e-3)))) if done > size else 8
+            if done < total and self._due(state):
+                self._save(state)
+        return state
+
+    def _log(self, stage: str, state: RunState, metrics: Mapping[str, np.ndarray], ratio: float) -> None:
+        """One line of the run, with means over seeds, and one of every seed."""
+        step, updates = self.env_steps(state), np.ravel(self._programs.replica(state.agent.step))
+        metrics = {**metrics, "skipped": np.asarray(self._programs.replica(state.skips.total))}
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # no seed has a value yet
+            means = {name: np.nanmean(value) for name, value in metrics.items()}
+        self._report.log(stage, step, int(updates.max()), means, ratio)
+        for i, report in enumerate(self._members):
+            report.log(stage, step, int(updates[i]), {name: value[i] for name, value in metrics.items()}, ratio)
+
+    def _stop_if_not_finite(self, state: RunState) -> None:
+        plan, folder = self._plan, self._plan.path / CHECKPOINTS
+        longest = int(np.min(self._programs.replica(state.skips.longest)))
+        if longest <= plan.max_skipped:
+            return
+        if checkpoint.latest(folder) is None:  # the agent is as its last finite update left it
+            self._save(state)
+        self._saver.close()
+        raise NotFiniteError(
+            f"{longest} updates in a row had a loss or gradient that was not finite (max_skipped {plan.max_skipped}); "
+            f"none of them was applied. The last good checkpoint is step {checkpoint.latest(folder)} in {folder}; the "
+            "run may be resumed from it with other settings, such as a lower learning rate"
+        )
+
+    def _evaluate(self, state: RunState) -> np.ndarray:
+        """Mean return of the periodic evaluation, of each seed; keeps the agents that are the best so far."""
+        step, agent = self.env_steps(state), self._programs.replica(state.agent)
+        keys = noise.fold_in(self.per_seed(evaluation_key), step)
+        means = self.evaluator(agent.params, keys, PERIODIC_EPISODES).mean(-1)
+        for i, (folder, mean) in enumerate(zip(self._folders, np.atleast_1d(means), strict=True)):
+            if mean > self._best[i]:
+                self._best[i] = float(mean)
+                best = tree_of_seed(agent, i) if self._several else agent
+                self._saver.save(folder / BEST, step, {"agent": best}, keep=1, info={"mean": float(mean)})
+        return means
+
+    def _due(self, state: RunState) -> bool:
+        """Whether to save now: seldom enough, and not while updates are being skipped."""
+        wait = max(self._plan.checkpoint_seconds, self._save_seconds / CHECKPOINT_SHARE)
+        return time.monotonic() - self._saved > wait and not np.any(self._programs.replica(state.skips.in_a_row))
+
+    def _save(self, state: RunState) -> None:
+        """Saves the whole run, and of several seeds every agent by itself."""
+        start, step = time.monotonic(), self.env_steps(state)
+        self._saver.save(self._plan.path / CHECKPOINTS, step, self._programs.gather(state), keep=KEEP)
+        if self._several:
+            agent = self._programs.replica(state.agent)
+            for i, folder in enumerate(self._folders):
+                self._saver.save(folder / CHECKPOINTS, step, {"agent": tree_of_seed(agent, i)}, keep=KEEP)
+        self._saved = time.monotonic()
+        self._save_seconds = self._saved - start
