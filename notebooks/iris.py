@@ -39,7 +39,7 @@ folder = tempfile.mkdtemp()
 # Here the phases are shortened to a few epochs.
 
 # %%
-per_epoch = 160  # env steps: 16 environments, 10 steps each
+per_epoch = 128  # env steps: 16 environments, 8 steps each
 third = max(1, STEPS // per_epoch // 3)
 run = wmjax.train(
     "iris", "catch", steps=STEPS, image_size=IMAGE_SIZE, seed=0, out=f"{folder}/catch", progress=False,
