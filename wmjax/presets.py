@@ -254,7 +254,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             channels=256,
             latents=32,
             embed_dim=32,
-            vocab_size=128,
+            vocab_size=256,
             layers=2,
             heads=2,
             width=64,
@@ -283,13 +283,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             collect=8,
             tokenizer_batch=32,
             world_model_batch=16,
-            actor_critic_batch=32,
+            actor_critic_batch=64,
             tokenizer_updates=20,
             world_model_updates=10,
             actor_critic_updates=10,
-            tokenizer_after=5,
-            world_model_after=65,
-            actor_critic_after=100,
+            tokenizer_after=3,
+            world_model_after=60,
+            actor_critic_after=110,
         ),
         # "Paper 5" of the guide: a codebook of 512 x 64, six layers of width 512 with eight heads, reward tokens, 15
         # imagined steps. `norm="post"`, `activation="relu"` and `ff=2048` give its transformer layers to the letter.
@@ -318,6 +318,7 @@ RUNS: dict[str, dict[str, RunSettings]] = {
         "gymnax:CartPole-v1": RunSettings(90_000, action_repeat=2),
         "gymnax:Breakout-MinAtar": RunSettings(80_000, image_size=40),
     },
+    "iris": {"catch": RunSettings(64_000)},
 }
 DEFAULT_RUN = RunSettings(100_000)
 # Of the other presets: the paper's budget of its small benchmarks, 400 thousand frames and more.

@@ -428,7 +428,7 @@ def follow_codebook(
     dead_below = (config.codebook_reset or 0.1) / size
     metrics = vq.health(counts, state.usage, dead_below)
     if config.codebook_reset:
-        state, codebook = vq.revive(key, state, codebook, z, tokens, dead_below, axis_name)
+        state, codebook = vq.revive(key, state, codebook, z, tokens, counts, sums, dead_below, axis_name)
     return state, codebook, metrics
 
 

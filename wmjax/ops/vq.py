@@ -15,7 +15,7 @@ from wmjax.types import Array, Metrics
 
 sg = jax.lax.stop_gradient
 
-FITS = 0.01  # squared distance, as a share of the variance of the latents, at which an entry is near enough
+FITS = 0.01  # squared distance, as a share of the variance of the latents, at which latents count as the same
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Quantizing
@@ -182,19 +182,23 @@ def revive(
     codebook: Array,
     z: Array,
     tokens: Array,
+    counts: Array,
+    sums: Array,
     dead_below: float,
     axis_name: str | None = None,
 ) -> tuple[CodebookState, Array]:
     """Gives every dead entry the place of a latent of the batch, and a fresh record.
 
-    Latents are drawn in proportion to their squared distance from their entry, so that new entries go where they are
-    missing. Those that an entry fits within 1 % of the variance are not drawn, so that no entry is doubled: its tokens
-    would change their names without need. Where every latent is fit, the dead stay dead.
+    Latents are drawn in proportion to their squared distance from the mean of all that share their token, so that new
+    entries go where one stands for several things. Those within 1 % of the variance are not drawn: an entry that only
+    lags behind its latents would be doubled, and a common token change its name without need. Where no token stands
+    for latents that differ, the dead stay dead.
 
     Args:
       key: the same on every device; consumed.
       state, codebook: after this batch.
       z, tokens: `[..., D]` and `[...]`, the batch's latents on this device and their entries.
+      counts, sums: of the whole batch, from `assigned`.
       dead_below: an entry is dead where its usage is below this share.
       axis_name: axis that the batch is spread over; latents of all devices are drawn from.
 
@@ -205,7 +209,8 @@ def revive(
     size, rows = codebook.shape[0], z.shape[0]
     count, mean, square = (_sum_over(x, axis_name) for x in (jnp.float32(rows), z.sum(0), jnp.sum(z * z)))
     variance = square / count - jnp.sum((mean / count) ** 2)
-    error = jnp.sum((z - codebook[tokens]) ** 2, -1)
+    mean_of_token = sums / jnp.maximum(counts, 1.0)[:, None]
+    error = jnp.sum((z - mean_of_token[tokens]) ** 2, -1)
     upto = jnp.cumsum(jnp.where(error > FITS * variance, error, 0.0))
     before, total = jnp.float32(0), upto[-1]
     if axis_name is not None:
