@@ -24,13 +24,13 @@ import jax.numpy as jnp
 import tyro
 
 from wmjax import dreaming, presets
-from wmjax.agents import AGENTS
+from wmjax.agents import AGENTS, iris
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import device
 from wmjax.ops import noise
 from wmjax.replay import device as replays
-from wmjax.types import Agent, Box, Discrete, Env, EnvSpec, Sampling, TimeStep, Trajectory
+from wmjax.types import Agent, Box, Discrete, Env, EnvSpec, Sampling, Stage, TimeStep, Trajectory
 
 PIXELS = EnvSpec({"image": Box(0, 255, (64, 64, 3), "uint8")}, Discrete(6))
 
@@ -224,6 +224,91 @@ def replay(table: Table, rows: int = 2000, envs: int = 16) -> None:
     table.add("replay: sample 16 x 65 images and write back", 1e3 * statistics.median(times[2:]), "ms")
 
 
+def iris_updates(table: Table, prefix: str, config, repeats: int) -> None:
+    """Each update of IRIS inside the device loop, on records of random play."""
+    env = agent_actions(make_env("catch"))
+    config = dataclasses.replace(
+        config, tokenizer_updates=repeats, world_model_updates=repeats, actor_critic_updates=repeats
+    )
+    agent = iris.iris(env.spec, config)
+    run = jax.jit(lambda key: device.init(agent, env, key))(jax.random.key(0))
+    fill = Stage("fill", 1, -(-400 // config.num_envs), None)
+    run, _ = device.compile_stage(agent, env, fill)(run, 1)
+    for update in agent.recipe.stages[-1].updates:
+        sampling = update.sampling
+        label = f"{prefix}: {update.name} update, {update.batch_size} x {sampling.context + sampling.length}"
+        if not table.wants(label):
+            continue
+        start = time.perf_counter()
+        step = device.compile_stage(agent, env, Stage(update.name, None, 0, None, (update,)))
+        run, _ = jax.block_until_ready(step(run, 1))
+        first, times = time.perf_counter() - start, []
+        for _ in range(5):
+            start = time.perf_counter()
+            run, _ = jax.block_until_ready(step(run, 1))
+            times.append((time.perf_counter() - start) / repeats)
+        table.add(label, 1e3 * statistics.median(times), "ms", compile_s=first)
+
+
+WAYS = ("cache", "cache, frames decoded", "no cache")
+
+
+def iris_imagination(table: Table, prefix: str, config, batch: int, frames: int, ways: tuple[str, ...] = WAYS) -> None:
+    """Tokens per second with the cache, frames decoded or not, and with the prefix computed anew for every token."""
+    nets = iris.networks(PIXELS, config)
+    model = iris.world_model(nets, PIXELS, config)
+    tokens, actions = nets.world_model.tokens, PIXELS.action.n
+    params = jax.jit(lambda key: iris.init_params(nets, PIXELS, config, key))(jax.random.key(0))
+    keys = noise.row_keys(jax.random.key(1), batch)
+    start = jax.random.randint(jax.random.key(2), (batch, tokens), 0, config.vocab_size)
+    action = jax.nn.one_hot(jnp.zeros((frames, batch), int), actions)
+
+    def cached(params, start):
+        policy, carry = dreaming.given_actions(action)
+        state = iris.start_state(nets, model, params, start)
+        emit = lambda state: state.tokens
+        return dreaming.imagine(model, params, keys, state, policy, frames, policy_carry=carry, emit=emit)[1]
+
+    def decoded(params, start):
+        return iris.generate(nets, model, params, keys, start, frames)[1]
+
+    def recomputed(params, start):
+        """A full pass over a context of the final length for each token: what comes later is masked by causality."""
+        board = jnp.zeros((batch, frames + 1, tokens), jnp.int32).at[:, 0].set(start).reshape(batch, -1)
+        whole = jnp.concatenate([action, action[:1]]).swapaxes(0, 1)
+
+        def step(board, place):
+            sequence = board.reshape(batch, frames + 1, tokens), whole, whole[..., 0]
+            logits, _, _ = iris.call(nets.world_model, params["world_model"], *sequence, method="sequence")
+            drawn = iris._draw(noise.fold_in(keys, place), jax.lax.dynamic_index_in_dim(logits, place - 1, 1, False))
+            return jax.lax.dynamic_update_slice(board, drawn[:, None], (0, place)), None
+
+        return jax.lax.scan(step, board, jnp.arange(tokens, tokens * (frames + 1)))[0]
+
+    for name, function in zip(WAYS, (cached, decoded, recomputed), strict=True):
+        label = f"{prefix}: imagination, batch {batch}, {frames} frames, {name}"
+        if name in ways and table.wants(label):
+            run, seconds = compiled(function, params, start)
+            memory = run.memory_analysis().temp_size_in_bytes / 2**20
+            per = median_time(lambda run=run: run(params, start))
+            table.add(label, batch * frames * tokens / per, "tokens/s", compile_s=seconds, memory_mb=memory)
+
+
+def iris_rows(table: Table) -> None:
+    """IRIS in its preset for laptops and in the paper's sizes, these without perceptual loss and in small batches."""
+    small = presets.resolve("iris", "small")[0]
+    paper = dataclasses.replace(
+        presets.resolve("iris", "paper")[0], perceptual="none", tokenizer_batch=16, world_model_batch=16,
+        actor_critic_batch=4, replay_capacity=2000,
+    )  # fmt: skip
+    for prefix, config, repeats in (("iris small", small, 5), ("iris paper", paper, 1)):
+        iris_updates(table, prefix, config, repeats)
+    iris_imagination(table, "iris small", small, small.actor_critic_batch, small.horizon - 1)
+    for batch in (1, 16):
+        iris_imagination(table, "iris paper", paper, batch, paper.horizon - 1, ("cache", "cache, frames decoded"))
+    iris_imagination(table, "iris paper", paper, 16, 5, ("cache", "no cache"))
+
+
 def machine() -> dict:
     """Where and with what this was measured."""
     model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), "")
@@ -270,6 +355,8 @@ def main(args: Args) -> None:
             environment(table, env)
     if table.wants("replay"):
         replay(table)
+    if not args.only or args.only.startswith("iris"):
+        iris_rows(table)
     report = {"machine": machine(), "rows": table.rows}
     print(json.dumps(report["machine"], indent=2))
     if args.out:

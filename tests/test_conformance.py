@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.agents import test_dreamer_v1, test_dreamer_v2, test_dreamer_v3, test_world_models
-from tests.agents.batches import PIXELS, TINY_V1, TINY_V2, TINY_V3, perturb, random_trajectory
+from tests.agents import test_dreamer_v1, test_dreamer_v2, test_dreamer_v3, test_iris, test_world_models
+from tests.agents.batches import PIXELS, TINY_IRIS, TINY_V1, TINY_V2, TINY_V3, perturb, random_trajectory
 from wmjax.agents import AGENTS
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
@@ -90,6 +90,24 @@ ROWS = {
         critic_terms={"critic"},
         probe=dataclasses.replace(TINY_V3, **PROBE, train_ratio=8, entropy_scale=3e-3, learning_rate=2e-3),
         probe_iterations=600,
+    ),
+    "iris": Row(
+        config=TINY_IRIS,
+        gradient_flow=test_iris.gradient_flow,
+        world_model={"tokenizer", "world_model"},
+        actor_terms={"actor_critic"},
+        critic_terms={"actor_critic"},
+        probe=dataclasses.replace(
+            TINY_IRIS, recon_loss="delta_iris", num_envs=16, collect=4, tokenizer_updates=4, world_model_updates=4,
+            actor_critic_updates=4, tokenizer_batch=16, world_model_batch=16, actor_critic_batch=32, horizon=2,
+            burn_in=0, world_model_length=2, max_blocks=2, replay_capacity=8192, tokenizer_after=1,
+            world_model_after=40, actor_critic_after=80, tokenizer_rate=3e-3, world_model_rate=3e-3,
+            actor_critic_rate=3e-3,
+        ),
+        probe_iterations=100,
+        actor="actor_critic",
+        critic="actor_critic",
+        paint=True,
     ),
     "world_models": Row(
         config=test_world_models.TINY,

@@ -112,7 +112,27 @@ def test_the_papers_dreamer_v2_has_a_preset_for_each_of_its_published_settings()
     assert not presets.resolve("dreamer_v2", "paper_dmc")[0].use_continue
 
 
-# Rows of the comparison of guide and papers that are options of DreamerV1 and DreamerV2, beyond the presets.
+def test_the_guides_iris_has_its_numbers():
+    guide, _ = presets.resolve("iris", "guide")
+    assert fields(guide, "vocab_size embed_dim width heads layers reward_tokens horizon norm ff") == dict(
+        vocab_size=512, embed_dim=64, width=512, heads=8, layers=6, reward_tokens=True, horizon=15, norm="pre", ff=None
+    )
+
+
+def test_the_papers_iris_is_its_atari_100k():
+    paper, _ = presets.resolve("iris", "paper")
+    assert fields(paper, "collect_epochs collect num_envs final_epochs epsilon") == dict(
+        collect_epochs=500, collect=200, num_envs=1, final_epochs=100, epsilon=0.01
+    )
+    assert (paper.tokenizer_batch, paper.world_model_batch, paper.actor_critic_batch) == (256, 64, 64)
+    assert (paper.tokenizer_after, paper.world_model_after, paper.actor_critic_after) == (5, 25, 50)
+    assert {paper.tokenizer_rate, paper.world_model_rate, paper.actor_critic_rate} == {1e-4}
+    assert fields(paper, "discount lambda_ entropy_scale weight_decay grad_clip") == dict(
+        discount=0.995, lambda_=0.95, entropy_scale=1e-3, weight_decay=0.01, grad_clip=10.0
+    )
+
+
+# Rows of the comparison of guide and papers that are options of the agents, beyond the presets.
 REACHABLE = [
     ("dreamer_v1", dict(encoder_padding="SAME", embed=512)),
     ("dreamer_v1", dict(grad_accum=4, remat=True, compute_dtype="bfloat16")),
@@ -120,6 +140,8 @@ REACHABLE = [
     ("dreamer_v2", dict(kl_mode="plain", free_mode="step")),
     ("dreamer_v2", dict(latent="gaussian", reward_head="symlog_mse")),
     ("dreamer_v2", dict(cell="gru", norm="layer", grad_accum=2, remat=True, compute_dtype="bfloat16")),
+    ("iris", dict(norm="post", activation="relu", ff=2048, reward_tokens=True, position_std=1.0)),
+    ("iris", dict(codebook="ema_cosine", codebook_reset=0.1, recon_loss="delta_iris", compute_dtype="bfloat16")),
 ]
 
 

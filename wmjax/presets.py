@@ -18,7 +18,13 @@ from wmjax.types import UsageError
 
 DEFAULT_PRESET = "small"
 # The environment that an agent is trained on if none is named: discrete actions, or continuous ones.
-DEFAULT_ENVS = {"dreamer_v1": "pendulum", "dreamer_v2": "catch", "dreamer_v3": "catch", "world_models": "racing"}
+DEFAULT_ENVS = {
+    "dreamer_v1": "pendulum",
+    "dreamer_v2": "catch",
+    "dreamer_v3": "catch",
+    "world_models": "racing",
+    "iris": "catch",
+}
 
 
 class RunSettings(NamedTuple):
@@ -319,6 +325,65 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             evolve=dict(sigma_init=0.5, population=17, generations=100, rollouts=3, mean_every=10, mean_rollouts=64),
         ),
     },
+    "iris": {
+        "small": dict(
+            # Sizes. An MLP on patches of 16 pixels instead of VQGAN.
+            patch=16,
+            multipliers=(),
+            res_blocks=1,
+            channels=256,
+            latents=32,
+            embed_dim=32,
+            vocab_size=256,
+            layers=2,
+            heads=2,
+            width=64,
+            dropout=0.0,
+            max_blocks=8,
+            world_model_length=8,
+            policy_channels=(32,),
+            lstm_units=64,
+            burn_in=2,
+            horizon=6,
+            replay_capacity=50_000,
+            # A small ball is lost in a mean of absolute errors.
+            recon_loss="delta_iris",
+            recon_scale=10.0,
+            perceptual="none",
+            codebook_reset=0.001,
+            codebook_decay=0.98,
+            # Rates.
+            tokenizer_rate=2e-3,
+            world_model_rate=1e-3,
+            actor_critic_rate=1e-3,
+            entropy_scale=1e-2,
+            discount=0.97,
+            # Schedule.
+            num_envs=16,
+            collect=8,
+            tokenizer_batch=32,
+            world_model_batch=16,
+            actor_critic_batch=64,
+            tokenizer_updates=20,
+            world_model_updates=10,
+            actor_critic_updates=10,
+            tokenizer_after=3,
+            world_model_after=60,
+            actor_critic_after=110,
+        ),
+        # "Paper 5" of the guide: a codebook of 512 x 64, six layers of width 512 with eight heads, reward tokens, 15
+        # imagined steps. `norm="post"`, `activation="relu"` and `ff=2048` give its transformer layers to the letter.
+        "guide": dict(
+            vocab_size=512,
+            embed_dim=64,
+            width=512,
+            heads=8,
+            layers=6,
+            reward_tokens=True,
+            horizon=15,
+        ),
+        "paper": dict(collect_epochs=500, final_epochs=100),
+    },
 }
 
 # Steps (frames), image size and action repeat of `small`, by agent and environment. DreamerV3 with seed 0: catch 1.00,
@@ -334,6 +399,7 @@ RUNS: dict[str, dict[str, RunSettings]] = {
         "gymnax:Breakout-MinAtar": RunSettings(80_000, image_size=40),
     },
     "world_models": {"racing": RunSettings(65_536, image_size=64, action_repeat=4), "catch": RunSettings(16_384)},
+    "iris": {"catch": RunSettings(64_000)},
 }
 DEFAULT_RUN = RunSettings(100_000)
 # Of the other presets: the paper's budget of its small benchmarks, 400 thousand frames and more.

@@ -112,10 +112,12 @@ class Sampling(NamedTuple):
     length: int  # steps that are trained on
     context: int = 0  # steps before them, which supply a carry and the previous action and are not trained on
     online: bool = False  # newest complete windows first, each once (DreamerV3's online queue)
-    over: str = "steps"  # "steps": all windows are equally likely; "in_order": one after the other, from the oldest on
-    #   to the newest, and then again
+    over: str = "steps"  # "steps": all windows are equally likely; "episodes": all episodes, then all windows of one;
+    #   "in_order": windows one after the other, from the oldest on to the newest, and then again
     within_episode: bool = False  # trained steps of one episode only, wherever replay holds such windows
     prioritize_ends: bool = False  # within episodes: the last window of each counts 1 + length times
+    pad: str | None = None  # "right": windows start at any step of an episode, what is beyond its end is masked;
+    #   "left": windows end at any step of an episode but its last, what is before its start is masked
 
 
 # ---------------------------------------------------------------------------------------------------------------------

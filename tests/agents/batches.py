@@ -9,6 +9,7 @@ import numpy as np
 from wmjax.agents.dreamer_v1 import DreamerV1Config
 from wmjax.agents.dreamer_v2 import DreamerV2Config
 from wmjax.agents.dreamer_v3 import DreamerV3Config
+from wmjax.agents.iris import IRISConfig
 from wmjax.types import Agent, Box, Discrete, EnvSpec, TimeStep, Trajectory
 
 IMAGE = Box(0, 255, (16, 16, 3), "uint8")
@@ -26,6 +27,15 @@ TINY_V2 = DreamerV2Config(stoch=4, classes=4, reward_transform="identity", disco
 TINY_V3 = DreamerV3Config(
     size="small", deter=32, hidden=16, stoch=4, classes=4, depth=2, units=16, blocks=4, bins=21, batch_size=4, length=6,
     horizon=3, num_envs=2, train_ratio=12, replay_capacity=256, prefill=16, learning_rate=1e-3, warmup=0,
+)  # fmt: skip
+
+TINY_IRIS = IRISConfig(
+    vocab_size=16, embed_dim=8, latents=8, channels=16, multipliers=(), res_blocks=1, patch=8,
+    perceptual="none", max_blocks=4, layers=2, heads=2, width=16, dropout=0.0, world_model_length=3,
+    policy_channels=(8,), lstm_units=8, burn_in=2, horizon=3, num_envs=2, collect=8, tokenizer_updates=2,
+    world_model_updates=2, actor_critic_updates=2, tokenizer_batch=4, world_model_batch=4, actor_critic_batch=4,
+    tokenizer_after=1, world_model_after=2, actor_critic_after=3, replay_capacity=256, tokenizer_rate=1e-3,
+    world_model_rate=1e-3, actor_critic_rate=1e-3,
 )  # fmt: skip
 
 

@@ -177,6 +177,76 @@ def test_what_replay_can_never_hold_is_refused():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Windows and episodes
+
+
+def episodes(rows: int, total: int, first_at: tuple, last_at: tuple = ()) -> replays.Replay:
+    """A replay whose environments all begin an episode at `first_at` and end one at `last_at`."""
+    record = records(0, total, first_at=first_at)
+    last = np.isin(np.broadcast_to(np.arange(total)[:, None], (total, ENVS)), last_at)
+    record = record._replace(step=record.step._replace(is_last=jnp.asarray(last)))
+    replay = empty(rows * ENVS)
+    for begin in range(0, total, rows):
+        replay = replays.add(replay, jax.tree.map(lambda x, b=begin: x[b : b + rows], record))
+    return replay
+
+
+def test_episodes_are_equally_likely_however_long_they_are():
+    replay = episodes(100, 100, first_at=(0, 1))  # lengths 1 and 99
+    for sampling, share in ((Sampling(1, over="episodes", pad="right"), 0.5), (Sampling(1, pad="right"), 0.01)):
+        _, batch, _ = sample(replay, jax.random.key(0), sampling, 4000)
+        row, env = np.divmod(np.asarray(batch.step.obs["label"][0]), 100)
+        assert np.mean(row == 0) == pytest.approx(share, abs=0.03)
+        assert np.bincount(env.astype(int)) / 4000 == pytest.approx(1 / ENVS, abs=0.03)
+        _, counts = np.unique(row[row > 0], return_counts=True)
+        assert counts.shape == (99,) and counts.max() < 4 * counts.mean()  # within an episode all steps are
+
+
+def test_a_window_padded_on_the_right_starts_anywhere_and_ends_with_its_episode():
+    replay = episodes(8, 8, first_at=(0, 3), last_at=(2,))
+    _, batch, _ = sample(replay, jax.random.key(0), Sampling(4, over="episodes", pad="right"), 512)
+    row, mask = np.asarray(batch.step.obs["label"]) // 100, np.asarray(batch.mask)
+    assert set(row[0]) == set(range(8))
+    for start in range(8):
+        expected = [start + t < (3 if start < 3 else 8) for t in range(4)]
+        assert (mask[:, row[0] == start] == np.array(expected)[:, None]).all()
+        count = sum(expected)
+        assert (row[:count, row[0] == start] == start + np.arange(count)[:, None]).all()
+
+
+def test_a_window_padded_on_the_left_ends_at_any_step_that_the_episode_goes_on_from():
+    replay = episodes(8, 8, first_at=(0, 3), last_at=(2, 7))
+    _, batch, _ = sample(replay, jax.random.key(0), Sampling(1, context=3, over="episodes", pad="left"), 512)
+    row, mask = np.asarray(batch.step.obs["label"]) // 100, np.asarray(batch.mask)
+    assert set(row[-1]) == {0, 1, 3, 4, 5, 6}
+    for stop in set(row[-1]):
+        expected = [stop - 3 + t >= (0 if stop < 3 else 3) for t in range(4)]
+        assert (mask[:, row[-1] == stop] == np.array(expected)[:, None]).all()
+        assert mask[-1].all()
+
+
+def test_padding_never_shows_what_was_overwritten_or_not_yet_written():
+    replay = episodes(6, 9, first_at=(0, 7))  # rows 3..8 are kept, and the storage wraps around
+    for pad in ("left", "right"):
+        _, batch, _ = sample(replay, jax.random.key(0), Sampling(5, over="episodes", pad=pad), 256)
+        row, mask = np.asarray(batch.step.obs["label"]) // 100, np.asarray(batch.mask)
+        assert set(row[mask]) == {3, 4, 5, 7, 8} | ({6} if pad == "right" else set())
+        for b in range(256):
+            seen = row[mask[:, b], b]
+            assert (np.diff(seen) == 1).all() and len({x < 7 for x in seen}) == 1
+    half = episodes(20, 5, first_at=(0,))
+    _, batch, _ = sample(half, jax.random.key(0), Sampling(4, over="episodes", pad="right"), 64)
+    assert set(np.asarray(batch.step.obs["label"])[np.asarray(batch.mask)] // 100) == set(range(5))
+
+
+def test_samplings_that_contradict_themselves_are_refused():
+    with pytest.raises(UsageError, match="over 'steps' or 'episodes'"):
+        replays.check(ENVS * 10, ENVS, Sampling(2, over="days"), 1)
+    with pytest.raises(UsageError, match="online"):
+        replays.check(ENVS * 10, ENVS, Sampling(2, online=True, within_episode=True), 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Windows within episodes
 
 

@@ -1,6 +1,6 @@
 """One paper, one file. `AGENTS` is the table that names them."""
 
-from wmjax.agents import dreamer_v1, dreamer_v2, dreamer_v3, world_models
+from wmjax.agents import dreamer_v1, dreamer_v2, dreamer_v3, iris, world_models
 
 # name -> (configuration, factory)
 AGENTS = {
@@ -8,4 +8,5 @@ AGENTS = {
     "dreamer_v2": (dreamer_v2.DreamerV2Config, dreamer_v2.dreamer_v2),
     "dreamer_v3": (dreamer_v3.DreamerV3Config, dreamer_v3.dreamer_v3),
     "world_models": (world_models.WorldModelsConfig, world_models.world_models),
+    "iris": (iris.IRISConfig, iris.iris),
 }

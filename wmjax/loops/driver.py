@@ -192,7 +192,8 @@ class Driver:
             while True:
                 index = first(state.stage)
                 state = self._run_stage(state, index)
-                if self._caught or index + 1 == len(stages):
+                cut = first(state.iteration) < (stages[index].iterations or 0)  # the steps were used up before its end
+                if self._caught or cut or index + 1 == len(stages):
                     break
                 state = device.next_stage(state)
             self._programs.check_replicas(state)
@@ -213,14 +214,15 @@ class Driver:
             return -math.inf
 
     def _iterations(self, index: int) -> int:
-        """Of a stage; an open one uses up the step budget."""
+        """Of a stage; an open one uses up the step budget, and no stage collects more than that."""
         recipe, env = self._plan.agent.recipe, self._plan.env
         stage = recipe.stages[index]
-        if stage.iterations is not None:
+        if not stage.collect:
             return stage.iterations
         frames = recipe.num_envs * env.spec.action_repeat
         before = sum(s.collect * s.iterations for s in recipe.stages[:index]) * frames
-        return max(0, math.ceil((self._plan.steps - before) / (stage.collect * frames)))
+        budget = max(0, math.ceil((self._plan.steps - before) / (stage.collect * frames)))
+        return budget if stage.iterations is None else min(stage.iterations, budget)
 
     def _iteration(self, state: RunState) -> int:
         """Iterations of all stages so far."""

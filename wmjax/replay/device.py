@@ -2,7 +2,7 @@
 
 Storage is time-major, `[rows, num_envs, ...]`: one row is one time step of all environments, which advance together.
 Rows are numbered from the start of the run, and row i lies at `i % rows`. Samples are windows of consecutive rows of
-one environment; they cross episode boundaries and never the write head.
+one environment; they never cross the write head, and episode boundaries only if `Sampling` lets them.
 """
 
 from __future__ import annotations
@@ -60,10 +60,14 @@ def _unpack(tree: PyTree) -> PyTree:
 def check(capacity: int, num_envs: int, sampling: Sampling, batch_size: int) -> None:
     """Raises `UsageError` if a batch of `batch_size` windows could never come out of such a replay."""
     window, rows = sampling.context + sampling.length, capacity // num_envs
-    if sampling.over not in ("steps", "in_order"):
-        raise UsageError(f"sampling {sampling}: valid are over 'steps' or 'in_order'")
-    if sampling.over == "in_order" and (sampling.online or sampling.within_episode):
-        raise UsageError(f"sampling {sampling}: windows in order are neither online nor within an episode")
+    if sampling.over not in ("steps", "episodes", "in_order") or sampling.pad not in (None, "left", "right"):
+        raise UsageError(
+            f"sampling {sampling}: valid are over 'steps', 'episodes' or 'in_order', pad None, 'left' or 'right'"
+        )
+    if sampling.online and _bounded(sampling):
+        raise UsageError(f"sampling {sampling}: online windows cross episodes, so they cannot be chosen by them")
+    if sampling.over == "in_order" and (sampling.online or _bounded(sampling)):
+        raise UsageError(f"sampling {sampling}: windows in order are neither online nor chosen by episodes")
     if sampling.length < 1 or sampling.context < 0:
         raise UsageError(f"sampling {sampling}: length must be at least 1 and context at least 0")
     if batch_size < 1:
@@ -105,8 +109,8 @@ def size(replay: Replay) -> Array:
 
 
 def can_sample(replay: Replay, sampling: Sampling) -> Array:
-    """Whether the replay holds a whole window, bool."""
-    return size(replay) >= sampling.context + sampling.length
+    """Whether the replay holds a whole window, bool; with `pad` a single step."""
+    return size(replay) >= (1 if sampling.pad else sampling.context + sampling.length)
 
 
 def add(replay: Replay, records: Record) -> Replay:
@@ -145,25 +149,77 @@ def _starts(replay: Replay, key: Array, window: int, batch_size: int) -> Index:
     return jax.vmap(draw)(keys)
 
 
+def _bounded(sampling: Sampling) -> bool:
+    """Whether episodes matter to it."""
+    return sampling.over == "episodes" or sampling.within_episode or sampling.pad is not None
+
+
+def _in_order(replay: Replay, x: Array) -> Array:
+    """A leaf `[rows, num_envs]`, oldest row first."""
+    return jnp.roll(x, -(replay.added - size(replay)), 0)
+
+
+def _weights(replay: Replay, sampling: Sampling) -> tuple[Array, Array]:
+    """How likely a window begins at a row (with `pad="left"`: ends), int32, and where an episode begins, bool.
+
+    Both `[num_envs, rows]`, rows in order, the oldest first; what is left of an episode that is partly overwritten
+    counts as one.
+    """
+    rows, row = _rows(replay), jnp.arange(_rows(replay))[:, None]
+    begins = _in_order(replay, replay.data.step.is_first)
+    first, kept = begins | (row == 0), row < size(replay)
+    begins_next = jnp.concatenate([begins[1:], jnp.zeros_like(begins[:1])])
+    if sampling.pad == "right":
+        weight = jnp.broadcast_to(kept, first.shape)
+    elif sampling.pad == "left":
+        weight = kept & ~_in_order(replay, replay.data.step.is_last) & ~begins_next
+    else:
+        window = sampling.context + sampling.length
+        whole = jnp.broadcast_to(row + window <= size(replay), first.shape)
+        begun = jnp.cumsum(begins, 0, dtype=jnp.int32)  # episodes so far
+        at = lambda x, later: x[jnp.minimum(row[:, 0] + later, rows - 1)]
+        inside = whole & (at(begun, window - 1) == at(begun, sampling.context)) if sampling.within_episode else whole
+        ends = inside & at(begins_next, window - 1) & sampling.prioritize_ends
+        # Rather a window across episodes than none.
+        weight = jnp.where(inside.any(), inside + sampling.length * ends, whole)
+    return weight.T.astype(jnp.int32), (first & kept).T
+
+
 def _episode_starts(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> Index:
-    """Starts of windows whose trained steps are of one episode; as `_starts` where replay holds no such window."""
-    window, rows = sampling.context + sampling.length, _rows(replay)
-    anywhere = _starts(replay, key, window, batch_size)
-    oldest = replay.added - size(replay)
-    # In the order of time: which records begin an episode, and how many of them there are up to each record.
-    begins = jnp.roll(replay.data.step.is_first, -(oldest % rows), 0)
-    count = jnp.cumsum(begins, 0, dtype=jnp.int32)
-    inside = jnp.roll(count, 1 - window, 0) - jnp.roll(count, -sampling.context, 0)
-    fits = jnp.arange(rows)[:, None] + window <= size(replay)
-    weight = (fits & (inside == 0)).astype(jnp.int32)
-    if sampling.prioritize_ends:
-        weight *= jnp.where(jnp.roll(begins, -window, 0), 1 + sampling.length, 1)
-    total = jnp.cumsum(weight.ravel())
-    keys = noise.fold_in(noise.row_keys(key, batch_size) if key.ndim == 0 else key, 1)
-    draw = lambda key: jax.random.randint(key, (), 0, jnp.maximum(total[-1], 1))
-    place = jnp.searchsorted(total, jax.vmap(draw)(keys), side="right")
-    found = (oldest + place // begins.shape[1], place % begins.shape[1])
-    return jax.tree.map(lambda here, there: jnp.where(total[-1] > 0, here, there), found, anywhere)
+    """As `_starts`, for samplings that episodes matter to; a padded window may begin before the oldest row."""
+    keys = noise.row_keys(key, batch_size) if key.ndim == 0 else key
+    rows = _rows(replay)
+    weight, first = (x.ravel() for x in _weights(replay, sampling))
+    upto = jnp.cumsum(weight)
+    before = jax.lax.cummax(jnp.where(first, upto - weight, 0))  # weight before the episode of each row
+    opened = jnp.cumsum((weight > 0) & (upto - weight == before))  # episodes that have weight, this one included
+
+    def nth(counts: Array, number: Array) -> Array:
+        return jnp.searchsorted(counts, number, side="right")
+
+    def draw(key: Array) -> Array:
+        key_episode, key_place = jax.random.split(key)
+        begin, end = jnp.int32(0), upto[-1]
+        if sampling.over == "episodes":
+            start = lambda number: before[nth(opened, number) % before.shape[0]]
+            number = jax.random.randint(key_episode, (), 0, opened[-1])
+            begin, end = start(number), jnp.where(number + 1 < opened[-1], start(number + 1), end)
+        return nth(upto, jax.random.randint(key_place, (), begin, end))
+
+    place = jax.vmap(draw)(keys)
+    start = replay.added - size(replay) + place % rows
+    if sampling.pad == "left":
+        start = start - (sampling.context + sampling.length - 1)
+    return start, place // rows
+
+
+def _mask(replay: Replay, row: Array, is_first: Array, pad: str | None) -> Array:
+    """Which steps of windows, at the rows `[T, B]`, are of the episode that the window is about; bool `[T, B]`."""
+    if pad is None:
+        return jnp.ones(row.shape, bool)
+    begun = jnp.cumsum(is_first, 0, dtype=jnp.int32)
+    kept = (row >= replay.added - size(replay)) & (row < replay.added)
+    return kept & (begun == (begun[0] if pad == "right" else begun[-1]))
 
 
 def _online(replay: Replay, start: Array, env: Array, window: int) -> tuple[Replay, Array, Array]:
@@ -197,12 +253,12 @@ def _one_after_the_other(replay: Replay, sampling: Sampling, batch_size: int) ->
 def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> tuple[Replay, Trajectory, Index]:
     """Draws a batch of windows of `T = context + length` steps.
 
-    All (start, environment) pairs are equally likely; with `sampling.within_episode` all those whose trained steps are
-    of one episode, the last of each episode more likely with `sampling.prioritize_ends` (DreamerV2). With
-    `sampling.online` the first slots go to complete windows that were not read before, in the order in which they were
-    completed (DreamerV3's online queue): each stream is cut in consecutive windows of T steps and each of these comes
-    once, unless it is overwritten first. A replay serves one online sampling only, for there is one cursor; samplings
-    "in_order", which draw nothing and begin again after the newest window, share it: each goes on where the last was.
+    All (start, environment) pairs are equally likely, or as `Sampling.over`, `within_episode`, `prioritize_ends` and
+    `pad` say. If no window lies in one episode, any window may come. With `sampling.online` the first slots go to
+    complete windows that were not read before, in the order in which they were completed (DreamerV3's online queue):
+    each stream is cut in consecutive windows of T steps and each of these comes once, unless it is overwritten first. A
+    replay serves one online sampling only, for there is one cursor; samplings "in_order", which draw nothing and begin
+    again after the newest window, share it: each goes on where the last was.
 
     Args:
       replay: holds at least one window (`can_sample`).
@@ -212,24 +268,26 @@ def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> t
 
     Returns:
       The replay with its cursor moved; the batch `[T, B, ...]`, with `is_last[t] |= is_first[t + 1]` so that an episode
-      that was cut ends properly, and nothing masked; and where it came from, for `write`.
+      that was cut ends properly, and nothing masked without `pad` (where something is, it holds other records); and
+      where it came from, for `write`.
     """
     window = sampling.context + sampling.length
     if sampling.over == "in_order":
         replay, start, env = _one_after_the_other(replay, sampling, batch_size)
-    elif sampling.within_episode:
+    elif _bounded(sampling):
         start, env = _episode_starts(replay, key, sampling, batch_size)
     else:
         start, env = _starts(replay, key, window, batch_size)
     if sampling.online:
         replay, start, env = _online(replay, start, env, window)
-    row = (start + jnp.arange(window)[:, None]) % _rows(replay)  # [T, B]
-    env = jnp.broadcast_to(env, row.shape)
+    number = start + jnp.arange(window)[:, None]  # [T, B]
+    row, env = number % _rows(replay), jnp.broadcast_to(env, number.shape)
     record = _unpack(jax.tree.map(lambda x: x.at[row, env].get(mode="promise_in_bounds"), replay.data))
     step = record.step
     cut = jnp.concatenate([step.is_first[1:], jnp.zeros_like(step.is_first[:1])])
     step = step._replace(is_last=step.is_last | cut)
-    return replay, Trajectory(step, record.action, jnp.ones(row.shape, bool), record.latent), (row, env)
+    mask = _mask(replay, number, step.is_first, sampling.pad)
+    return replay, Trajectory(step, record.action, mask, record.latent), (row, env)
 
 
 def write(replay: Replay, index: Index, latent: PyTree) -> Replay:

@@ -1,0 +1,92 @@
+"""A policy and a value on images, with a memory: convolutions, then an LSTM.
+
+Parameters start as PyTorch's layers do. Source: Micheli et al. 2023 (IRIS), appendix A.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from wmjax.nets import conv
+from wmjax.nets.vqgan import uniform_within
+from wmjax.types import Array
+
+
+class Memory(NamedTuple):
+    """State of the LSTM."""
+
+    hidden: Array  # float32 [B, units]
+    cell: Array  # float32 [B, units]
+
+
+def zero_memory(batch: int, units: int) -> Memory:
+    """The memory at the start of an episode."""
+    return Memory(jnp.zeros((batch, units)), jnp.zeros((batch, units)))
+
+
+class ConvStack(nn.Module):
+    """Images `[..., H, W, C]` to flat features `[..., F]`; attributes as in `ActorCritic`."""
+
+    channels: Sequence[int]
+    patch: int = 1
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for index, channels in enumerate(self.channels):
+            stem = index == 0 and self.patch > 1
+            size = self.patch if stem else 3
+            init = uniform_within((size**2 * x.shape[-1]) ** -0.5)
+            options = dict(kernel_init=init, bias_init=init, dtype=self.dtype, name=f"conv{index}")
+            options |= dict(stride=size) if stem else dict(max_pool=True)
+            x = jax.nn.relu(conv.Conv(channels, size, **options)(x))
+        return x.reshape(*x.shape[:-3], -1)
+
+
+class ActorCritic(nn.Module):
+    """Images to action logits and value, to be called through its methods.
+
+    Attributes:
+      actions: A.
+      channels: of each convolution.
+      units: of the LSTM.
+      patch: the first convolution sees patches of this side, without overlap and without pooling; 1 is the paper's 3x3
+        convolution. All others are 3x3, pooled by 2, then rectified.
+    """
+
+    actions: int
+    channels: Sequence[int]
+    units: int
+    patch: int = 1
+    dtype: str = "float32"
+
+    def setup(self):
+        init = uniform_within(self.units**-0.5)
+        self.convs = ConvStack(self.channels, self.patch, self.dtype)
+        # Two biases, as PyTorch has them: only their sum matters, but each is trained.
+        gates = lambda: nn.Dense(4 * self.units, kernel_init=init, bias_init=init)
+        self.input_gates, self.hidden_gates = gates(), gates()
+        self.actor, self.critic = (nn.Dense(n, kernel_init=init, bias_init=init) for n in (self.actions, 1))
+
+    def features(self, image: Array) -> Array:
+        """Images `[..., H, W, C]` in [0, 1] to what the LSTM takes in, `[..., 4 units]`; no time in it."""
+        return self.input_gates(self.convs(2 * image - 1).astype(jnp.float32))
+
+    def remember(self, memory: Memory, features: Array) -> Memory:
+        """One step of the LSTM, gates in the order i, f, g, o; `features` `[B, 4 units]`."""
+        i, f, g, o = jnp.split(features + self.hidden_gates(memory.hidden), 4, -1)
+        cell = jax.nn.sigmoid(f) * memory.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return Memory(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
+
+    def outputs(self, hidden: Array) -> tuple[Array, Array]:
+        """Action logits `[..., A]` and value `[...]` from the LSTM's hidden state."""
+        return self.actor(hidden), self.critic(hidden)[..., 0]
+
+    def everything(self, memory: Memory, image: Array) -> tuple[Array, Array]:
+        """Initializes all parameters at once."""
+        return self.outputs(self.remember(memory, self.features(image)).hidden)
