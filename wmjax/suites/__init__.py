@@ -1,0 +1,22 @@
+"""Environments of other libraries, as they run in worker processes.
+
+A suite is a module with `TITLE`, `names() -> list[str]`, `find(task)`, which says in the main process what a worker
+needs to know, and `make(found) -> gymnasium.Env`, which is called in the worker. Nothing here imports JAX or the rest
+of wmjax: a worker starts in half a second and stays small. Each library is imported in one module, lazily.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+SUITES = ("gym",)
+
+
+class SuiteError(Exception):
+    """What was asked for cannot be made here; the message, of one line, says what is missing or valid."""
+
+
+def suite(name: str) -> ModuleType:
+    """The module of a suite in `SUITES`."""
+    return import_module(f"wmjax.suites.{name}_suite")
