@@ -122,7 +122,7 @@ def env_names() -> list[EnvInfo]:
         infos += [_gymnax_info(task) for task in from_gymnax.names()]
     for suite_name in SUITES:
         what = f"{suite(suite_name).TITLE}, in worker processes"
-        infos += [EnvInfo(f"{suite_name}:{task}", "", "", what) for task in suite(suite_name).names()]
+        infos += [EnvInfo(f"{suite_name}:{task}".rstrip(":"), "", "", what) for task in suite(suite_name).names()]
     return infos
 
 

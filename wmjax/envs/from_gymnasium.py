@@ -56,15 +56,13 @@ def from_gymnasium(
       UsageError: unknown task, a missing extra, or an environment that breaks Gymnasium's rules (the message says how).
     """
     try:
-        found = suite(suite_name).find(task)
+        found = suite(suite_name).find(task, suite_name)
     except SuiteError as error:
         raise UsageError(str(error)) from None
-    except ImportError as error:
-        raise UsageError(f'env: {suite_name} needs {error.name}; pip install "wmjax[{suite_name}]"') from None
     setup = Setup(suite_name, found, image_size, action_repeat, 0, 1, 1, None)
     about = _describe(f"{suite_name}:{task}", setup)
     obs = {entry["name"]: _obs_space(entry) for entry in about["obs"]}
-    spec = EnvSpec(obs, _action_space(about["action"]), about["max_episode_steps"], action_map, action_repeat)
+    spec = EnvSpec(obs, _action_space(about["action"]), about["max_episode_steps"], action_map, about["frames"])
     return HostEnv(spec, lambda num_envs, **options: Workers(setup, about, num_envs, **options))
 
 
@@ -153,6 +151,7 @@ class Workers:
       workers: processes; None for one per processor, at most `num_envs`.
       timeout: seconds for a step, after which a process counts as hanging.
       max_restarts: environments that may be lost within an hour.
+      training: whether to play for the sake of learning, where a suite makes a difference.
       say: is told what was lost and why.
       stop: whether to give up waiting.
     """
@@ -166,6 +165,7 @@ class Workers:
         workers: int | None = None,
         timeout: float = STEP_SECONDS,
         max_restarts: int = MAX_RESTARTS,
+        training: bool = True,
         say: Callable[[str], None] = lambda text: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -176,7 +176,7 @@ class Workers:
         self._views = arrays(mmap.mmap(self._file.fileno(), size), places)
         count = min(num_envs, workers or os.cpu_count() or 1)
         bounds = [num_envs * i // count for i in range(count + 1)]
-        setup = setup._replace(num_envs=num_envs, memory=self._file.fileno())
+        setup = setup._replace(num_envs=num_envs, memory=self._file.fileno(), training=training)
         self._setups = [setup._replace(first=a, count=b - a) for a, b in itertools.pairwise(bounds)]
         self._processes = [self._begin(setup) for setup in self._setups]
         self._seeds: list[list[int]] = []

@@ -1,7 +1,8 @@
 """Environments of other libraries, as they run in worker processes.
 
-A suite is a module with `TITLE`, `names() -> list[str]`, `find(task)`, which says in the main process what a worker
-needs to know, and `make(found) -> gymnasium.Env`, which is called in the worker. Nothing here imports JAX or the rest
+A suite is a module with `TITLE`, `names() -> list[str]`, `find(task, suite_name)`, which says in the main process what
+a worker needs to know, and `make(found, training) -> gymnasium.Env`, which is called in the worker. What it makes may
+have `frames` (that a step takes), `image_size` and `max_episode_steps` (in steps). Nothing here imports JAX or the rest
 of wmjax: a worker starts in half a second and stays small. Each library is imported in one module, lazily.
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-SUITES = ("gym",)
+# The module of each suite, without `_suite`; what a name begins with is the key.
+SUITES = {"gym": "gym", "atari": "atari", "atari200m": "atari"}
 
 
 class SuiteError(Exception):
@@ -19,4 +21,4 @@ class SuiteError(Exception):
 
 def suite(name: str) -> ModuleType:
     """The module of a suite in `SUITES`."""
-    return import_module(f"wmjax.suites.{name}_suite")
+    return import_module(f"wmjax.suites.{SUITES[name]}_suite")

@@ -40,7 +40,7 @@ def names() -> list[str]:
     return sorted(spec.id for spec in newest.values() if ":" not in spec.id)
 
 
-def find(task: str) -> Any:
+def find(task: str, suite_name: str = "gym") -> Any:
     """What a worker needs to make the environment `task`, "ID" or "MODULE:ID": its specification, to be pickled."""
     library = gymnasium()
     module, _, name = task.rpartition(":")
@@ -69,7 +69,7 @@ def _import(module: str) -> None:
         raise SuiteError(f"env: module {module!r} cannot be imported: {error}") from None
 
 
-def make(found: Any) -> Any:
+def make(found: Any, training: bool) -> Any:
     """Makes what `find` gave, in a worker."""
     library = gymnasium()
     warnings.simplefilter("ignore")

@@ -38,6 +38,7 @@ class Setup(NamedTuple):
     count: int  # of its environments
     num_envs: int  # of all workers
     memory: int | None  # descriptor of the shared memory; None: only tell what the environment is
+    training: bool = True  # some are played in another way to be learned from than to be evaluated
 
 
 def layout(description: dict[str, Any], num_envs: int) -> tuple[int, dict[str, tuple[int, str, tuple[int, ...]]]]:
@@ -78,7 +79,7 @@ class _Served:
             except Exception:  # it is broken already
                 self._env = None
         self._env = self._make()
-        self._obs = ObsReader(self._env.observation_space, self._image_size)
+        self._obs = obs_reader(self._env, self._image_size)
         self._action = ActionReader(self._env.action_space)
 
     def reset(self, seed: list[int]) -> None:
@@ -132,18 +133,24 @@ def gymnasium_seed(entropy: list[int]) -> int:
 # What an environment is
 
 
+def obs_reader(env: Any, image_size: int | None) -> ObsReader:
+    """Of an environment; `image_size` None is its own choice."""
+    return ObsReader(env.observation_space, getattr(env, "image_size", None) if image_size is None else image_size)
+
+
 def describe(env: Any, image_size: int | None, action_repeat: int) -> dict[str, Any]:
     """Spaces of an environment as JSON. Raises `SuiteError` where it does not do what Gymnasium asks of it."""
     for name in ("observation_space", "action_space"):
         if getattr(env, name, None) is None:
             raise SuiteError(f"env: the environment has no {name}")
-    obs_reader, action_reader = ObsReader(env.observation_space, image_size), ActionReader(env.action_space)
-    _check_rules(env, obs_reader)
-    limit = getattr(getattr(env, "spec", None), "max_episode_steps", None)
+    reader, action_reader = obs_reader(env, image_size), ActionReader(env.action_space)
+    _check_rules(env, reader)
+    limit = getattr(getattr(env, "spec", None), "max_episode_steps", getattr(env, "max_episode_steps", None))
     return {
-        "obs": obs_reader.describe(),
+        "obs": reader.describe(),
         "action": action_reader.describe(),
         "max_episode_steps": None if limit is None else -(-limit // action_repeat),
+        "frames": getattr(env, "frames", 1) * action_repeat,
     }
 
 
@@ -180,7 +187,7 @@ def _check_rules(env: Any, reader: ObsReader) -> None:
 
 
 def _serve(connection: Connection, setup: Setup) -> None:
-    make = lambda: suite(setup.suite).make(setup.found)
+    make = lambda: suite(setup.suite).make(setup.found, setup.training)
     if setup.memory is None:
         connection.send_bytes(json.dumps(describe(make(), setup.image_size, setup.action_repeat)).encode())
         return
