@@ -75,6 +75,8 @@ class TrainArgs:
     """Seconds for a step, after which a worker counts as hanging and is replaced."""
     max_restarts: int = 10
     """Environments that may be lost within an hour before the run stops, with everything saved."""
+    wandb: str | None = None
+    """A project of Weights & Biases to send metrics to as well."""
     memory_map: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Read replay from its files instead of keeping it in memory; it may then be larger than memory."""
     out: Path | None = None

@@ -257,6 +257,7 @@ RUNS: dict[str, dict[str, RunSettings]] = {
         "catch": RunSettings(32_000),
         "pendulum": PENDULUM,
         "gymnax:CartPole-v1": RunSettings(90_000, action_repeat=2),
+        "gym:CartPole-v1": RunSettings(90_000, action_repeat=2),
         "gymnax:Breakout-MinAtar": RunSettings(80_000, image_size=40),
     },
 }

@@ -29,7 +29,7 @@ from wmjax import presets
 from wmjax.agents import AGENTS
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
-from wmjax.loops import checkpoint, device, host
+from wmjax.loops import checkpoint, device, host, wandb_log
 from wmjax.loops.driver import (
     BEST,
     CHECKPOINTS,
@@ -394,6 +394,7 @@ def train(
     worker_timeout: float = host.DEFAULTS.timeout,
     max_restarts: int = host.DEFAULTS.max_restarts,
     memory_map: bool = False,
+    wandb: str | None = None,
     progress: bool | TextIO = True,
     **overrides: Any,
 ) -> Run:
@@ -422,6 +423,7 @@ def train(
       worker_timeout: seconds for a step, after which a worker counts as hanging and is replaced.
       max_restarts: environments that may be lost within an hour before the run stops, with everything saved.
       memory_map: read replay from its files instead of keeping it in memory; it may then be larger than memory.
+      wandb: a project of Weights & Biases to send metrics to as well.
       progress: where lines of progress go: True for standard output, False for nowhere.
       overrides: fields of the agent's configuration.
 
@@ -442,6 +444,8 @@ def train(
         check_integer("workers", workers, 1)
     check_integer("max_restarts", max_restarts, 0)
     check_number("worker_timeout", worker_timeout)
+    if wandb is not None:
+        wandb_log.check()
     options = host.Options(workers, worker_timeout, max_restarts, memory_map)
     stream = {True: sys.stdout, False: None}.get(progress, progress)
     say = lambda text: print(text, file=stream, flush=True) if stream is not None else None
@@ -450,7 +454,7 @@ def train(
         with catch_signals() as caught, _programs(made, path, options, resume, say, caught) as run_programs:
             plan = Plan(
                 made.agent, made.env, path, made.seeds, made.steps, eval_every, checkpoint_seconds, max_skipped, stream,
-                options,
+                options, wandb,
             )  # fmt: skip
             driver = Driver(plan, run_programs, caught)
             state = driver.run(driver.start(resume, say))

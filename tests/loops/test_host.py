@@ -92,7 +92,7 @@ def stored(loop):
     return found.step, found.action, loop.replay.latent
 
 
-@pytest.mark.parametrize("capacity", [64, 24])  # with and without rows that are overwritten
+@pytest.mark.parametrize("capacity", [24, pytest.param(64, marks=pytest.mark.slow)])  # rows are overwritten, or not
 def test_without_overlap_a_run_is_that_of_the_device_loop(capacity):
     agent = with_recipe(capacity=capacity)
     loop, state, metrics = run_host(agent, host_env()[0], [3, 8], overlap=False)

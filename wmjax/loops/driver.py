@@ -124,6 +124,7 @@ class Plan(NamedTuple):
     max_skipped: int  # updates in a row
     stream: TextIO | None  # where progress goes
     host: Options = Options()  # of environments on the host
+    wandb: str | None = None  # a project of Weights & Biases
 
 
 def member_path(path: Path, seed: int) -> Path:
@@ -195,7 +196,7 @@ class Driver:
         """
         plan, stages, done = self._plan, self._plan.agent.recipe.stages, self.env_steps(state)
         with contextlib.ExitStack() as stack:
-            report = Report(plan.path, total_steps=plan.steps, resume_step=done, stream=plan.stream)
+            report = Report(plan.path, total_steps=plan.steps, resume_step=done, stream=plan.stream, wandb=plan.wandb)
             self._report = stack.enter_context(report)
             members = self._folders if self._several else []
             self._members = [stack.enter_context(Report(folder, resume_step=done)) for folder in members]

@@ -120,10 +120,9 @@ class HostLoop:
         """
         share = min(1.0, records / (self.replay.rows * self._num_envs))
         memory, disk = self.replay.memory_bytes, self.replay.disk_bytes
-        how = "its blocks are read from there" if self._options.memory_map else "and the same in memory"
         self._say(
-            f"replay of {self.replay.rows * self._num_envs:,} records: at most {memory / 1e9:.3g} GB of memory and "
-            f"{disk / 1e9:.3g} GB of disk, {how}; this run fills {share:.0%}"
+            f"replay of {self.replay.rows * self._num_envs:,} records: at most {memory / 1e9:.3g} GB of memory, "
+            f"{disk / 1e9:.3g} GB of disk; this run fills {share:.0%} of it"
         )
         free = available_bytes()
         if free is not None and memory * share > SPARE * free:
