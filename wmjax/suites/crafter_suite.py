@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,15 @@ def _crafter() -> Any:
 
 
 def names() -> list[str]:
-    """The one task, with rewards; and without."""
-    return ["", "noreward"]
+    """The one task, and that without rewards; [] where crafter is not installed."""
+    return ["", "noreward"] if importlib.util.find_spec("crafter") else []
 
 
 def find(task: str, suite_name: str = "crafter") -> bool:
     """Whether achievements are rewarded."""
+    _crafter()
     if task not in names():
         raise SuiteError(f"env: unknown name {f'{suite_name}:{task}'!r}; valid are crafter and crafter:noreward")
-    _crafter()
     return task == ""
 
 

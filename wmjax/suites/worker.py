@@ -113,6 +113,7 @@ class _Served:
                     break
             if not np.isfinite(total):
                 raise Fault(f"reward is {total}")
+            obs = self._env.observe() if obs is None else obs
             self._write(obs, total, False, bool(terminated or truncated), bool(terminated))
             self._over = bool(terminated or truncated)
             return None
@@ -164,7 +165,7 @@ def _check_rules(env: Any, reader: ObsReader) -> None:
             shown = f"a tuple of {len(given)}" if isinstance(given, tuple) else type(given).__name__
             raise SuiteError(f"env: its {what} must return a tuple of {length}, not {shown}")
         try:
-            list(reader.read(given[0]))
+            list(reader.read(env.observe() if given[0] is None and hasattr(env, "observe") else given[0]))
         except Fault as fault:
             raise SuiteError(f"env: its {what} breaks its observation_space: {fault}") from None
         return given
