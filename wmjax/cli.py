@@ -28,7 +28,8 @@ HELP = """\
 World models in JAX: train agents, evaluate them, look at their dreams.
 
 wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N] [--devices N]
-                  [--parallel shard_map|pmap] [--image-size N] [--out DIR] [--resume] [--agent.FIELD VALUE ...]
+                  [--parallel shard_map|pmap] [--image-size N] [--workers N] [--memory-map] [--out DIR] [--resume]
+                  [--agent.FIELD VALUE ...]
 wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--action sample|mode] [--json]
 wmjax dream RUN   [--context N] [--horizon N]
 wmjax plot  RUN...  [--out FILE.png]
@@ -68,6 +69,16 @@ class TrainArgs:
     """Updates in a row that may be skipped because their loss or gradient is not finite."""
     image_size: int | None = None
     """Side of the pictures in pixels; the preset's by default."""
+    workers: int | None = None
+    """Processes that step environments on the host; one per processor by default."""
+    worker_timeout: float = 60.0
+    """Seconds for a step, after which a worker counts as hanging and is replaced."""
+    max_restarts: int = 10
+    """Environments that may be lost within an hour before the run stops, with everything saved."""
+    wandb: str | None = None
+    """A project of Weights & Biases to send metrics to as well."""
+    memory_map: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Read replay from its files instead of keeping it in memory; it may then be larger than memory."""
     out: Path | None = None
     """Run folder; by default a new one in runs/."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -196,7 +207,7 @@ def _split_agent(argv: Sequence[str]) -> tuple[str | None, list[str]]:
         token = argv[position]
         if not token.startswith("-"):
             return token, [*argv[:position], *argv[position + 1 :]]
-        position += 1 if "=" in token or token in ("--resume", "--help", "-h") else 2
+        position += 1 if "=" in token or token in ("--resume", "--memory-map", "--help", "-h") else 2
     return None, list(argv)
 
 
@@ -248,20 +259,25 @@ def _load(path: Path) -> Any:
 
 
 def _eval(argv: Sequence[str]) -> None:
+    from wmjax.envs.atari_scores import human_normalized
     from wmjax.run import EVAL, write_json
 
     args = parse(EvalArgs, argv, "wmjax eval")
     run = _load(args.run)
     scores = run.evaluate(args.episodes, args.seed, env=args.env, action=args.action)
     name = args.env or run.description["env"]
-    write_json(run.path / EVAL, scores.to_json() | {"seed": args.seed, "env": name, "action": args.action})
+    normalized = human_normalized(name, scores.mean)
+    found = scores.to_json() | ({"human_normalized": normalized} if normalized is not None else {})
+    write_json(run.path / EVAL, found | {"seed": args.seed, "env": name, "action": args.action})
     if args.json:
-        print(json.dumps(scores.to_json()))
+        print(json.dumps(found))
     else:
         what = f"{run.description['agent']} on {name}"
         for seed, own in (scores.seeds or {}).items():
             print(f"{what}, seed {seed}, {_score_line(own)}")
         print(f"{what}{', all seeds' if scores.seeds else ''}, {_score_line(scores)}")
+        if normalized is not None:
+            print(f"human-normalized mean {normalized:.3f} (0 random, 1 human)")
     print(f"wrote {run.path / EVAL}", file=sys.stderr if args.json else sys.stdout)
 
 

@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax import dreaming
+from wmjax.loops import host_rollout
 from wmjax.loops.report import read_metrics
 from wmjax.loops.rollout import Position, rollout
 from wmjax.ops import noise
-from wmjax.types import Agent, Array, Env, PyTree, Trajectory, UsageError
+from wmjax.replay.device import Record
+from wmjax.types import Agent, Array, Env, HostEnv, PyTree, Trajectory, UsageError
 
 STREAMS = 64
+HOST_STREAMS = 16  # of environments in other processes
 COLUMNS = 8  # windows in a GIF
 GRID_ROWS = 4  # of reconstructions, in a PNG
 GAP = 2  # pixels between its panels
@@ -35,10 +38,11 @@ class OpenLoop(NamedTuple):
     valid: np.ndarray  # bool [horizon, N], still the episode that the context ended in
 
 
-def open_loop(agent: Agent, env: Env, params: PyTree, key: Array, context: int, horizon: int) -> OpenLoop:
+def open_loop(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, context: int, horizon: int) -> OpenLoop:
     """Plays `STREAMS` environments and lets the model predict windows of what it did not see.
 
-    Each environment supplies one window, which starts at a random step, so that every part of an episode is met.
+    On the host there are `HOST_STREAMS`. Each environment supplies one window, which starts at a random step, so that
+    every part of an episode is met.
 
     Args:
       agent: acts as in evaluation, and brings the model.
@@ -55,13 +59,9 @@ def open_loop(agent: Agent, env: Env, params: PyTree, key: Array, context: int, 
     spread = env.spec.max_episode_steps or length  # windows start within the first episode, or near to it
     spread = min(spread + 1, 500)
 
-    def play(params: PyTree, key: Array) -> tuple[dict, dict, Array]:
-        key_reset, key_act, key_start, key_model = jax.random.split(key, 4)
-        state, timestep = jax.vmap(env.reset)(noise.row_keys(key_reset, STREAMS))
-        position = Position(state, timestep, agent.act_carry(params, STREAMS))
-        step = jax.vmap(env.step)
-        _, records = rollout(agent.act, step, params, key_act, position, spread + length, explore=False)
-        starts = jax.random.randint(key_start, (STREAMS,), 0, spread)
+    def predict(params: PyTree, key: Array, records: Record) -> tuple[dict, dict, Array]:
+        _, _, key_start, key_model = jax.random.split(key, 4)
+        starts = jax.random.randint(key_start, records.step.reward.shape[1:], 0, spread)
         cut = jax.vmap(lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, length), (1, 0), 1)
         step, action = jax.tree.map(lambda x: cut(x, starts), (records.step, records.action))
         batch = Trajectory(step, action, jnp.ones(action.shape[:2], bool), ())
@@ -69,6 +69,17 @@ def open_loop(agent: Agent, env: Env, params: PyTree, key: Array, context: int, 
         valid = jnp.cumsum(step.is_first[context:], 0) == 0
         return step.obs, predicted, valid
 
+    def play(params: PyTree, key: Array) -> tuple[dict, dict, Array]:
+        key_reset, key_act, *_ = jax.random.split(key, 4)
+        state, timestep = jax.vmap(env.reset)(noise.row_keys(key_reset, STREAMS))
+        position = Position(state, timestep, agent.act_carry(params, STREAMS))
+        step = jax.vmap(env.step)
+        _, records = rollout(agent.act, step, params, key_act, position, spread + length, explore=False)
+        return predict(params, key, records)
+
+    if isinstance(env, HostEnv):
+        records = host_rollout.play(agent, env, params, key, HOST_STREAMS, spread + length)
+        return OpenLoop(*jax.device_get(jax.jit(predict)(params, key, records)))
     return OpenLoop(*jax.device_get(jax.jit(play)(params, key)))
 
 

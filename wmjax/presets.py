@@ -396,6 +396,7 @@ RUNS: dict[str, dict[str, RunSettings]] = {
         "catch": RunSettings(32_000),
         "pendulum": PENDULUM,
         "gymnax:CartPole-v1": RunSettings(90_000, action_repeat=2),
+        "gym:CartPole-v1": RunSettings(90_000, action_repeat=2),
         "gymnax:Breakout-MinAtar": RunSettings(80_000, image_size=40),
     },
     "world_models": {"racing": RunSettings(65_536, image_size=64, action_repeat=4), "catch": RunSettings(16_384)},

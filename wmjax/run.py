@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -28,25 +29,26 @@ from wmjax import presets
 from wmjax.agents import AGENTS
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
-from wmjax.loops import checkpoint, device
+from wmjax.loops import checkpoint, device, host, wandb_log
 from wmjax.loops.driver import (
     BEST,
     CHECKPOINTS,
     Driver,
-    Evaluator,
     Interrupted,
     Plan,
     catch_signals,
     evaluation_key,
+    make_evaluator,
     member_path,
 )
 from wmjax.loops.parallel import AXIS, BACKENDS, Programs, check_devices, programs, share, tree_of_seed
-from wmjax.types import Agent, AgentState, Array, Env, PyTree, TimeStep, UsageError
+from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, TimeStep, UsageError
 
 __all__ = ["Interrupted", "Run", "Scores", "Setup", "load", "setup", "summarize", "train"]
 
 CONFIG, EVAL, LOCK = "config.json", "eval.json", ".lock"
 FINAL_EPISODES = 100
+FINAL_HOST_EPISODES = 16  # where environments run on the host, and take their time
 CHECKPOINT_SECONDS = 180.0
 MAX_SKIPPED = 100
 ACT_KEY = 0x41435431  # folded into the seed, so that no draw of training is met again
@@ -66,7 +68,7 @@ class Setup(NamedTuple):
     description: dict[str, Any]  # what `config.json` holds
     config: Any  # the agent's frozen dataclass
     agent: Agent
-    env: Env  # takes what the agent emits
+    env: Env | HostEnv  # takes what the agent emits
     steps: int  # env steps to train for
 
     @property
@@ -77,7 +79,7 @@ class Setup(NamedTuple):
 
 def setup(
     agent: str = "dreamer_v3",
-    env: str | Env | None = None,
+    env: str | Env | HostEnv | None = None,
     *,
     preset: str = presets.DEFAULT_PRESET,
     seed: int = 0,
@@ -127,10 +129,17 @@ def setup(
     return made._replace(steps=fixed)
 
 
-def _setup(description: dict[str, Any], config: Any, env: str | Env, steps: int) -> Setup:
+def _setup(description: dict[str, Any], config: Any, env: str | Env | HostEnv, steps: int) -> Setup:
     if isinstance(env, str):
         env = make_env(env, image_size=description["image_size"], action_repeat=description["action_repeat"])
     env = agent_actions(env)
+    if isinstance(env, HostEnv):
+        for field in ("seeds", "devices"):
+            if description[field] > 1:
+                raise UsageError(
+                    f"{field}: {description[field]} is not valid with environments on the host; 1 is (several runs may "
+                    "be started side by side)"
+                )
     axis_name = AXIS if description["devices"] > 1 else None
     agent = AGENTS[description["agent"]][1](env.spec, config, axis_name)
     device.check(agent)
@@ -221,13 +230,18 @@ class Run:
     description: dict[str, Any]  # what `config.json` says
     config: Any  # the agent's configuration
     agent: Agent
-    env: Env  # takes what the agent emits
+    env: Env | HostEnv  # takes what the agent emits
     state: AgentState  # of several seeds: every leaf has a leading axis of them
     members: tuple[Run, ...] = ()  # of several seeds: each as a run of its own
     _acting: Any = dataclasses.field(default=None, repr=False)
 
     def evaluate(
-        self, episodes: int = FINAL_EPISODES, seed: int = 0, *, env: Env | str | None = None, action: str | None = None
+        self,
+        episodes: int = FINAL_EPISODES,
+        seed: int = 0,
+        *,
+        env: Env | HostEnv | str | None = None,
+        action: str | None = None,
     ) -> Scores:
         """Scores over the first episodes of fresh environments; of several seeds, over the episodes of all.
 
@@ -242,7 +256,7 @@ class Run:
         if action is not None:
             overrides = presets.check_fields(type(self.config), {"eval_action": action})
             agent = AGENTS[self.description["agent"]][1](self.env.spec, dataclasses.replace(self.config, **overrides))
-        evaluator, key = Evaluator(agent, where), evaluation_key(seed)
+        evaluator, key = make_evaluator(agent, where), evaluation_key(seed)
         returns = {run.seed: evaluator(run.state.params, key, episodes) for run in self.members or (self,)}
         return summarize_seeds(returns)
 
@@ -251,7 +265,7 @@ class Run:
         """Of the run; of several, the first."""
         return self.description["seed"]
 
-    def _other_env(self, env: Env | str) -> Env:
+    def _other_env(self, env: Env | HostEnv | str) -> Env | HostEnv:
         if isinstance(env, str):
             sizes = {name: self.description[name] for name in ("image_size", "action_repeat")}
             env = make_env(env, **sizes)
@@ -297,19 +311,18 @@ class Run:
         return np.asarray(action)
 
 
-def _act_program(agent: Agent, env: Env) -> Any:
+def _act_program(agent: Agent, env: Env | HostEnv) -> Any:
     """`act` of one environment, compiled, with the action in the environment's own form."""
-    # An environment that hands back the action it was given shows what `agent_actions` turns one into.
-    native = agent_actions(env._replace(step=lambda key, state, action: action))
+    native = agent_actions(HostEnv(env.spec, None)).native
 
     def act(params: PyTree, key: Array, carry: PyTree, step: TimeStep) -> tuple[PyTree, Array]:
         carry, action, _ = agent.act(params, key, carry, step, explore=False)
-        return carry, native.step(key, None, action[0])
+        return carry, native(action[0])
 
     return jax.jit(act)
 
 
-def load(path: str | Path, *, env: Env | None = None, which: str = "latest") -> Run:
+def load(path: str | Path, *, env: Env | HostEnv | None = None, which: str = "latest") -> Run:
     """Reads a run. Where its newest checkpoint is damaged it warns, on standard error, and reads the one before.
 
     Args:
@@ -371,7 +384,7 @@ def _member_description(description: dict[str, Any], seed: int) -> dict[str, Any
 
 def train(
     agent: str = "dreamer_v3",
-    env: str | Env | None = None,
+    env: str | Env | HostEnv | None = None,
     *,
     preset: str = presets.DEFAULT_PRESET,
     seed: int = 0,
@@ -386,14 +399,20 @@ def train(
     eval_every: int | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     max_skipped: int = MAX_SKIPPED,
+    workers: int | None = None,
+    worker_timeout: float = host.DEFAULTS.timeout,
+    max_restarts: int = host.DEFAULTS.max_restarts,
+    memory_map: bool = False,
+    wandb: str | None = None,
     progress: bool | TextIO = True,
     **overrides: Any,
 ) -> Run:
-    """Trains an agent into a run folder, and evaluates it over 100 episodes.
+    """Trains an agent into a run folder, and evaluates it over 100 episodes (16 where environments are on the host).
 
     Args:
       agent: a name, see `wmjax list agents`.
-      env: a name, see `wmjax list envs`, or an `Env` with its own kind of actions; by default the agent's own example.
+      env: a name, see `wmjax list envs`, or an `Env` or `HostEnv` with its own kind of actions; by default the agent's
+        own example.
       preset: a name, see `wmjax list presets`.
       seed: of everything that training draws.
       seeds: how many to train at once, in one program, from `seed` upwards.
@@ -403,12 +422,18 @@ def train(
       devices: how many to spread environments, replay and batches over.
       parallel: how, "shard_map" or "pmap".
       out: the run folder; by default a new one under `runs/`.
-      resume: go on with the run in `out`; the result is the same, byte for byte, as if it had never stopped. Settings
-        may be changed, and the run then says so, as long as its state keeps its shapes.
+      resume: go on with the run in `out`; the result is the same, byte for byte, as if it had never stopped, except
+        that environments on the host begin new episodes. Settings may be changed, and the run then says so, as long as
+        its state keeps its shapes.
       image_size, action_repeat: of the environment; the preset's by default.
       eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default.
       checkpoint_seconds: least time between two checkpoints, which are written in the background.
       max_skipped: updates in a row whose loss or gradient may be other than finite; each is skipped and counted.
+      workers: processes that step environments on the host, which these four are for; one per processor by default.
+      worker_timeout: seconds for a step, after which a worker counts as hanging and is replaced.
+      max_restarts: environments that may be lost within an hour before the run stops, with everything saved.
+      memory_map: read replay from its files instead of keeping it in memory; it may then be larger than memory.
+      wandb: a project of Weights & Biases to send metrics to as well.
       progress: where lines of progress go: True for standard output, False for nowhere.
       overrides: fields of the agent's configuration.
 
@@ -425,30 +450,70 @@ def train(
     check_integer("eval_every", eval_every, 1)
     check_integer("max_skipped", max_skipped, 0)
     check_number("checkpoint_seconds", checkpoint_seconds)
+    if workers is not None:
+        check_integer("workers", workers, 1)
+    check_integer("max_restarts", max_restarts, 0)
+    check_number("worker_timeout", worker_timeout)
+    if wandb is not None:
+        wandb_log.check()
+    options = host.Options(workers, worker_timeout, max_restarts, memory_map)
     stream = {True: sys.stdout, False: None}.get(progress, progress)
     say = lambda text: print(text, file=stream, flush=True) if stream is not None else None
     with _open_folder(out, resume, made, say) as path:
         say(describe(made, path))
-        with catch_signals() as caught:
+        with catch_signals() as caught, _programs(made, path, options, resume, say, caught) as run_programs:
             plan = Plan(
-                made.agent, made.env, path, made.seeds, made.steps, eval_every, checkpoint_seconds, max_skipped, stream
-            )
-            driver = Driver(plan, _programs(made), caught)
+                made.agent, made.env, path, made.seeds, made.steps, eval_every, checkpoint_seconds, max_skipped, stream,
+                options, wandb,
+            )  # fmt: skip
+            driver = Driver(plan, run_programs, caught)
             state = driver.run(driver.start(resume, say))
             if caught:
                 raise Interrupted(caught[0], path)
+            digest = checkpoint.digest(driver.gather(state))
         agent_state = driver.local(state)
-        returns = driver.evaluator(agent_state.params, driver.per_seed(evaluation_key), FINAL_EPISODES)
+        episodes = FINAL_HOST_EPISODES if isinstance(made.env, HostEnv) else FINAL_EPISODES
+        returns = driver.evaluator(agent_state.params, driver.per_seed(evaluation_key), episodes)
         scores = summarize_seeds(dict(zip(made.seeds, np.atleast_2d(returns), strict=True)))
         _write_scores(made, path, scores, say)
         say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
         say(f"run folder {path}")
-        say(f"state sha256 {checkpoint.digest(driver.gather(state))}")
+        say(f"state sha256 {digest}")
     run = Run(path, made.description, made.config, made.agent, made.env, agent_state)
     return run if seeds == 1 else _with_members(run, [tree_of_seed(agent_state, i) for i in range(seeds)])
 
 
-def _programs(made: Setup) -> Programs:
+@contextlib.contextmanager
+def _programs(
+    made: Setup,
+    path: Path,
+    options: host.Options,
+    resume: bool,
+    say: Callable[[str], None],
+    caught: Sequence[int],
+) -> Iterator[Programs]:
+    """What a run is computed by; its environments on the host, if it has any, end with the context."""
+    if isinstance(made.env, HostEnv):
+        loop = host.HostLoop(
+            made.agent, made.env, path, path / CHECKPOINTS, options, say=say, stop=lambda: bool(caught)
+        )
+        with contextlib.closing(loop):
+            loop.check_room(math.ceil(made.steps / made.env.spec.action_repeat), resume)
+            yield host.programs(loop)
+    else:
+        yield _device_programs(made)
+
+
+def _template(made: Setup) -> PyTree:
+    """Shapes and dtypes of a run's state."""
+    return (
+        host.HostLoop(made.agent, made.env).template
+        if isinstance(made.env, HostEnv)
+        else _device_programs(made).template
+    )
+
+
+def _device_programs(made: Setup) -> Programs:
     # `init` runs once, so time spent on optimizing it is lost.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     description = made.description
@@ -537,7 +602,7 @@ def _check_resumable(made: Setup, path: Path, say: Callable[[str], None]) -> Non
         raise UsageError(f"resume: in {str(path)!r} {listed}; {', '.join(fixed)} cannot change")
     if changed and checkpoint.latest(path / CHECKPOINTS) is not None:
         try:
-            checkpoint.check(path / CHECKPOINTS, _programs(made).template)
+            checkpoint.check(path / CHECKPOINTS, _template(made))
         except UsageError as error:
             raise UsageError(f"resume: in {str(path)!r} {listed}; its state does not fit that: {error}") from None
     if changed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -91,6 +91,44 @@ class Env(NamedTuple):
     spec: EnvSpec
     reset: Callable[[Array], tuple[PyTree, TimeStep]]  # (key) -> (state, TimeStep)
     step: Callable[[Array, PyTree, Array], tuple[PyTree, TimeStep]]  # (key, state, action) -> (state, TimeStep)
+
+
+class HostEnvs(Protocol):
+    """A batch of environments that run outside of compiled programs: the stream of `Env`, as NumPy arrays.
+
+    Between `send` and `receive` the environments step while the caller does something else.
+    """
+
+    restarts: int  # environments that were lost and begun again so far
+
+    def reset(self, seeds: list[list[int]]) -> TimeStep:
+        """First records `[num_envs, ...]` of new episodes; equal seeds begin equal episodes."""
+
+    def send(self, action: Any) -> None:
+        """Starts a step, by native actions `[num_envs, ...]`."""
+
+    def receive(self) -> TimeStep | None:
+        """The records `[num_envs, ...]` that `send` asked for; None where the caller's `stop` said so first.
+
+        Raises `RunError` where too many environments were lost.
+        """
+
+    def close(self) -> None:
+        """Ends the environments."""
+
+
+class HostEnv(NamedTuple):
+    """Environments that run outside of compiled programs, such as those of Gymnasium: what they are, and how to start.
+
+    Actions are as for `Env`, and so is the stream; an episode that is lost with its environment is cut: the record
+    after it `is_first`.
+    """
+
+    spec: EnvSpec
+    start: Callable  # (num_envs, *, workers, timeout, max_restarts, training, say, stop) -> HostEnvs
+    native: Callable[[Array], Array] = lambda action: (
+        action
+    )  # from what is given as action to the space's own; jittable
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import sys
 
 import jax.numpy as jnp
 import pytest
@@ -98,3 +99,42 @@ def test_tensorboard_events_are_written_beside_the_metrics(tmp_path):
         report.log("train", 1, 1, {"model/loss": 2.0})
     (events,) = tmp_path.glob("events.out.tfevents.*")
     assert b"model/loss" in events.read_bytes()
+
+
+class FakeWandb:
+    """Remembers what it is told; fails when told to."""
+
+    def __init__(self, fails=False):
+        self.fails, self.logged, self.begun, self.finished = fails, [], [], 0
+
+    def init(self, **options):
+        self.begun.append(options)
+        return self
+
+    def log(self, numbers, step):
+        if self.fails:
+            raise RuntimeError("no network\nat all")
+        self.logged.append((step, numbers))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_metrics_go_to_wandb_where_a_project_is_named(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with quick(tmp_path, wandb="dreams") as report:
+        report.log("train", 5, 2, {"loss": 1.5, "missing": float("nan")})
+    assert (fake.begun[0]["project"], fake.begun[0]["resume"], fake.finished) == ("dreams", "allow", 1)
+    ((step, numbers),) = fake.logged
+    assert step == 5 and numbers["loss"] == 1.5 and numbers["updates"] == 2 and "missing" not in numbers
+
+
+def test_a_run_goes_on_without_wandb_when_that_fails(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(fails=True))
+    stream = io.StringIO()
+    with quick(tmp_path, stream, wandb="dreams") as report:
+        report.log("train", 5, 2, {"loss": 1.5})
+        report.log("train", 6, 3, {"loss": 1.5})
+    assert stream.getvalue().count("warning: wandb: no network; training goes on without it") == 1
+    assert len(read_metrics(tmp_path)) == 2

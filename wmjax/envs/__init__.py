@@ -1,13 +1,17 @@
-"""Environments that run on the device, by name."""
+"""Environments by name: those that run on the device, and those of other libraries in worker processes."""
 
 from __future__ import annotations
 
 import difflib
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from wmjax.envs import catch, from_gymnax, pendulum, racing, wrappers
+from wmjax.envs.from_gymnasium import from_gymnasium
 from wmjax.envs.probe import PROBES
-from wmjax.types import Box, Discrete, Env, Space, UsageError
+from wmjax.suites import SUITES, suite
+from wmjax.types import Array, Box, Discrete, Env, HostEnv, Space, UsageError
 
 __all__ = ["EnvInfo", "env_names", "make_env"]
 
@@ -31,11 +35,26 @@ class EnvInfo(NamedTuple):
     description: str
 
 
-def make_env(name: str, *, image_size: int | None = None, action_repeat: int | None = None) -> Env:
+def is_host(name: str) -> bool:
+    """Whether an environment of that name would run in worker processes."""
+    return name.partition(":")[0] in SUITES
+
+
+def _steer_gas_brake(action: Array) -> Array:
+    """CarRacing's controls; linearly rescaled, 0 would brake by half."""
+    steer, gas, brake = action[..., 0], action[..., 1], action[..., 2]
+    return jnp.stack([steer, (gas + 1) / 2, jnp.clip(brake, 0, 1)], -1)
+
+
+ACTION_MAPS = {"gym:CarRacing-v3": _steer_gas_brake}
+
+
+def make_env(name: str, *, image_size: int | None = None, action_repeat: int | None = None) -> Env | HostEnv:
     """Makes an environment: auto-resetting, with its own kind of actions (`wrappers.agent_actions` changes that).
 
     Args:
-      name: "catch", "pendulum", "racing", "probe:NAME", or "gymnax:NAME" with the extra `gymnax` (`env_names`).
+      name: "catch", "pendulum", "racing", "probe:NAME", or "gymnax:NAME" with the extra `gymnax` (`env_names`). A name
+        that begins with one of `suites.SUITES`, such as "gym:CartPole-v1", gives a `HostEnv`.
       image_size: side of the picture in pixels, at least 8; None for the registered size (64; racing: 96; MinAtar:
         80, and any multiple of 10).
       action_repeat: frames that each action is taken for; None for 1.
@@ -44,8 +63,20 @@ def make_env(name: str, *, image_size: int | None = None, action_repeat: int | N
       UsageError: unknown name (with the nearest valid one), a missing extra, an image size that the environment cannot
         be drawn at or that observes no image, an action repeat below 1.
     """
+    if is_host(name):
+        return _make_host(name, image_size, action_repeat)
     raw = _make_raw(name, image_size)
     return wrappers.auto_reset(wrappers.action_repeat(raw, 1 if action_repeat is None else action_repeat))
+
+
+def _make_host(name: str, image_size: int | None, action_repeat: int | None) -> HostEnv:
+    if image_size is not None:
+        _check_image_size(name, image_size, pictures=True)
+    repeat = 1 if action_repeat is None else action_repeat
+    wrappers.check_count("action_repeat", repeat)
+    suite_name, _, task = name.partition(":")
+    action_map = ACTION_MAPS.get(name)
+    return from_gymnasium(suite_name, task, image_size=image_size, action_repeat=repeat, action_map=action_map)
 
 
 def _make_raw(name: str, image_size: int | None) -> wrappers.RawEnv:
@@ -83,7 +114,8 @@ def _unknown(name: str) -> UsageError:
     near = difflib.get_close_matches(name.lower(), spellings, 1, cutoff=0.5)
     hint = f" did you mean {spellings[near[0]]!r}?" if near else ""
     return UsageError(
-        f"env: unknown name {name!r};{hint} valid are {', '.join(builtin)}, {GYMNAX}NAME (see wmjax list envs)"
+        f"env: unknown name {name!r};{hint} valid are {', '.join(builtin)}, {GYMNAX}NAME, "
+        f"{', '.join(f'{suite_name}:NAME' for suite_name in SUITES)} (see wmjax list envs)"
     )
 
 
@@ -93,6 +125,9 @@ def env_names() -> list[EnvInfo]:
     infos += [_info(name, probe.description) for name, probe in PROBES.items()]
     if from_gymnax.available():
         infos += [_gymnax_info(task) for task in from_gymnax.names()]
+    for suite_name in SUITES:
+        what = f"{suite(suite_name).TITLE}, in worker processes"
+        infos += [EnvInfo(f"{suite_name}:{task}".rstrip(":"), "", "", what) for task in suite(suite_name).names()]
     return infos
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.types import Array, Box, Discrete, Env, EnvSpec, MultiDiscrete, PyTree, TimeStep, UsageError
+from wmjax.types import Array, Box, Discrete, Env, EnvSpec, HostEnv, MultiDiscrete, PyTree, TimeStep, UsageError
 
 
 class Outcome(NamedTuple):
@@ -46,7 +46,7 @@ class _Limited(NamedTuple):
 
 def time_limit(raw: RawEnv, steps: int) -> RawEnv:
     """Ends an episode after `steps` steps with `is_last` and, unless it ends by itself there, without `is_terminal`."""
-    _check_count("time limit", steps)
+    check_count("time limit", steps)
 
     def reset(key):
         return _Limited(raw.reset(key), jnp.int32(0))
@@ -66,7 +66,7 @@ def action_repeat(raw: RawEnv, repeats: int) -> RawEnv:
     `spec.action_repeat` is multiplied by `repeats` and `spec.max_episode_steps` divided, rounding up. Raises
     `UsageError` where `repeats` is not an integer of at least 1.
     """
-    _check_count("action_repeat", repeats)
+    check_count("action_repeat", repeats)
     if repeats == 1:
         return raw
 
@@ -118,14 +118,18 @@ def auto_reset(raw: RawEnv) -> Env:
     return Env(raw.spec, reset, step)
 
 
-def agent_actions(env: Env) -> Env:
-    """An environment whose `step` takes what agents emit; its `spec` stays the native one, which agents are built from.
+def agent_actions(env: Env | HostEnv) -> Env | HostEnv:
+    """An environment that takes what agents emit; its `spec` stays the native one, which agents are built from.
+
+    Of an `Env` it is `step` that takes them, of a `HostEnv` `native`.
 
     `Discrete(n)`: one-hot float32 `[n]`, argmax. `MultiDiscrete(ns)`: one-hots side by side, float32 `[sum(ns)]`.
     `Box`: float32 of the box's shape, clipped to [-1, 1], then `spec.action_map` or linearly to [low, high].
     Raises `UsageError` for any other space, and for a box without bounds.
     """
     convert = _converter(env.spec)
+    if isinstance(env, HostEnv):
+        return env._replace(native=convert)
     return Env(env.spec, env.reset, lambda key, state, action: env.step(key, state, convert(action)))
 
 
@@ -156,6 +160,7 @@ def _box_converter(space: Box, action_map: Callable[[Array], Array] | None) -> C
     ).astype(space.dtype)
 
 
-def _check_count(field: str, value: Any) -> None:
+def check_count(field: str, value: Any) -> None:
+    """Raises `UsageError` unless `value` is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UsageError(f"{field}: {value!r} is not valid; an integer of at least 1 is")

@@ -241,10 +241,14 @@ class Saver:
         try:
             future.result()
         except Exception as error:  # Orbax raises whatever its storage raises; training is worth more than one save
-            self.failed.add(folder)
-            kept = f"step {latest(folder)} is kept" if steps(folder) else "no earlier step is there"
-            reason = str(error).strip().partition("\n")[0][:200]
-            self._warn(f"warning: checkpoint {folder}: step {step} could not be saved ({reason}); {kept}")
+            self.refuse(folder, step, error)
+
+    def refuse(self, folder: Path, step: int, error: Exception) -> None:
+        """Counts a save as failed, and warns of it."""
+        self.failed.add(folder)
+        kept = f"step {latest(folder)} is kept" if steps(folder) else "no earlier step is there"
+        reason = str(error).strip().partition("\n")[0][:200]
+        self._warn(f"warning: checkpoint {folder}: step {step} could not be saved ({reason}); {kept}")
 
 
 def info(folder: str | Path, step: int | None = None) -> dict[str, Any]:

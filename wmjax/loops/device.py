@@ -18,7 +18,21 @@ from wmjax.loops.rollout import Position, random_act, rollout
 from wmjax.ops import noise
 from wmjax.replay import device as replays
 from wmjax.replay.device import Record, Replay
-from wmjax.types import Agent, AgentState, Array, Env, Metrics, PyTree, Sampling, Stage, TimeStep, Update, UsageError
+from wmjax.types import (
+    Agent,
+    AgentState,
+    Array,
+    Env,
+    HostEnv,
+    Metrics,
+    PyTree,
+    Sampling,
+    Stage,
+    TimeStep,
+    Trajectory,
+    Update,
+    UsageError,
+)
 
 
 class Episode(NamedTuple):
@@ -57,7 +71,7 @@ def first(counter: Array) -> int:
     return int(np.ravel(counter)[0])
 
 
-def env_steps(agent: Agent, env: Env, run: RunState) -> int:
+def env_steps(agent: Agent, env: Env | HostEnv, run: RunState) -> int:
     """Frames that the environments of one run advanced so far; all seeds of a run have the same count."""
     return first(run.steps) * agent.recipe.num_envs * env.spec.action_repeat
 
@@ -141,7 +155,7 @@ def next_stage(run: RunState) -> RunState:
     return run._replace(stage=run.stage + 1, iteration=jnp.zeros_like(run.iteration))
 
 
-def _count_episodes(episode: Episode, step: TimeStep) -> tuple[Episode, Metrics]:
+def count_episodes(episode: Episode, step: TimeStep) -> tuple[Episode, Metrics]:
     """Follows the episodes through records `[collect, num_envs]`; sums over those that ended."""
 
     def body(episode: Episode, step: TimeStep) -> tuple[Episode, Metrics]:
@@ -164,7 +178,7 @@ def _collect(
     position, records = rollout(
         act, jax.vmap(env.step), run.agent.params, key, position, stage.collect, explore=True, axis_name=axis_name
     )
-    episode, sums = _count_episodes(run.episode, records.step)
+    episode, sums = count_episodes(run.episode, records.step)
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
     replay, steps = replays.add(run.replay, records), run.steps + stage.collect
@@ -188,6 +202,24 @@ def _count_skips(skips: Skips, finite: Array) -> Skips:
     return Skips(skips.total + ~finite, in_a_row, jnp.maximum(skips.longest, in_a_row))
 
 
+def apply_update(
+    update: Update, axis_name: str | None, state: AgentState, skips: Skips, key: Array, batch: Trajectory
+) -> tuple[AgentState, Skips, Metrics, PyTree | None]:
+    """Learns from one batch, unless that gives what is not finite: then state and latents stay as they were.
+
+    Returns:
+      The state and the count of skips; metrics, all 0 but "skipped" if nothing was kept; and the latents to write back.
+    """
+    new_state, metrics, latent = update.fn(state, key, batch)
+    finite = is_finite(new_state, metrics, axis_name)
+    keep = lambda new, old: jnp.where(finite, new, old)
+    if latent is not None:
+        latent = jax.tree.map(lambda new, old: keep(new, old[-len(new) :].astype(new.dtype)), latent, batch.latent)
+    metrics = {name: keep(jnp.float32(value), 0.0) for name, value in metrics.items()}
+    metrics |= {"skipped": jnp.float32(~finite)}
+    return jax.tree.map(keep, new_state, state), _count_skips(skips, finite), metrics, latent
+
+
 def _learn(update: Update, axis_name: str | None, run: RunState, key: Array) -> tuple[RunState, Metrics]:
     """Does the repeats of one update; sums of the metrics of those that were kept, and how many were not.
 
@@ -202,15 +234,9 @@ def _learn(update: Update, axis_name: str | None, run: RunState, key: Array) -> 
         if axis_name is not None:  # each device reads its own replay
             key_sample = jax.random.fold_in(key_sample, jax.lax.axis_index(axis_name))
         replay, batch, index = replays.sample(replay, key_sample, update.sampling, update.batch_size)
-        new_state, metrics, latent = update.fn(state, key_learn, batch)
-        finite = is_finite(new_state, metrics, axis_name)
-        keep = lambda new, old: jnp.where(finite, new, old)
+        state, skips, metrics, latent = apply_update(update, axis_name, state, skips, key_learn, batch)
         if latent is not None:
-            kept = jax.tree.map(lambda new, old: keep(new, old[-len(new) :].astype(new.dtype)), latent, batch.latent)
-            replay = replays.write(replay, index, kept)
-        metrics = {name: keep(jnp.float32(value), 0.0) for name, value in metrics.items()}
-        metrics |= {"skipped": jnp.float32(~finite)}
-        state, skips = jax.tree.map(keep, new_state, state), _count_skips(skips, finite)
+            replay = replays.write(replay, index, latent)
         return (state, replay._replace(data=Record((), (), replay.data.latent)), skips), metrics
 
     slim = run.replay._replace(data=Record((), (), run.replay.data.latent))
@@ -253,7 +279,7 @@ def _iterate(
     return run._replace(iteration=run.iteration + 1), episodes, learned
 
 
-def _means(stage: Stage, episodes: Metrics, learned: dict[str, Metrics], iterations: Array) -> Metrics:
+def means(stage: Stage, episodes: Metrics, learned: dict[str, Metrics], iterations: Array) -> Metrics:
     """Metrics of a chunk from its sums."""
     metrics: Metrics = {}
     for update in stage.updates:
@@ -307,7 +333,7 @@ def make_stage(
         _, *shapes = jax.eval_shape(iterate, run)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         run, episodes, learned = jax.lax.fori_loop(0, iterations, body, (run, *zeros))
-        return run, _means(stage, episodes, learned, iterations)
+        return run, means(stage, episodes, learned, iterations)
 
     return run_stage
 

@@ -21,11 +21,12 @@ import numpy as np
 
 from wmjax.loops import checkpoint, device
 from wmjax.loops.device import RunState, first
+from wmjax.loops.host_rollout import HostEvaluator, Options
 from wmjax.loops.parallel import Programs, tree_of_seed
 from wmjax.loops.report import Report
 from wmjax.loops.rollout import evaluate
 from wmjax.ops import noise
-from wmjax.types import Agent, AgentState, Array, Env, PyTree, RunError, Stage, UsageError
+from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, Stage, UsageError
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 KEEP = 2  # checkpoints of the whole run; what is best holds the agent alone
@@ -100,6 +101,13 @@ class Evaluator:
         return np.concatenate(played, -1)[..., :episodes]
 
 
+def make_evaluator(agent: Agent, env: Env | HostEnv, *, seeds: bool = False, **host: Any) -> Evaluator | HostEvaluator:
+    """An `Evaluator`, or for environments on the host a `HostEvaluator`, which alone takes the rest."""
+    if isinstance(env, HostEnv):
+        return HostEvaluator(agent, env, PERIODIC_EPISODES, **host)
+    return Evaluator(agent, env, seeds=seeds)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The run
 
@@ -108,7 +116,7 @@ class Plan(NamedTuple):
     """What a driver is to do, and where."""
 
     agent: Agent  # its recipe says the numbers of the whole run
-    env: Env
+    env: Env | HostEnv
     path: Path
     seeds: tuple[int, ...]  # more than one: the state has a leading axis of seeds
     steps: int  # env steps to train for
@@ -116,6 +124,8 @@ class Plan(NamedTuple):
     checkpoint_seconds: float
     max_skipped: int  # updates in a row
     stream: TextIO | None  # where progress goes
+    host: Options = Options()  # of environments on the host
+    wandb: str | None = None  # a project of Weights & Biases
 
 
 def member_path(path: Path, seed: int) -> Path:
@@ -135,10 +145,16 @@ class Driver:
     def __init__(self, plan: Plan, programs: Programs, caught: list[int]) -> None:
         self._plan, self._programs, self._caught = plan, programs, caught
         self._several = len(plan.seeds) > 1
-        self.evaluator = Evaluator(plan.agent, plan.env, seeds=self._several)
+        host = dict(options=plan.host, say=self._say, stop=lambda: bool(caught))
+        self.evaluator = make_evaluator(plan.agent, plan.env, seeds=self._several, **host)
         self._folders = [member_path(plan.path, seed) for seed in plan.seeds] if self._several else [plan.path]
         self._saved = time.monotonic()
         self._save_seconds = 0.0
+        self._report: Report | None = None
+
+    def _say(self, text: str) -> None:
+        if self._report is not None:
+            self._report.say(text)
 
     def env_steps(self, state: RunState) -> int:
         """Frames so far, of each seed."""
@@ -182,7 +198,7 @@ class Driver:
         plan, stages = self._plan, self._plan.agent.recipe.stages
         resume = {"resume_step": self.env_steps(state), "resume_iteration": self._iteration(state)}
         with contextlib.ExitStack() as stack:
-            report = Report(plan.path, total_steps=plan.steps, stream=plan.stream, **resume)
+            report = Report(plan.path, total_steps=plan.steps, stream=plan.stream, wandb=plan.wandb, **resume)
             self._report = stack.enter_context(report)
             members = self._folders if self._several else []
             self._members = [stack.enter_context(Report(folder, **resume)) for folder in members]
@@ -193,12 +209,14 @@ class Driver:
                 index = first(state.stage)
                 state = self._run_stage(state, index)
                 cut = first(state.iteration) < (stages[index].iterations or 0)  # the steps were used up before its end
-                if self._caught or cut or index + 1 == len(stages):
+                if self._caught or cut or self._programs.failure() or index + 1 == len(stages):
                     break
                 state = device.next_stage(state)
             self._programs.check_replicas(state)
             self._save(state)
             self._saver.close()
+        if failure := self._programs.failure():
+            raise failure
         if self._saver.failed:
             raise RunError(f"the end of the run could not be saved: {', '.join(map(str, sorted(self._saver.failed)))}")
         return state
@@ -251,7 +269,7 @@ class Driver:
         advance = self._programs.compile_stage(stage)
         frames = stage.collect * plan.agent.recipe.num_envs * plan.env.spec.action_repeat
         chunk = 1  # the first line of progress comes as soon as it can
-        while done < total and not self._caught:
+        while done < total and not self._caught and not self._programs.failure():
             step = self.env_steps(state)
             to_evaluation = plan.eval_every - step % plan.eval_every
             size = min(chunk, total - done, max(1, math.ceil(to_evaluation / max(frames, 1))))
@@ -261,7 +279,7 @@ class Driver:
             start = time.monotonic()
             state, metrics = jax.block_until_ready(advance(state, size))
             seconds = time.monotonic() - start
-            done += size
+            done = first(state.iteration)  # fewer than asked for where a stage on the host was interrupted
             metrics = {name: np.asarray(value) for name, value in metrics.items()}
             if self._milestone(stage, self.env_steps(state), done, total) > before:
                 metrics["eval/return"] = self._evaluate(state)
@@ -321,7 +339,11 @@ class Driver:
     def _save(self, state: RunState) -> None:
         """Saves the whole run, and of several seeds every agent by itself."""
         start, step = time.monotonic(), self.env_steps(state)
-        self._saver.save(self._plan.path / CHECKPOINTS, step, self._programs.gather(state), keep=KEEP)
+        folder = self._plan.path / CHECKPOINTS
+        try:
+            self._saver.save(folder, step, self._programs.gather(state), keep=KEEP)
+        except OSError as error:  # what the host keeps outside of the state could not be written
+            self._saver.refuse(folder, step, error)
         if self._several:
             agent = self._programs.replica(state.agent)
             for i, folder in enumerate(self._folders):

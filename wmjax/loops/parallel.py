@@ -40,6 +40,7 @@ class Programs(NamedTuple):
     replica: Callable  # (replicated part of a RunState) -> the same on one device
     check_replicas: Callable  # (RunState) -> None; raises `ReplicasDifferError`
     template: RunState  # shapes and dtypes of what `gather` gives
+    failure: Callable = lambda: None  # () -> the `RunError` that ended a stage early, or None; of the host loop
 
 
 def share(recipe: Recipe, devices: int) -> Recipe:

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from wmjax.loops.wandb_log import WandbLog
+
 METRICS = "metrics.jsonl"
 
 
@@ -82,6 +84,7 @@ class Report:
       resume_iteration: iterations already done, for stages that take no env steps.
       stream: where progress goes; None for nowhere.
       tensorboard: whether to write TensorBoard events too.
+      wandb: the project of Weights & Biases to send them to; None for none.
     """
 
     def __init__(
@@ -93,17 +96,18 @@ class Report:
         resume_iteration: int = 2**31,
         stream: TextIO | None = None,
         tensorboard: bool = True,
+        wandb: str | None = None,
     ) -> None:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._total, self._tensorboard = total_steps, tensorboard
+        self._total, self._tensorboard, self._wandb = total_steps, tensorboard, wandb
         self._stream = stream
         lines = _rewind(self._folder, resume_step or -1, resume_iteration)
         self._before = lines[-1]["time"] if lines else 0.0  # seconds that earlier attempts took
         self._start = self._last_time = time.monotonic()
         self._last_step, self._return = resume_step, None
         self._resume_step = resume_step
-        self._file = self._events = self._live = None
+        self._file = self._events = self._live = self._remote = None
         self._warned = False
 
     def __enter__(self) -> Self:
@@ -116,12 +120,14 @@ class Report:
 
             self._live = Live(console=Console(file=self._stream), auto_refresh=False)
             self._live.start()
+        if self._wandb is not None:
+            self._remote = WandbLog(self._folder, self._wandb, self.say)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for part in (self._file, self._events):
+        for part in (self._file, self._events, self._remote):
             if part is not None:
                 self._guard(part.close)
         if self._live is not None:
@@ -179,6 +185,8 @@ class Report:
         self._file.flush()
         if self._events is not None:
             self._events.write(step, numbers)
+        if self._remote is not None:
+            self._remote.write(step, {name: x for name, x in head.items() if name != "stage"} | numbers)
 
     def _progress(
         self, stage: str, step: int, updates: int, speed: float, replay_ratio: float, skipped: float | None

@@ -1,0 +1,135 @@
+"""Gymnasium environments that can be worked out by hand, some of which break; workers import this module."""
+
+import os
+import signal
+import time
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Counter(gymnasium.Env):
+    """Observes how many steps the episode has had, pays the number of the action, ends after five steps."""
+
+    action_space = spaces.Discrete(3, start=1)
+    observation_space = spaces.Dict(
+        {
+            "camera": spaces.Box(0, 255, (3, 6, 6), np.uint8),
+            "inner": spaces.Dict({"count": spaces.Box(0, 9, (1,), np.float64), "phase": spaces.Discrete(4, start=-1)}),
+            "bits": spaces.MultiBinary(2),
+            "two": spaces.MultiDiscrete([2, 3]),
+        }
+    )
+
+    def __init__(self, truncates=False):
+        self.truncates, self.count = truncates, 0
+
+    def observe(self):
+        inner = {"count": np.array([self.count], np.float64), "phase": self.count % 4 - 1}
+        image = np.full((3, 6, 6), 10 * self.count, np.uint8)
+        return {"camera": image, "inner": inner, "bits": np.array([1, 0], np.int8), "two": np.array([1, 2])}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.count += 1
+        over = self.count == 5
+        return self.observe(), float(action), over and not self.truncates, over and self.truncates, {}
+
+
+class Faulty(gymnasium.Env):
+    """Counts as above, and does something wrong in the third step: once, if there is a marker, or always."""
+
+    action_space = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 2], np.float32))
+    observation_space = spaces.Box(-1, 9, (1,), np.float32)
+
+    def __init__(self, fault, marker=None):
+        self.fault, self.marker, self.count = fault, marker, 0
+
+    def observe(self):
+        return np.array([self.count], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self.observe(), {}
+
+    def due(self):
+        if self.count != 3:
+            return False
+        try:
+            return self.marker is None or bool(os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL)) or True)
+        except FileExistsError:
+            return False
+
+    def step(self, action):
+        self.count += 1
+        obs, reward = self.observe(), float(action.sum())
+        if self.due():
+            if self.fault == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "hangs":
+                time.sleep(600)
+            if self.fault == "raises":
+                raise RuntimeError("the physics exploded")
+            obs = {"nan": obs * np.nan, "shape": np.zeros(2, np.float32), "dtype": obs.astype(complex)}.get(
+                self.fault, obs
+            )
+            reward = np.inf if self.fault == "reward" else reward
+        return obs, reward, self.count == 5, False, {}
+
+
+class Seeded(gymnasium.Env):
+    """Observes a random number that it draws when it is reset."""
+
+    action_space = spaces.MultiDiscrete([2, 3])
+    observation_space = spaces.Discrete(1000)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.number = int(self.np_random.integers(1000))
+        return self.number, {}
+
+    def step(self, action):
+        return self.number, float(action[0] * 10 + action[1]), True, False, {}
+
+
+class Broken(Counter):
+    """Breaks a rule of Gymnasium from the start."""
+
+    def __init__(self, rule):
+        super().__init__()
+        self.rule = rule
+        if rule == "space":
+            self.observation_space = spaces.Dict({"text": spaces.Text(3)})
+        if rule == "action":
+            self.action_space = spaces.Box(0, 3, (2,), np.int32)
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        if self.rule == "missing":
+            del obs["inner"]["count"]
+        if self.rule == "float image":
+            obs["camera"] = obs["camera"] / 255
+        return obs if self.rule == "old reset" else (obs, info)
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.rule == "old step":
+            return obs, reward, terminated, info
+        if self.rule == "reward":
+            reward = None
+        return obs, reward, 0 if self.rule == "flag" else terminated, truncated, info
+
+
+def register(name, entry, **kwargs):
+    """Makes an environment of this module known to this process; workers are told."""
+    gymnasium.register(name, entry_point=f"{__name__}:{entry}", kwargs=kwargs)
+    return f"gym:{name}"
+
+
+gymnasium.register("WmjaxCounter-v0", Counter)

@@ -1,0 +1,112 @@
+"""The suites, as workers make them; each is skipped where its extra is not installed."""
+
+import numpy as np
+import pytest
+
+from wmjax.envs.atari_scores import SCORES, human_normalized
+from wmjax.suites import SUITES, SuiteError, suite, worker
+
+
+def play(env, steps, choose, seed=0):
+    """Steps of one episode after another: rewards, flags, and the seen pictures' sums."""
+    rows, over = [], True
+    for _ in range(steps):
+        if over:
+            obs, reward, terminated, truncated = env.reset(seed=seed if not rows else None)[0], 0.0, False, False
+        else:
+            obs, reward, terminated, truncated, _ = env.step(choose())
+        over = terminated or truncated
+        rows.append((reward, terminated, truncated, env.observe() if obs is None else obs))
+    return rows
+
+
+@pytest.fixture
+def atari():
+    pytest.importorskip("ale_py", reason="needs the extra `atari`")
+    return lambda name, game, training=True: suite(name).make(suite(name).find(game, name), training)
+
+
+def test_the_two_protocols_of_atari_differ_as_they_should(atari):
+    small, large = (worker.describe(atari(name, "Pong"), None, 1) for name in ("atari", "atari200m"))
+    assert small["obs"] == [{"name": "image", "dtype": "uint8", "shape": [64, 64, 3], "low": 0, "high": 255}]
+    assert large["obs"][0]["shape"] == [96, 96, 1]
+    assert (small["action"]["n"], large["action"]["n"]) == (6, 18)
+    assert small["frames"] == large["frames"] == 4 and small["max_episode_steps"] == 27_000
+
+
+def test_a_lost_life_ends_an_episode_of_atari_in_training_only(atari):
+    rng = np.random.default_rng(0)
+    ends = {}
+    for training in (True, False):
+        env = atari("atari", "Breakout", training)
+        rows = play(env, 300, lambda env=env: int(rng.integers(env.action_space.n)))
+        ends[training] = sum(row[1] for row in rows)
+        assert not any(row[2] for row in rows)
+    assert ends[True] > 3 * ends[False] > 0
+
+
+def test_a_seed_says_how_an_atari_game_begins(atari):
+    screens = {}
+    for seed in (0, 0, 1, 2):
+        env = atari("atari", "Pong")
+        rows = play(env, 20, lambda: 0, seed)
+        screens.setdefault(seed, []).append(np.stack([row[3] for row in rows]))
+    assert np.array_equal(*screens[0])
+    assert not np.array_equal(screens[1][0], screens[2][0])  # other numbers of frames without action
+
+
+def test_an_unknown_game_is_answered_with_the_nearest(atari):
+    with pytest.raises(SuiteError, match="did you mean 'atari200m:MsPacman'"):
+        suite("atari200m").find("MsPackman", "atari200m")
+
+
+def test_an_atari_game_is_one_that_can_be_made(atari):
+    games = suite("atari").names()
+    assert {"Pong", "Breakout", "MontezumaRevenge", "UpNDown"} <= set(games)
+    assert set(SCORES) <= set(games)
+
+
+def test_scores_of_atari_are_normalized_by_the_published_numbers():
+    assert human_normalized("atari:Pong", -20.7) == 0 and human_normalized("atari200m:Pong", 14.6) == 1
+    assert human_normalized("atari:Breakout", 16.1) == pytest.approx(0.5)
+    assert human_normalized("gym:Pong", 1.0) is None and human_normalized(None, 1.0) is None
+    assert len(SCORES) == 57 and all(human > random for random, human in SCORES.values())
+
+
+@pytest.mark.parametrize("name", ["dmc", "dmc_proprio"])
+def test_a_control_task_is_seen_or_felt(name):
+    pytest.importorskip("dm_control", reason="needs the extra `dmc`")
+    env = suite(name).make(suite(name).find("cartpole_swingup", name), True)
+    about = worker.describe(env, None, 2)
+    shapes = {entry["name"]: entry["shape"] for entry in about["obs"]}
+    assert shapes == ({"image": [64, 64, 3]} if name == "dmc" else {"position": [3], "velocity": [2]})
+    assert about["max_episode_steps"] == 500 and about["frames"] == 2
+    assert about["action"]["low"] == [-1.0] and about["action"]["high"] == [1.0]
+    if name == "dmc":
+        assert len(np.unique(env.observe())) > 10
+    else:
+        rows = play(env, 1002, lambda: np.ones(1))
+        assert [i for i, row in enumerate(rows) if row[2]] == [1000] and not any(row[1] for row in rows)
+    with pytest.raises(SuiteError, match=f"did you mean '{name}:walker_walk'"):
+        suite(name).make(("walker_wak", name), True)
+
+
+def test_crafter_ends_by_death_or_by_its_limit():
+    pytest.importorskip("crafter", reason="needs the extra `crafter`")
+    env = suite("crafter").make(suite("crafter").find("", "crafter"), True)
+    about = worker.describe(env, None, 1)
+    assert about["obs"][0]["shape"] == [64, 64, 3] and about["action"]["n"] == 17
+    rows = play(env, 400, lambda: 0)
+    assert any(row[1] for row in rows) and not any(row[2] for row in rows)  # who sleeps on is eaten
+
+
+def test_a_suite_that_is_not_installed_names_its_extra(monkeypatch):
+    import sys
+
+    for module in ("ale_py", "crafter"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(suite("dmc"), "_installed", lambda: False)
+    for name, extra in (("atari", "atari"), ("crafter", "crafter"), ("dmc", "dmc")):
+        with pytest.raises(SuiteError, match=rf'pip install "wmjax\[{extra}\]"'):
+            suite(name).find("Pong" if name == "atari" else "", name)
+    assert set(SUITES) >= {"gym", "atari", "atari200m"}

@@ -1,0 +1,229 @@
+"""The host loop computes what the device loop computes, and gives up nothing when it is stopped."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.loops.fakes import ACTIONS, counter_env, fake_agent, fake_recipe, learn
+from tests.test_run import compiled_once  # noqa: F401
+from wmjax.loops import checkpoint, device
+from wmjax.loops.host import HostLoop, programs
+from wmjax.loops.host_rollout import HostEvaluator, Options, play
+from wmjax.types import HostEnv, Recipe, RunError, Sampling, Stage, TimeStep, Trajectory, Update, UsageError
+
+
+class CounterEnvs:
+    """`fakes.counter_env` in NumPy, in this process."""
+
+    def __init__(self, num_envs, length, breaks, stop):
+        self.count, self.length, self.restarts = np.zeros(num_envs, int), length, 0
+        self.breaks, self.stop, self.steps, self.log = breaks, stop, 0, []
+
+    def observe(self, reward):
+        flag = self.count == self.length
+        obs = {"vector": self.count[:, None].astype(np.float32)}
+        return TimeStep(obs, reward.astype(np.float32), self.count == 0, flag, flag.copy())
+
+    def reset(self, seeds):
+        self.log.append(seeds)
+        self.count[:] = 0
+        return self.observe(np.zeros(len(self.count)))
+
+    def send(self, action):
+        assert action.dtype == np.int32
+        self.action, self.steps = action, self.steps + 1
+
+    def receive(self):
+        if self.stop():
+            return None
+        if self.steps == self.breaks:
+            raise RunError("the environments are gone")
+        over = self.count == self.length
+        self.count = np.where(over, 0, self.count + 1)
+        return self.observe(np.where(over, 0, self.action))
+
+    def close(self):
+        self.log.append("closed")
+
+
+def host_env(length=4, breaks=None):
+    begun = []
+
+    def start(num_envs, *, stop=lambda: False, **options):
+        begun.append(CounterEnvs(num_envs, length, breaks, stop))
+        return begun[-1]
+
+    return HostEnv(counter_env(length).spec, start, lambda action: action.argmax(-1).astype(jnp.int32)), begun
+
+
+def with_recipe(**kwargs):
+    return fake_agent(fake_recipe(fake_agent().act, **kwargs))
+
+
+def run_host(agent, env, iterations, *, stop=lambda: False, path=None, key=0, **options):
+    loop = HostLoop(agent, env, path, path and path / "checkpoints", Options(**options), stop=stop)
+    state, metrics = loop.init(jax.random.key(key)), []
+    for number, stage in enumerate(agent.recipe.stages):
+        state, found = loop.compile_stage(stage)(state, iterations[number])
+        metrics.append(found)
+        if number + 1 < len(agent.recipe.stages) and not loop.failure:
+            state = device.next_stage(state)
+    return loop, state, metrics
+
+
+def run_device(agent, env, iterations):
+    state = jax.jit(lambda key: device.init(agent, env, key))(jax.random.key(0))
+    metrics = []
+    for number, stage in enumerate(agent.recipe.stages):
+        state, found = device.compile_stage(agent, env, stage)(state, iterations[number])
+        metrics.append(found)
+        if number + 1 < len(agent.recipe.stages):
+            state = device.next_stage(state)
+    return state, metrics
+
+
+def stored(loop):
+    """Records in the order of the ring, by name, with latents."""
+    rows = np.arange(loop.replay.rows)[:, None]
+    index = np.broadcast_arrays(rows, np.arange(loop.replay.num_envs))
+    flags = jax.tree.map(np.asarray, loop.replay.ring.data.step)
+    found = loop.replay.gather(Trajectory(flags, None, None, None), tuple(index))
+    return found.step, found.action, loop.replay.latent
+
+
+@pytest.mark.parametrize("capacity", [24, pytest.param(64, marks=pytest.mark.slow)])  # rows are overwritten, or not
+def test_without_overlap_a_run_is_that_of_the_device_loop(capacity):
+    agent = with_recipe(capacity=capacity)
+    loop, state, metrics = run_host(agent, host_env()[0], [3, 8], overlap=False)
+    expected, wanted = run_device(agent, counter_env(), [3, 8])
+    loop._latents.flush()
+    np.testing.assert_allclose(state.agent.params["w"], expected.agent.params["w"], rtol=1e-6)
+    step, action, latent = stored(loop)
+    jax.tree.map(np.testing.assert_array_equal, (step, action), tuple(expected.replay.data[:2]))
+    np.testing.assert_array_equal(latent, expected.replay.data.latent)
+    for mine, theirs in zip(metrics, wanted, strict=True):
+        assert set(theirs) < set(mine)
+        for name in theirs:
+            np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-5, err_msg=name)
+    for name in ("skips", "episode", "stage", "iteration", "steps"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(expected, name))
+    assert loop.replay.ring.cursor == expected.replay.cursor
+
+
+def test_with_overlap_updates_sample_what_was_there_before_and_nothing_is_lost():
+    agent = with_recipe()
+    runs = [run_host(agent, host_env()[0], [3, 8]) for _ in range(2)]
+    loop, state, metrics = runs[0]
+    assert checkpoint.digest(state.agent) == checkpoint.digest(runs[1][1].agent)
+    assert (int(state.agent.step), int(state.steps), int(state.iteration)) == (16, 22, 8)
+    step, _, _ = stored(loop)
+    assert step.obs["vector"][:22, 1, 0].tolist() == [i % 5 for i in range(22)]
+    assert {"time/envs", "time/device", "time/replay", "envs/restarts", "memory/resident_gb"} < set(metrics[1])
+    # The online queue ends with the windows of four rows that were complete before the last iteration: 20 // 4 of
+    # each of two environments, or before the iteration after it.
+    other, _, _ = run_host(agent, host_env()[0], [3, 7], overlap=False)
+    assert int(loop.replay.ring.cursor) == int(other.replay.ring.cursor) == 10
+
+
+def test_a_stage_without_collecting_only_learns():
+    update = Update("encode", lambda s, k, b: (*learn(s, k, b)[:2], None), 3, 2, Sampling(2))
+    recipe = Recipe(2, 20, (Stage("collect", 4, 1, None), Stage("learn", 2, 0, None, (update,))))
+    _, state, metrics = run_host(fake_agent(recipe), host_env()[0], [4, 2])
+    assert (int(state.steps), int(state.agent.step)) == (4, 6)
+    assert float(metrics[1]["encode/step"]) == 2.5 and "episode/count" not in metrics[1]
+
+
+def test_what_is_gathered_can_be_saved_and_goes_on_with_new_episodes(tmp_path):
+    agent, (env, begun) = with_recipe(), host_env()
+    loop, state, _ = run_host(agent, env, [3, 4], path=tmp_path)
+    before = np.asarray(state.agent.params["w"])
+    checkpoint.save(tmp_path / "checkpoints", 1, loop.gather(state))
+    loop.close()
+    assert begun[0].log[-1] == "closed"
+    again = HostLoop(agent, env, tmp_path, tmp_path / "checkpoints")
+    restored = again.place(checkpoint.restore(tmp_path / "checkpoints", again.template, exact=True))
+    np.testing.assert_array_equal(restored.agent.params["w"], before)
+    jax.tree.map(np.testing.assert_array_equal, stored(again), stored(loop))
+    assert begun[1].log[0] != begun[0].log[0]  # other episodes than those of the start
+    restored, _ = again.compile_stage(agent.recipe.stages[1])(restored, 2)
+    assert (int(restored.steps), int(restored.iteration)) == (18, 6)
+    vector = stored(again)[0].obs["vector"][12:18, 0, 0].tolist()
+    assert vector == [2, 3, 0, 1, 2, 3] and stored(again)[0].is_first[14, 0]
+
+
+def test_replay_files_that_no_checkpoint_names_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("wmjax.replay.host.CHUNK_BYTES", 1)
+    agent = with_recipe(capacity=16)
+    loop, state, _ = run_host(agent, host_env()[0], [3, 1], path=tmp_path)
+    train = loop.compile_stage(agent.recipe.stages[1])
+    for _ in range(4):
+        step = device.env_steps(agent, host_env()[0], state)
+        checkpoint.save(tmp_path / "checkpoints", step, loop.gather(state), keep=2)
+        state, _ = train(state, 6)
+    assert len(list((tmp_path / "replay").iterdir())) <= 3 * 8 + 12
+    assert len(checkpoint.steps(tmp_path / "checkpoints")) == 2
+    for step in checkpoint.steps(tmp_path / "checkpoints"):
+        said = []
+        again = HostLoop(agent, host_env()[0], tmp_path, tmp_path / "checkpoints", say=said.append)
+        again.place(checkpoint.restore(tmp_path / "checkpoints", again.template, step, exact=True))
+        assert not any("torn" in text for text in said)
+
+
+def test_an_iteration_that_is_stopped_does_not_count_and_nothing_before_is_lost():
+    agent, stop = with_recipe(), []
+    loop, state, _ = run_host(agent, host_env()[0], [3, 4], stop=lambda: bool(stop))
+    stop.append(1)
+    stopped, metrics = loop.compile_stage(agent.recipe.stages[1])(state, 5)
+    assert (int(stopped.iteration), int(stopped.steps)) == (4, 14)
+    assert np.isnan(metrics.get("episode/return", np.nan))
+    jax.block_until_ready(stopped.agent)
+
+
+def test_lost_environments_end_the_stage_with_its_state():
+    agent = with_recipe()
+    loop, state, _ = run_host(agent, host_env(breaks=6 + 9)[0], [3, 8])
+    assert str(programs(loop).failure()) == "the environments are gone"
+    assert (int(state.iteration), int(state.steps), int(loop.replay.ring.added)) == (4, 14, 14)
+
+
+def test_evaluation_plays_the_first_episode_of_every_seed():
+    env, begun = host_env()
+    agent = fake_agent()
+    evaluate = HostEvaluator(agent, env, 2)
+    assert evaluate({}, jax.random.key(0), 3).tolist() == [4.0 * (ACTIONS - 1)] * 3
+    assert len(begun[0].log) == 3 and len({str(log) for log in begun[0].log}) == 3  # two rounds, then closed
+    evaluate({}, jax.random.key(0), 2)
+    assert begun[1].log[0] == begun[0].log[0]
+    with pytest.raises(UsageError, match="episodes: 0"):
+        evaluate({}, jax.random.key(0), 0)
+
+
+def test_an_evaluation_whose_environments_are_lost_is_told_or_an_error():
+    said = []
+    broken = host_env(breaks=2)[0]
+    assert np.isnan(HostEvaluator(fake_agent(), broken, 2, say=said.append)({}, jax.random.key(0), 2)).all()
+    assert "evaluation was given up: the environments are gone" in said[0]
+    with pytest.raises(RunError):
+        HostEvaluator(fake_agent(), broken, 2)({}, jax.random.key(0), 2)
+
+
+def test_played_records_follow_each_other():
+    records = play(fake_agent(), host_env()[0], {}, jax.random.key(0), 2, 6)
+    assert records.step.obs["vector"][:, 1, 0].tolist() == [0, 1, 2, 3, 4, 0]
+    assert records.action.shape == (6, 2, ACTIONS)
+
+
+def test_a_replay_larger_than_memory_or_disk_is_refused(tmp_path, monkeypatch):
+    said = []
+    loop = HostLoop(with_recipe(), host_env()[0], tmp_path, say=said.append)
+    loop.check_room(1000, False)
+    assert "replay of 64 records" in said[0] and "fills 100%" in said[0]
+    monkeypatch.setattr("wmjax.loops.host.available_bytes", lambda: 100)
+    with pytest.raises(UsageError, match=r"replay_capacity: 64 needs .* GB of memory"):
+        loop.check_room(1000, False)
+    monkeypatch.undo()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
+    with pytest.raises(UsageError, match=r"replay_capacity: 64 needs .* GB of disk"):
+        loop.check_room(1000, False)
+    loop.check_room(1000, True)

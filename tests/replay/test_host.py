@@ -1,0 +1,189 @@
+"""Replay on the host and on the device give the same batches; what the host writes survives, or is left out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wmjax.replay import chunks
+from wmjax.replay import device as replays
+from wmjax.replay.device import Record
+from wmjax.replay.host import HostReplay
+from wmjax.types import Sampling, TimeStep, UsageError
+
+ENVS, CAPACITY = 3, 33  # 11 rows
+add, write, sample = jax.jit(replays.add), jax.jit(replays.write), jax.jit(replays.sample, static_argnums=(2, 3))
+SAMPLINGS = {
+    "steps": Sampling(3, context=1),
+    "online": Sampling(3, online=True),
+    "within_episode": Sampling(3, within_episode=True, prioritize_ends=True),
+}
+
+
+def records(start, steps, length=5):
+    """Rows that say which they are; episodes of `length` steps, shifted by one in each environment."""
+    row, env = np.arange(start, start + steps)[:, None], np.arange(ENVS)
+    place = (row + env) % length
+    pixel = ((7 * row + env) % 256).astype(np.uint8)
+    obs = {"image": np.broadcast_to(pixel[..., None, None, None], (steps, ENVS, 2, 2, 3)).copy()}
+    obs["vector"] = np.stack([row + 0 * env, env + 0 * row], -1).astype(np.float32)
+    step = TimeStep(obs, (100.0 * row + env).astype(np.float32), place == 0, place == length - 1, place == length - 1)
+    action = np.stack([row + 0.5 * env, 0.0 * row + env], -1).astype(np.float32)
+    return Record(step, action, {"deter": (row * 10.0 + env)[..., None].astype(jnp.bfloat16)})
+
+
+def example():
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), records(0, 1))
+
+
+def host(tmp_path=None, **options):
+    return HostReplay(example(), ENVS, CAPACITY, folder=tmp_path, chunk_bytes=4 * 3 * 35, **options)
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+@pytest.mark.parametrize("memory_map", [False, True])
+def test_host_and_device_give_the_same_batches_of_the_same_stream(name, memory_map, tmp_path):
+    sampling, mine = SAMPLINGS[name], host(tmp_path, memory_map=memory_map)
+    theirs = replays.init(example(), ENVS, CAPACITY)
+    draw = lambda replay, key: sample(replay, key, sampling, 4)
+    row = 0
+    for number, steps in enumerate([4, 4, 1, 11, 11, 4]):  # the ring is overwritten twice
+        mine.add(records(row, steps))
+        theirs = add(theirs, records(row, steps))
+        row += steps
+        assert mine.can_sample(sampling) == bool(replays.can_sample(theirs, sampling))
+        key = jax.random.fold_in(jax.random.key(0), number)
+        batch, index = mine.sample(key, sampling, 4)
+        theirs, expected, where = draw(theirs, key)
+        same(batch, expected)
+        same(index, where)
+        latent = {"deter": np.full((2, 4, 1), number, jnp.bfloat16)}
+        mine.write(index, jax.tree.map(np.asarray, latent))
+        theirs = write(theirs, where, latent)
+    same(mine.sample(key, sampling, 4)[0], draw(theirs, key)[1])
+    mine.close()
+
+
+def test_of_two_latents_for_one_record_the_later_in_the_window_stays():
+    mine = host()
+    mine.add(records(0, 8))
+    index = (np.array([[2, 1], [3, 2]]), np.array([[0, 0], [0, 0]]))
+    mine.write(index, {"deter": np.arange(4, dtype=np.float32).reshape(2, 2, 1)})
+    assert mine.latent["deter"][1:4, 0, 0].tolist() == [1, 3, 2]
+
+
+@pytest.mark.parametrize("memory_map", [False, True])
+@pytest.mark.parametrize("rows", [7, 11, 12, 27])
+def test_what_was_saved_is_loaded_bit_for_bit_and_goes_on_alike(rows, memory_map, tmp_path):
+    mine = host(tmp_path, memory_map=memory_map)
+    for row in range(rows):
+        mine.add(records(row, 1))
+    mine.draw(jax.random.key(5), SAMPLINGS["online"], 2)  # moves the cursor
+    saved = jax.tree.map(np.array, mine.saved())
+    again = host(tmp_path, memory_map=memory_map)
+    again.load(saved)
+    for replay in (mine, again):
+        replay.add(records(rows, 3))
+    for sampling in SAMPLINGS.values():
+        same(again.sample(jax.random.key(1), sampling, 6), mine.sample(jax.random.key(1), sampling, 6))
+    mine.close()
+    again.close()
+
+
+def test_complete_blocks_are_written_once_and_named_by_their_digest(tmp_path):
+    mine = host(tmp_path)
+    mine.add(records(0, 9))
+    mine.saved()
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(files) == 2  # blocks of four rows
+    mine.saved()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
+    assert all(chunks.is_whole(tmp_path, bytes.fromhex(path.name.split(".")[0])) for path in files)
+    first = chunks.mapped(tmp_path, mine._digests[0].tobytes())
+    assert first["reward"].tolist() == records(0, 4).step.reward.tolist()
+
+
+@pytest.mark.parametrize("damage", ["torn", "missing", "flipped"])
+@pytest.mark.parametrize("memory_map", [False, True])
+def test_a_damaged_chunk_is_left_out_and_episodes_end_before_the_gap(damage, memory_map, tmp_path):
+    said = []
+    mine = host(tmp_path)
+    mine.add(records(0, 10))
+    saved = jax.tree.map(np.array, mine.saved())
+    mine.close()
+    path = chunks.path_of(tmp_path, saved.digests[1].tobytes())  # rows 4 to 7
+    if damage == "missing":
+        path.unlink()
+    elif damage == "torn":
+        path.write_bytes(path.read_bytes()[:-5])
+    else:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    again = host(tmp_path, memory_map=memory_map, warn=said.append)
+    again.load(saved)
+    assert "1 of 3 chunks" in said[0] and "12 records" in said[0]
+    batch, _ = again.sample(jax.random.key(0), Sampling(6), 3)  # all that is left
+    for b in range(3):
+        env = int(batch.step.obs["vector"][0, b, 1])
+        assert batch.step.obs["vector"][:, b, 0].tolist() == [0, 1, 2, 3, 8, 9]
+        assert batch.step.reward[:, b].tolist() == [100.0 * row + env for row in (0, 1, 2, 3, 8, 9)]
+        assert np.asarray(batch.latent["deter"][:, b, 0], np.float32).tolist() == pytest.approx(
+            [10.0 * row + env for row in (0, 1, 2, 3, 8, 9)], rel=1e-2
+        )
+        assert batch.step.is_first[4, b] and batch.step.is_last[3, b]
+    again.add(records(10, 5))
+    assert len(set(again.sample(jax.random.key(0), Sampling(11), 1)[0].step.obs["vector"][:, 0, 0].tolist())) == 11
+    assert len(list(tmp_path.iterdir())) >= 2 and again.saved().digests.any()
+    again.close()
+
+
+def test_a_chunk_that_cannot_be_written_is_tried_again_at_the_next_save(tmp_path, monkeypatch):
+    said = []
+    mine = host(tmp_path, warn=said.append)
+
+    def full(folder, arrays):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks, "write", full)
+        mine.add(records(0, 9))
+        with pytest.raises(OSError, match="No space left"):
+            mine.saved()
+    assert "could not be written (No space left on device)" in said[0]
+    again = host(tmp_path)
+    again.load(jax.tree.map(np.array, mine.saved()))
+    same(again.sample(jax.random.key(1), Sampling(4), 6), mine.sample(jax.random.key(1), Sampling(4), 6))
+
+
+def test_only_files_that_are_named_are_kept(tmp_path):
+    mine = host(tmp_path)
+    mine.add(records(0, 8))
+    mine.saved()
+    (tmp_path / f".x{chunks.SUFFIX}.tmp").write_text("begun")
+    keep = mine._digests[1].tobytes()
+    chunks.keep(tmp_path, [keep])
+    chunks.tidy(tmp_path)
+    assert list(tmp_path.iterdir()) == [chunks.path_of(tmp_path, keep)]
+
+
+def test_memory_is_what_is_stated(tmp_path):
+    mine = host(tmp_path)
+    for row in range(40):
+        mine.add(records(row, 1))
+    held = sum(value.nbytes for block in mine._blocks for value in block.values())
+    held += sum(x.nbytes for x in jax.tree.leaves((mine.latent, mine.ring.data)))
+    assert mine.memory_bytes <= held <= mine.memory_bytes * 12 / 11  # the last block has a row to spare
+    assert host(tmp_path, memory_map=True).memory_bytes < mine.memory_bytes
+
+
+def test_reading_from_files_needs_a_folder():
+    with pytest.raises(UsageError, match="memory_map"):
+        host(None, memory_map=True)

@@ -1,0 +1,106 @@
+"""A run in a Gymnasium environment, through the same functions and files as any other run."""
+
+import io
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import wmjax
+from tests.test_run import TINY, compiled_once  # noqa: F401
+from wmjax.cli import main
+from wmjax.loops.report import read_metrics
+from wmjax.types import UsageError
+
+ENV = "gym:CartPole-v1"
+
+
+def train(out, steps, env=ENV, stream=None, **arguments):
+    stream = stream or io.StringIO()
+    return wmjax.train("dreamer_v3", env, steps=steps, out=out, progress=stream, **TINY | arguments), stream.getvalue()
+
+
+def test_a_run_trains_resumes_evaluates_dreams_and_acts(tmp_path, capsys):
+    out = tmp_path / "run"
+    _, said = train(out, 64, eval_every=64, workers=1)  # replay is full by then
+    assert "replay of 64 records: at most" in said and "of memory" in said
+    assert len(list((out / "replay").iterdir())) == 1
+    run, said = train(out, 70, resume=True, workers=1)
+    assert "the 2 environments begin new episodes" in said
+    lines = read_metrics(out)
+    assert [line["step"] for line in lines] == sorted({line["step"] for line in lines}) and lines[-1]["step"] == 70
+    assert lines[-1]["updates"] == int(run.state.step) > 0
+    for name in ("time/envs", "time/device", "time/replay", "envs/restarts", "memory/resident_gb", "eval/return"):
+        assert any(line.get(name) is not None for line in lines), name
+    scores = run.evaluate(3, seed=5)
+    assert scores.returns == run.evaluate(3, seed=5).returns and min(scores.returns) >= 8
+    assert int(run.act(np.zeros(4), is_first=True)) in (0, 1)
+    assert main(["dream", str(out), "--context", "2", "--horizon", "3"]) == 0
+    assert main(["eval", str(out), "--episodes", "2", "--action", "mode", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["episodes"] == 2
+    with pytest.raises(UsageError, match="seeds: 2 is not valid with environments on the host"):
+        train(tmp_path / "two", 64, seeds=2)
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.slow
+def test_the_same_agent_and_stream_give_the_same_updates_in_both_loops(tmp_path):
+    """DreamerV3 with images, its latents written back to replay, against `fakes.counter_env` and its twin in NumPy."""
+    from tests.loops.fakes import counter_env
+    from tests.loops.test_host import CounterEnvs, run_device, run_host, stored
+    from wmjax.agents import AGENTS
+    from wmjax.types import HostEnv, TimeStep
+
+    class ImageEnvs(CounterEnvs):
+        def observe(self, reward):
+            step = super().observe(reward)
+            image = np.broadcast_to(self.count.astype(np.uint8)[:, None, None, None], (len(self.count), 16, 16, 3))
+            return TimeStep(step.obs | {"image": image}, *step[1:])
+
+    device_env = counter_env(size=16, limit=4)
+    device_env = device_env._replace(
+        spec=device_env.spec._replace(
+            obs=device_env.spec.obs | {"image": wmjax.types.Box(0, 255, (16, 16, 3), "uint8")}
+        )
+    )
+    host_env = HostEnv(
+        device_env.spec,
+        lambda num_envs, *, stop=lambda: False, **options: ImageEnvs(num_envs, 4, None, stop),
+        lambda action: action.argmax(-1).astype("int32"),
+    )
+    config_class, make = AGENTS["dreamer_v3"]
+    agent = make(device_env.spec, config_class(**TINY))
+    assert len(agent.recipe.stages) == 2
+    iterations = [agent.recipe.stages[0].iterations, 10]
+    loop, state, metrics = run_host(agent, host_env, iterations, overlap=False)
+    expected, wanted = run_device(agent, device_env, iterations)
+    loop._latents.flush()
+    step, action, _ = stored(loop)
+    jax.tree.map(np.testing.assert_array_equal, (step, action), tuple(expected.replay.data[:2]))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    jax.tree.map(close, state.agent.params, expected.agent.params)
+    jax.tree.map(close, loop.replay.latent, expected.replay.data.latent)
+    assert int(state.agent.step) == int(expected.agent.step) > 0
+    for name, value in wanted[1].items():
+        np.testing.assert_allclose(metrics[1][name], value, rtol=2e-3, atol=1e-4, err_msg=name)
+
+
+class Signalling(io.StringIO):
+    """A stream that has the process interrupted when training first reports."""
+
+    def write(self, text):
+        if "train" in text and "env steps" in text and not self.getvalue().count("train  "):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().write(text)
+
+
+@pytest.mark.slow
+def test_a_signal_saves_replay_too_and_resuming_goes_on(tmp_path):
+    with pytest.raises(wmjax.run.Interrupted):
+        train(tmp_path / "run", 5000, stream=Signalling())
+    before = read_metrics(tmp_path / "run")[-1]["step"]
+    _, said = train(tmp_path / "run", before + 40, resume=True)
+    assert "torn" not in said and read_metrics(tmp_path / "run")[-1]["step"] >= before + 40

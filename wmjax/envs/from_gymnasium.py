@@ -1,0 +1,288 @@
+"""Gymnasium environments in worker processes, as a `HostEnv`: dead, hanging and faulty ones are replaced.
+
+Gymnasium's own vector environment ends with its first lost worker, so the processes are supervised here. They share
+observations, rewards and actions through memory, and each steps several environments (`wmjax/suites/worker.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any, NamedTuple
+
+from wmjax.suites import SuiteError, suite
+from wmjax.suites.worker import Setup, arrays, layout
+from wmjax.types import Array, Box, Discrete, EnvSpec, HostEnv, MultiDiscrete, RunError, Space, TimeStep, UsageError
+
+START_SECONDS = 120.0  # for a worker to import its library and begin
+STEP_SECONDS = 60.0  # until a worker counts as hanging, unless told otherwise
+MAX_RESTARTS = 10  # within `RESTART_SECONDS`, unless told otherwise
+RESTART_SECONDS = 3600.0
+POLL_SECONDS = 0.5  # between two looks at whether to stop
+CLOSE_SECONDS = 2.0
+
+
+class EnvironmentsLostError(RunError):
+    """Environments were lost too often; the message says which, and how the last one was."""
+
+
+def from_gymnasium(
+    suite_name: str,
+    task: str,
+    *,
+    image_size: int | None = None,
+    action_repeat: int = 1,
+    action_map: Callable[[Array], Array] | None = None,
+) -> HostEnv:
+    """Describes environments, after one was made and checked in a process of its own.
+
+    Args:
+      suite_name: one of `suites.SUITES`.
+      task: what that suite calls it, such as "CartPole-v1".
+      image_size: side of its pictures; None for its own, see `suites.spaces.ObsReader`.
+      action_repeat: steps that each action is taken for; their rewards are summed.
+      action_map: as in `EnvSpec`.
+
+    Raises:
+      UsageError: unknown task, a missing extra, or an environment that breaks Gymnasium's rules (the message says how).
+    """
+    try:
+        found = suite(suite_name).find(task, suite_name)
+    except SuiteError as error:
+        raise UsageError(str(error)) from None
+    setup = Setup(suite_name, found, image_size, action_repeat, 0, 1, 1, None)
+    about = _describe(f"{suite_name}:{task}", setup)
+    obs = {entry["name"]: _obs_space(entry) for entry in about["obs"]}
+    spec = EnvSpec(obs, _action_space(about["action"]), about["max_episode_steps"], action_map, about["frames"])
+    return HostEnv(spec, lambda num_envs, **options: Workers(setup, about, num_envs, **options))
+
+
+def _obs_space(entry: dict[str, Any]) -> Space:
+    if "n" in entry:
+        return Discrete(entry["n"])
+    return Box(entry["low"], entry["high"], tuple(entry["shape"]), entry["dtype"])
+
+
+def _action_space(about: dict[str, Any]) -> Space:
+    if about["kind"] == "discrete":
+        return Discrete(about["n"])
+    if about["kind"] == "multi_discrete":
+        return MultiDiscrete(tuple(about["ns"]))
+    bounds = [x[0] if len(set(x)) == 1 else tuple(x) for x in (about["low"], about["high"])]
+    return Box(*bounds, tuple(about["shape"]))
+
+
+class _Process(NamedTuple):
+    """A worker and the pipe to it."""
+
+    popen: subprocess.Popen
+    connection: Connection
+
+    def end(self, seconds: float = 0.0) -> None:
+        """Closes the pipe, upon which a worker ends by itself; kills it where that takes longer than `seconds`."""
+        self.connection.close()
+        try:
+            self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+
+
+def _launch(setup: Setup) -> _Process:
+    # Started as a program, not forked: JAX has threads. Nor as `multiprocessing` would: that imports the user's script.
+    mine, theirs = Pipe()
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    descriptors = [theirs.fileno()] + ([setup.memory] if setup.memory is not None else [])
+    popen = subprocess.Popen(
+        [sys.executable, "-P", "-m", "wmjax.suites.worker", str(theirs.fileno())],
+        pass_fds=descriptors,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env=threads | os.environ | {"PYTHONPATH": path},
+    )
+    theirs.close()
+    process = _Process(popen, mine)
+    try:
+        mine.send(tuple(setup))
+    except BrokenPipeError:  # it died at once; whoever reads from it will see
+        pass
+    return process
+
+
+def _describe(name: str, setup: Setup) -> dict[str, Any]:
+    process = _launch(setup)
+    try:
+        if not process.connection.poll(START_SECONDS):
+            raise UsageError(f"env: {name!r} could not be made within {START_SECONDS:g} seconds")
+        about = json.loads(process.connection.recv_bytes())
+    except EOFError:
+        code = process.popen.wait()
+        raise UsageError(f"env: {name!r} ended the process that made it ({_ending(code)})") from None
+    finally:
+        process.end(CLOSE_SECONDS)
+    if "usage" in about or "failed" in about:
+        raise UsageError(about.get("usage") or f"env: {name!r} cannot be made: {about['failed']}")
+    return about
+
+
+def _ending(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+class Workers:
+    """Worker processes with `num_envs` environments, as `types.HostEnvs`.
+
+    A process that dies or hangs is killed and started again, and its environments begin new episodes; an environment
+    that fails by itself is begun again by its process. Either is said, and counted.
+
+    Args:
+      setup, about: of an environment, as `from_gymnasium` found them.
+      num_envs: environments in all.
+      workers: processes; None for one per processor, at most `num_envs`.
+      timeout: seconds for a step, after which a process counts as hanging.
+      max_restarts: environments that may be lost within an hour.
+      training: whether to play for the sake of learning, where a suite makes a difference.
+      say: is told what was lost and why.
+      stop: whether to give up waiting.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        about: dict[str, Any],
+        num_envs: int,
+        *,
+        workers: int | None = None,
+        timeout: float = STEP_SECONDS,
+        max_restarts: int = MAX_RESTARTS,
+        training: bool = True,
+        say: Callable[[str], None] = lambda text: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._about, self._timeout, self._max_restarts, self._say, self._stop = about, timeout, max_restarts, say, stop
+        size, places = layout(about, num_envs)
+        self._file = tempfile.TemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+        self._file.truncate(size)
+        self._views = arrays(mmap.mmap(self._file.fileno(), size), places)
+        count = min(num_envs, workers or os.cpu_count() or 1)
+        bounds = [num_envs * i // count for i in range(count + 1)]
+        setup = setup._replace(num_envs=num_envs, memory=self._file.fileno(), training=training)
+        self._setups = [setup._replace(first=a, count=b - a) for a, b in itertools.pairwise(bounds)]
+        self._processes = [self._begin(setup) for setup in self._setups]
+        self._seeds: list[list[int]] = []
+        self._lost: deque[float] = deque()
+        self.restarts = 0
+
+    def _begin(self, setup: Setup) -> _Process:
+        process = _launch(setup)
+        self._tell(process, json.dumps(self._about).encode())
+        return process
+
+    @staticmethod
+    def _tell(process: _Process, message: bytes) -> None:
+        try:
+            process.connection.send_bytes(message)
+        except OSError:  # it is dead, as whoever waits for its answer will see
+            pass
+
+    def reset(self, seeds: list[list[int]]) -> TimeStep:
+        """As `HostEnvs.reset`. A reset is waited for to its end."""
+        self._seeds = [list(seed) for seed in seeds]
+        for setup, process in zip(self._setups, self._processes, strict=True):
+            self._tell(process, self._seeds_of(setup))
+        self._wait(START_SECONDS, lambda: False)
+        return self._read()
+
+    def _seeds_of(self, setup: Setup, *more: int) -> bytes:
+        return json.dumps([[*seed, *more] for seed in self._seeds[setup.first : setup.first + setup.count]]).encode()
+
+    def send(self, action: Any) -> None:
+        """As `HostEnvs.send`."""
+        self._views["action"][:] = action
+        for process in self._processes:
+            self._tell(process, b"step")
+
+    def receive(self) -> TimeStep | None:
+        """As `HostEnvs.receive`."""
+        return self._read() if self._wait(self._timeout, self._stop) else None
+
+    def _read(self) -> TimeStep:
+        views = {name: view.copy() for name, view in self._views.items() if name != "action"}
+        obs = {name.removeprefix("obs/"): view for name, view in views.items() if name.startswith("obs/")}
+        return TimeStep(obs, *(views[name] for name in ("reward", "is_first", "is_last", "is_terminal")))
+
+    def _wait(self, seconds: float, stop: Callable[[], bool]) -> bool:
+        """Waits for every process and replaces those that do not answer; False if told to stop."""
+        waiting, left = set(range(len(self._processes))), seconds
+        while waiting:
+            if stop():
+                return False
+            by_connection, begin = {self._processes[i].connection: i for i in waiting}, time.monotonic()
+            ready = wait(list(by_connection), max(0.0, min(POLL_SECONDS, left)))
+            left -= min(time.monotonic() - begin, 2 * POLL_SECONDS)  # the machine may have slept meanwhile
+            for connection in ready:
+                index = by_connection[connection]
+                reason = self._answer(index)
+                if reason is None:
+                    waiting.remove(index)
+                else:
+                    self._replace(index, reason)
+                    left = max(left, START_SECONDS)
+            if not ready and left <= 0:
+                for index in waiting:
+                    self._replace(index, f"gave no answer for {seconds:g} s")
+                left = START_SECONDS
+        return True
+
+    def _answer(self, index: int) -> str | None:
+        """Reads what a process says; why it is lost, if it is."""
+        try:
+            message = self._processes[index].connection.recv_bytes()
+        except (EOFError, OSError):
+            return f"died ({_ending(self._processes[index].popen.wait())})"
+        answer = json.loads(message) if message else []
+        if isinstance(answer, dict):
+            return f"failed ({answer.get('usage') or answer.get('failed')})"
+        for env, text in answer:
+            self._count(f"environment {env}: {text}", 1)
+        return None
+
+    def _replace(self, index: int, reason: str) -> None:
+        setup = self._setups[index]
+        last = setup.first + setup.count - 1
+        which = f"environment {last}" if setup.count == 1 else f"environments {setup.first} to {last}"
+        self._processes[index].end()
+        self._count(f"worker {index} ({which}) {reason}", 1)
+        self._processes[index] = self._begin(setup)
+        self._tell(self._processes[index], self._seeds_of(setup, self.restarts))
+
+    def _count(self, text: str, lost: int) -> None:
+        now = time.monotonic()
+        self.restarts += lost
+        self._lost.extend([now] * lost)
+        while now - self._lost[0] > RESTART_SECONDS:
+            self._lost.popleft()
+        if len(self._lost) > self._max_restarts:
+            raise EnvironmentsLostError(
+                f"{len(self._lost)} environments were lost within an hour (max_restarts {self._max_restarts}); the "
+                f"last: {text}"
+            )
+        self._say(f"warning: {text}; it begins a new episode, and the one before is cut")
+
+    def close(self) -> None:
+        """As `HostEnvs.close`."""
+        for process in self._processes:
+            process.connection.close()
+        for process in self._processes:
+            process.end(CLOSE_SECONDS)
+        self._file.close()

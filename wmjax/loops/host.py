@@ -1,0 +1,297 @@
+"""The host loop: the stages of a recipe against environments in other processes, with replay in host memory.
+
+It computes what the device loop computes, from the same keys: `act` on all environments, batches drawn by the same
+code, updates and their metrics. Only the order differs, so that the device learns while the environments step: from its
+second iteration on, the updates of a stage sample what was in replay before the steps of their iteration were added.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmjax.loops import checkpoint, device
+from wmjax.loops.device import Episode, RunState, Skips, first
+from wmjax.loops.host_learning import Clock, Latents, Learner, add
+from wmjax.loops.host_rollout import DEFAULTS, Options, act_program, seed_words, start, timestep_shapes
+from wmjax.loops.parallel import Programs
+from wmjax.loops.rollout import random_act
+from wmjax.ops import noise
+from wmjax.replay import chunks
+from wmjax.replay.device import Record
+from wmjax.replay.host import HostReplay, cpu
+from wmjax.types import Agent, Array, HostEnv, HostEnvs, Metrics, PyTree, RunError, Stage, TimeStep, UsageError
+
+REPLAY = "replay"  # its folder, in that of the run
+SPARE = 0.9  # of free memory or disk that replay may fill
+
+
+def resident_bytes() -> int:
+    """Of this process now; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    import resource
+
+    return pages * resource.getpagesize()
+
+
+def available_bytes() -> int | None:
+    """Of memory that could be used now; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+
+
+class HostLoop:
+    """What a run on the host consists of besides its `RunState`: environments, where they stand, and replay.
+
+    Args:
+      agent: brings the recipe.
+      env: takes what the agent emits.
+      path: the run's folder, where replay is written; None to save nothing.
+      checkpoints: where the run's checkpoints lie; replay files that they name are kept.
+      options: how to run.
+      say: is told what goes wrong, and how much memory replay takes.
+      stop: whether to end the stage as soon as possible.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        env: HostEnv,
+        path: Path | None = None,
+        checkpoints: Path | None = None,
+        options: Options = DEFAULTS,
+        say: Callable[[str], None] = lambda text: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        device.check(agent)
+        self._agent, self._env, self._checkpoints, self._options = agent, env, checkpoints, options
+        self._say, self._stop = say, stop
+        self._num_envs = agent.recipe.num_envs
+        self._folder = path / REPLAY if path is not None else None
+        timestep = timestep_shapes(env.spec, self._num_envs)
+        state, carry, action, latent = jax.eval_shape(self._shapes, jax.random.key(0), timestep)
+        example, capacity = Record(timestep, action, latent), agent.recipe.replay_capacity
+        self.replay = HostReplay(
+            example, self._num_envs, capacity, folder=self._folder, memory_map=options.memory_map, warn=say
+        )
+        run = self._begin(state, carry, jax.eval_shape(lambda: jax.random.key(0)))
+        self.template = jax.eval_shape(lambda tree: tree, run._replace(replay=self.replay.template()))
+        self.failure: RunError | None = None  # why a stage ended early
+        self._envs: HostEnvs | None = None
+        self._timestep: TimeStep | None = None  # not acted on yet
+        self._pool = ThreadPoolExecutor(1, "loader")
+        self._latents = Latents(self.replay)
+        self._named: dict[int, set[bytes]] = {}  # by the step of a checkpoint, the replay files that it names
+        self._count = jax.jit(device.count_episodes)
+        self._keys = jax.jit(self._iteration_keys, static_argnums=3)
+
+    def _shapes(self, key: Array, timestep: TimeStep) -> tuple[PyTree, ...]:
+        state = self._agent.init(key)
+        carry = self._agent.act_carry(state.params, self._num_envs)
+        keys = noise.row_keys(key, self._num_envs)
+        return state, *self._agent.act(state.params, keys, carry, timestep, explore=True)
+
+    def _begin(self, state: PyTree, carry: PyTree, key: Array) -> RunState:
+        zero, n = np.int32(0), self._num_envs
+        episode, skips = Episode(np.zeros(n, np.float32), np.zeros(n, np.int32)), Skips(zero, zero, zero)
+        return RunState(state, (), (), (), carry, episode, skips, key, zero, zero, zero)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Begin, save, go on, end
+
+    def check_room(self, records: int, resume: bool) -> None:
+        """Says how much memory and disk replay takes, of a run that collects so many records.
+
+        Raises `UsageError` where that is more than there is.
+        """
+        share = min(1.0, records / (self.replay.rows * self._num_envs))
+        memory, disk = self.replay.memory_bytes, self.replay.disk_bytes
+        self._say(
+            f"replay of {self.replay.rows * self._num_envs:,} records: at most {memory / 1e9:.3g} GB of memory, "
+            f"{disk / 1e9:.3g} GB of disk; this run fills {share:.0%} of it"
+        )
+        free = available_bytes()
+        if free is not None and memory * share > SPARE * free:
+            raise UsageError(
+                f"replay_capacity: {self._agent.recipe.replay_capacity} needs {memory * share / 1e9:.3g} GB of memory, "
+                f"{free / 1e9:.3g} GB are free; a smaller one is valid, or memory_map (--memory-map) to keep it on disk"
+            )
+        if self._folder is not None and not resume:
+            free = shutil.disk_usage(self._folder.parent).free
+            if disk * share > SPARE * free:
+                raise UsageError(
+                    f"replay_capacity: {self._agent.recipe.replay_capacity} needs {disk * share / 1e9:.3g} GB of disk, "
+                    f"{free / 1e9:.3g} GB are free in {self._folder.parent}; a smaller one is valid"
+                )
+
+    def init(self, key: Array) -> RunState:
+        """The state of a run before its first iteration, from keys as in the device loop; starts the environments."""
+        key_agent, _, _, key_run = jax.random.split(key, 4)
+        state = jax.jit(self._agent.init)(key_agent)
+        carry = jax.jit(self._agent.act_carry, static_argnums=1)(state.params, self._num_envs)
+        run = self._begin(state, carry, key_run)
+        self._start_envs(run)
+        return run
+
+    def place(self, run: RunState) -> RunState:
+        """The state that goes on from what `gather` gave; environments begin new episodes."""
+        self.replay.load(run.replay)
+        self._named[device.env_steps(self._agent, self._env, run)] = self.replay.digests()
+        counters = {name: np.asarray(getattr(run, name)) for name in ("stage", "iteration", "steps")}
+        run = run._replace(replay=(), **counters)
+        self._start_envs(run)
+        self._say(f"the {self._num_envs} environments begin new episodes; those that ran when this was saved are cut")
+        return run
+
+    def _start_envs(self, run: RunState) -> None:
+        self._envs = start(self._env, self._num_envs, self._options, training=True, say=self._say, stop=self._stop)
+        seed = [*seed_words(run.key), first(run.steps)]
+        self._timestep = self._envs.reset([[*seed, i] for i in range(self._num_envs)])
+
+    def gather(self, run: RunState) -> RunState:
+        """The state as it is saved, its replay files written. Raises `OSError` if they cannot be."""
+        self._latents.flush()
+        saved = self.replay.saved()
+        if self._checkpoints is not None:
+            self._remove_unused_files(device.env_steps(self._agent, self._env, run))
+        return run._replace(replay=saved)
+
+    def _remove_unused_files(self, step: int) -> None:
+        """Keeps the files of replay now, and of the checkpoints there are; none goes while one of them is unknown."""
+        there = set(checkpoint.steps(self._checkpoints))
+        newest = max(self._named, default=step)  # may still be on its way to the disk
+        self._named = {s: names for s, names in self._named.items() if s in there or s == newest}
+        self._named[step] = self.replay.digests()
+        if there <= self._named.keys():
+            chunks.keep(self._folder, set().union(*self._named.values()))
+
+    def close(self) -> None:
+        """Ends environments and threads."""
+        if self._envs is not None:
+            self._envs.close()
+        self._pool.shutdown()
+        self.replay.close()
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # A stage
+
+    def compile_stage(self, stage: Stage) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
+        """A stage as `(state, iterations) -> (state, metrics)`, as `device.compile_stage`, that may end early.
+
+        It does where it is told to stop, or where too many environments were lost (`failure`). The iteration that it is
+        in then counts as not done; updates that it made are kept. The agent state that it is given is donated.
+        """
+        rows = lambda key, t: noise.row_keys(jax.random.fold_in(key, t), self._num_envs)
+        act = act_program(stage.act or random_act(self._agent, self._env.spec), self._env, rows, explore=True)
+        learn = [jax.jit(partial(device.apply_update, u, None), donate_argnums=(0, 1)) for u in stage.updates]
+
+        def run_stage(run: RunState, iterations: int) -> tuple[RunState, Metrics]:
+            clock, sums, done = Clock(), {}, 0
+            for _ in range(iterations):
+                run, more = self._iterate(stage, act, learn, clock, run)
+                if more is None:
+                    break
+                sums = sums | {name: add(sums[name], x) if name in sums else x for name, x in more.items()}
+                done += 1
+            clock.wait("device", lambda: jax.block_until_ready(run.agent.step))
+            return run, self._metrics(stage, sums, done, clock)
+
+        return run_stage
+
+    def _metrics(self, stage: Stage, sums: dict[str, Metrics], iterations: int, clock: Clock) -> Metrics:
+        updates = tuple(update for update in stage.updates if update.name in sums)
+        metrics = (
+            device.means(stage._replace(updates=updates), sums.get("", {}), sums, jnp.float32(iterations))
+            | clock.shares()
+        )
+        return metrics | {
+            "envs/restarts": np.float32(self._envs.restarts),
+            "memory/resident_gb": np.float32(resident_bytes() / 1e9),
+        }
+
+    @staticmethod
+    def _iteration_keys(
+        key: Array, stage: Array, iteration: Array, repeats: tuple[int, ...]
+    ) -> tuple[Array, list[Array]]:
+        """For acting, and for every update `[repeats, 2]`: to sample and to learn. As in the device loop."""
+        key = jax.random.fold_in(jax.random.fold_in(key, stage), iteration)
+        one = lambda number, count: jax.random.split(jax.random.fold_in(key, number), count)
+        both = [jax.vmap(jax.random.split)(one(number, count)) for number, count in enumerate(repeats, 1)]
+        return jax.random.fold_in(key, 0), both
+
+    def _ready(self, stage: Stage) -> bool:
+        """Whether replay holds what its updates sample; files may have been lost."""
+        return all(self.replay.can_sample(update.sampling) for update in stage.updates)
+
+    def _iterate(
+        self, stage: Stage, act: Callable, learn: list[Callable], clock: Clock, run: RunState
+    ) -> tuple[RunState, dict[str, Metrics] | None]:
+        """One iteration: collect and learn. Sums by the name of an update, of episodes by ""; None if it stopped."""
+        key = jax.device_put(run.key, cpu())
+        key_act, keys = self._keys(key, run.stage, run.iteration, tuple(update.repeats for update in stage.updates))
+        learner = Learner(stage, learn, keys, run.agent, run.skips, self._latents, clock, self._stop)
+        early = self._options.overlap and first(run.iteration) > 0 and self._ready(stage)
+        if early:
+            learner.start(self._pool, self.replay)
+        collected = self._collect(stage.collect, act, key_act, run.carry, learner, clock)
+        learner.close()
+        sums: dict[str, Metrics] = {}
+        if collected is not None and stage.collect:
+            carry, records = collected
+            episode, sums[""] = self._count(run.episode, records.step._replace(obs={}))
+            self._latents.make_way(stage.collect)
+            self.replay.add(records)
+            run = run._replace(carry=carry, episode=episode, steps=run.steps + np.int32(stage.collect))
+        if collected is not None and not early and self._ready(stage):
+            learner.start(self._pool, self.replay)
+            learner.until(learner.total)
+            learner.close()
+        run = run._replace(agent=learner.agent, skips=learner.skips)
+        if collected is None or learner.interrupted:
+            return run, None
+        return run._replace(iteration=run.iteration + np.int32(1)), sums | learner.sums
+
+    def _collect(
+        self, steps: int, act: Callable, key: Array, carry: PyTree, learner: Learner, clock: Clock
+    ) -> tuple[PyTree, Record] | None:
+        """Steps the environments, and has the learner, if it was started, learn meanwhile. None if it stopped."""
+        key, timestep, rows = jax.device_put(key, jax.devices()[0]), self._timestep, []
+        try:
+            for t in range(steps):
+                carry, action, native, latent = act(learner.agent.params, key, t, carry, timestep)
+                self._envs.send(clock.wait("device", lambda native=native: np.asarray(native)))
+                learner.until(math.ceil(learner.total * (t + 1) / steps))
+                following = clock.wait("envs", self._envs.receive)
+                if following is None:
+                    return None
+                rows.append(Record(timestep, action, latent))
+                timestep = following
+        except RunError as error:
+            self.failure = error
+            return None
+        learner.until(learner.total)
+        self._timestep = timestep
+        return carry, jax.tree.map(lambda *x: np.stack(x), *map(jax.device_get, rows)) if rows else Record((), (), ())
+
+
+def programs(loop: HostLoop) -> Programs:
+    """How a run on the host is initialized and advanced, in the form that the driver takes."""
+    same = lambda tree: tree
+    return Programs(
+        loop.init, loop.compile_stage, loop.place, loop.gather, same, lambda run: None, loop.template,
+        lambda: loop.failure,
+    )  # fmt: skip

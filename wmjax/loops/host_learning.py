@@ -1,0 +1,174 @@
+"""The updates of the host loop: batches are made ahead of time, and the device never waits for the next one."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmjax.loops.device import Skips
+from wmjax.replay.device import Index
+from wmjax.replay.host import HostReplay
+from wmjax.types import AgentState, Array, Metrics, PyTree, Stage, Trajectory, Update
+
+AHEAD = 2  # batches that are made before they are needed, and updates that are given to the device before they are due
+
+
+class Clock:
+    """Seconds that the loop waited, by what for."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.waited = dict.fromkeys(("envs", "device", "replay"), 0.0)
+
+    def wait(self, what: str, call: Callable[[], Any]) -> Any:
+        """Calls, and counts the time it takes."""
+        begin = time.perf_counter()
+        result = call()
+        self.waited[what] += time.perf_counter() - begin
+        return result
+
+    def shares(self) -> dict[str, float]:
+        """Of the time so far, in [0, 1]."""
+        whole = max(time.perf_counter() - self.start, 1e-9)
+        return {f"time/{what}": seconds / whole for what, seconds in self.waited.items()}
+
+
+class Job(NamedTuple):
+    """One update of an iteration."""
+
+    number: int  # of the update in its stage
+    key_sample: Array
+    key_learn: Array
+
+
+class Loader:
+    """Makes batches on a thread of its own, `AHEAD` of them before they are asked for, and puts them on the device."""
+
+    def __init__(self, pool: ThreadPoolExecutor, replay: HostReplay, updates: Sequence[Update], jobs: Iterator[Job]):
+        self._pool, self._replay, self._updates, self._jobs = pool, replay, updates, jobs
+        self._ready: deque[tuple[Job, Future]] = deque()
+        for _ in range(AHEAD):
+            self._more()
+
+    def _more(self) -> None:
+        job = next(self._jobs, None)
+        if job is not None:
+            self._ready.append((job, self._pool.submit(self._make, job)))
+
+    def _make(self, job: Job) -> tuple[Trajectory, Index]:
+        update = self._updates[job.number]
+        flags, index = self._replay.draw(job.key_sample, update.sampling, update.batch_size)
+        return jax.device_put(self._replay.gather(flags, index)), index
+
+    def next(self) -> tuple[Job, Trajectory, Index]:
+        """The next update, its batch without latents, and where that came from."""
+        job, future = self._ready.popleft()
+        batch, index = future.result()
+        self._more()
+        return job, batch, index
+
+    def close(self) -> None:
+        """Waits for the batches that nobody asked for."""
+        while self._ready:
+            self._ready.popleft()[1].result()
+
+
+add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
+
+
+class Latents:
+    """Latents in replay: those of an update are written when the device has them, or when a batch needs them."""
+
+    def __init__(self, replay: HostReplay) -> None:
+        self._replay = replay
+        self._pending: deque[tuple[Index, PyTree]] = deque()
+
+    def read(self, index: Index) -> PyTree:
+        """The latents of a batch, as if all that was given to `write` had been written at once."""
+        if not jax.tree.leaves(self._replay.latent):
+            return self._replay.latent
+        width = self._replay.num_envs
+        places = lambda index: index[0] * width + index[1]
+        if any(np.isin(places(index), places(other)).any() for other, _ in self._pending):
+            self.flush()
+        return self._replay.latents(index)
+
+    def write(self, index: Index, latent: PyTree) -> None:
+        """Takes latents that the device may still be computing."""
+        self._pending.append((index, latent))
+        if len(self._pending) > AHEAD:
+            self._replay.write(*self._pending.popleft())
+
+    def make_way(self, steps: int) -> None:
+        """Before so many rows are added: latents must not be written to records that replace those they are of."""
+        row = self._replay.next_rows(steps)
+        if any(np.isin(row, other).any() for (other, _), _ in self._pending):
+            self.flush()
+
+    def flush(self) -> None:
+        """Waits for all of them."""
+        while self._pending:
+            self._replay.write(*self._pending.popleft())
+
+
+class Learner:
+    """The updates of one iteration: does as many as it is told, the device some ahead of it.
+
+    Args:
+      stage: brings the updates.
+      programs: `device.apply_update` of each, compiled, with state and skips donated.
+      keys: of each, `[repeats, 2]`.
+      agent, skips: to begin with.
+      latents: where the latents of batches come from, and go to.
+      clock, stop: as of the loop.
+    """
+
+    def __init__(self, stage: Stage, programs, keys, agent: AgentState, skips: Skips, latents: Latents, clock, stop):
+        self._stage, self._programs, self._latents, self._clock, self._stop = stage, programs, latents, clock, stop
+        self._jobs = (
+            Job(number, *keys[number][i]) for number, update in enumerate(stage.updates) for i in range(update.repeats)
+        )
+        self._loader: Loader | None = None
+        self._unready: deque[Metrics] = deque()
+        self.agent, self.skips = agent, skips
+        self.sums: dict[str, Metrics] = {}
+        self.total = sum(update.repeats for update in stage.updates)
+        self._done = 0
+        self.interrupted = False  # told to stop before all was done
+
+    def start(self, pool: ThreadPoolExecutor, replay: HostReplay) -> None:
+        """Begins to make batches; nothing may be added to replay from here on until `close`."""
+        self._loader = Loader(pool, replay, self._stage.updates, self._jobs)
+
+    def until(self, count: int) -> None:
+        """Goes on until so many updates of this iteration are with the device; does nothing unless started."""
+        while self._loader is not None and self._done < count:
+            if self._stop():
+                self.interrupted = True
+                return
+            job, batch, index = self._clock.wait("replay", self._loader.next)
+            latent = self._clock.wait("device", lambda index=index: self._latents.read(index))
+            self.agent, self.skips, metrics, latent = self._programs[job.number](
+                self.agent, self.skips, jax.device_put(job.key_learn, jax.devices()[0]), batch._replace(latent=latent)
+            )
+            if latent is not None:
+                self._latents.write(index, latent)
+            name = self._stage.updates[job.number].name
+            self.sums[name] = add(self.sums[name], metrics) if name in self.sums else metrics
+            self._unready.append(metrics)
+            if len(self._unready) > AHEAD:
+                self._clock.wait("device", lambda: jax.block_until_ready(self._unready.popleft()))
+            self._done += 1
+
+    def close(self) -> None:
+        """Waits for the batches that nobody asked for."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None

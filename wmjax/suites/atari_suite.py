@@ -1,0 +1,137 @@
+"""Atari 2600 games by the two protocols of the field, which need the extra `atari`; the one module that imports ale-py.
+
+Every action is taken for four frames, of which the last two are merged by their maximum; an episode is cut after
+108,000 frames (30 minutes of play). Rewards are the game's own. Differences are those of `Protocol`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wmjax.suites import SuiteError
+from wmjax.suites.gym_suite import gymnasium
+
+TITLE = "Atari"
+FRAMES, FRAME_LIMIT = 4, 108_000
+
+
+class Protocol(NamedTuple):
+    """How a game is played."""
+
+    sticky: float  # probability that the emulator repeats the last action instead
+    noops: int  # at most so many frames without action begin an episode
+    life_loss: bool  # whether a lost life ends an episode, in training only
+    all_actions: bool  # whether all 18 actions are offered, or those that the game uses
+    gray: bool
+    image_size: int
+
+
+PROTOCOLS = {
+    # Kaiser et al. 2019 (SimPLe) and those who compare with it: 400 thousand frames.
+    "atari": Protocol(0.0, 30, life_loss=True, all_actions=False, gray=False, image_size=64),
+    # Machado et al. 2018, as DreamerV2 and DreamerV3 follow it: 200 million frames.
+    "atari200m": Protocol(0.25, 0, life_loss=False, all_actions=True, gray=True, image_size=96),
+}
+
+
+def _ale() -> Any:
+    try:
+        return importlib.import_module("ale_py")
+    except ImportError:
+        raise SuiteError('env: ale-py is not installed; pip install "wmjax[atari]"') from None
+
+
+def names() -> list[str]:
+    """The games; [] where ale-py is not installed."""
+    try:
+        roms = _ale().roms.get_all_rom_ids()
+    except SuiteError:
+        return []
+    return sorted("".join(word.capitalize() for word in rom.split("_")) for rom in roms if rom != "combat")
+
+
+def find(task: str, suite_name: str = "atari") -> tuple[str, Protocol]:
+    """The game's rom and the protocol."""
+    spellings = {name.lower(): name for name in names() or [_ale()]}
+    if task not in spellings.values():
+        near = difflib.get_close_matches(task.lower(), spellings, 1, cutoff=0.5)
+        hint = f"did you mean {suite_name + ':' + spellings[near[0]]!r}? " if near else ""
+        raise SuiteError(f"env: unknown name {f'{suite_name}:{task}'!r}; {hint}(see wmjax list envs)")
+    rom = next(r for r in _ale().roms.get_all_rom_ids() if r.replace("_", "") == task.lower())
+    return rom, PROTOCOLS[suite_name]
+
+
+def make(found: tuple[str, Protocol], training: bool) -> Game:
+    """Makes what `find` gave."""
+    return Game(found[0], Protocol(*found[1]), training)
+
+
+class Game:
+    """One game as a Gymnasium environment."""
+
+    frames = FRAMES  # per step
+
+    def __init__(self, rom: str, protocol: Protocol, training: bool) -> None:
+        library, ale_py = gymnasium(), _ale()
+        self._protocol, self._life_loss = protocol, protocol.life_loss and training
+        self._rom = ale_py.roms.get_rom_path(rom)
+        self.image_size = protocol.image_size
+        self.max_episode_steps = FRAME_LIMIT // FRAMES
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        self._ale = ale_py.ALEInterface()
+        self._ale.setFloat("repeat_action_probability", protocol.sticky)
+        self._seed(0)
+        self._actions = self._ale.getLegalActionSet() if protocol.all_actions else self._ale.getMinimalActionSet()
+        height, width = self._ale.getScreenDims()
+        shape = (height, width) if protocol.gray else (height, width, 3)
+        self.observation_space = library.spaces.Box(0, 255, shape, np.uint8)
+        self.action_space = library.spaces.Discrete(len(self._actions))
+        self._over, self._frame = True, 0
+
+    def _seed(self, seed: int) -> None:
+        """The emulator takes a seed when it loads a game."""
+        self._ale.setInt("random_seed", seed % 2**31)
+        self._ale.loadROM(self._rom)
+        self._rng = np.random.default_rng(seed)
+
+    def _screen(self) -> np.ndarray:
+        return self._ale.getScreenGrayscale() if self._protocol.gray else self._ale.getScreenRGB()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        """After a lost life the game goes on; after its end, or with a seed, a new one begins."""
+        if seed is not None:
+            self._seed(seed)
+        if seed is not None or self._over:
+            self._ale.reset_game()
+            self._frame = 0
+            for _ in range(int(self._rng.integers(1, self._protocol.noops + 1)) if self._protocol.noops else 0):
+                self._ale.act(0)
+                self._frame += 1
+                if self._ale.game_over():
+                    self._ale.reset_game()
+        self._over = False
+        return self._screen(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """Four frames."""
+        lives, reward, screens = self._ale.lives(), 0.0, []
+        for frame in range(FRAMES):
+            reward += self._ale.act(self._actions[action])
+            self._frame += 1
+            self._over = self._ale.game_over()
+            if frame >= FRAMES - 2 or self._over:
+                screens.append(self._screen())
+            if self._over:
+                break
+        lost = self._life_loss and self._ale.lives() < lives
+        truncated = self._frame >= FRAME_LIMIT and not self._over
+        terminated = bool(self._over or lost)
+        self._over = self._over or truncated
+        return np.maximum(screens[0], screens[-1]), reward, terminated, truncated and not terminated, {}
+
+    def close(self) -> None:
+        """Nothing to do: the emulator goes with its object."""

@@ -1,0 +1,110 @@
+"""The DeepMind Control Suite, from pixels or from its own vectors, which needs the extra `dmc`; only here imported."""
+
+from __future__ import annotations
+
+import ctypes.util
+import difflib
+import importlib
+import importlib.util
+import os
+from typing import Any
+
+import numpy as np
+
+from wmjax.suites import SuiteError
+from wmjax.suites.gym_suite import gymnasium
+
+TITLE = "DeepMind Control Suite"
+IMAGE_SIZE = 64
+CAMERAS = {"quadruped": 2}  # from behind; the others are seen by their first camera
+# How MuJoCo draws without a screen, by the system library that each way needs, and Debian's package of that.
+BACKENDS = {"egl": ("EGL", "libegl1"), "osmesa": ("OSMesa", "libosmesa6")}
+
+
+def _installed() -> bool:
+    return importlib.util.find_spec("dm_control") is not None
+
+
+def _suite() -> Any:
+    if "MUJOCO_GL" not in os.environ:
+        found = (name for name, (library, _) in BACKENDS.items() if ctypes.util.find_library(library))
+        os.environ["MUJOCO_GL"] = next(found, "disable")
+    return importlib.import_module("dm_control.suite")
+
+
+def names() -> list[str]:
+    """Tasks as "DOMAIN_TASK"; [] where dm_control is not installed."""
+    return sorted(f"{domain}_{task}" for domain, task in _suite().ALL_TASKS) if _installed() else []
+
+
+def find(task: str, suite_name: str = "dmc") -> tuple[str, str]:
+    """The task, and whether it is observed from pixels; the library is left to the workers."""
+    if not _installed():
+        raise SuiteError('env: dm_control is not installed; pip install "wmjax[dmc]"')
+    return task, suite_name
+
+
+def make(found: tuple[str, str], training: bool) -> Control:
+    """Makes what `find` gave."""
+    task, suite_name = found
+    tasks = {f"{domain}_{name}": (domain, name) for domain, name in _suite().ALL_TASKS}
+    if task not in tasks:
+        near = difflib.get_close_matches(task.lower(), tasks, 1, cutoff=0.5)
+        hint = f"did you mean {f'{suite_name}:{near[0]}'!r}? " if near else ""
+        raise SuiteError(f"env: unknown name {f'{suite_name}:{task}'!r}; {hint}(see wmjax list envs)")
+    return Control(*tasks[task], vision=suite_name == "dmc")
+
+
+class Control:
+    """One task as a Gymnasium environment. Pictures are 64x64 RGB; vectors keep the names of the suite."""
+
+    def __init__(self, domain: str, task: str, vision: bool) -> None:
+        spaces = gymnasium().spaces
+        self._env = _suite().load(domain, task, task_kwargs={"random": np.random.RandomState(0)})
+        self._vision, self._camera, self._timestep = vision, CAMERAS.get(domain, 0), None
+        limit = self._env._step_limit
+        self.max_episode_steps = int(limit) if np.isfinite(limit) else None
+        action = self._env.action_spec()
+        self.action_space = spaces.Box(action.minimum.astype(np.float32), action.maximum.astype(np.float32))
+        if vision:
+            self._env.reset()
+            self._check_rendering()
+            self.observation_space = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        else:
+            entry = lambda spec: spaces.Box(-np.inf, np.inf, spec.shape, np.float64)
+            entries = {name: entry(spec) for name, spec in self._env.observation_spec().items()}
+            self.observation_space = spaces.Dict(entries)
+
+    def _check_rendering(self) -> None:
+        try:
+            self.observe()
+        except Exception as error:  # whatever the driver raises
+            ways = " or ".join(f"MUJOCO_GL={name} with {package}" for name, (_, package) in BACKENDS.items())
+            raise SuiteError(
+                f"env: pictures cannot be drawn with MUJOCO_GL={os.environ['MUJOCO_GL']} "
+                f"({type(error).__name__}: {error}); valid are {ways} (apt-get install)"
+            ) from None
+
+    def observe(self) -> Any:
+        """What is seen now; `step` leaves it to be asked for, because drawing is slow."""
+        if self._vision:
+            return self._env.physics.render(IMAGE_SIZE, IMAGE_SIZE, camera_id=self._camera)
+        return {name: np.asarray(value, np.float64) for name, value in self._timestep.observation.items()}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        """A new episode."""
+        if seed is not None:
+            self._env.task._random = np.random.RandomState(seed)
+        self._timestep = self._env.reset()
+        return self.observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[None, float, bool, bool, dict]:
+        """One step of the task; its time limit truncates."""
+        self._timestep = self._env.step(action)
+        over = self._timestep.last()
+        terminated = bool(over and self._timestep.discount == 0)
+        return None, float(self._timestep.reward), terminated, bool(over and not terminated), {}
+
+    def close(self) -> None:
+        """Frees what draws."""
+        self._env.close()

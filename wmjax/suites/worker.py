@@ -1,0 +1,246 @@
+"""A process that steps some environments. It is started by `wmjax.envs.from_gymnasium`, as `python -m`.
+
+Through a pipe come, after a first pickled `Setup`, messages in JSON; observations, rewards, flags and actions lie in
+memory that is shared with the parent (`layout`). Episodes restart as in Gymnasium's NEXT_STEP mode. An environment
+that raises an error, or gives what its spaces do not allow or what is not finite, is made anew; its next record is then
+the first of an episode, and the parent is told why. The process ends with its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wmjax.suites import SuiteError, suite
+from wmjax.suites.spaces import ActionReader, Fault, ObsReader
+
+ALIGN = 64
+
+
+class Setup(NamedTuple):
+    """What a worker is to do."""
+
+    suite: str
+    found: Any  # what the suite's `find` gave
+    image_size: int | None
+    action_repeat: int
+    first: int  # index of its first environment
+    count: int  # of its environments
+    num_envs: int  # of all workers
+    memory: int | None  # descriptor of the shared memory; None: only tell what the environment is
+    training: bool = True  # some are played in another way to be learned from than to be evaluated
+
+
+def layout(description: dict[str, Any], num_envs: int) -> tuple[int, dict[str, tuple[int, str, tuple[int, ...]]]]:
+    """Size of the shared memory, and offset, dtype and shape of each array in it."""
+    action = description["action"]
+    fields = {"action": (action["dtype"], tuple(action["shape"])), "reward": ("float32", ())}
+    fields |= {name: ("bool", ()) for name in ("is_first", "is_last", "is_terminal")}
+    fields |= {f"obs/{entry['name']}": (entry["dtype"], tuple(entry["shape"])) for entry in description["obs"]}
+    size, places = 0, {}
+    for name, (dtype, shape) in fields.items():
+        places[name] = size, dtype, (num_envs, *shape)
+        size += -(-int(np.prod((num_envs, *shape))) * np.dtype(dtype).itemsize // ALIGN) * ALIGN
+    return size, places
+
+
+def arrays(buffer: Any, places: dict[str, tuple[int, str, tuple[int, ...]]]) -> dict[str, np.ndarray]:
+    """The arrays of a layout in a buffer."""
+    return {
+        name: np.frombuffer(buffer, dtype, int(np.prod(shape)), offset).reshape(shape)
+        for name, (offset, dtype, shape) in places.items()
+    }
+
+
+class _Served:
+    """One environment and its place in the shared memory."""
+
+    def __init__(self, make: Callable[[], Any], repeat: int, index: int, views: dict[str, np.ndarray], image_size):
+        self._make, self._repeat, self._index, self._views, self._image_size = make, repeat, index, views, image_size
+        self._env = None
+        self._seed, self._renewals = [0], 0
+        self._over = True
+        self._renew()
+
+    def _renew(self) -> None:
+        if self._env is not None:
+            try:
+                self._env.close()
+            except Exception:  # it is broken already
+                self._env = None
+        self._env = self._make()
+        self._obs = obs_reader(self._env, self._image_size)
+        self._action = ActionReader(self._env.action_space)
+
+    def reset(self, seed: list[int]) -> None:
+        """Begins an episode; those that follow are the environment's own."""
+        self._seed = seed
+        self._begin(gymnasium_seed(seed))
+
+    def _begin(self, seed: int | None = None) -> None:
+        obs = self._env.reset(seed=seed)[0]
+        self._write(obs, 0.0, True, False, False)
+        self._over = False
+
+    def _write(self, obs: Any, reward: float, is_first: bool, is_last: bool, is_terminal: bool) -> None:
+        views, i = self._views, self._index
+        for name, value in self._obs.read(obs):
+            views[f"obs/{name}"][i] = value
+        views["reward"][i] = reward
+        views["is_first"][i], views["is_last"][i], views["is_terminal"][i] = is_first, is_last, is_terminal
+
+    def step(self) -> str | None:
+        """Steps, or restarts after the last record of an episode. Returns what went wrong, if anything did."""
+        try:
+            if self._over:
+                self._begin()
+                return None
+            action, total = self._action.read(self._views["action"][self._index]), 0.0
+            for _ in range(self._repeat):
+                obs, reward, terminated, truncated, _ = self._env.step(action)
+                total += float(reward)
+                if terminated or truncated:
+                    break
+            if not np.isfinite(total):
+                raise Fault(f"reward is {total}")
+            obs = self._env.observe() if obs is None else obs
+            self._write(obs, total, False, bool(terminated or truncated), bool(terminated))
+            self._over = bool(terminated or truncated)
+            return None
+        except Exception as error:  # whatever the environment raises
+            text = str(error) if isinstance(error, Fault) else f"{type(error).__name__}: {error}"
+            self._renewals += 1
+            self._renew()
+            self._begin(gymnasium_seed([*self._seed, self._renewals]))
+            return text[:300]
+
+
+def gymnasium_seed(entropy: list[int]) -> int:
+    """A seed in [0, 2**31), such as every library takes."""
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What an environment is
+
+
+def obs_reader(env: Any, image_size: int | None) -> ObsReader:
+    """Of an environment; `image_size` None is its own choice."""
+    return ObsReader(env.observation_space, getattr(env, "image_size", None) if image_size is None else image_size)
+
+
+def describe(env: Any, image_size: int | None, action_repeat: int) -> dict[str, Any]:
+    """Spaces of an environment as JSON. Raises `SuiteError` where it does not do what Gymnasium asks of it."""
+    for name in ("observation_space", "action_space"):
+        if getattr(env, name, None) is None:
+            raise SuiteError(f"env: the environment has no {name}")
+    reader, action_reader = obs_reader(env, image_size), ActionReader(env.action_space)
+    _check_rules(env, reader)
+    limit = getattr(getattr(env, "spec", None), "max_episode_steps", getattr(env, "max_episode_steps", None))
+    return {
+        "obs": reader.describe(),
+        "action": action_reader.describe(),
+        "max_episode_steps": None if limit is None else -(-limit // action_repeat),
+        "frames": getattr(env, "frames", 1) * action_repeat,
+    }
+
+
+def _check_rules(env: Any, reader: ObsReader) -> None:
+    def ask(what: str, length: int, call: Callable[[], Any]) -> tuple:
+        try:
+            given = call()
+        except Exception as error:
+            raise SuiteError(f"env: its {what} raised {type(error).__name__}: {error}") from None
+        if not isinstance(given, tuple) or len(given) != length:
+            shown = f"a tuple of {len(given)}" if isinstance(given, tuple) else type(given).__name__
+            raise SuiteError(f"env: its {what} must return a tuple of {length}, not {shown}")
+        try:
+            list(reader.read(env.observe() if given[0] is None and hasattr(env, "observe") else given[0]))
+        except Fault as fault:
+            raise SuiteError(f"env: its {what} breaks its observation_space: {fault}") from None
+        return given
+
+    ask("reset(seed=0)", 2, lambda: env.reset(seed=0))
+    env.action_space.seed(0)
+    _, reward, terminated, truncated, _ = ask("step", 5, lambda: env.step(env.action_space.sample()))
+    try:
+        if not np.isfinite(float(reward)):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise SuiteError(f"env: the reward that its step returns must be a finite number, not {reward!r}") from None
+    for name, flag in (("terminated", terminated), ("truncated", truncated)):
+        if not isinstance(flag, bool | np.bool_):
+            raise SuiteError(f"env: {name}, which its step returns, must be a bool, not {flag!r}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The process
+
+
+def _serve(connection: Connection, setup: Setup) -> None:
+    make = lambda: suite(setup.suite).make(setup.found, setup.training)
+    if setup.memory is None:
+        connection.send_bytes(json.dumps(describe(make(), setup.image_size, setup.action_repeat)).encode())
+        return
+    description = json.loads(connection.recv_bytes())
+    import mmap
+
+    size, places = layout(description, setup.num_envs)
+    views = arrays(mmap.mmap(setup.memory, size), places)
+    indices = range(setup.first, setup.first + setup.count)
+    served = [_Served(make, setup.action_repeat, i, views, setup.image_size) for i in indices]
+    for message in _messages(connection):
+        faults: list[tuple[int, str]] = []
+        if message == b"step":
+            found = [(index, one.step()) for index, one in zip(indices, served, strict=True)]
+            faults = [(index, text) for index, text in found if text is not None]
+        else:
+            for one, seed in zip(served, json.loads(message), strict=True):
+                one.reset(seed)
+        connection.send_bytes(json.dumps(faults).encode() if faults else b"")
+
+
+def _messages(connection: Connection) -> Iterator[bytes]:
+    while True:
+        try:
+            yield connection.recv_bytes()
+        except EOFError:
+            return
+
+
+def _end_with(parent: int) -> None:
+    """An environment that hangs would not see that the pipe is closed."""
+    while os.getppid() == parent:
+        time.sleep(2)
+    os._exit(1)
+
+
+def main() -> None:
+    """Serves the pipe whose descriptor is the first argument, until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent saves first, and then closes the pipe
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    warnings.simplefilter("ignore")
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    connection = Connection(int(sys.argv[1]))
+    try:
+        _serve(connection, Setup(*connection.recv()))
+    except (BrokenPipeError, EOFError):
+        pass
+    except SuiteError as error:
+        connection.send_bytes(json.dumps({"usage": str(error)}).encode())
+    except Exception as error:
+        connection.send_bytes(json.dumps({"failed": f"{type(error).__name__}: {error}"[:500]}).encode())
+
+
+if __name__ == "__main__":
+    main()
