@@ -275,7 +275,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             memory_batch_size=64,
             memory_length=32,
             memory_updates=2_000,
-            evolve=dict(population=32, rollouts=4, generations=200, mean_every=10, mean_rollouts=32),
+            evolve=dict(population=32, rollouts=4, generations=60, mean_every=5, mean_rollouts=32),
         ),
         # The defaults: CarRacing.
         "paper_car": dict(),
