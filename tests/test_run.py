@@ -237,6 +237,7 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before_and_no
     assert (folder / f"{40:012d}.damaged").is_dir()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_keeps_the_old_checkpoint_warns_and_trains_on(trained, tmp_path, monkeypatch):
     path, write, stream = tmp_path / "run", checkpoint.write, io.StringIO()
 

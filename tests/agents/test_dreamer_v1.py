@@ -225,6 +225,7 @@ def test_all_gradients_are_those_of_the_weights_before_the_update():
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_bfloat16_computation_keeps_the_losses_within_two_percent():
     step, action = random_step(MIXED, (6, 4)), random_action(MIXED, (6, 4))
 
@@ -324,6 +325,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", OPTIONS, ids=lambda changes: "-".join(changes))
 def test_an_update_runs_with_every_option_and_moves_every_module(changes):
     made, (_, batch, _) = tiny(VECTOR, **SMALL_BATCH, **changes), small_update()

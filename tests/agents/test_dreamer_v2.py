@@ -258,6 +258,7 @@ def test_every_weight_decays_by_a_millionth_of_itself_and_no_gradient():
             np.testing.assert_allclose(change, -1e-6 * np.asarray(old), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_computation_keeps_the_losses_within_two_percent():
     # Gaussian latents: a class that flips by rounding would be a different draw.
     step, action = random_step(MIXED, (6, 4)), random_action(MIXED, (6, 4))
@@ -355,6 +356,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", OPTIONS, ids=lambda changes: "-".join(changes))
 def test_an_update_runs_with_every_option_and_moves_every_module(changes):
     made, (_, batch, _) = tiny(VECTOR, **SMALL_BATCH, **changes), small_update()

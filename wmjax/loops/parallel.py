@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from wmjax.loops import device
 from wmjax.loops.device import RunState
-from wmjax.types import Agent, Array, Env, Metrics, PyTree, Recipe, RunError, Stage, UsageError
+from wmjax.types import Agent, Array, Env, Metrics, PyTree, Recipe, RunError, Stage, Update, UsageError
 
 AXIS = "devices"
 BACKENDS = ("shard_map", "pmap")
@@ -84,7 +84,8 @@ def programs(
     Args:
       agent: its recipe says the numbers of the whole run; made with `axis_name=AXIS` if there are several devices.
       env: takes what the agent emits.
-      seeds: how many; where there are several, the state has a leading axis of them, mapped over by `vmap`.
+      seeds: how many; where there are several, the state has a leading axis of them, mapped over by `vmap` (on a CPU
+        all but the updates, which are computed in turn).
       devices: how many to spread over; 1 for no axis at all.
       backend: "shard_map", or "pmap"; read where there are several devices.
       options: for the compiler, of `init` only.
@@ -160,8 +161,19 @@ def programs(
 
 
 def _body(agent: Agent, env: Env, stage: Stage, several: bool, axis_name: str | None) -> Callable:
+    if several and jax.default_backend() == "cpu":
+        stage = stage._replace(updates=tuple(map(_in_turn, stage.updates)))
     run_stage = device.make_stage(agent, env, stage, axis_name)
     return jax.vmap(run_stage, (0, None)) if several else run_stage
+
+
+def _in_turn(update: Update) -> Update:
+    """The update whose seeds are computed one after the other within the program.
+
+    One seed's update fills the cores of a CPU, and mapped over seeds it would be slower than in turn: its weights,
+    which all rows of a batch share, would become operands of batched products. It also compiles faster.
+    """
+    return update._replace(fn=jax.custom_batching.sequential_vmap(update.fn))
 
 
 def _axes(run: RunState, lead: int) -> RunState:

@@ -1,0 +1,76 @@
+"""Resident memory of a run over many updates: `python benchmarks/memory.py --out FOLDER` writes a JSON and a plot.
+
+The run is a process of its own that saves and evaluates all the time; it is small, so that its updates are many. Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# One update per step of the environments.
+SIZES = dict(
+    deter=8, hidden=8, stoch=2, classes=4, units=8, blocks=1, bins=5, stem="patch", length=4, batch_size=2, num_envs=2,
+    train_ratio=8.0, prefill=16, horizon=3, imagine_last=0, replay_capacity=64, actor_layers=1, critic_layers=1,
+    prior_layers=1,
+)  # fmt: skip
+
+
+def resident(pid: int) -> float | None:
+    """Resident memory of a process in MB; None when it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = [line.split()[1] for line in lines if line.startswith("VmRSS")]
+    return int(sizes[0]) / 1024 if sizes else None
+
+
+def watch(steps: int, run: Path) -> list[tuple[float, float]]:
+    """(updates so far, MB) of a training run of so many env steps, twice a second."""
+    options = ["--env", "probe:act_obs", "--steps", steps, "--eval-every", 2000, "--checkpoint-seconds", 1]
+    fields = [word for name, value in SIZES.items() for word in (f"--agent.{name}", value)]
+    command = [sys.executable, "-m", "wmjax.cli", "train", "dreamer_v3", *options, "--out", run, *fields]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    metrics, points = run / "metrics.jsonl", []
+    while process.poll() is None:
+        megabytes = resident(process.pid)
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        if lines and megabytes is not None:
+            points.append((json.loads(lines[-1])["updates"], megabytes))
+        time.sleep(0.5)
+    if process.returncode:
+        raise SystemExit(f"training ended with {process.returncode}")
+    return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=20_000, help="env steps, which are about as many updates")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        points = watch(args.steps, Path(folder) / "run")
+    updates, megabytes = zip(*points, strict=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "memory.json").write_text(json.dumps({"updates": updates, "resident_mb": megabytes}) + "\n")
+    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+    axes.plot(updates, megabytes)
+    axes.set(xlabel="updates", ylabel="resident memory, MB", ylim=(0, None))
+    figure.savefig(args.out / "memory.png", dpi=120)
+    learning = [mb for n, mb in points if n]
+    print(f"{updates[-1]:,} updates: {learning[0]:.0f} MB after the first, {max(learning):.0f} MB at most")
+
+
+if __name__ == "__main__":
+    main()
