@@ -133,7 +133,11 @@ HEAVY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_ROWS else na
 heavy = pytest.mark.parametrize("row", HEAVY, indirect=True)
 
 
-@pytest.fixture(params=ROWS)
+# What compiles for long is in the slow suite.
+PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name == "iris" else name for name in ROWS]
+
+
+@pytest.fixture(params=PARAMS)
 def row(request):
     return request.param, ROWS[request.param]
 

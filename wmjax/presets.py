@@ -339,8 +339,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             heads=2,
             width=64,
             dropout=0.0,
-            max_blocks=8,
-            world_model_length=8,
+            max_blocks=4,  # each position learns its attention by itself: few learn faster
+            world_model_length=4,
             policy_channels=(32,),
             lstm_units=64,
             burn_in=2,
@@ -354,7 +354,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             codebook_decay=0.98,
             # Rates.
             tokenizer_rate=2e-3,
-            world_model_rate=1e-3,
+            world_model_rate=2e-3,
             actor_critic_rate=1e-3,
             entropy_scale=1e-2,
             discount=0.97,
@@ -362,14 +362,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             num_envs=16,
             collect=8,
             tokenizer_batch=32,
-            world_model_batch=16,
+            world_model_batch=32,
             actor_critic_batch=64,
-            tokenizer_updates=20,
-            world_model_updates=10,
+            tokenizer_updates=10,
+            world_model_updates=20,
             actor_critic_updates=10,
             tokenizer_after=3,
-            world_model_after=60,
-            actor_critic_after=110,
+            world_model_after=123,
+            actor_critic_after=223,
         ),
         # "Paper 5" of the guide: a codebook of 512 x 64, six layers of width 512 with eight heads, reward tokens, 15
         # imagined steps. `norm="post"`, `activation="relu"` and `ff=2048` give its transformer layers to the letter.
@@ -400,7 +400,7 @@ RUNS: dict[str, dict[str, RunSettings]] = {
         "gymnax:Breakout-MinAtar": RunSettings(80_000, image_size=40),
     },
     "world_models": {"racing": RunSettings(65_536, image_size=64, action_repeat=4), "catch": RunSettings(16_384)},
-    "iris": {"catch": RunSettings(64_000)},
+    "iris": {"catch": RunSettings(102_400)},
 }
 DEFAULT_RUN = RunSettings(100_000)
 # Of the other presets: the paper's budget of its small benchmarks, 400 thousand frames and more.

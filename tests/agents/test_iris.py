@@ -117,6 +117,7 @@ def test_the_commitment_loss_has_weight_one():
     assert iris.tokenizer_scales(PAPER) == {"codebook": 1.0, "commit": 1.0, "recon": 1.0, "perceptual": 1.0}
 
 
+@pytest.mark.slow
 def test_codebooks_that_follow_moving_averages_take_no_gradient_and_are_followed_by_the_update():
     for kind in ("ema", "ema_cosine"):
         agent, config, nets, state = made(codebook=kind)
@@ -139,6 +140,7 @@ def test_codebooks_that_follow_moving_averages_take_no_gradient_and_are_followed
         assert {"perplexity", "usage", "dead"} <= set(metrics)
 
 
+@pytest.mark.slow
 def test_the_update_resets_dead_entries_and_leaves_the_living_to_the_gradient():
     agent, config, _, state = made(codebook_reset=0.1)
     usage = jnp.full(config.vocab_size, 1 / config.vocab_size).at[3].set(0.0)
@@ -162,6 +164,7 @@ def test_reconstruction_losses_are_means_in_units_of_minus_one_to_one():
     np.testing.assert_allclose(iris.reconstruction_loss(x, y, delta), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random_features", "multiscale"])
 def test_every_perceptual_loss_that_needs_no_file_trains_the_decoder(kind):
     _, config, nets, state = made()
@@ -176,6 +179,7 @@ def test_dropout_of_lpips_is_off_by_default():
     assert PAPER.lpips_dropout == 0.0
 
 
+@pytest.mark.slow
 def test_logits_losses_and_distances_stay_in_float32_under_bfloat16():
     agent, config, nets, state = made(compute_dtype="bfloat16")
     z = jit(iris.latents, nets, config)(state.params, jnp.zeros((1, 16, 16, 3)))
@@ -320,6 +324,7 @@ def test_a_generated_trajectory_is_what_a_full_pass_draws_with_the_same_noise():
     assert len(np.unique(dream.tokens)) > 4
 
 
+@pytest.mark.slow
 def test_where_a_step_does_not_fit_the_context_restarts_from_the_current_frame_alone():
     """A context of 4 blocks of 5 tokens holds the first frame and three steps; the fourth restarts it."""
     _, _, nets, state, keys, _, dream, _ = imagined(5)
@@ -335,6 +340,7 @@ def test_generated_frames_are_decoded_tokens_in_zero_to_one():
     assert frames.min() >= 0 and frames.max() <= 1
 
 
+@pytest.mark.slow
 def test_imagination_has_no_dropout():
     *_, dream, frames = imagined(3)
     *_, with_dropout, more = imagined(3, dropout=0.5)
@@ -385,6 +391,7 @@ def test_a_new_episode_starts_its_own_context_and_so_does_a_row_that_has_none():
     assert unknown.cache.length.tolist() == [4] * BATCH
 
 
+@pytest.mark.slow
 def test_functions_of_the_model_take_any_leading_axes():
     agent, _, _, state, keys, tokens, dream, _ = imagined(3)
     model, params = agent.model, state.params
@@ -398,6 +405,7 @@ def test_functions_of_the_model_take_any_leading_axes():
     assert model.decode(params, boxed)["image"].shape == (2, 2, 16, 16, 3)
 
 
+@pytest.mark.slow
 def test_the_dream_is_an_environment_that_goes_on_past_the_window():
     agent, _, _, state, _, tokens, _, _ = imagined(3)
     nets = iris.networks(PIXELS, TINY_IRIS)
@@ -419,6 +427,7 @@ def test_the_dream_is_an_environment_that_goes_on_past_the_window():
     assert steps.is_last.any() and np.isfinite(steps.reward).all()
 
 
+@pytest.mark.slow
 def test_open_loop_prediction_does_not_keep_the_caches_of_all_steps():
     agent, config, _, state = made(width=64, max_blocks=20)
     lead = (8, 16)
@@ -468,6 +477,7 @@ def test_padded_burn_in_frames_leave_the_memory_as_it_is():
         np.testing.assert_allclose(together.cell[row], alone.cell[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_update_trains_its_own_module_and_no_other():
     assert gradient_flow() == {name: {name} for name in ("tokenizer", "world_model", "actor_critic")}
 
@@ -505,6 +515,7 @@ def test_the_policy_sees_reconstructions_alone_while_collecting_evaluating_and_i
         chex.assert_trees_all_close(carry, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_random_actions_are_taken_while_collecting_only_and_evaluation_samples_at_half_the_temperature():
     agent, config, nets, state = made(epsilon=0.5, eval_temperature=0.5)
     rows = 4000
@@ -522,6 +533,7 @@ def test_random_actions_are_taken_while_collecting_only_and_evaluation_samples_a
     assert greedy(state.params, jax.random.key(0), memory, step, explore=False)[1].std(0).max() == 0
 
 
+@pytest.mark.slow
 def test_replaying_the_frames_gives_the_numbers_of_the_rollout():
     """Imagination runs without gradients first; the loss then sees the same logits."""
     agent, config, nets, state = made()
@@ -587,6 +599,7 @@ def test_embeddings_positions_biases_and_norms_do_not_decay():
 # Half batches, resuming
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tokenizer", "world_model"])
 @pytest.mark.parametrize("changes", [{}, {"codebook": "ema", "codebook_reset": 0.5, "dropout": 0.3}], ids=str)
 def test_half_batches_under_a_named_axis_equal_the_full_batch_where_padding_differs(name, changes):
