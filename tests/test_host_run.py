@@ -23,6 +23,7 @@ def train(out, steps, env=ENV, stream=None, **arguments):
     return wmjax.train("dreamer_v3", env, steps=steps, out=out, progress=stream, **TINY | arguments), stream.getvalue()
 
 
+@pytest.mark.slow
 def test_a_run_trains_resumes_evaluates_dreams_and_acts(tmp_path, capsys):
     out = tmp_path / "run"
     _, said = train(out, 64, eval_every=64, workers=1)  # replay is full by then

@@ -64,7 +64,7 @@ class HostReplay:
       folder: where complete blocks are written; None for nowhere, and then nothing can be saved.
       memory_map: read complete blocks from their files instead of keeping them in memory.
       warn: is told what goes wrong with a file.
-      chunk_bytes: of a block, about.
+      chunk_bytes: of a block, about; `CHUNK_BYTES` by default.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class HostReplay:
         folder: Path | None = None,
         memory_map: bool = False,
         warn: Callable[[str], None] = lambda text: None,
-        chunk_bytes: int = CHUNK_BYTES,
+        chunk_bytes: int | None = None,
     ) -> None:
         if memory_map and folder is None:
             raise UsageError("memory_map: needs a folder to write to")
@@ -89,7 +89,7 @@ class HostReplay:
             self.ring = jax.device_put(ring, cpu())
         self.rows = capacity // num_envs
         row_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self._shapes.values())
-        self._length = min(self.rows, max(1, chunk_bytes // row_bytes))
+        self._length = min(self.rows, max(1, (chunk_bytes or CHUNK_BYTES) // row_bytes))
         count = -(-self.rows // self._length)
         self._blocks: list[dict[str, np.ndarray] | None] = [None] * count
         self._digests = np.zeros((count, 32), np.uint8)
