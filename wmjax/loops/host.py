@@ -54,6 +54,15 @@ def available_bytes() -> int | None:
         return None
 
 
+def _check_stages(agent: Agent) -> None:
+    searches = [stage.evolve.name for stage in agent.recipe.stages if stage.evolve]
+    if searches:
+        raise UsageError(
+            f"env: {searches[0]!r} is searched for by whole generations in one compiled program, which environments in "
+            "other processes cannot be part of; valid are those on device (wmjax list envs)"
+        )
+
+
 class HostLoop:
     """What a run on the host consists of besides its `RunState`: environments, where they stand, and replay.
 
@@ -65,6 +74,9 @@ class HostLoop:
       options: how to run.
       say: is told what goes wrong, and how much memory replay takes.
       stop: whether to end the stage as soon as possible.
+
+    Raises:
+      UsageError: the recipe cannot be run here, such as a search for a controller.
     """
 
     def __init__(
@@ -78,6 +90,7 @@ class HostLoop:
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         device.check(agent)
+        _check_stages(agent)
         self._agent, self._env, self._checkpoints, self._options = agent, env, checkpoints, options
         self._say, self._stop = say, stop
         self._num_envs = agent.recipe.num_envs
