@@ -241,6 +241,7 @@ def test_rows_of_a_batch_do_not_see_each_other_when_acting(row):
     np.testing.assert_allclose(alone[0], act(keys, step)[0], atol=1e-5)
 
 
+@heavy
 def test_gradients_of_the_behavior_stay_out_of_the_world_model(row):
     _, row = row
     flow = row.gradient_flow()

@@ -17,7 +17,7 @@ from wmjax import dreaming, evolution, presets
 from wmjax.agents import world_models as wm
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
-from wmjax.loops import checkpoint, device
+from wmjax.loops import device
 from wmjax.nets.mdn import MDNRNN
 from wmjax.nets.vae import Decoder, Encoder, decoder_base
 from wmjax.types import Box, Discrete, EnvSpec, TimeStep, Trajectory, UsageError
@@ -699,27 +699,6 @@ def test_the_population_can_be_evaluated_in_the_environment_itself(trained):
     assert -1 <= metrics["fitness_mean"] <= metrics["fitness_best"] <= 1
     assert metrics["length"] == 9
     assert int(state.opt_state["controller"].strategy.generation) == 2
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_byte_for_byte_from_the_middle_of_every_stage(tmp_path):
-    env = agent_actions(make_env("catch"))
-    config = dataclasses.replace(TINY, vision_updates=20, memory_updates=20, collect_steps=96, replay_capacity=96)
-    agent = wm.world_models(env.spec, config)
-    start = jax.jit(lambda key: device.init(agent, env, key))
-    template = jax.eval_shape(start, jax.random.key(0))
-    run = start(jax.random.key(0))
-    for stage in agent.recipe.stages:
-        advance = device.compile_stage(agent, env, stage)
-        assert stage.iterations >= 2, stage.name
-        checkpoint.save(tmp_path / "before", 0, run)
-        whole, _ = advance(run, stage.iterations)
-        run, _ = advance(checkpoint.restore(tmp_path / "before", template), stage.iterations // 2)
-        checkpoint.save(tmp_path / "half", 0, run)
-        half = checkpoint.digest(run)
-        run, _ = advance(checkpoint.restore(tmp_path / "half", template), stage.iterations - stage.iterations // 2)
-        assert checkpoint.digest(run) == checkpoint.digest(whole) != half, stage.name
-        run = device.next_stage(run)
 
 
 @pytest.mark.parametrize("where", ["env", pytest.param("dream", marks=pytest.mark.slow)])

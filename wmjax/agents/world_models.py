@@ -826,7 +826,8 @@ def _evolve(spec: EnvSpec, config: WorldModelsConfig, model: WorldModel) -> Evol
         )
     )  # fmt: skip
     length = min(32, config.memory_length)
-    rows = max(1, min(64, -(-search.starts // 16), config.replay_capacity // length))
+    rows = min(64, search.starts, config.replay_capacity // length)
+    rows = 2 ** (rows.bit_length() - 1)  # a power of two, which devices can share
     return Evolve(
         "controller",
         evolution.make_iteration,
