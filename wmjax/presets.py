@@ -67,13 +67,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             prefill=1024,
             pretrain=0,
             train_every=16,
-            train_steps=1,
+            train_steps=2,
             reward_transform="symlog",  # returns of hundreds are learned slowly by a critic of deviation 1
             discount=0.98,
             free_nats=1.0,
             kl_scale=0.3,
             image_scale=4.0,
             cont_scale=1.0,
+            entropy_scale=0.02,  # without it the actor saturates before the critic knows anything
             actor_lr=3e-4,
             critic_lr=1e-3,
         ),
@@ -251,7 +252,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 # pendulum -191, CartPole 500, Breakout-MinAtar 6.4.
 PENDULUM = RunSettings(200_000, image_size=32, action_repeat=2)
 RUNS: dict[str, dict[str, RunSettings]] = {
-    "dreamer_v1": {"catch": RunSettings(60_000), "pendulum": PENDULUM},
+    "dreamer_v1": {"catch": RunSettings(40_000), "pendulum": PENDULUM},
     "dreamer_v2": {"catch": RunSettings(50_000), "pendulum": PENDULUM},
     "dreamer_v3": {
         "catch": RunSettings(32_000),
