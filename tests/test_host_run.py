@@ -93,7 +93,7 @@ class Signalling(io.StringIO):
     """A stream that has the process interrupted when training first reports."""
 
     def write(self, text):
-        if "train" in text and "env steps" in text and not self.getvalue().count("train  "):
+        if text.startswith("train  ") and "\ntrain  " not in self.getvalue():
             os.kill(os.getpid(), signal.SIGTERM)
         return super().write(text)
 
