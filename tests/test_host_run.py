@@ -26,13 +26,13 @@ def train(out, steps, env=ENV, stream=None, **arguments):
 @pytest.mark.slow
 def test_a_run_trains_resumes_evaluates_dreams_and_acts(tmp_path, capsys):
     out = tmp_path / "run"
-    _, said = train(out, 64, eval_every=64, workers=1)  # replay is full by then
+    _, said = train(out, 128, eval_every=128, workers=1)  # 32 steps of two frames: replay is full
     assert "replay of 64 records: at most" in said and "of memory" in said
     assert len(list((out / "replay").iterdir())) == 1
-    run, said = train(out, 70, resume=True, workers=1)
+    run, said = train(out, 140, resume=True, workers=1)
     assert "the 2 environments begin new episodes" in said
     lines = read_metrics(out)
-    assert [line["step"] for line in lines] == sorted({line["step"] for line in lines}) and lines[-1]["step"] == 70
+    assert [line["step"] for line in lines] == sorted({line["step"] for line in lines}) and lines[-1]["step"] == 140
     assert lines[-1]["updates"] == int(run.state.step) > 0
     for name in ("time/envs", "time/device", "time/replay", "envs/restarts", "memory/resident_gb", "eval/return"):
         assert any(line.get(name) is not None for line in lines), name
@@ -93,7 +93,7 @@ class Signalling(io.StringIO):
     """A stream that has the process interrupted when training first reports."""
 
     def write(self, text):
-        if "train" in text and "env steps" in text and not self.getvalue().count("train  "):
+        if text.startswith("train  ") and "\ntrain  " not in self.getvalue():
             os.kill(os.getpid(), signal.SIGTERM)
         return super().write(text)
 
