@@ -370,8 +370,9 @@ def test_a_controller_evolved_in_a_dream_of_catch_beats_random_play_in_catch():
     zeros = jnp.zeros(catch.COLUMNS)
     starts = Seen(0 * ball, ball, 0 * ball + 2, zeros, zeros + 1)
     evolve = Evolve(
-        "controller", make_strategy(StrategyConfig(6, 8, sigma_init=0.5)), lambda params: params["theta"],
-        lambda params, theta: params | {"theta": theta}, "dream", rollouts=8, max_steps=20, generations=10,
+        "controller", evolution.make_iteration, make_strategy(StrategyConfig(6, 8, sigma_init=0.5)),
+        lambda params: params["theta"], lambda params, theta: params | {"theta": theta}, "dream", rollouts=8,
+        max_steps=20, population=8, generations=10,
         mean_rollouts=32, starts=lambda params, key, batch: starts,
     )  # fmt: skip
     params = {"theta": jnp.zeros(6)}
