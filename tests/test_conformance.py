@@ -71,6 +71,11 @@ ROWS = {
     ),
 }
 
+# Whose programs are tried in the slow suite where they take long to compile.
+SLOW_ROWS = {"dreamer_v1", "dreamer_v2"}
+HEAVY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_ROWS else name for name in ROWS]
+heavy = pytest.mark.parametrize("row", HEAVY, indirect=True)
+
 
 @pytest.fixture(params=ROWS)
 def row(request):
@@ -235,6 +240,7 @@ def test_the_device_loop_lowers_for_gpu_and_tpu_and_maps_over_seeds(row):
     assert all(value.shape == (3,) for value in metrics.values())
 
 
+@heavy
 def test_an_iteration_of_the_device_loop_never_copies_the_replay(row):
     name, row = row
     env = agent_actions(make_env("catch", image_size=16))
@@ -247,6 +253,7 @@ def test_an_iteration_of_the_device_loop_never_copies_the_replay(row):
     assert memory.temp_size_in_bytes < images / 2
 
 
+@heavy
 def test_imagination_under_pmap_over_four_devices_equals_one_device(row):
     """Needs devices that can only be forced before JAX starts, so it runs in a process of its own."""
     name, _ = row
@@ -258,6 +265,7 @@ def test_imagination_under_pmap_over_four_devices_equals_one_device(row):
     assert "equal on 4 devices" in done.stdout
 
 
+@heavy
 def test_it_learns_to_act_on_what_it_sees(row):
     """The hardest probe: reward 1 for the action that the observation names, -1 for the other."""
     name, row = row
