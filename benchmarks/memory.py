@@ -1,11 +1,11 @@
-"""Resident memory of a run over many updates: `python benchmarks/memory.py --out FOLDER` writes a JSON and a plot.
+"""Resident memory of a run over many updates: `python benchmarks/memory.py [--out FOLDER]` writes a JSON and a plot.
 
 The run is a process of its own that saves and evaluates all the time; it is small, so that its updates are many. Linux.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,10 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import tyro
+
+from wmjax.loops.report import read_metrics
 
 # One update per step of the environments.
 SIZES = dict(
@@ -24,6 +24,14 @@ SIZES = dict(
     train_ratio=8.0, prefill=16, horizon=3, imagine_last=0, replay_capacity=64, actor_layers=1, critic_layers=1,
     prior_layers=1,
 )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Command line of the benchmark."""
+
+    steps: int = 20_000  # env steps, which are about as many updates
+    out: Path = Path("benchmarks/results")
 
 
 def resident(pid: int) -> float | None:
@@ -42,23 +50,19 @@ def watch(steps: int, run: Path) -> list[tuple[float, float]]:
     fields = [word for name, value in SIZES.items() for word in (f"--agent.{name}", value)]
     command = [sys.executable, "-m", "wmjax.cli", "train", "dreamer_v3", *options, "--out", run, *fields]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
-    metrics, points = run / "metrics.jsonl", []
+    points = []
     while process.poll() is None:
         megabytes = resident(process.pid)
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        lines = read_metrics(run)
         if lines and megabytes is not None:
-            points.append((json.loads(lines[-1])["updates"], megabytes))
+            points.append((lines[-1]["updates"], megabytes))
         time.sleep(0.5)
     if process.returncode:
         raise SystemExit(f"training ended with {process.returncode}")
     return points
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20_000, help="env steps, which are about as many updates")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    args = parser.parse_args()
+def main(args: Args) -> None:
     with tempfile.TemporaryDirectory() as folder:
         points = watch(args.steps, Path(folder) / "run")
     updates, megabytes = zip(*points, strict=True)
@@ -73,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Args))

@@ -132,6 +132,11 @@ SLOW_ROWS = {"world_models"}
 HEAVY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_ROWS else name for name in ROWS]
 heavy = pytest.mark.parametrize("row", HEAVY, indirect=True)
 
+# Whose programs are tried in the slow suite where they take long to compile.
+SLOW_ROWS = {"dreamer_v1", "dreamer_v2"}
+HEAVY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_ROWS else name for name in ROWS]
+heavy = pytest.mark.parametrize("row", HEAVY, indirect=True)
+
 
 # What compiles for long is in the slow suite.
 PARAMS = [pytest.param(name, marks=pytest.mark.slow) if name == "iris" else name for name in ROWS]

@@ -103,6 +103,7 @@ def test_imagination_gives_sixteen_states_and_fifteen_actions(paper):
 MAKERS = {v1: Maker(v1, v1.dreamer_v1, TINY_V1), v2: Maker(v2, v2.dreamer_v2, TINY_V2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper", [v1, v2])
 def test_a_world_model_overfits_one_batch(paper):
     env = agent_actions(make_env("catch", image_size=16))

@@ -73,6 +73,7 @@ def test_a_run_in_two_parts_is_the_same_run_byte_for_byte(trained, tmp_path):
     assert half != whole
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_saved_and_goes_on_as_if_it_had_not_been(trained, tmp_path):
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(runs.Interrupted) as caught:
@@ -202,6 +203,7 @@ def test_what_is_not_a_run_is_not_loaded(trained, tmp_path):
 # Settings that change, locks, full disks
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_with_settings_that_keep_its_shapes_and_says_so(tmp_path):
     train(tmp_path / "run", 40)
     stream = io.StringIO()
