@@ -127,13 +127,8 @@ ROWS = {
         side=64,
     ),
 }  # fmt: skip
-# Whose programs take long to compile: these are tried in the slow suite.
-SLOW_ROWS = {"world_models"}
-HEAVY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_ROWS else name for name in ROWS]
-heavy = pytest.mark.parametrize("row", HEAVY, indirect=True)
-
 # Whose programs are tried in the slow suite where they take long to compile.
-SLOW_ROWS = {"dreamer_v1", "dreamer_v2"}
+SLOW_ROWS = {"dreamer_v1", "dreamer_v2", "world_models"}
 HEAVY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_ROWS else name for name in ROWS]
 heavy = pytest.mark.parametrize("row", HEAVY, indirect=True)
 
