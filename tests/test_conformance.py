@@ -128,7 +128,7 @@ ROWS = {
     ),
 }  # fmt: skip
 # Whose programs are tried in the slow suite where they take long to compile.
-SLOW_ROWS = {"dreamer_v1", "dreamer_v2", "world_models"}
+SLOW_ROWS = {"dreamer_v1", "dreamer_v2", "world_models", "iris"}
 HEAVY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_ROWS else name for name in ROWS]
 heavy = pytest.mark.parametrize("row", HEAVY, indirect=True)
 

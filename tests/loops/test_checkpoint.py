@@ -240,3 +240,13 @@ def test_a_save_that_fails_in_the_background_is_a_warning_and_the_step_before_it
     saver.save(tmp_path, 3, {"x": jnp.float32(3)})
     saver.close()
     assert checkpoint.steps(tmp_path) == [1, 3] and not saver.failed and len(said) == 1
+
+
+def test_a_save_that_could_not_begin_stays_a_failure_though_the_one_before_it_ends_well(tmp_path):
+    said = []
+    saver = checkpoint.Saver(said.append)
+    saver.save(tmp_path, 1, {"x": jnp.float32(1)})
+    saver.refuse(tmp_path, 2, OSError(28, "No space left on device"))
+    assert saver.failed == {tmp_path} and "step 1 is kept" in said[0]  # it was waited for
+    saver.close()
+    assert saver.failed == {tmp_path} and len(said) == 1

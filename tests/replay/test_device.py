@@ -240,7 +240,7 @@ def test_padding_never_shows_what_was_overwritten_or_not_yet_written():
 
 
 def test_samplings_that_contradict_themselves_are_refused():
-    with pytest.raises(UsageError, match="over 'steps' or 'episodes'"):
+    with pytest.raises(UsageError, match="over 'steps', 'episodes' or 'in_order'"):
         replays.check(ENVS * 10, ENVS, Sampling(2, over="days"), 1)
     with pytest.raises(UsageError, match="online"):
         replays.check(ENVS * 10, ENVS, Sampling(2, online=True, within_episode=True), 1)

@@ -327,7 +327,8 @@ def encode(nets: Networks, config: IRISConfig, params: dict, image: Array) -> Ar
 def decode(nets: Networks, params: dict, tokens: Array) -> Array:
     """Tokens `[..., K]` to images float32 `[..., H, W, C]` in [0, 1]: what the actor-critic sees."""
     side = round(tokens.shape[-1] ** 0.5)
-    quantized = params["tokenizer"]["codebook"][tokens].reshape(*tokens.shape[:-1], side, side, -1)
+    codebook = params["tokenizer"]["codebook"]
+    quantized = codebook[tokens].reshape(*tokens.shape[:-1], side, side, codebook.shape[-1])
     image = call(nets.tokenizer, params["tokenizer"], quantized, method="decode")
     return jnp.clip((image.astype(jnp.float32) + 1) / 2, 0.0, 1.0)
 

@@ -241,10 +241,14 @@ class Saver:
         try:
             future.result()
         except Exception as error:  # Orbax raises whatever its storage raises; training is worth more than one save
-            self.refuse(folder, step, error)
+            self._count_failure(folder, step, error)
 
     def refuse(self, folder: Path, step: int, error: Exception) -> None:
-        """Counts a save as failed, and warns of it."""
+        """Counts a save that could not begin as failed, and warns of it. An earlier one to this folder has ended then."""
+        self._settle(folder)
+        self._count_failure(folder, step, error)
+
+    def _count_failure(self, folder: Path, step: int, error: Exception) -> None:
         self.failed.add(folder)
         kept = f"step {latest(folder)} is kept" if steps(folder) else "no earlier step is there"
         reason = str(error).strip().partition("\n")[0][:200]
