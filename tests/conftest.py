@@ -1,10 +1,19 @@
+import atexit
 import os
+import shutil
+import tempfile
 
 # Small matrices gain nothing from threads, and those of NumPy spin while they wait.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Most of a test's time is compilation: halve it. Must be set before JAX starts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
+# What one test has compiled is there for all, in whichever process of pytest, or of theirs, they are.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="wmjax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 

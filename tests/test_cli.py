@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.test_run import ENV, TINY, compiled_once  # noqa: F401
+from tests.test_run import ENV, TINY
 from wmjax.cli import main
 from wmjax.types import UsageError
 
@@ -14,7 +14,7 @@ FIELDS = [word for name, value in TINY.items() for word in (f"--agent.{name}", s
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, compiled_once):  # noqa: F811
+def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "run"
     assert main(["train", "dreamer_v3", "--env", ENV, "--steps", "60", "--out", str(path), *FIELDS]) == 0
     return path

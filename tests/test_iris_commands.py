@@ -5,7 +5,6 @@ import json
 import pytest
 
 from tests.agents.batches import TINY_IRIS
-from tests.test_run import compiled_once  # noqa: F401
 from wmjax.agents.iris import IRISConfig
 from wmjax.cli import main
 
@@ -26,7 +25,7 @@ def train(out, *more, steps=160):
 
 
 @pytest.fixture(scope="module")
-def seeds(tmp_path_factory, compiled_once):  # noqa: F811
+def seeds(tmp_path_factory):
     path = tmp_path_factory.mktemp("iris") / "run"
     assert train(path, "--seeds", "2") == 0
     return path

@@ -23,23 +23,6 @@ TINY = dict(
 ENV = "probe:act_obs"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Runs of one shape compile once for all tests, in whichever process of pytest they are."""
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    options = {
-        "jax_compilation_cache_dir": str(root / "xla"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 def train(out, steps=60, *, env=ENV, stream=None, **arguments):
     """A tiny run, and the digest that it printed."""
     stream = stream or io.StringIO()

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import wmjax
-from tests.test_run import compiled_once  # noqa: F401
 from wmjax import run as runs
 from wmjax.agents.world_models import EvolveConfig
 from wmjax.cli import main

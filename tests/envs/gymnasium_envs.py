@@ -76,7 +76,7 @@ class Faulty(gymnasium.Env):
                 time.sleep(600)
             if self.fault == "raises":
                 raise RuntimeError("the physics exploded")
-            obs = {"nan": obs * np.nan, "shape": np.zeros(2, np.float32), "dtype": obs.astype(complex)}.get(
+            obs = {"nan": obs * np.nan, "shape": np.zeros(2, np.float32), "dtype": obs.astype(np.complex64)}.get(
                 self.fault, obs
             )
             reward = np.inf if self.fault == "reward" else reward

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tests.loops.fakes import ACTIONS, counter_env, fake_agent, fake_recipe, learn
-from tests.test_run import compiled_once  # noqa: F401
 from wmjax.loops import checkpoint, device
 from wmjax.loops.host import HostLoop, programs
 from wmjax.loops.host_rollout import HostEvaluator, Options, play

@@ -9,7 +9,6 @@ import pytest
 
 from tests.loops.fakes import fake_agent, fake_recipe
 from tests.loops.test_host import host_env
-from tests.test_run import compiled_once  # noqa: F401
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import checkpoint
