@@ -244,7 +244,7 @@ class Saver:
             self._count_failure(folder, step, error)
 
     def refuse(self, folder: Path, step: int, error: Exception) -> None:
-        """Counts a save that could not begin as failed, and warns of it. An earlier one to this folder has ended then."""
+        """Counts a save that could not begin as failed, once an earlier one to its folder has ended, and warns of it."""
         self._settle(folder)
         self._count_failure(folder, step, error)
 
