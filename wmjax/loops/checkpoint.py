@@ -244,7 +244,7 @@ class Saver:
             self._count_failure(folder, step, error)
 
     def refuse(self, folder: Path, step: int, error: Exception) -> None:
-        """Counts a save that could not begin as failed, once an earlier one to its folder has ended, and warns of it."""
+        """Counts a save that could not begin as failed, once an earlier one to its folder has ended, and warns."""
         self._settle(folder)
         self._count_failure(folder, step, error)
 
