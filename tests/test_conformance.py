@@ -127,10 +127,7 @@ ROWS = {
         side=64,
     ),
 }  # fmt: skip
-# Whose programs are tried in the slow suite where they take long to compile.
-SLOW_ROWS = {"dreamer_v1", "dreamer_v2", "world_models", "iris"}
-HEAVY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_ROWS else name for name in ROWS]
-heavy = pytest.mark.parametrize("row", HEAVY, indirect=True)
+heavy = pytest.mark.slow  # these programs take long to compile
 
 
 # What compiles for long is in the slow suite.
@@ -254,6 +251,7 @@ def test_gradients_of_the_behavior_stay_out_of_the_world_model(row):
     assert trained == row.world_model | behavior
 
 
+@heavy
 def test_half_batches_under_a_named_axis_equal_the_full_batch(row):
     name, _ = row
     half = make(name, axis_name="devices")

@@ -48,6 +48,7 @@ def test_a_run_trains_resumes_evaluates_dreams_and_acts(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_same_agent_and_stream_give_the_same_updates_in_both_loops(tmp_path):
     """DreamerV3 with images, its latents written back to replay, against `fakes.counter_env` and its twin in NumPy."""
     from tests.loops.fakes import counter_env

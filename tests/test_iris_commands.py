@@ -8,7 +8,7 @@ from tests.agents.batches import TINY_IRIS
 from wmjax.agents.iris import IRISConfig
 from wmjax.cli import main
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 PAPER = vars(IRISConfig())
 FIELDS = [
     word

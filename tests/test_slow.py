@@ -10,6 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -31,7 +32,11 @@ def test_dreamer_v3_learns_catch_from_pixels_with_its_default_preset(tmp_path):
     assert json.loads((out / "eval.json").read_text())["mean"] >= 0.6
 
 
-@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "notebook",
+    [pytest.param(path, marks=[] if path.stem == "dreamer_v3" else pytest.mark.long) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_runs_on_a_tiny_budget(notebook, tmp_path):
     budget = {"WMJAX_NOTEBOOK_STEPS": "1400", "WMJAX_NOTEBOOK_SIZE": "32", "MPLBACKEND": "agg"}
     done = subprocess.run(
@@ -40,7 +45,7 @@ def test_a_notebook_runs_on_a_tiny_budget(notebook, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_and_its_text_have_the_same_cells(notebook):
     jupytext = pytest.importorskip("jupytext", reason="needs the extra `notebooks`")
     text, paired = jupytext.read(notebook), jupytext.read(notebook.with_suffix(".ipynb"))

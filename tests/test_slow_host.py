@@ -71,7 +71,12 @@ def test_a_worker_that_is_killed_or_hangs_is_replaced_and_the_run_ends_well(env,
     assert not Path(f"/proc/{before[0]}").exists()
 
 
-@pytest.mark.parametrize(("fault", "reason"), [("nan", "is not finite"), ("shape", "has the shape (2,), not (1,)")])
+SHAPE = "has the shape (2,), not (1,)"
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [pytest.param("nan", "is not finite", marks=pytest.mark.long), ("shape", SHAPE)]
+)
 def test_environments_that_lie_always_stop_the_run_with_everything_saved(env, tmp_path, fault, reason):
     (tmp_path / "mine.py").write_text(FAULTS.format(kwargs={"fault": fault}))
     name, out = "gym:mine:Run-v0", tmp_path / "run"

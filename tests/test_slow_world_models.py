@@ -84,6 +84,7 @@ def test_a_run_is_evaluated_dreamt_and_plotted_from_the_command_line(whole, caps
     assert (path / "fitness_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_several_seeds_search_in_one_program(tmp_path, capsys):
     search = dataclasses.replace(SEARCH, generations=4, where="env")
     train(tmp_path / "run", seeds=2, evolve=search)

@@ -341,6 +341,7 @@ def test_training_on_a_replayed_window_reproduces_the_states_of_acting(monkeypat
     assert not np.allclose(without["deter"][1], latent["deter"][window][1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_bfloat16_computation_keeps_the_losses_within_a_percent():
     agent, config, _, state = tiny(MIXED)
     half, _, _, _ = tiny(MIXED, compute_dtype="bfloat16")
@@ -353,6 +354,7 @@ def test_bfloat16_computation_keeps_the_losses_within_a_percent():
         assert np.isclose(full[name], low[name], rtol=0.02), name
 
 
+@pytest.mark.slow
 def test_remat_changes_memory_not_numbers():
     agent, config, _, state = tiny()
     again, _, _, _ = tiny(remat=True)

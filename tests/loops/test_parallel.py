@@ -35,6 +35,7 @@ def test_replicas_on_four_devices_are_bit_identical_and_equal_one_device_with_th
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_runs_on_four_devices_resume_byte_for_byte(tmp_path):
     said = on_four_devices(str(tmp_path))
     assert all(f"{backend}: resumed" in said for backend in parallel.BACKENDS)
