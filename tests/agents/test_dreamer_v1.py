@@ -40,6 +40,7 @@ def gradient_flow(spec=VECTOR):
     return flow
 
 
+@pytest.mark.slow
 def test_the_actor_is_trained_through_the_world_model_and_does_not_train_it():
     assert gradient_flow() == {
         "actor": {"actor"},
@@ -59,6 +60,7 @@ def test_a_reset_inside_the_window_forgets_state_and_action_before_it():
     check_reset(tiny(), PIXELS)
 
 
+@pytest.mark.slow
 def test_a_model_learns_that_observations_are_actions_only_if_time_is_aligned():
     changes = dict(free_nats=0.0, vector_scale=10.0, length=8, batch_size=16, model_lr=3e-3, imagine_last=1)
     aligned, late = echo_loss(tiny, 0, **changes), echo_loss(tiny, -1, **changes)
@@ -277,6 +279,7 @@ def test_collection_adds_clipped_noise_or_random_choices():
     assert np.abs(noisy).max() == 1.0
 
 
+@pytest.mark.slow
 def test_exploration_halves_with_the_steps_that_were_taken_and_stops_at_its_minimum():
     changes = dict(exploration=0.4, exploration_min=0.1, exploration_half_life=100)
     config = dataclasses.replace(TINY_V1, **changes, prefill=20, pretrain=10, train_every=8, train_steps=2)

@@ -48,6 +48,7 @@ def gradient_flow(spec=VECTOR):
     return flow
 
 
+@pytest.mark.slow
 def test_every_head_shapes_the_world_model_and_the_behavior_leaves_it_alone():
     assert gradient_flow() == {
         "actor": {"actor"},
@@ -67,6 +68,7 @@ def test_a_reset_inside_the_window_forgets_state_and_action_before_it():
     check_reset(tiny(), PIXELS)
 
 
+@pytest.mark.slow
 def test_a_model_learns_that_observations_are_actions_only_if_time_is_aligned():
     changes = dict(kl_scale=1.0, vector_scale=10.0, length=8, batch_size=16, model_lr=3e-3, imagine_last=1)
     aligned, late = echo_loss(tiny, 0, **changes), echo_loss(tiny, -1, **changes)

@@ -77,6 +77,7 @@ def observed(agent, state, step, prev_action, start=None):
     return dreaming.observe(model, state.params, jax.random.key(1), start, prev_action, embed, step.is_first)[1]
 
 
+@pytest.mark.slow
 def test_a_reset_inside_the_window_forgets_state_and_action_before_it():
     for spec in (PIXELS, MIXED):
         agent, _, _, state = tiny(spec)
@@ -89,6 +90,7 @@ def test_a_reset_inside_the_window_forgets_state_and_action_before_it():
         assert np.array_equal(a.stoch[3:], b.stoch[3:])
 
 
+@pytest.mark.slow
 def test_the_action_that_led_to_a_step_is_the_one_recorded_a_step_before():
     agent, config, _, state = tiny()
     batch = random_trajectory(agent, PIXELS, state, config.length + 1, 4)
@@ -314,6 +316,7 @@ def test_values_and_rewards_are_exactly_zero_at_first_even_compiled():
     assert not np.any(jax.jit(lambda p: v3.reward_dist(nets, p, feat, config).mean())(state.params))
 
 
+@pytest.mark.slow
 def test_training_on_a_replayed_window_reproduces_the_states_of_acting(monkeypatch):
     """Replay context: the stored latent before the window is the carry, so a window does not start from nothing."""
     monkeypatch.setattr(
@@ -385,6 +388,7 @@ def test_convolution_stages_follow_the_image_size():
 
 
 @pytest.mark.parametrize(("stem", "side"), [("pool", 24), ("pool", 40), ("patch", 16), ("patch", 40), ("flat", 24)])
+@pytest.mark.slow
 def test_every_stem_decodes_what_it_encodes_at_any_size(stem, side):
     spec = EnvSpec({"image": Box(0, 255, (side, side, 1), "uint8")}, Discrete(2))
     agent, _, _, state = tiny(spec, stem=stem)

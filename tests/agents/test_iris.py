@@ -94,6 +94,7 @@ def test_the_papers_context_holds_exactly_340_tokens_of_16_to_a_frame():
 # Tokenizer
 
 
+@pytest.mark.slow
 def test_the_decoders_gradient_bypasses_the_codebook_which_learns_from_its_own_loss_alone():
     _, config, nets, state = made()
     keys = jax.random.split(jax.random.key(0), BATCH)

@@ -268,6 +268,7 @@ def test_a_black_picture_is_zeros_and_a_white_one_ones():
 
 
 @pytest.mark.parametrize("kind", ["random_features", pytest.param("multiscale", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_perceptual_loss_can_take_the_place_of_the_squared_error(kind):
     _, config, nets, state = tiny()
     config = dataclasses.replace(config, perceptual=kind, recon_scale=0.0, beta=0.0)
@@ -633,6 +634,7 @@ def trained():
     return agent, env, run, metrics
 
 
+@pytest.mark.slow
 def test_the_recipe_collects_learns_to_see_encodes_and_learns_to_predict(trained):
     agent, _, run, metrics = trained
     assert [stage.name for stage in agent.recipe.stages] == ["collect", "vision", "encode", "memory", "controller"]
@@ -702,6 +704,7 @@ def test_the_population_can_be_evaluated_in_the_environment_itself(trained):
 
 
 @pytest.mark.parametrize("where", ["env", pytest.param("dream", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_population_spread_over_devices_evolves_as_on_one(trained, where):
     agent, env, run, _ = trained
     evolve = agent.recipe.stages[-1].evolve._replace(where=where, generations=1)

@@ -94,6 +94,7 @@ def test_upsampling_convolution_is_repeating_then_convolving(kernel):
     assert_same(conv.upsample_conv2d, plain_upsample, x, k)
 
 
+@pytest.mark.slow
 def test_every_block_size_gives_the_same_numbers(monkeypatch):
     x, k = normal(0, 2, 8, 6, 2), normal(1, 5, 5, 2, 3)
     want, want_up = plain_conv(x, k), plain_upsample(x, k)

@@ -11,6 +11,7 @@ def image(seed, side=16):
     return jax.random.uniform(jax.random.key(seed), (2, side, side, 3), minval=-1.0)
 
 
+@pytest.mark.slow
 def test_the_distance_is_zero_to_itself_positive_otherwise_and_has_a_finite_gradient():
     stack = perceptual.random_stack()
     x, y = image(0), image(1)

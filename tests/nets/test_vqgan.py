@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from wmjax.nets import vqgan
 
@@ -42,6 +43,7 @@ def test_attention_stands_at_the_levels_of_its_sides_and_in_the_middle():
     assert found == ["attn1_0", "attn1_1", "attn2_0", "attn2_1", "mid_attn"]
 
 
+@pytest.mark.slow
 def test_a_patch_of_eight_pixels_is_seen_and_drawn_by_one_position():
     shape = (8, (1,), 1, ())
     tokenizer = vqgan.Tokenizer(vqgan.Encoder(*shape, 4, 8), vqgan.Decoder(3, *shape, 8), 16, 4)
