@@ -127,7 +127,11 @@ ROWS = {
         side=64,
     ),
 }  # fmt: skip
-heavy = pytest.mark.slow  # these programs take long to compile
+# These programs take long to compile.
+HEAVY = [
+    pytest.param(name, marks=[pytest.mark.slow, *([pytest.mark.long] if name == "dreamer_v1" else [])]) for name in ROWS
+]
+heavy = pytest.mark.parametrize("row", HEAVY, indirect=True)
 
 
 # What compiles for long is in the slow suite.

@@ -57,6 +57,7 @@ def test_a_run_in_two_parts_is_the_same_run_byte_for_byte(trained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_run_is_saved_and_goes_on_as_if_it_had_not_been(trained, tmp_path):
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(runs.Interrupted) as caught:
@@ -300,6 +301,7 @@ def seeds(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_each_of_several_seeds_equals_the_same_seed_alone_within_rounding(seeds, tmp_path):
     run, _ = seeds
     alone, _ = train(tmp_path / "alone", 28, seed=4, **SMALL_STEPS)

@@ -34,7 +34,7 @@ def test_dreamer_v3_learns_catch_from_pixels_with_its_default_preset(tmp_path):
 
 @pytest.mark.parametrize(
     "notebook",
-    [pytest.param(path, marks=[] if path.stem == "dreamer_v3" else pytest.mark.long) for path in NOTEBOOKS],
+    [pytest.param(path, marks=[] if path.stem == "world_models" else pytest.mark.long) for path in NOTEBOOKS],
     ids=lambda path: path.stem,
 )
 def test_a_notebook_runs_on_a_tiny_budget(notebook, tmp_path):

@@ -104,6 +104,7 @@ def test_a_signal_to_all_processes_saves_within_ten_seconds_and_resumes(env, tmp
     assert read_metrics(tmp_path / "run")[-1]["step"] >= step + 100
 
 
+@pytest.mark.long
 def test_a_torn_replay_file_is_left_out_and_the_run_goes_on(env, tmp_path):
     out = tmp_path / "run"
     assert run(out, env, steps=384).returncode == 0  # three times the replay, which has one chunk

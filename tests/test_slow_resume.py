@@ -127,6 +127,7 @@ def test_a_full_disk_keeps_the_checkpoint_warns_and_trains_on(whole, tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.long
 def test_memory_stays_flat_over_many_updates(whole, tmp_path):
     """The peak of a run ten times as long is that of the short one, within a tenth."""
     env, _, _ = whole

@@ -622,6 +622,7 @@ def test_half_batches_under_a_named_axis_equal_the_full_batch_where_padding_diff
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_resumes_byte_for_byte_in_every_phase_of_the_recipe(tmp_path):
     env = agent_actions(make_env("catch", image_size=16))
     agent = iris.iris(env.spec, dataclasses.replace(TINY_IRIS, collect_epochs=5, final_epochs=2))

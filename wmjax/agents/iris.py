@@ -690,8 +690,6 @@ def _sign(reward: Array) -> Array:
 def burn_in(nets: Networks, config: IRISConfig, params: dict, frames: Array, mask: Array) -> Memory:
     """The memory after some frames `[T, B, H, W, C]` in [0, 1]; it stays as it is where `mask` `[T, B]` is False."""
     weights, memory = params["actor_critic"], zero_memory(mask.shape[1], config.lstm_units)
-    if not frames.shape[0]:
-        return memory
 
     def step(memory, inputs):
         features, mask = inputs
@@ -874,7 +872,9 @@ def update_actor_critic(
     params = state.params
     image, mask = trajectory.step.obs[image_name(spec, config)], trajectory.mask
     tokens = encode(nets, config, params, image)
-    memory = burn_in(nets, config, params, decode(nets, params, tokens[:-1]), mask[:-1])
+    memory = zero_memory(mask.shape[1], config.lstm_units)
+    if config.burn_in:
+        memory = burn_in(nets, config, params, decode(nets, params, tokens[:-1]), mask[:-1])
     keys = noise.row_keys(key, mask.shape[1], axis_name)
 
     def policy(key, memory, frame):
