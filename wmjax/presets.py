@@ -400,7 +400,7 @@ RUNS: dict[str, dict[str, RunSettings]] = {
         "gymnax:Breakout-MinAtar": RunSettings(80_000, image_size=40),
     },
     "world_models": {"racing": RunSettings(65_536, image_size=64, action_repeat=4), "catch": RunSettings(16_384)},
-    "iris": {"catch": RunSettings(102_400)},
+    "iris": {"catch": RunSettings(76_800)},
 }
 DEFAULT_RUN = RunSettings(100_000)
 # Of the other presets: the paper's budget of its small benchmarks, 400 thousand frames and more.
