@@ -21,7 +21,7 @@ ALLOWED = {
     "suites": set(),
     "envs": {"types", "suites"},
     "replay": BASE,
-    "loops": BASE | {"replay", "dreaming"},
+    "loops": BASE | {"replay", "dreaming", "evolution"},
     "presets": BASE | {"agents"},
 }
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "distrax", "chex", "orbax", "tyro", "rich", "tensorboardX"}

@@ -102,6 +102,7 @@ def test_evaluation_of_a_run(run, capsys):
     assert out.splitlines()[-1] == f"wrote {run / 'eval.json'}"
     fails(capsys, ["eval", str(run), "--episodes", "0"], "episodes", "0")
     fails(capsys, ["eval", str(run), "--env", "catch"], "obs", "image", "vector")
+    fails(capsys, ["eval", str(run), "--video"], "video", "vector")
 
 
 def test_a_dream_of_a_run(run, capsys):

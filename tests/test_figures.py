@@ -1,11 +1,13 @@
 import json
 
 import imageio.v3 as iio
+import jax
 import numpy as np
 import pytest
 
+from tests.loops.fakes import counter_env, fake_agent
 from wmjax import figures
-from wmjax.types import UsageError
+from wmjax.types import Box, UsageError
 
 
 def windows():
@@ -122,3 +124,15 @@ def test_a_plot_is_a_picture_and_an_empty_run_is_refused(tmp_path):
         figures.plot_learning_curves(tmp_path / "q.png", [("x", folders[1])])
     with pytest.raises(UsageError, match="cannot be written"):
         figures.plot_learning_curves(tmp_path / "q.nonsense", [("x", folders[0])])
+
+
+def test_a_video_shows_one_episode_from_its_first_frame_to_its_last(tmp_path):
+    env = counter_env(length=4, size=16)
+    env = env._replace(spec=env.spec._replace(obs=env.spec.obs | {"image": Box(0, 255, (16, 16, 3), "uint8")}))
+    (path,) = figures.write_episode(tmp_path, fake_agent(), env, {}, jax.random.key(0))
+    assert path == tmp_path / "episode.gif"
+    frames = iio.imread(path)
+    assert frames.shape == (5, 64, 64, 3)  # enlarged
+    np.testing.assert_array_equal(frames[:, 0, 0, 0], range(5))  # counts to its end, and does not begin again
+    with pytest.raises(UsageError, match=r"video: .*vector"):
+        figures.write_episode(tmp_path, fake_agent(), counter_env(), {}, jax.random.key(0))

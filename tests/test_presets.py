@@ -159,6 +159,8 @@ def test_settings_of_an_environment_belong_to_small():
     assert presets.resolve("dreamer_v3", "small", "pendulum")[1] == presets.RUNS["dreamer_v3"]["pendulum"]
     assert presets.resolve("dreamer_v3", "paper", "pendulum")[1].image_size is None
     assert presets.resolve("dreamer_v3", "small", "never heard of")[1] == presets.DEFAULT_RUN
+    assert presets.resolve("dreamer_v1", "small", "dmc:walker_walk")[1].action_repeat == 2
+    assert presets.resolve("world_models", "small", "gym:CarRacing-v3")[1].image_size == 64
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ HELP = """\
 World models in JAX: train agents, evaluate them, look at their dreams.
 
 wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N] [--devices N]
-                  [--parallel shard_map|pmap] [--image-size N] [--workers N] [--memory-map] [--out DIR] [--resume]
-                  [--agent.FIELD VALUE ...]
-wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--action sample|mode] [--json]
+                  [--parallel shard_map|pmap] [--image-size N] [--action-repeat N] [--workers N] [--memory-map]
+                  [--out DIR] [--resume] [--agent.FIELD VALUE ...]
+wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--action sample|mode] [--json] [--video]
 wmjax dream RUN   [--context N] [--horizon N]
 wmjax plot  RUN...  [--out FILE.png]
 wmjax list  agents|envs|presets
@@ -69,6 +69,8 @@ class TrainArgs:
     """Updates in a row that may be skipped because their loss or gradient is not finite."""
     image_size: int | None = None
     """Side of the pictures in pixels; the preset's by default."""
+    action_repeat: int | None = None
+    """Steps of the environment that each action is taken for; the preset's by default."""
     workers: int | None = None
     """Processes that step environments on the host; one per processor by default."""
     worker_timeout: float = 60.0
@@ -101,6 +103,8 @@ class EvalArgs:
     """How actions come from the policy; what the agent's configuration says by default."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object: mean, std, iqm, ci95 (of the IQM), episodes, returns."""
+    video: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write an episode as episode.gif, too: at most 1000 steps of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,11 +263,14 @@ def _load(path: Path) -> Any:
 
 
 def _eval(argv: Sequence[str]) -> None:
+    from wmjax import figures
     from wmjax.envs.atari_scores import human_normalized
     from wmjax.run import EVAL, write_json
 
     args = parse(EvalArgs, argv, "wmjax eval")
     run = _load(args.run)
+    if args.video:
+        figures.pictures(run.env.spec)
     scores = run.evaluate(args.episodes, args.seed, env=args.env, action=args.action)
     name = args.env or run.description["env"]
     normalized = human_normalized(name, scores.mean)
@@ -278,7 +285,8 @@ def _eval(argv: Sequence[str]) -> None:
         print(f"{what}{', all seeds' if scores.seeds else ''}, {_score_line(scores)}")
         if normalized is not None:
             print(f"human-normalized mean {normalized:.3f} (0 random, 1 human)")
-    print(f"wrote {run.path / EVAL}", file=sys.stderr if args.json else sys.stdout)
+    written = [run.path / EVAL, *(run.write_episode(args.seed, env=args.env, action=args.action) if args.video else [])]
+    print(f"wrote {' and '.join(map(str, written))}", file=sys.stderr if args.json else sys.stdout)
 
 
 def _score_line(scores: Any) -> str:

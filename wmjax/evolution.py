@@ -318,6 +318,71 @@ def _world(agent: Agent, env: Env, evolve: Evolve, params: PyTree, key: Array, b
     return dream, act, agent.policy_carry
 
 
+def ask(evolve: Evolve, key: Array, state: AgentState) -> tuple[Array, AgentState]:
+    """The candidates of a generation, `[population, n]`, and the state that `tell` takes."""
+    evolving: Evolving = state.opt_state[evolve.name]
+    candidates, strategy = evolve.strategy.ask(key, evolving.strategy)
+    return candidates, _with(state, evolve, evolving._replace(strategy=strategy))
+
+
+def tell(
+    evolve: Evolve, key: Array, state: AgentState, candidates: Array, returns: Array, lengths: Array
+) -> tuple[AgentState, Metrics]:
+    """The state after a generation, from the returns and lengths of its episodes, `[population, rollouts]`.
+
+    Of the metrics, those of fitness are over the candidates whose fitness is finite, `failed` is the share of the
+    others, and `length` is in agent steps.
+    """
+    evolving: Evolving = state.opt_state[evolve.name]
+    fitness = jnp.mean(returns, 1)
+    strategy = evolve.strategy.tell(key, evolving.strategy, candidates, fitness)
+    finite = jnp.isfinite(fitness)
+    metrics = {
+        "fitness_mean": jnp.mean(fitness, where=finite),
+        "fitness_best": jnp.max(fitness, initial=-jnp.inf, where=finite),
+        "fitness_std": jnp.std(fitness, where=finite),
+        "failed": jnp.mean(~finite),
+        "length": jnp.mean(lengths.astype(jnp.float32)),
+        "sigma": strategy.sigma,
+        "theta_rms": jnp.sqrt(jnp.mean(strategy.mean**2)),
+        "generation": strategy.generation,
+        "done": strategy.done,
+    }
+    state = _with(state, evolve, evolving._replace(strategy=strategy))
+    return state._replace(step=state.step + 1), {name: jnp.float32(value) for name, value in metrics.items()}
+
+
+def distribution_mean(evolve: Evolve, state: AgentState) -> Array:
+    """What the search would answer now, float32 `[n]`."""
+    return state.opt_state[evolve.name].strategy.mean.astype(jnp.float32)
+
+
+def keep_mean(evolve: Evolve, state: AgentState, returns: Array) -> tuple[AgentState, Metrics]:
+    """The state after an evaluation of the distribution's mean: the agent acts by the best mean so far.
+
+    The best of a population is best by luck, too, so it is neither kept nor reported. `mean_return` is the evaluation,
+    `kept_return` the best of them.
+    """
+    evolving: Evolving = state.opt_state[evolve.name]
+    mean, score = distribution_mean(evolve, state), jnp.mean(returns)
+    better = score > evolving.kept_return  # never where it is not a number
+    evolving = evolving._replace(
+        kept=jnp.where(better, mean, evolving.kept), kept_return=jnp.where(better, score, evolving.kept_return)
+    )
+    state = _with(state, evolve, evolving)._replace(params=evolve.set(state.params, evolving.kept))
+    return state, {"mean_return": jnp.float32(score), "kept_return": evolving.kept_return}
+
+
+def means_of_generations(state: AgentState, evolve: Evolve, metrics: Metrics) -> Metrics:
+    """Metrics of some generations, each `[generations]`: their means, and the number of the last generation."""
+    generation = state.opt_state[evolve.name].strategy.generation
+    return {name: jnp.mean(x) for name, x in metrics.items()} | {"generation": jnp.float32(generation)}
+
+
+def _with(state: AgentState, evolve: Evolve, evolving: Evolving) -> AgentState:
+    return state._replace(opt_state=state.opt_state | {evolve.name: evolving})
+
+
 def _share(count: int, axis_name: str | None) -> tuple[Array | int, int]:
     """First index and number of this device's part of `count`."""
     if axis_name is None:
@@ -340,14 +405,12 @@ def make_generation(agent: Agent, env: Env, evolve: Evolve, axis_name: str | Non
 
     Returns:
       `(AgentState, key, Trajectory or None) -> (AgentState, Metrics)`; the trajectory supplies the starts of dreams.
-      To be compiled by the caller: nothing leaves the device in between. Of the metrics, those of fitness are over the
-      candidates whose fitness is finite, `failed` is the share of the others, and `length` is in agent steps.
+      To be compiled by the caller: nothing leaves the device in between. The metrics are those of `tell`.
     """
 
     def generation(state: AgentState, key: Array, batch: Trajectory | None) -> tuple[AgentState, Metrics]:
         key_ask, key_tell, key_play, key_starts = jax.random.split(key, 4)
-        evolving: Evolving = state.opt_state[evolve.name]
-        candidates, strategy = evolve.strategy.ask(key_ask, evolving.strategy)
+        candidates, state = ask(evolve, key_ask, state)
         first, count = _share(candidates.shape[0], axis_name)
         part = jax.lax.dynamic_slice_in_dim(candidates, first, count).astype(jnp.float32)
         world, act, act_carry = _world(agent, env, evolve, state.params, key_starts, batch, axis_name)
@@ -355,32 +418,15 @@ def make_generation(agent: Agent, env: Env, evolve: Evolve, axis_name: str | Non
         returns, lengths = population_returns(
             world, act, act_carry, evolve.set(state.params, part), keys, count, evolve.max_steps, axis_name
         )
-        fitness = jnp.mean(returns, 1)
-        strategy = evolve.strategy.tell(key_tell, strategy, candidates, fitness)
-        opt_state = state.opt_state | {evolve.name: evolving._replace(strategy=strategy)}
-        finite = jnp.isfinite(fitness)
-        metrics = {
-            "fitness_mean": jnp.mean(fitness, where=finite),
-            "fitness_best": jnp.max(fitness, initial=-jnp.inf, where=finite),
-            "fitness_std": jnp.std(fitness, where=finite),
-            "failed": jnp.mean(~finite),
-            "length": jnp.mean(lengths.astype(jnp.float32)),
-            "sigma": strategy.sigma,
-            "theta_rms": jnp.sqrt(jnp.mean(strategy.mean**2)),
-            "generation": strategy.generation,
-            "done": strategy.done,
-        }
-        metrics = {name: jnp.float32(value) for name, value in metrics.items()}
-        return state._replace(opt_state=opt_state, step=state.step + 1), metrics
+        return tell(evolve, key_tell, state, candidates, returns, lengths)
 
     return generation
 
 
 def make_iteration(agent: Agent, env: Env, evolve: Evolve, axis_name: str | None = None) -> Callable:
-    """Some generations, then an evaluation of the distribution's mean; the agent acts by the best mean so far.
+    """Some generations, then an evaluation of the distribution's mean (`keep_mean`).
 
-    The best of a population is best by luck, too, so it is neither kept nor reported. Arguments and the function that
-    is returned are those of `make_generation`; `mean_return` is the evaluation, `kept_return` the best of them.
+    Arguments and the function that is returned are those of `make_generation`.
     """
     generation = make_generation(agent, env, evolve, axis_name)
 
@@ -388,23 +434,13 @@ def make_iteration(agent: Agent, env: Env, evolve: Evolve, axis_name: str | None
         key_search, key_mean, key_starts = jax.random.split(key, 3)
         keys = jax.random.split(key_search, evolve.generations)
         state, metrics = jax.lax.scan(lambda state, key: generation(state, key, batch), state, keys)
-        evolving: Evolving = state.opt_state[evolve.name]
-        mean = evolving.strategy.mean.astype(jnp.float32)
         world, act, act_carry = _world(agent, env, evolve, state.params, key_starts, batch, axis_name)
         first, count = _share(evolve.mean_rollouts, axis_name)
         keys = jax.lax.dynamic_slice_in_dim(noise.row_keys(key_mean, evolve.mean_rollouts), first, count)
-        returns, _ = population_returns(
-            world, act, act_carry, evolve.set(state.params, mean), keys, 1, evolve.max_steps, axis_name
-        )
-        score = jnp.mean(returns)
-        better = score > evolving.kept_return  # never where it is not a number
-        evolving = evolving._replace(
-            kept=jnp.where(better, mean, evolving.kept), kept_return=jnp.where(better, score, evolving.kept_return)
-        )
-        metrics = {name: jnp.mean(value) for name, value in metrics.items()}
-        metrics |= {"mean_return": score, "kept_return": evolving.kept_return}
-        metrics |= {"generation": jnp.float32(evolving.strategy.generation)}
-        params = evolve.set(state.params, evolving.kept)
-        return state._replace(params=params, opt_state=state.opt_state | {evolve.name: evolving}), metrics
+        params = evolve.set(state.params, distribution_mean(evolve, state))
+        returns, _ = population_returns(world, act, act_carry, params, keys, 1, evolve.max_steps, axis_name)
+        metrics = means_of_generations(state, evolve, metrics)
+        state, more = keep_mean(evolve, state, returns)
+        return state, metrics | more
 
     return iteration

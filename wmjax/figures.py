@@ -18,13 +18,15 @@ from wmjax.loops.report import read_metrics
 from wmjax.loops.rollout import Position, rollout
 from wmjax.ops import noise
 from wmjax.replay.device import Record
-from wmjax.types import Agent, Array, Env, HostEnv, PyTree, Trajectory, UsageError
+from wmjax.types import Agent, Array, Env, EnvSpec, HostEnv, PyTree, Trajectory, UsageError
 
 STREAMS = 64
 HOST_STREAMS = 16  # of environments in other processes
 COLUMNS = 8  # windows in a GIF
 GRID_ROWS = 4  # of reconstructions, in a PNG
 GAP = 2  # pixels between its panels
+VIDEO_STEPS = 1000
+VIDEO_MILLISECONDS = 50  # for a step
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Open-loop prediction
@@ -69,18 +71,63 @@ def open_loop(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, cont
         valid = jnp.cumsum(step.is_first[context:], 0) == 0
         return step.obs, predicted, valid
 
-    def play(params: PyTree, key: Array) -> tuple[dict, dict, Array]:
-        key_reset, key_act, *_ = jax.random.split(key, 4)
-        state, timestep = jax.vmap(env.reset)(noise.row_keys(key_reset, STREAMS))
-        position = Position(state, timestep, agent.act_carry(params, STREAMS))
-        step = jax.vmap(env.step)
-        _, records = rollout(agent.act, step, params, key_act, position, spread + length, explore=False)
-        return predict(params, key, records)
+    records = _play(agent, env, params, key, HOST_STREAMS if isinstance(env, HostEnv) else STREAMS, spread + length)
+    return OpenLoop(*jax.device_get(jax.jit(predict)(params, key, records)))
 
+
+def _play(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, streams: int, steps: int) -> Record:
+    """Records `[steps, streams, ...]` of acting as in evaluation, without latents."""
     if isinstance(env, HostEnv):
-        records = host_rollout.play(agent, env, params, key, HOST_STREAMS, spread + length)
-        return OpenLoop(*jax.device_get(jax.jit(predict)(params, key, records)))
-    return OpenLoop(*jax.device_get(jax.jit(play)(params, key)))
+        return host_rollout.play(agent, env, params, key, streams, steps)
+
+    def play(params: PyTree, key: Array) -> Record:
+        key_reset, key_act, *_ = jax.random.split(key, 4)
+        state, timestep = jax.vmap(env.reset)(noise.row_keys(key_reset, streams))
+        position = Position(state, timestep, agent.act_carry(params, streams))
+        _, records = rollout(agent.act, jax.vmap(env.step), params, key_act, position, steps, explore=False)
+        return records._replace(latent=())
+
+    return jax.jit(play)(params, key)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# An episode
+
+
+def pictures(spec: EnvSpec) -> list[str]:
+    """Names of the observations that can be shown. Raises `UsageError` where there is none."""
+    names = [name for name, space in spec.obs.items() if getattr(space, "dtype", "") == "uint8"]
+    if not names:
+        raise UsageError(f"video: the observations {', '.join(sorted(spec.obs))} are no pictures; leave it out")
+    return names
+
+
+def write_episode(folder: str | Path, agent: Agent, env: Env | HostEnv, params: PyTree, key: Array) -> list[Path]:
+    """Plays one episode as in evaluation, and writes what is seen in it as `episode.gif`, or one GIF for each picture.
+
+    At most `VIDEO_STEPS` steps of it. Pictures below 64 pixels are enlarged.
+
+    Returns:
+      The files.
+
+    Raises:
+      UsageError: the environment observes no picture.
+    """
+    import imageio.v3 as iio
+
+    names = pictures(env.spec)
+    steps = min(env.spec.max_episode_steps or VIDEO_STEPS, VIDEO_STEPS) + 1  # with the first record
+    step = jax.device_get(_play(agent, env, params, key, 1, steps).step)
+    length = 1 + int(step.is_last[:, 0].argmax()) if step.is_last.any() else steps
+    written = []
+    for name in names:
+        frames = step.obs[name][:length, 0]
+        enlarge = max(1, 64 // frames.shape[1])
+        frames = np.repeat(frames, 3, -1) if frames.shape[-1] == 1 else frames[..., :3]
+        path = Path(folder) / ("episode.gif" if len(names) == 1 else f"episode-{name.replace('/', '-')}.gif")
+        iio.imwrite(path, frames.repeat(enlarge, 1).repeat(enlarge, 2), duration=VIDEO_MILLISECONDS, loop=0)
+        written.append(path)
+    return written
 
 
 def horizon_errors(result: OpenLoop, context: int) -> dict[str, Any]:

@@ -399,8 +399,21 @@ RUNS: dict[str, dict[str, RunSettings]] = {
         "gym:CartPole-v1": RunSettings(90_000, action_repeat=2),
         "gymnax:Breakout-MinAtar": RunSettings(80_000, image_size=40),
     },
-    "world_models": {"racing": RunSettings(65_536, image_size=64, action_repeat=4), "catch": RunSettings(16_384)},
+    "world_models": {
+        "racing": RunSettings(65_536, image_size=64, action_repeat=4),
+        "gym:CarRacing-v3": RunSettings(65_536, image_size=64, action_repeat=4),
+        "catch": RunSettings(16_384),
+    },
     "iris": {"catch": RunSettings(76_800)},
+}
+# Of `small`, by suite, for what is not above: frames, and how many of them an action is usually taken for there.
+SUITE_RUNS = {
+    "atari": RunSettings(400_000),
+    "atari200m": RunSettings(400_000),
+    "crafter": RunSettings(1_000_000),
+    "dmc": RunSettings(500_000, action_repeat=2),
+    "dmc_proprio": RunSettings(500_000, action_repeat=2),
+    "vizdoom": RunSettings(400_000, action_repeat=4),
 }
 DEFAULT_RUN = RunSettings(100_000)
 # Of the other presets: the paper's budget of its small benchmarks, 400 thousand frames and more.
@@ -451,7 +464,8 @@ def resolve(
     Args:
       agent: a name in `AGENTS`.
       preset: a name in `PRESETS[agent]`.
-      env: an environment's name; None for one that has none. `RUNS[agent]` may know it; it is not checked here.
+      env: an environment's name; None for one that has none. `RUNS[agent]` or `SUITE_RUNS` may know it; it is not
+        checked here.
       overrides: fields of the agent's configuration.
 
     Returns:
@@ -466,7 +480,8 @@ def resolve(
     config = replace(replace(config_class(), PRESETS[agent][preset]), overrides or {})
     config.validate()
     if preset == "small":
-        return config, RUNS.get(agent, {}).get(env, DEFAULT_RUN)
+        suite = SUITE_RUNS.get((env or "").partition(":")[0], DEFAULT_RUN)
+        return config, RUNS.get(agent, {}).get(env, suite)
     return config, PAPER_RUNS.get(agent, {}).get(preset, PAPER_RUN)
 
 

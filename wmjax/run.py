@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import wmjax
-from wmjax import presets
+from wmjax import figures, presets
 from wmjax.agents import AGENTS
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
@@ -251,14 +251,29 @@ class Run:
           env: another environment, by name or value, with the same observations and actions.
           action: "sample" or "mode"; by default what the agent's configuration says (`eval_action`).
         """
+        agent, where = self._playing(seed, env, action)
+        evaluator, key = make_evaluator(agent, where), evaluation_key(seed)
+        returns = {run.seed: evaluator(run.state.params, key, episodes) for run in self.members or (self,)}
+        return summarize_seeds(returns)
+
+    def write_episode(
+        self, seed: int = 0, *, env: Env | HostEnv | str | None = None, action: str | None = None
+    ) -> list[Path]:
+        """Plays an episode and writes what is seen in it to the run's folder (`figures.write_episode`).
+
+        Of several seeds, the first one plays. Arguments and errors are those of `evaluate`; it returns the files.
+        """
+        agent, where = self._playing(seed, env, action)
+        run = self.members[0] if self.members else self
+        return figures.write_episode(self.path, agent, where, run.state.params, evaluation_key(seed))
+
+    def _playing(self, seed: int, env: Env | HostEnv | str | None, action: str | None) -> tuple[Agent, Env | HostEnv]:
         check_integer("seed", seed, 0)
         agent, where = self.agent, self.env if env is None else self._other_env(env)
         if action is not None:
             overrides = presets.check_fields(type(self.config), {"eval_action": action})
             agent = AGENTS[self.description["agent"]][1](self.env.spec, dataclasses.replace(self.config, **overrides))
-        evaluator, key = make_evaluator(agent, where), evaluation_key(seed)
-        returns = {run.seed: evaluator(run.state.params, key, episodes) for run in self.members or (self,)}
-        return summarize_seeds(returns)
+        return agent, where
 
     @property
     def seed(self) -> int:

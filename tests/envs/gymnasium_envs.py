@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 
 import gymnasium
@@ -81,6 +82,15 @@ class Faulty(gymnasium.Env):
             )
             reward = np.inf if self.fault == "reward" else reward
         return obs, reward, self.count == 5, False, {}
+
+
+class Served(Counter):
+    """Has a process of its own, as ViZDoom has, which writes its number into a folder and outlives who started it."""
+
+    def __init__(self, folder):
+        super().__init__()
+        process = subprocess.Popen(["sleep", "600"])
+        open(os.path.join(folder, str(process.pid)), "w").close()
 
 
 class Seeded(gymnasium.Env):

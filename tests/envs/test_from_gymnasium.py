@@ -1,3 +1,8 @@
+import os
+import signal
+import time
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -97,6 +102,28 @@ def test_an_environment_that_fails_begins_again_and_the_others_go_on(fault, tmp_
         "reward": f"environment {lost}: reward is inf",
     }
     assert reasons[fault] in said[0]
+
+
+def test_what_an_environment_started_ends_with_its_worker(tmp_path):
+    env = make_env(suite.register("WmjaxServed-v0", "Served", folder=str(tmp_path)))
+    envs = env.start(2, workers=2)
+    envs.reset([[0, 0], [0, 1]])
+    started = lambda: [int(path.name) for path in tmp_path.iterdir()]
+    alive = lambda: [pid for pid in started() if Path(f"/proc/{pid}/cmdline").exists() and _state(pid) != "Z"]
+    assert len(started()) == 3 and len(alive()) == 2  # that of the description is gone
+    os.kill(envs._processes[0].popen.pid, signal.SIGKILL)
+    envs.send(np.zeros(2, np.int32))
+    assert envs.receive() is not None and envs.restarts == 1
+    assert len(started()) == 4 and len(alive()) == 2
+    envs.close()
+    deadline = time.monotonic() + 10
+    while alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive()
+
+
+def _state(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_environments_that_are_lost_too_often_stop_the_run():

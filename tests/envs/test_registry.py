@@ -14,7 +14,7 @@ from wmjax.types import Box, UsageError
 
 # One environment fetches its data from the network when it is made.
 NAMES = [info.name for info in env_names() if "MNIST" not in info.name and not is_host(info.name)]
-BUILTIN = [name for name in NAMES if not name.startswith("gymnax:")]
+BUILTIN = [name for name in NAMES if not name.startswith(("gymnax:", "craftax:"))]
 RUN = [*BUILTIN, *(name for name in NAMES if name in ("gymnax:CartPole-v1", "gymnax:Breakout-MinAtar"))]
 
 

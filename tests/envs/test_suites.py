@@ -100,13 +100,35 @@ def test_crafter_ends_by_death_or_by_its_limit():
     assert any(row[1] for row in rows) and not any(row[2] for row in rows)  # who sleeps on is eaten
 
 
+def test_doom_shows_its_screen_and_cuts_take_cover_after_a_minute(tmp_path, monkeypatch):
+    pytest.importorskip("vizdoom", reason="needs the extra `vizdoom`")
+    monkeypatch.chdir(tmp_path)
+    env = suite("vizdoom").make(suite("vizdoom").find("TakeCover"), True)
+    about = worker.describe(env, 64, 4)
+    assert about["obs"] == [{"name": "image", "dtype": "uint8", "shape": [64, 64, 3], "low": 0, "high": 255}]
+    assert (about["action"]["n"], about["max_episode_steps"], about["frames"]) == (3, 525, 4)
+    screens = [np.stack([row[3] for row in play(env, 80, lambda: 1, seed)]) for seed in (1, 1, 2)]
+    assert np.array_equal(*screens[:2]) and not np.array_equal(*screens[1:])
+    rows = play(env, 600, lambda: 0)
+    assert any(row[1] for row in rows) and not any(row[2] for row in rows)  # who stands still is hit
+    assert all(row[0] == 1 for row in rows if row[0]) and rows[-1][3].mean() > 10  # never dark, not at the end either
+    assert not list(tmp_path.iterdir())  # its settings are left elsewhere
+    env.close()
+    basic = suite("vizdoom").make(suite("vizdoom").find("Basic"), True)
+    rows = play(basic, 302, lambda: 0)
+    assert [i for i, row in enumerate(rows) if row[2]] == [300] and not any(row[1] for row in rows)
+    basic.close()
+    with pytest.raises(SuiteError, match="did you mean 'vizdoom:TakeCover'"):
+        suite("vizdoom").find("takecover")
+
+
 def test_a_suite_that_is_not_installed_names_its_extra(monkeypatch):
     import sys
 
-    for module in ("ale_py", "crafter"):
+    for module in ("ale_py", "crafter", "vizdoom", "vizdoom.gymnasium_wrapper"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(suite("dmc"), "_installed", lambda: False)
-    for name, extra in (("atari", "atari"), ("crafter", "crafter"), ("dmc", "dmc")):
+    for name, extra in (("atari", "atari"), ("crafter", "crafter"), ("dmc", "dmc"), ("vizdoom", "vizdoom")):
         with pytest.raises(SuiteError, match=rf'pip install "wmjax\[{extra}\]"'):
             suite(name).find("Pong" if name == "atari" else "", name)
     assert set(SUITES) >= {"gym", "atari", "atari200m"}

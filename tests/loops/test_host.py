@@ -6,10 +6,23 @@ import numpy as np
 import pytest
 
 from tests.loops.fakes import ACTIONS, counter_env, fake_agent, fake_recipe, learn
-from wmjax.loops import checkpoint, device
+from wmjax import evolution
+from wmjax.loops import checkpoint, device, host_evolution
 from wmjax.loops.host import HostLoop, programs
 from wmjax.loops.host_rollout import HostEvaluator, Options, play
-from wmjax.types import HostEnv, Recipe, RunError, Sampling, Stage, TimeStep, Trajectory, Update, UsageError
+from wmjax.types import (
+    AgentState,
+    Evolve,
+    HostEnv,
+    Recipe,
+    RunError,
+    Sampling,
+    Stage,
+    TimeStep,
+    Trajectory,
+    Update,
+    UsageError,
+)
 
 
 class CounterEnvs:
@@ -226,3 +239,62 @@ def test_a_replay_larger_than_memory_or_disk_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"replay_capacity: 64 needs .* GB of disk"):
         loop.check_room(1000, False)
     loop.check_room(1000, True)
+
+
+def searching_agent(slots):
+    """Emits the action with the highest of its parameters, which are searched for, turned by one at every step."""
+    size = 2 * ACTIONS
+    strategy = evolution.make_strategy(evolution.StrategyConfig(size, 4))
+    evolve = Evolve(
+        "search", evolution.make_iteration, strategy, lambda params: params["theta"],
+        lambda params, theta: params | {"theta": theta}, "env", rollouts=2, max_steps=10, population=4, generations=3,
+        mean_rollouts=5,
+    )  # fmt: skip
+
+    def init(key):
+        params = {"theta": jnp.zeros(size)}
+        return AgentState(params, {"search": evolution.init_evolving(evolve, key, params)}, (), jnp.int32(0))
+
+    def act(params, key, carry, timestep, *, explore):
+        carry = jnp.where(timestep.is_first, 0, carry) + 1
+        theta = jnp.broadcast_to(params["theta"], (*params["theta"].shape[:-1], size)).reshape(-1, 2, ACTIONS)
+        theta = jnp.repeat(theta, carry.shape[0] // theta.shape[0], 0)
+        logits = jnp.take_along_axis(theta, (carry % 2)[:, None, None], 1)[:, 0]
+        return carry, jax.nn.one_hot(logits.argmax(-1), ACTIONS), carry[:, None].astype(jnp.float32)
+
+    stages = (Stage("collect", 1, 2, None), Stage("search", 4, 0, act, evolve=evolve), Stage("play", None, 2, act))
+    agent = fake_agent(Recipe(slots, 24, stages))
+    return agent._replace(init=init, act=act, act_carry=lambda params, n: jnp.zeros(n, jnp.int32))
+
+
+@pytest.mark.parametrize("slots", [3, 4])  # rounds with an idle slot, or candidate i in slot i
+def test_a_search_tries_every_candidate_as_in_the_device_loop(slots):
+    agent = searching_agent(slots)
+    loop, state, metrics = run_host(agent, host_env()[0], [1, 4, 1])
+    expected, wanted = run_device(agent, counter_env(), [1, 4, 1])
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, state.agent.opt_state, expected.agent.opt_state)
+    close(state.agent.params["theta"], expected.agent.params["theta"])
+    for name in wanted[1]:
+        np.testing.assert_allclose(metrics[1][name], wanted[1][name], rtol=1e-5, err_msg=name)
+    assert metrics[1]["search/kept_return"] > 4  # of 8; actions of random parameters earn 4
+    records, _, _ = stored(loop)
+    assert records.is_first[2].all()  # acting goes on in new episodes
+
+
+def test_candidates_play_the_same_episodes_or_each_its_own():
+    agent, env = searching_agent(4), host_env()[0]
+    evolve = agent.recipe.stages[1].evolve
+    for common in (True, False):
+        envs = env.start(4)
+        iteration = host_evolution.make_iteration(agent, env, evolve._replace(common=common))
+        assert iteration(envs, agent.init(jax.random.key(0)), jax.random.key(1), None) is not None
+        own = [tuple(seed) for seeds in envs.log[:6] for seed in seeds]  # of three generations: no other seeds
+        assert len(set(own)) == (6 if common else 24)
+
+
+def test_a_search_that_is_stopped_changes_nothing():
+    agent, calls = searching_agent(4), []
+    stop = lambda: len(calls) > 20 or calls.append(0)
+    _, state, metrics = run_host(agent, host_env()[0], [1, 4, 0], stop=stop)
+    assert int(state.iteration) == 0 and int(state.agent.step) == 0 and "search/mean_return" not in metrics[1]

@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from wmjax.envs import catch, from_gymnax, pendulum, racing, wrappers
+from wmjax.envs import catch, from_craftax, from_gymnax, pendulum, racing, wrappers
 from wmjax.envs.from_gymnasium import from_gymnasium
 from wmjax.envs.probe import PROBES
 from wmjax.suites import SUITES, suite
-from wmjax.types import Array, Box, Discrete, Env, HostEnv, Space, UsageError
+from wmjax.types import Array, Box, Discrete, Env, EnvSpec, HostEnv, Space, UsageError
 
 __all__ = ["EnvInfo", "env_names", "make_env"]
 
-GYMNAX = "gymnax:"
+GYMNAX, CRAFTAX = "gymnax:", "craftax:"
 # name -> (rules, side of the picture, what to expect)
 PICTURES = {
     "catch": (catch.catch, 64, "a ball falls, a paddle catches it; best return 1, random about -0.6"),
@@ -53,8 +53,9 @@ def make_env(name: str, *, image_size: int | None = None, action_repeat: int | N
     """Makes an environment: auto-resetting, with its own kind of actions (`wrappers.agent_actions` changes that).
 
     Args:
-      name: "catch", "pendulum", "racing", "probe:NAME", or "gymnax:NAME" with the extra `gymnax` (`env_names`). A name
-        that begins with one of `suites.SUITES`, such as "gym:CartPole-v1", gives a `HostEnv`.
+      name: "catch", "pendulum", "racing", "probe:NAME", or, with the extras of these names, "gymnax:NAME" and
+        "craftax:NAME" (`env_names`). A name that begins with one of `suites.SUITES`, such as "gym:CartPole-v1", gives a
+        `HostEnv`.
       image_size: side of the picture in pixels, at least 8; None for the registered size (64; racing: 96; MinAtar:
         80, and any multiple of 10).
       action_repeat: frames that each action is taken for; None for 1.
@@ -86,6 +87,12 @@ def _make_raw(name: str, image_size: int | None) -> wrappers.RawEnv:
             raise _unknown(name)
         _check_image_size(name, image_size, pictures=from_gymnax.is_image(suite_name))
         return from_gymnax.from_gymnax(suite_name, image_size)
+    if name.startswith(CRAFTAX):
+        task = name.removeprefix(CRAFTAX)
+        if task not in from_craftax.TASKS:
+            raise _unknown(name)
+        _check_image_size(name, image_size, pictures=from_craftax.is_image(task))
+        return from_craftax.from_craftax(task, image_size)
     if name in PROBES:
         _check_image_size(name, image_size, pictures=False)
         return PROBES[name].make()
@@ -107,14 +114,15 @@ def _check_image_size(name: str, image_size: int | None, *, pictures: bool) -> N
 
 def _unknown(name: str) -> UsageError:
     builtin = [*PICTURES, *PROBES]
+    craftax = [CRAFTAX + task for task in from_craftax.TASKS]
     gymnax = [GYMNAX + task for task in from_gymnax.names()] if from_gymnax.available() else []
-    spellings = {valid.lower(): valid for valid in builtin + gymnax}
+    spellings = {valid.lower(): valid for valid in builtin + gymnax + craftax}
     # A task's name alone is near to its full name, whatever its suite.
-    spellings |= {valid.lower().split(":")[-1]: valid for valid in builtin + gymnax}
+    spellings |= {valid.lower().split(":")[-1]: valid for valid in builtin + gymnax + craftax}
     near = difflib.get_close_matches(name.lower(), spellings, 1, cutoff=0.5)
     hint = f" did you mean {spellings[near[0]]!r}?" if near else ""
     return UsageError(
-        f"env: unknown name {name!r};{hint} valid are {', '.join(builtin)}, {GYMNAX}NAME, "
+        f"env: unknown name {name!r};{hint} valid are {', '.join(builtin)}, {GYMNAX}NAME, {CRAFTAX}NAME, "
         f"{', '.join(f'{suite_name}:NAME' for suite_name in SUITES)} (see wmjax list envs)"
     )
 
@@ -125,6 +133,11 @@ def env_names() -> list[EnvInfo]:
     infos += [_info(name, probe.description) for name, probe in PROBES.items()]
     if from_gymnax.available():
         infos += [_gymnax_info(task) for task in from_gymnax.names()]
+    if from_craftax.available():
+        infos += [
+            _line(CRAFTAX + task, from_craftax.spec(task), f"craftax; {what}")
+            for task, (_, what) in from_craftax.TASKS.items()
+        ]
     for suite_name in SUITES:
         what = f"{suite(suite_name).TITLE}, in worker processes"
         infos += [EnvInfo(f"{suite_name}:{task}".rstrip(":"), "", "", what) for task in suite(suite_name).names()]
@@ -138,7 +151,10 @@ def _gymnax_info(task: str) -> EnvInfo:
 
 
 def _info(name: str, description: str) -> EnvInfo:
-    spec = _make_raw(name, None).spec
+    return _line(name, _make_raw(name, None).spec, description)
+
+
+def _line(name: str, spec: EnvSpec, description: str) -> EnvInfo:
     obs = ", ".join(f"{key} {space.dtype} {list(space.shape)}" for key, space in spec.obs.items())
     return EnvInfo(name, obs, _show(spec.action), description)
 

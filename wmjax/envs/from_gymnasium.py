@@ -6,10 +6,12 @@ observations, rewards and actions through memory, and each steps several environ
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -95,6 +97,8 @@ class _Process(NamedTuple):
         except subprocess.TimeoutExpired:
             self.popen.kill()
             self.popen.wait()
+        with contextlib.suppress(ProcessLookupError):  # what its environments started, such as ViZDoom's game
+            os.killpg(self.popen.pid, signal.SIGKILL)
 
 
 def _launch(setup: Setup) -> _Process:
@@ -108,6 +112,7 @@ def _launch(setup: Setup) -> _Process:
         pass_fds=descriptors,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
+        start_new_session=True,
         env=threads | os.environ | {"PYTHONPATH": path},
     )
     theirs.close()

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.envs.wrappers import Outcome, RawEnv
+from wmjax.envs.wrappers import Outcome, RawEnv, settled
 from wmjax.types import Array, Box, Discrete, EnvSpec, PyTree, Space, UsageError
 
 GRID = 10  # MinAtar's side, in cells
@@ -98,8 +98,7 @@ def from_gymnax(name: str, image_size: int | None = None) -> RawEnv:
         obs, state = env.reset_env(key, params)
         return GymnaxState(state, see(obs))
 
-    reset, step = _settle_dtypes(raw_reset, raw_step, spec.action)
-    return RawEnv(spec, reset, step, observe)
+    return settled(RawEnv(spec, raw_reset, raw_step, observe))
 
 
 def _gymnax() -> Any:
@@ -107,24 +106,6 @@ def _gymnax() -> Any:
         return importlib.import_module("gymnax")
     except ImportError as error:
         raise UsageError('env: gymnax is not installed; pip install "wmjax[gymnax]"') from error
-
-
-def _settle_dtypes(reset, step, action_space: Space):
-    """Gives states the same dtypes at reset and after a step, as a scan needs: gymnax mixes Python and JAX numbers."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    action = jax.ShapeDtypeStruct((), jnp.int32)
-    if isinstance(action_space, Box):
-        action = jax.ShapeDtypeStruct(action_space.shape, action_space.dtype)
-    types = jax.eval_shape(lambda key, action: step(key, reset(key), action)[0], key, action)
-
-    def settle(state):
-        return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), state, types)
-
-    def settled_step(key, state, action):
-        state, outcome = step(key, state, action)
-        return settle(state), outcome
-
-    return lambda key: settle(reset(key)), settled_step
 
 
 def _observation(name: str, space: Any, image_size: int | None):

@@ -39,6 +39,24 @@ def _select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
+def settled(raw: RawEnv) -> RawEnv:
+    """Gives states the same dtypes at reset and after a step, as a scan needs: other libraries mix kinds of numbers."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    action = jax.ShapeDtypeStruct((), jnp.int32)
+    if isinstance(raw.spec.action, Box):
+        action = jax.ShapeDtypeStruct(raw.spec.action.shape, raw.spec.action.dtype)
+    types = jax.eval_shape(lambda key, action: raw.step(key, raw.reset(key), action)[0], key, action)
+
+    def settle(state):
+        return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), state, types)
+
+    def step(key, state, action):
+        state, outcome = raw.step(key, state, action)
+        return settle(state), outcome
+
+    return raw._replace(reset=lambda key: settle(raw.reset(key)), step=step)
+
+
 class _Limited(NamedTuple):
     inner: PyTree
     frame: Array  # int32 [], steps since the reset

@@ -20,6 +20,7 @@ import numpy as np
 
 from wmjax.loops import checkpoint, device
 from wmjax.loops.device import Episode, RunState, Skips, first
+from wmjax.loops.host_evolution import Iteration, make_iteration
 from wmjax.loops.host_learning import Clock, Latents, Learner, add
 from wmjax.loops.host_rollout import DEFAULTS, Options, act_program, seed_words, start, timestep_shapes
 from wmjax.loops.parallel import Programs
@@ -54,15 +55,6 @@ def available_bytes() -> int | None:
         return None
 
 
-def _check_stages(agent: Agent) -> None:
-    searches = [stage.evolve.name for stage in agent.recipe.stages if stage.evolve]
-    if searches:
-        raise UsageError(
-            f"env: {searches[0]!r} is searched for by whole generations in one compiled program, which environments in "
-            "other processes cannot be part of; valid are those on device (wmjax list envs)"
-        )
-
-
 class HostLoop:
     """What a run on the host consists of besides its `RunState`: environments, where they stand, and replay.
 
@@ -76,7 +68,7 @@ class HostLoop:
       stop: whether to end the stage as soon as possible.
 
     Raises:
-      UsageError: the recipe cannot be run here, such as a search for a controller.
+      UsageError: the recipe cannot be run (`device.check`).
     """
 
     def __init__(
@@ -90,7 +82,6 @@ class HostLoop:
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         device.check(agent)
-        _check_stages(agent)
         self._agent, self._env, self._checkpoints, self._options = agent, env, checkpoints, options
         self._say, self._stop = say, stop
         self._num_envs = agent.recipe.num_envs
@@ -111,6 +102,7 @@ class HostLoop:
         self._named: dict[int, set[bytes]] = {}  # by the step of a checkpoint, the replay files that it names
         self._count = jax.jit(device.count_episodes)
         self._keys = jax.jit(self._iteration_keys, static_argnums=3)
+        self._search_keys = jax.jit(self._iteration_keys_of_search)
 
     def _shapes(self, key: Array, timestep: TimeStep) -> tuple[PyTree, ...]:
         state = self._agent.init(key)
@@ -172,6 +164,9 @@ class HostLoop:
 
     def _start_envs(self, run: RunState) -> None:
         self._envs = start(self._env, self._num_envs, self._options, training=True, say=self._say, stop=self._stop)
+        self._begin_episodes(run)
+
+    def _begin_episodes(self, run: RunState) -> None:
         seed = [*seed_words(run.key), first(run.steps)]
         self._timestep = self._envs.reset([[*seed, i] for i in range(self._num_envs)])
 
@@ -211,11 +206,15 @@ class HostLoop:
         rows = lambda key, t: noise.row_keys(jax.random.fold_in(key, t), self._num_envs)
         act = act_program(stage.act or random_act(self._agent, self._env.spec), self._env, rows, explore=True)
         learn = [jax.jit(partial(device.apply_update, u, None), donate_argnums=(0, 1)) for u in stage.updates]
+        search = make_iteration(self._agent, self._env, stage.evolve) if stage.evolve else None
 
         def run_stage(run: RunState, iterations: int) -> tuple[RunState, Metrics]:
             clock, sums, done = Clock(), {}, 0
             for _ in range(iterations):
-                run, more = self._iterate(stage, act, learn, clock, run)
+                if stage.evolve:
+                    run, more = self._search(stage, search, run)
+                else:
+                    run, more = self._iterate(stage, act, learn, clock, run)
                 if more is None:
                     break
                 sums = sums | {name: add(sums[name], x) if name in sums else x for name, x in more.items()}
@@ -227,10 +226,8 @@ class HostLoop:
 
     def _metrics(self, stage: Stage, sums: dict[str, Metrics], iterations: int, clock: Clock) -> Metrics:
         updates = tuple(update for update in stage.updates if update.name in sums)
-        metrics = (
-            device.means(stage._replace(updates=updates), sums.get("", {}), sums, jnp.float32(iterations))
-            | clock.shares()
-        )
+        done = stage._replace(updates=updates, evolve=stage.evolve if iterations else None)
+        metrics = device.means(done, sums.get("", {}), sums, jnp.float32(iterations)) | clock.shares()
         return metrics | {
             "envs/restarts": np.float32(self._envs.restarts),
             "memory/resident_gb": np.float32(resident_bytes() / 1e9),
@@ -246,6 +243,12 @@ class HostLoop:
         both = [jax.vmap(jax.random.split)(one(number, count)) for number, count in enumerate(repeats, 1)]
         return jax.random.fold_in(key, 0), both
 
+    @staticmethod
+    def _iteration_keys_of_search(key: Array, stage: Array, iteration: Array) -> Array:
+        """To sample and to search, `[2]`. As in the device loop, of a stage without updates."""
+        key = jax.random.fold_in(jax.random.fold_in(key, stage), iteration)
+        return jax.random.split(jax.random.fold_in(key, 1))
+
     def _ready(self, stage: Stage) -> bool:
         """Whether replay holds what its updates sample; files may have been lost."""
         return all(self.replay.can_sample(update.sampling) for update in stage.updates)
@@ -257,6 +260,8 @@ class HostLoop:
         key = jax.device_put(run.key, cpu())
         key_act, keys = self._keys(key, run.stage, run.iteration, tuple(update.repeats for update in stage.updates))
         learner = Learner(stage, learn, keys, run.agent, run.skips, self._latents, clock, self._stop)
+        if stage.collect and self._timestep is None:
+            self._begin_episodes(run)
         early = self._options.overlap and first(run.iteration) > 0 and self._ready(stage)
         if early:
             learner.start(self._pool, self.replay)
@@ -277,6 +282,23 @@ class HostLoop:
         if collected is None or learner.interrupted:
             return run, None
         return run._replace(iteration=run.iteration + np.int32(1)), sums | learner.sums
+
+    def _search(self, stage: Stage, search: Iteration, run: RunState) -> tuple[RunState, dict[str, Metrics] | None]:
+        """One iteration of a search; None if it stopped."""
+        evolve, batch = stage.evolve, None
+        key_sample, key_search = self._search_keys(run.key, run.stage, run.iteration)
+        if evolve.where == "dream":
+            self._latents.flush()
+            batch = self.replay.sample(key_sample, evolve.sampling, evolve.batch_size)[0]
+        try:
+            found = search(self._envs, run.agent, key_search, batch)
+        except RunError as error:
+            self.failure, found = error, None
+        self._timestep = None  # the episodes that acting was in are over
+        if found is None:
+            return run, None
+        agent, metrics = found
+        return run._replace(agent=agent, iteration=run.iteration + np.int32(1)), {evolve.name: metrics}
 
     def _collect(
         self, steps: int, act: Callable, key: Array, carry: PyTree, learner: Learner, clock: Clock

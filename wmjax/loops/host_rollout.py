@@ -109,21 +109,43 @@ class HostEvaluator:
         return np.concatenate(played)[:episodes]
 
     def _play(self, envs: HostEnvs, params: PyTree, key: Array) -> np.ndarray:
-        keys, seed = self._keys(key), seed_words(key)
-        carry, returns, ended = self._carry(params), np.zeros(self._width, np.float32), np.zeros(self._width, bool)
-        timestep = envs.reset([[*seed, i] for i in range(self._width)])
-        for t in range(self._env.spec.max_episode_steps or EVALUATION_STEPS):
-            carry, _, native, _ = self._act(params, keys, t, carry, timestep)
-            envs.send(np.asarray(native))
-            timestep = envs.receive()
-            if timestep is None:
-                return np.full(self._width, np.nan, np.float32)
-            again = timestep.is_first & ~ended  # lost with its environment
-            returns = np.where(again, 0, returns) + np.where(ended, 0, timestep.reward)
-            ended |= timestep.is_last
-            if ended.all():
-                break
-        return returns.astype(np.float32)
+        seeds = [[*seed_words(key), i] for i in range(self._width)]
+        steps = self._env.spec.max_episode_steps or EVALUATION_STEPS
+        played = first_episodes(envs, self._act, params, self._keys(key), self._carry(params), seeds, steps)
+        return np.full(self._width, np.nan, np.float32) if played is None else played[0]
+
+
+def first_episodes(
+    envs: HostEnvs, act: Callable, params: PyTree, key: Array, carry: PyTree, seeds: list[list[int]], max_steps: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Plays the first episode of every environment, all at once; one that is lost with its environment is begun again.
+
+    Args:
+      envs: the environments, which are reset.
+      act: `act_program`.
+      params, key, carry: of `act`.
+      seeds: of the episodes, one for each environment.
+      max_steps: steps after which all end.
+
+    Returns:
+      Undiscounted returns, float32, and lengths in steps, int32; None where the environments were told to stop.
+    """
+    width = len(seeds)
+    returns, lengths, ended = np.zeros(width, np.float32), np.zeros(width, np.int32), np.zeros(width, bool)
+    timestep = envs.reset(seeds)
+    for t in range(max_steps):
+        carry, _, native, _ = act(params, key, t, carry, timestep)
+        envs.send(np.asarray(native))
+        timestep = envs.receive()
+        if timestep is None:
+            return None
+        again = timestep.is_first & ~ended  # lost with its environment
+        returns = np.where(again, 0, returns) + np.where(ended, 0, timestep.reward)
+        lengths = np.where(again, 0, lengths + ~ended)
+        ended |= timestep.is_last
+        if ended.all():
+            break
+    return returns.astype(np.float32), lengths
 
 
 def start(

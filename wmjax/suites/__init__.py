@@ -20,6 +20,7 @@ SUITES = {
     "crafter": "crafter",
     "dmc": "dmc",
     "dmc_proprio": "dmc",
+    "vizdoom": "vizdoom",
 }
 
 

@@ -18,7 +18,14 @@ from wmjax.suites import SuiteError
 
 TITLE = "Gymnasium"
 # What an environment of Gymnasium needs besides that library, by the module that it fails to import.
-EXTRAS = {"Box2D": "box2d", "pygame": "box2d", "swig": "box2d", "mujoco": "mujoco", "ale_py": "atari"}
+EXTRAS = {
+    "Box2D": "box2d",
+    "pygame": "box2d",
+    "swig": "box2d",
+    "mujoco": "mujoco",
+    "ale_py": "atari",
+    "vizdoom": "vizdoom",
+}
 
 
 def gymnasium() -> Any:

@@ -82,6 +82,10 @@ class _Served:
         self._obs = obs_reader(self._env, self._image_size)
         self._action = ActionReader(self._env.action_space)
 
+    def close(self) -> None:
+        """Ends what the environment has started."""
+        self._env.close()
+
     def reset(self, seed: list[int]) -> None:
         """Begins an episode; those that follow are the environment's own."""
         self._seed = seed
@@ -208,6 +212,8 @@ def _serve(connection: Connection, setup: Setup) -> None:
             for one, seed in zip(served, json.loads(message), strict=True):
                 one.reset(seed)
         connection.send_bytes(json.dumps(faults).encode() if faults else b"")
+    for one in served:
+        one.close()
 
 
 def _messages(connection: Connection) -> Iterator[bytes]:
@@ -222,7 +228,7 @@ def _end_with(parent: int) -> None:
     """An environment that hangs would not see that the pipe is closed."""
     while os.getppid() == parent:
         time.sleep(2)
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)  # with the processes that its environments started, such as ViZDoom's
 
 
 def main() -> None:

@@ -1,0 +1,101 @@
+"""Doom's scenarios by ViZDoom, which needs the extra `vizdoom`; the one module that imports it.
+
+Seen is the screen alone, without health or ammunition, as in World Models and Dreamer. One button is pressed at a time,
+or none; a step is one tic of the game (35 a second), so that an action repeat of 4 is usual. Where a scenario has no
+time limit, as Take Cover, an episode is cut after 2,100 tics: a minute.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import os
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from wmjax.suites import SuiteError
+from wmjax.suites.gym_suite import gymnasium
+
+TITLE = "ViZDoom"
+TICS = 2100  # of an episode, where the scenario does not say
+# Parts of ids: variants of what is not seen or pressed here, and a scenario that is also moved by numbers.
+HIDDEN = ("MultiBinary", "Audio", "Notifications", "Deathmatch")
+
+
+def _vizdoom() -> Any:
+    try:
+        importlib.import_module("vizdoom.gymnasium_wrapper")
+        return importlib.import_module("vizdoom")
+    except ImportError:
+        raise SuiteError('env: vizdoom is not installed; pip install "wmjax[vizdoom]"') from None
+
+
+def _scenarios() -> dict[str, str]:
+    """The newest id of each scenario by its name, such as "TakeCover"; without the maps of whole games."""
+    _vizdoom()
+    ids = [spec for spec in gymnasium().registry.values() if str(spec.entry_point).startswith("vizdoom.")]
+    ids = [spec for spec in ids if not any(word in spec.id for word in (*HIDDEN, "-S"))]
+    return {spec.name.removeprefix("Vizdoom"): spec.id for spec in sorted(ids, key=lambda spec: spec.version or 0)}
+
+
+def names() -> list[str]:
+    """The scenarios; [] where vizdoom is not installed."""
+    return sorted(_scenarios()) if importlib.util.find_spec("vizdoom") else []
+
+
+def find(task: str, suite_name: str = "vizdoom") -> str:
+    """The scenario's id in Gymnasium's registry."""
+    found = _scenarios()
+    if task not in found:
+        spellings = {name.lower(): name for name in found}
+        near = difflib.get_close_matches(task.lower(), spellings, 1, cutoff=0.5)
+        hint = f"did you mean {suite_name + ':' + spellings[near[0]]!r}? " if near else ""
+        raise SuiteError(f"env: unknown name {f'{suite_name}:{task}'!r}; {hint}valid are {', '.join(sorted(found))}")
+    return found[task]
+
+
+def make(found: str, training: bool) -> Doom:
+    """Makes what `find` gave."""
+    return Doom(found)
+
+
+class Doom:
+    """One scenario as a Gymnasium environment."""
+
+    def __init__(self, name: str) -> None:
+        resolution = _vizdoom().ScreenResolution.RES_160X120
+        how = dict(max_buttons_pressed=1, screen_resolution=resolution, disable_env_checker=True)
+        self._env = gymnasium().make(name, **how).unwrapped
+        if self._env.game.get_episode_timeout() <= 0:
+            self._env.game.set_episode_timeout(TICS)
+        self.max_episode_steps = self._env.game.get_episode_timeout()
+        self.observation_space = self._env.observation_space["screen"]
+        self.action_space = self._env.action_space
+        self._screen = np.zeros(self.observation_space.shape, np.uint8)
+        self._folder = tempfile.TemporaryDirectory()  # the game leaves its settings in the current one
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        """A new episode."""
+        before = os.getcwd()
+        os.chdir(self._folder.name)
+        try:
+            obs, _ = self._env.reset(seed=seed)
+        finally:
+            os.chdir(before)
+        self._screen = obs["screen"]
+        return self._screen, {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """One tic. After the last one the game shows nothing, so the screen stays as it was."""
+        obs, reward, over, truncated, _ = self._env.step(action)
+        if not over:
+            self._screen = obs["screen"]
+        return self._screen, float(reward), bool(over and not truncated), bool(truncated), {}
+
+    def close(self) -> None:
+        """Ends the game's own process."""
+        self._env.close()
+        self._folder.cleanup()
