@@ -23,6 +23,8 @@ from wmjax.envs.wrappers import agent_actions
 from wmjax.evolution import StrategyConfig
 from wmjax.types import Agent, EnvSpec, TimeStep, Trajectory
 
+POPULATIONS, ROLLOUTS = (16, 32, 64, 128, 256), (4, 16)
+
 
 def pycma_generation(n: int, population: int, repeats: int) -> float:
     """Seconds of ask + tell of pycma, with a fitness that costs nothing."""
@@ -108,9 +110,9 @@ def updates(table: Table) -> None:
 
 def generations(table: Table) -> None:
     """Generations in dreams of the paper's M, for several sizes of population, and in `racing` itself."""
-    for where, population, rollouts, horizon in (
-        ("dream", 16, 16, 100), ("dream", 64, 16, 100), ("dream", 64, 64, 100), ("env", 64, 4, 100),
-    ):  # fmt: skip
+    sizes = [("dream", population, rollouts) for rollouts in ROLLOUTS for population in POPULATIONS]
+    for where, population, rollouts in [*sizes, ("env", 64, 4)]:
+        horizon = 100
         name = f"generation in {where}, {population} x {rollouts} x {horizon} steps"
         if not table.wants(name):
             continue
@@ -126,7 +128,31 @@ def generations(table: Table) -> None:
         batch = noise_batch(agent, env.spec, evolve.sampling.length, evolve.batch_size)
         run = jax.jit(evolution.make_generation(agent, env, evolve))
         seconds = median_time(lambda: run(state, jax.random.key(1), batch))  # noqa: B023
-        table.add(name, population * rollouts * horizon / seconds, "steps/s", generations_per_minute=60 / seconds)
+        table.add(
+            name, population * rollouts * horizon / seconds, "steps/s", generations_per_minute=60 / seconds,
+            seconds=seconds,
+        )  # fmt: skip
+        table.rows[-1] |= dict(where=where, population=population, rollouts=rollouts)
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Seconds of a generation in dreams over the episodes in it, with the line of equal cost for each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="population x rollouts", ylabel="seconds")
+    dreams = [row for row in rows if row.get("where") == "dream"]
+    for rollouts in ROLLOUTS:
+        some = [row for row in dreams if row["rollouts"] == rollouts]
+        axes.plot(
+            [r["population"] * rollouts for r in some], [r["seconds"] for r in some], "o-", label=f"{rollouts} rollouts"
+        )
+    episodes = sorted(row["population"] * row["rollouts"] for row in dreams)
+    most = max(dreams, key=lambda row: row["population"] * row["rollouts"])
+    each = most["seconds"] / (most["population"] * most["rollouts"])
+    axes.plot(episodes, [each * n for n in episodes], "k:", label="linear")
+    axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 def main(args: Args) -> None:
@@ -138,6 +164,8 @@ def main(args: Args) -> None:
     print(json.dumps(report["machine"], indent=2))
     if args.out:
         Path(args.out).write_text(json.dumps(report, indent=2) + "\n")
+        if any(row.get("where") == "dream" for row in table.rows):
+            draw(table.rows, Path(args.out).with_suffix(".png"))
 
 
 if __name__ == "__main__":

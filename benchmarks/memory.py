@@ -1,4 +1,4 @@
-"""Resident memory of a run over many updates: `python benchmarks/memory.py [--out FOLDER]` writes a JSON and a plot.
+"""Resident memory of a run over many updates: `python benchmarks/memory.py [--env NAME]` writes a JSON and a plot.
 
 The run is a process of its own that saves and evaluates all the time; it is small, so that its updates are many. Linux.
 """
@@ -30,7 +30,9 @@ SIZES = dict(
 class Args:
     """Command line of the benchmark."""
 
+    env: str = "probe:act_obs"  # or one on the host, such as gym:CartPole-v1
     steps: int = 20_000  # env steps, which are about as many updates
+    name: str = "memory"  # of the two files
     out: Path = Path("benchmarks/results")
 
 
@@ -44,9 +46,20 @@ def resident(pid: int) -> float | None:
     return int(sizes[0]) / 1024 if sizes else None
 
 
-def watch(steps: int, run: Path) -> list[tuple[float, float]]:
+def watch(env: str, steps: int, run: Path) -> list[tuple[float, float]]:
     """(updates so far, MB) of a training run of so many env steps, twice a second."""
-    options = ["--env", "probe:act_obs", "--steps", steps, "--eval-every", 2000, "--checkpoint-seconds", 1]
+    options = [
+        "--env",
+        env,
+        "--action-repeat",
+        1,
+        "--steps",
+        steps,
+        "--eval-every",
+        max(2000, steps // 10),
+        "--checkpoint-seconds",
+        1,
+    ]
     fields = [word for name, value in SIZES.items() for word in (f"--agent.{name}", value)]
     command = [sys.executable, "-m", "wmjax.cli", "train", "dreamer_v3", *options, "--out", run, *fields]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
@@ -64,14 +77,14 @@ def watch(steps: int, run: Path) -> list[tuple[float, float]]:
 
 def main(args: Args) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        points = watch(args.steps, Path(folder) / "run")
+        points = watch(args.env, args.steps, Path(folder) / "run")
     updates, megabytes = zip(*points, strict=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "memory.json").write_text(json.dumps({"updates": updates, "resident_mb": megabytes}) + "\n")
+    (args.out / f"{args.name}.json").write_text(json.dumps({"updates": updates, "resident_mb": megabytes}) + "\n")
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     axes.plot(updates, megabytes)
     axes.set(xlabel="updates", ylabel="resident memory, MB", ylim=(0, None))
-    figure.savefig(args.out / "memory.png", dpi=120)
+    figure.savefig(args.out / f"{args.name}.png", dpi=120)
     learning = [mb for n, mb in points if n]
     print(f"{updates[-1]:,} updates: {learning[0]:.0f} MB after the first, {max(learning):.0f} MB at most")
 

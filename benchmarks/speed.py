@@ -250,6 +250,27 @@ def iris_updates(table: Table, prefix: str, config, repeats: int) -> None:
         table.add(label, 1e3 * statistics.median(times), "ms", compile_s=first)
 
 
+def iris_transformer(table: Table, prefix: str, config) -> None:
+    """The gradient of the world model's loss where the tokens are given, as the authors' dataset would."""
+    batch, length = config.world_model_batch, config.world_model_length
+    label = f"{prefix}: world_model gradient, {batch} x {length}, tokens given"
+    if not table.wants(label):
+        return
+    nets = iris.networks(PIXELS, config)
+    params = jax.jit(lambda key: iris.init_params(nets, PIXELS, config, key))(jax.random.key(0))["world_model"]
+    tokens = jax.random.randint(jax.random.key(1), (batch, length, nets.world_model.tokens), 0, config.vocab_size)
+    action = jax.nn.one_hot(jnp.zeros((batch, length), int), PIXELS.action.n)
+    reward, end = jnp.zeros((batch, length)), jnp.zeros((batch, length), bool)
+
+    def loss(params, key):
+        keys = noise.row_keys(key, batch) if config.dropout else None
+        logits = iris.call(nets.world_model, params, tokens, action, reward, keys, method="sequence")
+        return sum(iris.world_model_losses(logits, tokens, reward, end, ~end, ~end).values())
+
+    run, seconds = compiled(jax.grad(loss), params, jax.random.key(0))
+    table.add(label, 1e3 * median_time(lambda: run(params, jax.random.key(0))), "ms", compile_s=seconds)
+
+
 WAYS = ("cache", "cache, frames decoded", "no cache")
 
 
@@ -303,7 +324,10 @@ def iris_rows(table: Table) -> None:
     )  # fmt: skip
     for prefix, config, repeats in (("iris small", small, 5), ("iris paper", paper, 1)):
         iris_updates(table, prefix, config, repeats)
-    iris_imagination(table, "iris small", small, small.actor_critic_batch, small.horizon - 1)
+        iris_transformer(table, prefix, config)
+    batch = small.actor_critic_batch
+    iris_imagination(table, "iris small", small, batch, small.horizon - 1, ("cache", "cache, frames decoded"))
+    iris_imagination(table, "iris small", small, batch, small.max_blocks - 1, ("cache", "no cache"))
     for batch in (1, 16):
         iris_imagination(table, "iris paper", paper, batch, paper.horizon - 1, ("cache", "cache, frames decoded"))
     iris_imagination(table, "iris paper", paper, 16, 5, ("cache", "no cache"))
