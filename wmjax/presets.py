@@ -82,7 +82,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             kl_scale=0.3,
             image_scale=4.0,
             cont_scale=1.0,
-            entropy_scale=0.02,  # without it the actor saturates before the critic knows anything
+            entropy_scale=0.06,  # with less the actor saturates before the critic knows anything
             actor_lr=3e-4,
             critic_lr=1e-3,
         ),

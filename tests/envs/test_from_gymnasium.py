@@ -126,6 +126,17 @@ def _state(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def test_closing_in_the_middle_of_a_step_says_nothing(capfd):
+    envs = make_env("gym:tests.envs.gymnasium_envs:WmjaxCounter-v0").start(4, workers=2)
+    envs.reset([[0, i] for i in range(4)])
+    envs.send(np.zeros(4, np.int32))
+    time.sleep(0.2)  # answers lie in the pipes
+    processes = [process.popen for process in envs._processes]
+    envs.close()
+    assert [process.wait(10) for process in processes] == [0, 0]
+    assert capfd.readouterr().err == ""
+
+
 def test_environments_that_are_lost_too_often_stop_the_run():
     env = make_env(suite.register("WmjaxAlways-v0", "Faulty", fault="dies"))
     with pytest.raises(EnvironmentsLostError, match=r"2 environments were lost .*max_restarts 1.*died \(signal 9\)"):

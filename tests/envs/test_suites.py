@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from wmjax.envs import make_env
 from wmjax.envs.atari_scores import SCORES, human_normalized
+from wmjax.envs.wrappers import agent_actions
 from wmjax.suites import SUITES, SuiteError, suite, worker
 
 
@@ -132,3 +134,13 @@ def test_a_suite_that_is_not_installed_names_its_extra(monkeypatch):
         with pytest.raises(SuiteError, match=rf'pip install "wmjax\[{extra}\]"'):
             suite(name).find("Pong" if name == "atari" else "", name)
     assert set(SUITES) >= {"gym", "atari", "atari200m"}
+
+
+def test_the_pedals_of_car_racing_rest_where_an_agent_does_nothing():
+    pytest.importorskip("Box2D", reason="needs the extra `box2d`")
+    env = agent_actions(make_env("gym:CarRacing-v3", image_size=64, action_repeat=4))
+    assert env.spec.obs["image"].shape == (64, 64, 3) and env.spec.max_episode_steps == 250
+    pedals = [
+        np.asarray(env.native(np.array(raw, np.float32))).tolist() for raw in ([0, -1, -1], [0, 0, 0], [-1, 1, 1])
+    ]
+    assert pedals == [[0, 0, 0], [0, 0.5, 0], [-1, 1, 1]]  # rescaled, no action would brake by half

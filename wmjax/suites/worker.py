@@ -220,7 +220,7 @@ def _messages(connection: Connection) -> Iterator[bytes]:
     while True:
         try:
             yield connection.recv_bytes()
-        except EOFError:
+        except (EOFError, ConnectionError):  # closed, or closed before the last answer was read
             return
 
 
@@ -240,7 +240,7 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     try:
         _serve(connection, Setup(*connection.recv()))
-    except (BrokenPipeError, EOFError):
+    except (EOFError, ConnectionError):
         pass
     except SuiteError as error:
         connection.send_bytes(json.dumps({"usage": str(error)}).encode())
