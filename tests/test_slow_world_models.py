@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import wmjax
+from tests.envs.gymnasium_envs import register
 from wmjax import run as runs
 from wmjax.agents.world_models import EvolveConfig
 from wmjax.cli import main
@@ -93,3 +94,26 @@ def test_several_seeds_search_in_one_program(tmp_path, capsys):
     assert thetas.shape[0] == 2 and np.abs(thetas[0] - thetas[1]).max() > 1e-2
     assert main(["plot", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "fitness_curve.png").exists()
+
+
+@pytest.mark.parametrize("where", ["env", pytest.param("dream", marks=pytest.mark.long)])
+def test_a_controller_is_evolved_for_an_environment_on_the_host(tmp_path, where):
+    register("WmjaxPictured-v0", "Pictured")
+    out = tmp_path / "run"
+    search = dataclasses.replace(SEARCH, where=where, generations=12, sigma_init=0.5)
+    fields = FIELDS | dict(env="gym:WmjaxPictured-v0", reward_head="mse", evolve=search, workers=1)
+    stream = Signalling("controller")
+    with pytest.raises(runs.Interrupted):
+        wmjax.train("world_models", out=out, progress=stream, **fields)
+    run = wmjax.train("world_models", out=out, progress=False, resume=True, **fields)
+    lines = read_metrics(out)
+    assert list(dict.fromkeys(line["stage"] for line in lines)) == [
+        "collect",
+        "vision",
+        "encode",
+        "memory",
+        "controller",
+    ]
+    assert lines[-1]["controller/generation"] == 12 and np.isfinite(lines[-1]["controller/kept_return"])
+    if where == "env":  # five steps; the action is the sign of an output
+        assert run.evaluate(4).mean == lines[-1]["controller/kept_return"] == 5

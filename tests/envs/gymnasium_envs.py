@@ -93,6 +93,16 @@ class Served(Counter):
         open(os.path.join(folder, str(process.pid)), "w").close()
 
 
+class Pictured(Counter):
+    """Counts as above, and shows it as a picture only; an action of 1 pays 1."""
+
+    action_space = spaces.Discrete(2)
+    observation_space = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+
+    def observe(self):
+        return np.full((64, 64, 3), 40 * self.count, np.uint8)
+
+
 class Seeded(gymnasium.Env):
     """Observes a random number that it draws when it is reset."""
 
