@@ -2,6 +2,7 @@ import json
 
 import imageio.v3 as iio
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -136,3 +137,21 @@ def test_a_video_shows_one_episode_from_its_first_frame_to_its_last(tmp_path):
     np.testing.assert_array_equal(frames[:, 0, 0, 0], range(5))  # counts to its end, and does not begin again
     with pytest.raises(UsageError, match=r"video: .*vector"):
         figures.write_episode(tmp_path, fake_agent(), counter_env(), {}, jax.random.key(0))
+
+
+def test_a_window_in_the_middle_of_an_episode_is_predicted_by_a_model_that_saw_its_beginning():
+    """A model that only counts: its state is right where it was filtered from the episode's first record on."""
+    agent, env = fake_agent(), counter_env(length=30, limit=30)
+    count = lambda state, is_first: jnp.where(is_first, 0.0, state + 1)
+    model = agent.model._replace(
+        init_state=lambda params, batch: jnp.zeros(batch),
+        encode=lambda params, obs: obs["vector"],
+        observe=lambda params, key, state, prev_action, embed, is_first: count(state, is_first),
+        imagine=lambda params, key, state, action: state + 1,
+        decode=lambda params, state: {"vector": state[..., None]},
+    )
+    result = figures.open_loop(agent._replace(model=model), env, {}, jax.random.key(0), context=2, horizon=3)
+    begun = result.truth["vector"][0, :, 0]
+    assert np.ptp(begun) > 10  # windows from all over the episode
+    same = result.valid.all(0)
+    np.testing.assert_array_equal(result.model["vector"][:, same], result.truth["vector"][:, same])

@@ -108,26 +108,62 @@ def given_actions(actions: Array) -> tuple[Callable, Array]:
     return policy, jnp.int32(0)
 
 
-def open_loop(model: WorldModel, params: PyTree, key: Array, trajectory: Trajectory, context: int) -> dict[str, Array]:
-    """Predicts observations from the first `context` steps and the actions alone.
+def observe_until(
+    model: WorldModel, params: PyTree, key: Array, trajectory: Trajectory, stops: Array
+) -> tuple[PyTree, Array]:
+    """Filters each row of a sequence up to a step of its own: the state before that step, and the action to it.
 
     Args:
       key: consumed.
       trajectory: `[T, B]` records; each row starts from the model's initial state.
+      stops: int32 `[B]`, in [0, T]; 0 gives the initial state and zeros.
+    """
+
+    def step(carry, inputs):
+        t, step, action = inputs
+        state, prev_action = carry
+        embed = model.encode(params, step.obs)  # here, for all steps at once may be more than fits
+        state = model.observe(params, jax.random.fold_in(key, t), state, prev_action, embed, step.is_first)
+        going = lambda x: (t < stops).reshape(-1, *[1] * (x.ndim - 1))
+        return jax.tree.map(lambda new, old: jnp.where(going(new), new, old), (state, action), carry), None
+
+    start = model.init_state(params, trajectory.action.shape[1]), jnp.zeros_like(trajectory.action[0])
+    steps = jnp.arange(trajectory.action.shape[0])
+    return jax.lax.scan(step, start, (steps, trajectory.step, trajectory.action))[0]
+
+
+def open_loop(
+    model: WorldModel,
+    params: PyTree,
+    key: Array,
+    trajectory: Trajectory,
+    context: int,
+    before: tuple[PyTree, Array] | None = None,
+) -> dict[str, Array]:
+    """Predicts observations from the first `context` steps and the actions alone.
+
+    Args:
+      key: consumed.
+      trajectory: `[T, B]` records.
       context: steps that the model sees, in [1, T].
+      before: the state before the first record and the action to it, as `observe_until` gives them; None: the model's
+        initial state.
 
     Returns:
       Decoded observations `[T, B, ...]`: reconstructions for the first `context` steps, predictions after them.
       Images are float32 in [0, 255].
     """
     key_observe, key_imagine = jax.random.split(key)
-    prev_action = jnp.concatenate([jnp.zeros_like(trajectory.action[:1]), trajectory.action[:-1]])
+    if before is None:
+        before = model.init_state(params, trajectory.action.shape[1]), jnp.zeros_like(trajectory.action[0])
+    state, action = before
+    prev_action = jnp.concatenate([action[None], trajectory.action[:-1]])
     seen = jax.tree.map(lambda x: x[:context], trajectory.step)
     state, states = observe(
         model,
         params,
         key_observe,
-        model.init_state(params, trajectory.action.shape[1]),
+        state,
         prev_action[:context],
         model.encode(params, seen.obs),
         seen.is_first,

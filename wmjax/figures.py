@@ -66,8 +66,13 @@ def open_loop(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, cont
         starts = jax.random.randint(key_start, records.step.reward.shape[1:], 0, spread)
         cut = jax.vmap(lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, length), (1, 0), 1)
         step, action = jax.tree.map(lambda x: cut(x, starts), (records.step, records.action))
-        batch = Trajectory(step, action, jnp.ones(action.shape[:2], bool), ())
-        predicted = dreaming.open_loop(agent.model, params, key_model, batch, context)
+        mask = lambda action: jnp.ones(action.shape[:2], bool)
+        # What came before a window is part of what the model knows: it may expect that episodes begin in one way.
+        history = Trajectory(records.step, records.action, mask(records.action), ())
+        history = jax.tree.map(lambda x: x[:spread], history)
+        before = dreaming.observe_until(agent.model, params, jax.random.fold_in(key_model, 1), history, starts)
+        batch = Trajectory(step, action, mask(action), ())
+        predicted = dreaming.open_loop(agent.model, params, key_model, batch, context, before)
         valid = jnp.cumsum(step.is_first[context:], 0) == 0
         return step.obs, predicted, valid
 
