@@ -48,18 +48,8 @@ def resident(pid: int) -> float | None:
 
 def watch(env: str, steps: int, run: Path) -> list[tuple[float, float]]:
     """(updates so far, MB) of a training run of so many env steps, twice a second."""
-    options = [
-        "--env",
-        env,
-        "--action-repeat",
-        1,
-        "--steps",
-        steps,
-        "--eval-every",
-        max(2000, steps // 10),
-        "--checkpoint-seconds",
-        1,
-    ]
+    often = ["--eval-every", max(2000, steps // 10), "--checkpoint-seconds", 1]
+    options = ["--env", env, "--action-repeat", 1, "--steps", steps, *often]
     fields = [word for name, value in SIZES.items() for word in (f"--agent.{name}", value)]
     command = [sys.executable, "-m", "wmjax.cli", "train", "dreamer_v3", *options, "--out", run, *fields]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)

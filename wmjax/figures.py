@@ -126,9 +126,8 @@ def write_episode(folder: str | Path, agent: Agent, env: Env | HostEnv, params: 
     length = 1 + int(step.is_last[:, 0].argmax()) if step.is_last.any() else steps
     written = []
     for name in names:
-        frames = step.obs[name][:length, 0]
+        frames = _rgb(step.obs[name][:length, 0])
         enlarge = max(1, 64 // frames.shape[1])
-        frames = np.repeat(frames, 3, -1) if frames.shape[-1] == 1 else frames[..., :3]
         path = Path(folder) / ("episode.gif" if len(names) == 1 else f"episode-{name.replace('/', '-')}.gif")
         iio.imwrite(path, frames.repeat(enlarge, 1).repeat(enlarge, 2), duration=VIDEO_MILLISECONDS, loop=0)
         written.append(path)
@@ -162,9 +161,13 @@ def horizon_errors(result: OpenLoop, context: int) -> dict[str, Any]:
     return report
 
 
+def _rgb(frames: np.ndarray) -> np.ndarray:
+    return np.repeat(frames, 3, -1) if frames.shape[-1] == 1 else frames[..., :3]
+
+
 def _panel(frames: np.ndarray) -> np.ndarray:
     """Images `[N, H, W, C]` side by side as RGB, `[H, N * (W + GAP), 3]`."""
-    frames = np.repeat(frames, 3, -1) if frames.shape[-1] == 1 else frames[..., :3]
+    frames = _rgb(frames)
     return np.concatenate(np.pad(frames, ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=40), 1)
 
 

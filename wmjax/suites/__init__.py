@@ -9,6 +9,8 @@ stays small. Each library is imported in one module, lazily.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from importlib import import_module
 from types import ModuleType
 
@@ -31,3 +33,11 @@ class SuiteError(Exception):
 def suite(name: str) -> ModuleType:
     """The module of a suite in `SUITES`."""
     return import_module(f"wmjax.suites.{SUITES[name]}_suite")
+
+
+def unknown(suite_name: str, task: str, valid: Iterable[str], more: str = "(see wmjax list envs)") -> SuiteError:
+    """The error for a task that a suite does not have: its name, the nearest of the valid ones, and `more`."""
+    spellings = {name.lower(): name for name in valid}
+    near = difflib.get_close_matches(task.rpartition(":")[2].lower(), spellings, 1, cutoff=0.5)
+    hint = f"did you mean {f'{suite_name}:{spellings[near[0]]}'!r}? " if near else ""
+    return SuiteError(f"env: unknown name {f'{suite_name}:{task}'!r}; {hint}{more}")

@@ -6,13 +6,12 @@ Every action is taken for four frames, of which the last two are merged by their
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from wmjax.suites import SuiteError
+from wmjax.suites import SuiteError, unknown
 from wmjax.suites.gym_suite import gymnasium
 
 TITLE = "Atari"
@@ -56,12 +55,10 @@ def names() -> list[str]:
 
 def find(task: str, suite_name: str = "atari") -> tuple[str, Protocol]:
     """The game's rom and the protocol."""
-    spellings = {name.lower(): name for name in names() or [_ale()]}
-    if task not in spellings.values():
-        near = difflib.get_close_matches(task.lower(), spellings, 1, cutoff=0.5)
-        hint = f"did you mean {suite_name + ':' + spellings[near[0]]!r}? " if near else ""
-        raise SuiteError(f"env: unknown name {f'{suite_name}:{task}'!r}; {hint}(see wmjax list envs)")
-    rom = next(r for r in _ale().roms.get_all_rom_ids() if r.replace("_", "") == task.lower())
+    library = _ale()
+    if task not in names():
+        raise unknown(suite_name, task, names())
+    rom = next(r for r in library.roms.get_all_rom_ids() if r.replace("_", "") == task.lower())
     return rom, PROTOCOLS[suite_name]
 
 

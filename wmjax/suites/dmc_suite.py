@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes.util
-import difflib
 import importlib
 import importlib.util
 import os
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wmjax.suites import SuiteError
+from wmjax.suites import SuiteError, unknown
 from wmjax.suites.gym_suite import gymnasium
 
 TITLE = "DeepMind Control Suite"
@@ -49,9 +48,7 @@ def make(found: tuple[str, str], training: bool) -> Control:
     task, suite_name = found
     tasks = {f"{domain}_{name}": (domain, name) for domain, name in _suite().ALL_TASKS}
     if task not in tasks:
-        near = difflib.get_close_matches(task.lower(), tasks, 1, cutoff=0.5)
-        hint = f"did you mean {f'{suite_name}:{near[0]}'!r}? " if near else ""
-        raise SuiteError(f"env: unknown name {f'{suite_name}:{task}'!r}; {hint}(see wmjax list envs)")
+        raise unknown(suite_name, task, tasks)
     return Control(*tasks[task], vision=suite_name == "dmc")
 
 

@@ -6,7 +6,6 @@ line `gym:my_module:Mine-v0` imports `my_module` first, which registers it.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import os
@@ -14,7 +13,7 @@ import sys
 import warnings
 from typing import Any
 
-from wmjax.suites import SuiteError
+from wmjax.suites import SuiteError, unknown
 
 TITLE = "Gymnasium"
 # What an environment of Gymnasium needs besides that library, by the module that it fails to import.
@@ -56,13 +55,11 @@ def find(task: str, suite_name: str = "gym") -> Any:
     try:
         spec = library.spec(name)
     except library.error.Error:
-        spellings = {valid.lower(): valid for valid in names()}
-        near = difflib.get_close_matches(name.lower(), spellings, 1, cutoff=0.5)
-        hint = f"did you mean {'gym:' + spellings[near[0]]!r}? " if near else ""
-        raise SuiteError(
-            f"env: unknown name {'gym:' + task!r}; {hint}valid are the ids of Gymnasium's registry (see wmjax list "
-            "envs); gym:MODULE:ID imports a module that registers more"
-        ) from None
+        more = (
+            "valid are the ids of Gymnasium's registry (see wmjax list envs); gym:MODULE:ID imports a module that "
+            "registers more"
+        )
+        raise unknown("gym", task, names(), more) from None
     return library.vector.utils.CloudpickleWrapper(spec)
 
 

@@ -7,7 +7,6 @@ time limit, as Take Cover, an episode is cut after 2,100 tics: a minute.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import os
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from wmjax.suites import SuiteError
+from wmjax.suites import SuiteError, unknown
 from wmjax.suites.gym_suite import gymnasium
 
 TITLE = "ViZDoom"
@@ -50,10 +49,7 @@ def find(task: str, suite_name: str = "vizdoom") -> str:
     """The scenario's id in Gymnasium's registry."""
     found = _scenarios()
     if task not in found:
-        spellings = {name.lower(): name for name in found}
-        near = difflib.get_close_matches(task.lower(), spellings, 1, cutoff=0.5)
-        hint = f"did you mean {suite_name + ':' + spellings[near[0]]!r}? " if near else ""
-        raise SuiteError(f"env: unknown name {f'{suite_name}:{task}'!r}; {hint}valid are {', '.join(sorted(found))}")
+        raise unknown(suite_name, task, found, f"valid are {', '.join(sorted(found))}")
     return found[task]
 
 
