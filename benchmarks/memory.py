@@ -21,7 +21,7 @@ from wmjax.loops.report import read_metrics
 # One update per step of the environments.
 SIZES = dict(
     deter=8, hidden=8, stoch=2, classes=4, units=8, blocks=1, bins=5, stem="patch", length=4, batch_size=2, num_envs=2,
-    train_ratio=8.0, prefill=16, horizon=3, imagine_last=0, replay_capacity=64, actor_layers=1, critic_layers=1,
+    train_ratio=8.0, prefill=16, horizon=3, imagine_last=0, replay_capacity=4096, actor_layers=1, critic_layers=1,
     prior_layers=1,
 )  # fmt: skip
 
@@ -46,8 +46,17 @@ def resident(pid: int) -> float | None:
     return int(sizes[0]) / 1024 if sizes else None
 
 
-def watch(env: str, steps: int, run: Path) -> list[tuple[float, float]]:
-    """(updates so far, MB) of a training run of so many env steps, twice a second."""
+def resident_workers(pid: int) -> float:
+    """Resident memory of the processes that a process has started, in MB; what they share counts for each."""
+    try:
+        pids = [p for task in Path(f"/proc/{pid}/task").iterdir() for p in (task / "children").read_text().split()]
+    except OSError:
+        return 0.0
+    return sum((resident(int(p)) or 0.0) + resident_workers(int(p)) for p in pids)
+
+
+def watch(env: str, steps: int, run: Path) -> list[tuple[float, float, float]]:
+    """(updates so far, MB, MB of its workers) of a training run of so many env steps, twice a second."""
     often = ["--eval-every", max(2000, steps // 10), "--checkpoint-seconds", 1]
     options = ["--env", env, "--action-repeat", 1, "--steps", steps, *often]
     fields = [word for name, value in SIZES.items() for word in (f"--agent.{name}", value)]
@@ -58,7 +67,7 @@ def watch(env: str, steps: int, run: Path) -> list[tuple[float, float]]:
         megabytes = resident(process.pid)
         lines = read_metrics(run)
         if lines and megabytes is not None:
-            points.append((lines[-1]["updates"], megabytes))
+            points.append((lines[-1]["updates"], megabytes, resident_workers(process.pid)))
         time.sleep(0.5)
     if process.returncode:
         raise SystemExit(f"training ended with {process.returncode}")
@@ -68,14 +77,18 @@ def watch(env: str, steps: int, run: Path) -> list[tuple[float, float]]:
 def main(args: Args) -> None:
     with tempfile.TemporaryDirectory() as folder:
         points = watch(args.env, args.steps, Path(folder) / "run")
-    updates, megabytes = zip(*points, strict=True)
+    updates, megabytes, workers = zip(*points, strict=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"{args.name}.json").write_text(json.dumps({"updates": updates, "resident_mb": megabytes}) + "\n")
+    series = {"updates": updates, "resident_mb": megabytes, "workers_mb": workers}
+    (args.out / f"{args.name}.json").write_text(json.dumps(series) + "\n")
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-    axes.plot(updates, megabytes)
+    axes.plot(updates, megabytes, label="the run")
+    if max(workers):
+        axes.plot(updates, workers, label="its workers, together")
+        axes.legend(loc="lower right")
     axes.set(xlabel="updates", ylabel="resident memory, MB", ylim=(0, None))
     figure.savefig(args.out / f"{args.name}.png", dpi=120)
-    learning = [mb for n, mb in points if n]
+    learning = [mb for n, mb, _ in points if n]
     print(f"{updates[-1]:,} updates: {learning[0]:.0f} MB after the first, {max(learning):.0f} MB at most")
 
 
