@@ -28,8 +28,9 @@ HELP = """\
 World models in JAX: train agents, evaluate them, look at their dreams.
 
 wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N] [--devices N]
-                  [--parallel shard_map|pmap] [--image-size N] [--action-repeat N] [--workers N] [--memory-map]
-                  [--out DIR] [--resume] [--agent.FIELD VALUE ...]
+                  [--parallel shard_map|pmap] [--image-size N] [--action-repeat N] [--eval-every N]
+                  [--checkpoint-seconds S] [--max-skipped N] [--workers N] [--worker-timeout S] [--max-restarts N]
+                  [--memory-map] [--wandb PROJECT] [--out DIR] [--resume] [--agent.FIELD VALUE ...]
 wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--action sample|mode] [--json] [--video]
 wmjax dream RUN   [--context N] [--horizon N]
 wmjax plot  RUN...  [--out FILE.png]
@@ -264,8 +265,7 @@ def _load(path: Path) -> Any:
 
 def _eval(argv: Sequence[str]) -> None:
     from wmjax import figures
-    from wmjax.envs.atari_scores import human_normalized
-    from wmjax.run import EVAL, write_json
+    from wmjax.run import EVAL, with_human_normalized, write_json
 
     args = parse(EvalArgs, argv, "wmjax eval")
     run = _load(args.run)
@@ -273,8 +273,7 @@ def _eval(argv: Sequence[str]) -> None:
         figures.pictures(run.env.spec)
     scores = run.evaluate(args.episodes, args.seed, env=args.env, action=args.action)
     name = args.env or run.description["env"]
-    normalized = human_normalized(name, scores.mean)
-    found = scores.to_json() | ({"human_normalized": normalized} if normalized is not None else {})
+    found = with_human_normalized(scores, name)
     write_json(run.path / EVAL, found | {"seed": args.seed, "env": name, "action": args.action})
     if args.json:
         print(json.dumps(found))
@@ -283,8 +282,8 @@ def _eval(argv: Sequence[str]) -> None:
         for seed, own in (scores.seeds or {}).items():
             print(f"{what}, seed {seed}, {_score_line(own)}")
         print(f"{what}{', all seeds' if scores.seeds else ''}, {_score_line(scores)}")
-        if normalized is not None:
-            print(f"human-normalized mean {normalized:.3f} (0 random, 1 human)")
+        if "human_normalized" in found:
+            print(f"human-normalized mean {found['human_normalized']:.3f} (0 random, 1 human)")
     written = [run.path / EVAL, *(run.write_episode(args.seed, env=args.env, action=args.action) if args.video else [])]
     print(f"wrote {' and '.join(map(str, written))}", file=sys.stderr if args.json else sys.stdout)
 

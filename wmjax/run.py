@@ -28,6 +28,7 @@ import wmjax
 from wmjax import figures, presets
 from wmjax.agents import AGENTS
 from wmjax.envs import make_env
+from wmjax.envs.atari_scores import human_normalized
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import checkpoint, device, host, wandb_log
 from wmjax.loops.driver import (
@@ -154,10 +155,10 @@ def check_integer(field: str, value: Any, low: int) -> None:
         raise UsageError(f"{field}: {value!r} is not valid; an integer in [{low}, 2**31) is")
 
 
-def check_number(field: str, value: Any) -> None:
-    """Raises `UsageError` unless `value` is a number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise UsageError(f"{field}: {value!r} is not valid; a number of at least 0 is")
+def check_number(field: str, value: Any, *, positive: bool = False) -> None:
+    """Raises `UsageError` unless `value` is a number of at least 0, or with `positive` above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0 or (positive and value == 0):
+        raise UsageError(f"{field}: {value!r} is not valid; a number {'above' if positive else 'of at least'} 0 is")
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -468,7 +469,7 @@ def train(
     if workers is not None:
         check_integer("workers", workers, 1)
     check_integer("max_restarts", max_restarts, 0)
-    check_number("worker_timeout", worker_timeout)
+    check_number("worker_timeout", worker_timeout, positive=True)
     if wandb is not None:
         wandb_log.check()
     options = host.Options(workers, worker_timeout, max_restarts, memory_map)
@@ -624,13 +625,20 @@ def _check_resumable(made: Setup, path: Path, say: Callable[[str], None]) -> Non
         say(f"resume with changed settings: {listed}")
 
 
+def with_human_normalized(scores: Scores, env: str | None) -> dict[str, Any]:
+    """`Scores.to_json`, for Atari with the mean as a share of what a human earns beyond random play."""
+    normalized = human_normalized(env, scores.mean)
+    return scores.to_json() | ({"human_normalized": normalized} if normalized is not None else {})
+
+
 def _write_scores(made: Setup, path: Path, scores: Scores, say: Callable[[str], None]) -> None:
     """`eval.json` of the run and of its seeds; a full disk costs the files, not what is printed."""
     about = {"env": made.description["env"], "action": None}
     try:
-        write_json(path / EVAL, scores.to_json() | about | {"seed": made.seeds[0]})
+        write_json(path / EVAL, with_human_normalized(scores, about["env"]) | about | {"seed": made.seeds[0]})
         for seed, own in (scores.seeds or {}).items():
-            write_json(member_path(path, seed) / EVAL, own.to_json() | about | {"seed": seed})
+            found = with_human_normalized(own, about["env"])
+            write_json(member_path(path, seed) / EVAL, found | about | {"seed": seed})
     except OSError as error:
         say(f"warning: {EVAL} in {str(path)!r} cannot be written ({error.strerror})")
 

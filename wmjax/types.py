@@ -101,8 +101,11 @@ class HostEnvs(Protocol):
 
     restarts: int  # environments that were lost and begun again so far
 
-    def reset(self, seeds: list[list[int]]) -> TimeStep:
-        """First records `[num_envs, ...]` of new episodes; equal seeds begin equal episodes."""
+    def reset(self, seeds: list[list[int]]) -> TimeStep | None:
+        """First records `[num_envs, ...]` of new episodes; None where the caller's `stop` said so first.
+
+        Equal seeds begin equal episodes. Raises `RunError` where too many environments were lost.
+        """
 
     def send(self, action: Any) -> None:
         """Starts a step, by native actions `[num_envs, ...]`."""

@@ -93,6 +93,29 @@ class Served(Counter):
         open(os.path.join(folder, str(process.pid)), "w").close()
 
 
+class Forked(Counter):
+    """Has a child that is a copy of its process, and so has all that this has open."""
+
+    def __init__(self):
+        super().__init__()
+        if os.fork() == 0:
+            time.sleep(600)
+            os._exit(0)
+
+
+class Slow(Counter):
+    """Takes its time to begin an episode."""
+
+    def __init__(self, marker):
+        super().__init__()
+        self.marker = marker
+
+    def reset(self, *, seed=None, options=None):
+        if os.path.exists(self.marker):
+            time.sleep(600)
+        return super().reset(seed=seed)
+
+
 class Pictured(Counter):
     """Counts as above, and shows it as a picture only; an action of 1 pays 1."""
 
@@ -133,6 +156,8 @@ class Broken(Counter):
         obs, info = super().reset(seed=seed)
         if self.rule == "missing":
             del obs["inner"]["count"]
+        if self.rule == "overflow":
+            obs["inner"]["count"] = np.array([1e39])  # finite as float64 only
         if self.rule == "float image":
             obs["camera"] = obs["camera"] / 255
         return obs if self.rule == "old reset" else (obs, info)

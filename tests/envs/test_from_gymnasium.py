@@ -1,5 +1,6 @@
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -126,6 +127,35 @@ def _state(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def test_a_process_that_dies_is_missed_at_once_even_if_a_child_of_it_lives_on():
+    said = []
+    env = make_env(suite.register("WmjaxForked-v0", "Forked"))
+    envs = env.start(2, workers=2, timeout=60.0, say=said.append)
+    try:
+        envs.reset([[0, 0], [0, 1]])
+        os.kill(envs._processes[1].popen.pid, signal.SIGKILL)
+        begin = time.monotonic()
+        envs.send(np.zeros(2, np.int32))
+        assert envs.receive().is_first.tolist() == [False, True]
+        assert time.monotonic() - begin < 30 and "died (signal 9)" in said[0]
+    finally:
+        envs.close()
+
+
+def test_waiting_for_an_episode_to_begin_ends_when_told_to_stop(tmp_path):
+    stop, marker = [], tmp_path / "marker"
+    env = make_env(suite.register("WmjaxSlow-v0", "Slow", marker=str(marker)))
+    envs = env.start(1, stop=lambda: bool(stop))
+    envs.reset([[0]])
+    marker.write_text("")
+    timer = threading.Timer(1.0, lambda: stop.append(1))
+    timer.start()
+    begin = time.monotonic()
+    assert envs.reset([[1]]) is None
+    envs.close()
+    assert time.monotonic() - begin < 8
+
+
 def test_closing_in_the_middle_of_a_step_says_nothing(capfd):
     envs = make_env("gym:tests.envs.gymnasium_envs:WmjaxCounter-v0").start(4, workers=2)
     envs.reset([[0, i] for i in range(4)])
@@ -163,6 +193,7 @@ def test_waiting_ends_when_told_to_stop():
         ("old step", "step must return a tuple of 5, not a tuple of 4"),
         ("missing", "observation 'inner/count' is missing"),
         ("float image", "observation 'camera' is float64, not uint8"),
+        ("overflow", "observation 'inner/count' is not finite"),
         ("reward", "reward that its step returns must be a finite number, not None"),
         ("flag", "terminated, which its step returns, must be a bool, not 0"),
         ("space", "observation 'text' is a Text space"),

@@ -1,5 +1,9 @@
 """The suites, as workers make them; each is skipped where its extra is not installed."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -45,6 +49,54 @@ def test_a_lost_life_ends_an_episode_of_atari_in_training_only(atari):
         ends[training] = sum(row[1] for row in rows)
         assert not any(row[2] for row in rows)
     assert ends[True] > 3 * ends[False] > 0
+
+
+def test_the_larger_protocol_of_atari_repeats_actions_by_chance_and_plays_on_when_a_life_is_lost(atari):
+    chances = {name: atari(name, "Pong")._ale.getFloat("repeat_action_probability") for name in ("atari", "atari200m")}
+    assert chances == {"atari": 0.0, "atari200m": 0.25}
+    rng = np.random.default_rng(0)
+    env = atari("atari200m", "Breakout", True)
+    env.reset(seed=0)
+    lives, terminated = [env._ale.lives()], False
+    while not terminated:
+        terminated = env.step(int(rng.integers(env.action_space.n)))[2]
+        lives.append(env._ale.lives())
+    assert (lives[0], lives[-1], len(set(lives))) == (5, 0, 6)
+
+
+def test_a_game_of_atari_begins_after_up_to_thirty_frames_without_action_in_one_protocol_alone(atari):
+    frames = {}
+    for name in ("atari", "atari200m"):
+        env = atari(name, "Pong")
+        frames[name] = set()
+        for seed in range(80):
+            env.reset(seed=seed)
+            frames[name].add(env._ale.getEpisodeFrameNumber())
+    assert frames["atari200m"] == {0} and min(frames["atari"]) == 1 and 25 < max(frames["atari"]) <= 30
+
+
+def test_what_is_seen_of_atari_is_the_maximum_of_the_last_two_of_four_frames(atari):
+    env, seen = atari("atari", "Pong"), []
+    env.reset(seed=3)
+    act = env._ale.act
+
+    class Watched:
+        """The emulator, whose screens are kept."""
+
+        def __getattr__(self, name):
+            return getattr(ale, name)
+
+        def act(self, action):
+            reward = act(action)
+            seen.append(ale.getScreenRGB())
+            return reward
+
+    ale, env._ale = env._ale, Watched()
+    for _ in range(30):
+        obs = env.step(2)[0]
+    assert len(seen) == 120
+    np.testing.assert_array_equal(obs, np.maximum(seen[-1], seen[-2]))
+    assert any((np.maximum(seen[i], seen[i - 1]) != seen[i]).any() for i in range(3, 120, 4))
 
 
 def test_a_seed_says_how_an_atari_game_begins(atari):
@@ -93,6 +145,34 @@ def test_a_control_task_is_seen_or_felt(name):
         suite(name).make(("walker_wak", name), True)
 
 
+DRAWS = """
+from wmjax.suites import SuiteError, suite
+for name in ("dmc_proprio", "dmc"):
+    try:
+        suite(name).make(suite(name).find("cartpole_swingup", name), True)
+        print(name, "made")
+    except SuiteError as error:
+        print(name, error)
+"""
+
+
+@pytest.mark.parametrize("backend", ["egl", "osmesa"])
+def test_without_a_driver_a_control_task_is_felt_but_not_seen_and_packages_are_named(backend):
+    pytest.importorskip("dm_control", reason="needs the extra `dmc`")
+    for name, text in (
+        ("dmc_proprio", "dmc_proprio made"),
+        ("dmc", "dmc env: pictures cannot be drawn with MUJOCO_GL="),
+    ):
+        script = DRAWS.replace('("dmc_proprio", "dmc")', repr((name,)))
+        environment = os.environ | {"MUJOCO_GL": backend, "MUJOCO_EGL_DEVICE_ID": "99"}
+        environment |= {"PYTHONPATH": os.getcwd(), "LD_LIBRARY_PATH": "/nowhere"}
+        said = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        if name == "dmc" and backend == "osmesa" and "dmc made" in said.stdout:
+            pytest.skip("OSMesa is installed here")
+        assert said.stdout.startswith(text), said.stdout + said.stderr[-2000:]
+        assert name == "dmc_proprio" or ("libegl1" in said.stdout and "libosmesa6" in said.stdout)
+
+
 def test_crafter_ends_by_death_or_by_its_limit():
     pytest.importorskip("crafter", reason="needs the extra `crafter`")
     env = suite("crafter").make(suite("crafter").find("", "crafter"), True)
@@ -125,8 +205,6 @@ def test_doom_shows_its_screen_and_cuts_take_cover_after_a_minute(tmp_path, monk
 
 
 def test_a_suite_that_is_not_installed_names_its_extra(monkeypatch):
-    import sys
-
     for module in ("ale_py", "crafter", "vizdoom", "vizdoom.gymnasium_wrapper"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(suite("dmc"), "_installed", lambda: False)

@@ -9,7 +9,9 @@ from tests.loops.fakes import ACTIONS, counter_env, fake_agent, fake_recipe, lea
 from wmjax import evolution
 from wmjax.loops import checkpoint, device, host_evolution
 from wmjax.loops.host import HostLoop, programs
-from wmjax.loops.host_rollout import HostEvaluator, Options, play
+from wmjax.loops.host_rollout import HostEvaluator, Options, act_program, first_episodes, play
+from wmjax.ops import noise
+from wmjax.replay import chunks
 from wmjax.types import (
     AgentState,
     Evolve,
@@ -187,9 +189,76 @@ def test_an_iteration_that_is_stopped_does_not_count_and_nothing_before_is_lost(
     loop, state, _ = run_host(agent, host_env()[0], [3, 4], stop=lambda: bool(stop))
     stop.append(1)
     stopped, metrics = loop.compile_stage(agent.recipe.stages[1])(state, 5)
-    assert (int(stopped.iteration), int(stopped.steps)) == (4, 14)
-    assert np.isnan(metrics.get("episode/return", np.nan))
+    assert (int(stopped.iteration), int(stopped.steps)) == (4, 14) == (4, int(loop.replay.ring.added))
+    assert "episode/return" not in metrics and "model/seen" not in metrics
     jax.block_until_ready(stopped.agent)
+
+
+def test_an_iteration_whose_records_are_in_replay_counts_though_its_updates_were_interrupted():
+    agent, loops = with_recipe(repeats=50), []
+    stop = lambda: bool(loops) and int(loops[0].replay.ring.added) > 6  # from the first of the training stage on
+    loop, state, _ = run_host(agent, host_env()[0], [3, 0], stop=stop, overlap=False)
+    loops.append(loop)
+    state, _ = loop.compile_stage(agent.recipe.stages[1])(state, 5)
+    assert (int(state.iteration), int(state.steps)) == (1, 8) == (1, int(loop.replay.ring.added))
+
+
+def test_metrics_are_means_over_the_updates_that_were_made():
+    agent = with_recipe()
+    loop, state, _ = run_host(agent, host_env()[0], [3, 0], overlap=False)
+    ready, calls = loop._ready, []
+    loop._ready = lambda stage: calls.append(0) or (len(calls) > 2 and ready(stage))  # as if records were lost at first
+    state, metrics = loop.compile_stage(agent.recipe.stages[1])(state, 4)
+    assert int(state.agent.step) == 4 and float(metrics["model/step"]) == 1.5
+
+
+def test_a_stage_without_records_to_learn_from_ends_the_run_instead_of_learning_nothing(tmp_path):
+    update = Update("encode", lambda s, k, b: (*learn(s, k, b)[:2], None), 3, 2, Sampling(2))
+    recipe = Recipe(2, 20, (Stage("collect", 4, 1, None), Stage("learn", 2, 0, None, (update,))))
+    loop, state, _ = run_host(fake_agent(recipe), host_env()[0], [0, 2], path=tmp_path)
+    assert (int(state.iteration), int(state.agent.step)) == (0, 0)
+    assert "too few records for the stage 'learn'" in str(loop.failure) and str(tmp_path) in str(loop.failure)
+
+
+def test_after_a_torn_file_those_of_the_checkpoint_are_kept_until_there_is_another(tmp_path, monkeypatch):
+    monkeypatch.setattr("wmjax.replay.host.CHUNK_BYTES", 150)
+    agent = with_recipe(capacity=32)
+    loop, state, _ = run_host(agent, host_env()[0], [3, 9], path=tmp_path)  # rows were overwritten
+    checkpoint.save(tmp_path / "checkpoints", 1, loop.gather(state))
+    loop.close()
+    torn = next((tmp_path / "replay").iterdir())
+    torn.write_bytes(torn.read_bytes()[:-3])
+    left = []
+    for _ in range(2):  # the first is killed before it has a checkpoint of its own
+        said = []
+        again = HostLoop(agent, host_env()[0], tmp_path, tmp_path / "checkpoints", say=said.append)
+        restored = again.place(checkpoint.restore(tmp_path / "checkpoints", again.template, exact=True))
+        left.append((int(again.replay.ring.added), [text for text in said if "torn" in text]))
+        restored, _ = again.compile_stage(agent.recipe.stages[1])(restored, 3)
+        again.gather(restored)
+        again.close()
+    assert left[0] == left[1] and "1 of" in left[0][1][0]
+
+
+def test_a_disk_that_old_records_have_filled_is_cleared_and_used_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("wmjax.replay.host.CHUNK_BYTES", 150)
+    write, folder = chunks.write, tmp_path / "replay"
+
+    def small_disk(*args):
+        if folder.exists() and len(list(folder.iterdir())) >= 8:
+            raise OSError(28, "No space left on device")
+        return write(*args)
+
+    monkeypatch.setattr(chunks, "write", small_disk)
+    agent = with_recipe(capacity=16)  # two files, or three
+    loop, state, _ = run_host(agent, host_env()[0], [3, 40], path=tmp_path)
+    assert len(list(folder.iterdir())) == 8
+    saved = loop.gather(state)
+    assert len(list(folder.iterdir())) <= 3
+    checkpoint.save(tmp_path / "checkpoints", 1, saved)
+    again = HostLoop(agent, host_env()[0], tmp_path, tmp_path / "checkpoints")
+    again.place(checkpoint.restore(tmp_path / "checkpoints", again.template, exact=True))
+    jax.tree.map(np.testing.assert_array_equal, stored(again), stored(loop))
 
 
 def test_lost_environments_end_the_stage_with_its_state():
@@ -220,6 +289,25 @@ def test_an_evaluation_whose_environments_are_lost_is_told_or_an_error():
         HostEvaluator(fake_agent(), broken, 2)({}, jax.random.key(0), 2)
 
 
+def test_an_evaluation_episode_that_is_begun_again_is_played_to_its_end():
+    env, agent = host_env(length=10)[0], fake_agent()
+
+    class Lost(CounterEnvs):
+        """Loses its second environment in the sixth step."""
+
+        def receive(self):
+            if self.steps == 6:
+                self.count[1] = 10  # the next record begins an episode
+            return super().receive()
+
+    envs = Lost(2, 10, None, lambda: False)
+    act = act_program(agent.act, env, explore=False)
+    carry = agent.act_carry({}, 2)
+    keys = noise.row_keys(jax.random.key(0), 2)
+    returns, lengths = first_episodes(envs, act, {}, keys, carry, [[0], [1]], 8)
+    assert returns.tolist() == [16, 16] and lengths.tolist() == [8, 8] and envs.steps == 6 + 8
+
+
 def test_played_records_follow_each_other():
     records = play(fake_agent(), host_env()[0], {}, jax.random.key(0), 2, 6)
     assert records.step.obs["vector"][:, 1, 0].tolist() == [0, 1, 2, 3, 4, 0]
@@ -234,6 +322,10 @@ def test_a_replay_larger_than_memory_or_disk_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("wmjax.loops.host.available_bytes", lambda: 100)
     with pytest.raises(UsageError, match=r"replay_capacity: 64 needs .* GB of memory"):
         loop.check_room(1000, False)
+    with monkeypatch.context() as patch:
+        patch.setattr("wmjax.loops.host.HostReplay", lambda *args, **kwargs: np.empty(2**50))
+        with pytest.raises(UsageError, match=r"replay_capacity: 64 needs .* GB of memory, .* or memory_map"):
+            HostLoop(with_recipe(), host_env()[0], tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
     with pytest.raises(UsageError, match=r"replay_capacity: 64 needs .* GB of disk"):
@@ -280,6 +372,21 @@ def test_a_search_tries_every_candidate_as_in_the_device_loop(slots):
     assert metrics[1]["search/kept_return"] > 4  # of 8; actions of random parameters earn 4
     records, _, _ = stored(loop)
     assert records.is_first[2].all()  # acting goes on in new episodes
+
+
+@pytest.mark.parametrize("fate", ["lost", "stopped"])
+def test_what_happens_while_episodes_begin_after_a_search_ends_the_stage_with_its_state(fate):
+    agent, (env, begun) = searching_agent(4), host_env()
+    loop, state, _ = run_host(agent, env, [1, 4, 0])
+
+    def reset(seeds):
+        if fate == "lost":
+            raise RunError("the environments are gone")
+
+    begun[0].reset = reset
+    again, _ = loop.compile_stage(agent.recipe.stages[2])(state, 3)
+    assert int(again.iteration) == 0 and int(again.steps) == int(state.steps)
+    assert str(loop.failure) == {"lost": "the environments are gone", "stopped": "None"}[fate]
 
 
 def test_candidates_play_the_same_episodes_or_each_its_own():

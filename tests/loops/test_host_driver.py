@@ -22,14 +22,14 @@ from wmjax.types import RunError
 
 def drive(path, env, steps, *, resume=False, caught=(), actions=3, said=None, **kwargs):
     """Trains the fake agent as `wmjax.train` does; its state, and what was said."""
-    said = [] if said is None else said
+    said, seconds = [] if said is None else said, kwargs.get("checkpoint_seconds", 0.0)
     agent = fake_agent(fake_recipe(fake_agent(actions=actions).act, capacity=32), actions=actions)
     options, stream = Options(workers=1), io.StringIO()
     loop = HostLoop(
         agent, env, path, path / CHECKPOINTS, options, said.append, kwargs.pop("stop", lambda: bool(caught))
     )
     with contextlib.closing(loop):
-        plan = Plan(agent, env, path, (0,), steps, kwargs.get("eval_every", 10**6), 0.0, 100, stream, options)
+        plan = Plan(agent, env, path, (0,), steps, kwargs.get("eval_every", 10**6), seconds, 100, stream, options)
         driver = Driver(plan, programs(loop), caught)
         state = driver.start(resume, said.append)
         try:
@@ -57,6 +57,15 @@ def test_a_run_saves_itself_evaluates_and_goes_on(tmp_path, small_chunks):
     assert (int(again.steps), int(again.replay.ring.added)) == (36, 36)  # two environments, two frames for each action
     assert int(again.agent.step) > int(state.agent.step)
     assert all(envs.log[-1] == "closed" for envs in begun)
+
+
+def test_a_stage_that_took_long_is_saved_before_the_next_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr("wmjax.loops.driver.STAGE_SECONDS", 0.0)
+    caught, places = [], tmp_path / CHECKPOINTS
+    env, begun = host_env()
+    stop = lambda: bool(caught) or (bool(checkpoint.steps(places)) and not caught.append(15))
+    drive(tmp_path, env, 10**6, caught=caught, stop=stop, checkpoint_seconds=1e6)
+    assert min(checkpoint.steps(places)) == 6 * 4 and begun[0].steps <= 8  # prefill
 
 
 def test_told_to_stop_it_ends_at_once_and_saves(tmp_path):

@@ -111,10 +111,13 @@ class FakeWandb:
         self.begun.append(options)
         return self
 
-    def log(self, numbers, step):
+    def define_metric(self, name, step_metric):
+        self.drawn_over = name, step_metric
+
+    def log(self, numbers):
         if self.fails:
             raise RuntimeError("no network\nat all")
-        self.logged.append((step, numbers))
+        self.logged.append(numbers)
 
     def finish(self):
         self.finished += 1
@@ -125,9 +128,12 @@ def test_metrics_go_to_wandb_where_a_project_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     with quick(tmp_path, wandb="dreams") as report:
         report.log("train", 5, 2, {"loss": 1.5, "missing": float("nan")})
+        report.log("train", 5, 4, {"loss": 1.0})  # in stages that take no env steps every line counts too
+    assert fake.drawn_over == ("*", "step")
     assert (fake.begun[0]["project"], fake.begun[0]["resume"], fake.finished) == ("dreams", "allow", 1)
-    ((step, numbers),) = fake.logged
-    assert step == 5 and numbers["loss"] == 1.5 and numbers["updates"] == 2 and "missing" not in numbers
+    numbers, more = fake.logged
+    assert numbers["step"] == 5 and numbers["loss"] == 1.5 and numbers["updates"] == 2 and "missing" not in numbers
+    assert more["step"] == 5 and more["updates"] == 4 and more["updates_per_second"] > 0
 
 
 def test_a_run_goes_on_without_wandb_when_that_fails(tmp_path, monkeypatch):

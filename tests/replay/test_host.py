@@ -1,5 +1,7 @@
 """Replay on the host and on the device give the same batches; what the host writes survives, or is left out."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from wmjax.replay import chunks
 from wmjax.replay import device as replays
 from wmjax.replay.device import Record
 from wmjax.replay.host import HostReplay
-from wmjax.types import Sampling, TimeStep, UsageError
+from wmjax.types import RunError, Sampling, TimeStep, UsageError
 
 ENVS, CAPACITY = 3, 33  # 11 rows
 add, write, sample = jax.jit(replays.add), jax.jit(replays.write), jax.jit(replays.sample, static_argnums=(2, 3))
@@ -174,14 +176,52 @@ def test_only_files_that_are_named_are_kept(tmp_path):
     assert list(tmp_path.iterdir()) == [chunks.path_of(tmp_path, keep)]
 
 
-def test_memory_is_what_is_stated(tmp_path):
-    mine = host(tmp_path)
-    for row in range(40):
+@pytest.mark.parametrize("memory_map", [False, True])
+def test_memory_never_exceeds_what_is_stated_and_is_less_with_files(memory_map, tmp_path):
+    rows, stated = 400, {}
+    for option in (False, True):
+        mine = HostReplay(example(), ENVS, ENVS * rows, folder=tmp_path, memory_map=option, chunk_bytes=4 * 3 * 35)
+        stated[option] = mine.memory_bytes
+    assert stated[True] < 0.5 * stated[False]
+    mine = HostReplay(example(), ENVS, ENVS * rows, folder=tmp_path, memory_map=memory_map, chunk_bytes=4 * 3 * 35)
+    most = 0
+    for row in range(2 * rows + 3):
         mine.add(records(row, 1))
-    held = sum(value.nbytes for block in mine._blocks for value in block.values())
-    held += sum(x.nbytes for x in jax.tree.leaves((mine.latent, mine.ring.data)))
-    assert mine.memory_bytes <= held <= mine.memory_bytes * 12 / 11  # the last block has a row to spare
-    assert host(tmp_path, memory_map=True).memory_bytes < mine.memory_bytes
+        held = sum(value.nbytes for block in mine._blocks if block is not None for value in block.values())
+        saved = mine.latent, {name: value[:4] for name, value in mine._open(0).items()} if not memory_map else ()
+        most = max(most, held + sum(x.nbytes for x in jax.tree.leaves((mine.latent, mine.ring.data, saved))))
+    assert 0.5 * stated[memory_map] < most <= stated[memory_map]
+    mine.close()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors are counted as Linux shows them")
+def test_however_many_files_there_are_few_are_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("wmjax.replay.host.MAPPED", 3)
+    mine = HostReplay(example(), ENVS, ENVS * 80, folder=tmp_path, memory_map=True, chunk_bytes=1)
+    before = len(os.listdir("/proc/self/fd"))
+    mine.add(records(0, 80))
+    mine.saved()
+    assert len(list(tmp_path.iterdir())) == 80
+    batch, index = mine.sample(jax.random.key(0), Sampling(60), 8)
+    np.testing.assert_array_equal(batch.step.obs["vector"][..., 0], index[0])
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
+    mine.close()
+
+
+def test_what_cannot_be_written_stops_a_replay_that_is_read_from_files_before_memory_is_full(tmp_path, monkeypatch):
+    said = []
+    mine = HostReplay(
+        example(), ENVS, ENVS * 80, folder=tmp_path, memory_map=True, chunk_bytes=4 * 3 * 35, warn=said.append
+    )
+
+    def full(folder, arrays):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(chunks, "write", full)
+    with pytest.raises(RunError, match="chunks could not be written, and with memory_map there is no more memory"):
+        for row in range(80):
+            mine.add(records(row, 1))
+    assert sum(block is not None for block in mine._blocks) <= 9 and said
 
 
 def test_reading_from_files_needs_a_folder():

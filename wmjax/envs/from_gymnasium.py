@@ -189,7 +189,10 @@ class Workers:
         self.restarts = 0
 
     def _begin(self, setup: Setup) -> _Process:
-        process = _launch(setup)
+        try:
+            process = _launch(setup)
+        except OSError as error:
+            raise EnvironmentsLostError(f"no process could be started for environments ({error.strerror})") from None
         self._tell(process, json.dumps(self._about).encode())
         return process
 
@@ -200,13 +203,12 @@ class Workers:
         except OSError:  # it is dead, as whoever waits for its answer will see
             pass
 
-    def reset(self, seeds: list[list[int]]) -> TimeStep:
-        """As `HostEnvs.reset`. A reset is waited for to its end."""
+    def reset(self, seeds: list[list[int]]) -> TimeStep | None:
+        """As `HostEnvs.reset`."""
         self._seeds = [list(seed) for seed in seeds]
         for setup, process in zip(self._setups, self._processes, strict=True):
             self._tell(process, self._seeds_of(setup))
-        self._wait(START_SECONDS, lambda: False)
-        return self._read()
+        return self._read() if self._wait(START_SECONDS) else None
 
     def _seeds_of(self, setup: Setup, *more: int) -> bytes:
         return json.dumps([[*seed, *more] for seed in self._seeds[setup.first : setup.first + setup.count]]).encode()
@@ -219,18 +221,18 @@ class Workers:
 
     def receive(self) -> TimeStep | None:
         """As `HostEnvs.receive`."""
-        return self._read() if self._wait(self._timeout, self._stop) else None
+        return self._read() if self._wait(self._timeout) else None
 
     def _read(self) -> TimeStep:
         views = {name: view.copy() for name, view in self._views.items() if name != "action"}
         obs = {name.removeprefix("obs/"): view for name, view in views.items() if name.startswith("obs/")}
         return TimeStep(obs, *(views[name] for name in ("reward", "is_first", "is_last", "is_terminal")))
 
-    def _wait(self, seconds: float, stop: Callable[[], bool]) -> bool:
+    def _wait(self, seconds: float) -> bool:
         """Waits for every process and replaces those that do not answer; False if told to stop."""
         waiting, left = set(range(len(self._processes))), seconds
         while waiting:
-            if stop():
+            if self._stop():
                 return False
             by_connection, begin = {self._processes[i].connection: i for i in waiting}, time.monotonic()
             ready = wait(list(by_connection), max(0.0, min(POLL_SECONDS, left)))
@@ -243,7 +245,12 @@ class Workers:
                 else:
                     self._replace(index, reason)
                     left = max(left, START_SECONDS)
-            if not ready and left <= 0:
+            # What an environment has started may hold the pipe of a process that is dead, so its end is looked for too.
+            dead = [index for index in waiting if not ready and self._processes[index].popen.poll() is not None]
+            for index in dead:
+                self._replace(index, f"died ({_ending(self._processes[index].popen.returncode)})")
+                left = max(left, START_SECONDS)
+            if not ready and not dead and left <= 0:
                 for index in waiting:
                     self._replace(index, f"gave no answer for {seconds:g} s")
                 left = START_SECONDS
@@ -254,7 +261,9 @@ class Workers:
         try:
             message = self._processes[index].connection.recv_bytes()
         except (EOFError, OSError):
-            return f"died ({_ending(self._processes[index].popen.wait())})"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return f"died ({_ending(self._processes[index].popen.wait(CLOSE_SECONDS))})"
+            return "closed its pipe"
         answer = json.loads(message) if message else []
         if isinstance(answer, dict):
             return f"failed ({answer.get('usage') or answer.get('failed')})"

@@ -45,8 +45,15 @@ def _paths(tree: PyTree) -> dict[str, Any]:
 
 def _host(leaf: Any) -> np.ndarray:
     """The leaf in host memory; a key as its data, numpy and Python scalars as arrays without axes."""
-    leaf = jnp.asarray(leaf)
+    leaf = _array(leaf)
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
+
+
+def _array(leaf: Any) -> Any:
+    """The leaf as an array of a dtype that JAX has. What lies in host memory stays there: it may be large."""
+    if isinstance(leaf, jax.Array):
+        return leaf
+    return np.asarray(leaf, jax.dtypes.canonicalize_dtype(np.result_type(leaf)))
 
 
 def _data_shape(leaf: Any) -> tuple[int, ...]:
@@ -59,7 +66,7 @@ def _hash(array: np.ndarray) -> str:
 
 
 def _describe(leaf: Any) -> dict[str, Any]:
-    leaf = jnp.asarray(leaf)
+    leaf = _array(leaf)
     entry = {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
     return entry | {"impl": str(jax.random.key_impl(leaf))} if _is_key(leaf) else entry
 
@@ -311,7 +318,8 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None, *, ex
 
     Args:
       folder: as given to `save`.
-      template: arrays or `jax.ShapeDtypeStruct`s, for instance from `jax.eval_shape`.
+      template: arrays or `jax.ShapeDtypeStruct`s, for instance from `jax.eval_shape`. A leaf with a `sharding` is put
+        on the first device of that, others on the default device.
       step: the newest by default.
       exact: refuse what holds more than the template.
 
@@ -325,12 +333,15 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None, *, ex
     wanted = _paths(shapes)
     _check_template(place, wanted, entries, exact)
     arrays = _read_arrays(place, wanted)
+    given = {path: getattr(leaf, "sharding", None) for path, leaf in _paths(template).items()}
+    places = {path: min(x.device_set, key=lambda d: d.id) for path, x in given.items() if x is not None}
     leaves = []
     for path, leaf in wanted.items():
         array, entry = np.asarray(arrays[path], order="C"), entries[path]
         if array.shape != _data_shape(leaf) or _hash(array) != entry["sha256"]:
             raise CheckpointCorruptError(f"{place / 'arrays'}: {path!r} does not match its SHA-256")
-        leaves.append(jax.random.wrap_key_data(array, impl=entry["impl"]) if _is_key(leaf) else jnp.array(array))
+        with jax.default_device(places.get(path)):
+            leaves.append(jax.random.wrap_key_data(array, impl=entry["impl"]) if _is_key(leaf) else jnp.array(array))
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 

@@ -287,12 +287,12 @@ def _iterate(
 
 
 def means(stage: Stage, episodes: Metrics, learned: dict[str, Metrics], iterations: Array) -> Metrics:
-    """Metrics of a chunk from its sums."""
+    """Metrics of a chunk from its sums, in which "made" counts updates where an iteration may make fewer than all."""
     metrics: Metrics = {}
     for update in stage.updates:
         sums = dict(learned[update.name])
         skipped = sums.pop("skipped")
-        applied = iterations * update.repeats - skipped
+        applied = sums.pop("made", iterations * update.repeats) - skipped
         metrics |= {f"{update.name}/{name}": value / applied for name, value in sums.items()}
         metrics[f"{update.name}/skipped"] = skipped
     if stage.evolve:

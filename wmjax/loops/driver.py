@@ -34,6 +34,7 @@ PERIODIC_EPISODES = 16  # also how many play at once, so that one compiled progr
 SEARCH_EVALUATIONS = 10  # over a search for parameters
 LOG_SECONDS = 10.0  # aimed at between two lines of progress
 CHECKPOINT_SHARE = 0.05  # of the run's time at most; large replays are saved less often
+STAGE_SECONDS = 20.0  # a stage that took longer is saved when it ends: to compile the next one may take a minute
 EVAL_KEY = 0x45564131  # folded into the seed, so that no draw of training is met again
 
 
@@ -212,6 +213,8 @@ class Driver:
                 if self._caught or cut or self._programs.failure() or index + 1 == len(stages):
                     break
                 state = device.next_stage(state)
+                if self._due(state, STAGE_SECONDS):
+                    self._save(state)
             self._programs.check_replicas(state)
             self._save(state)
             self._saver.close()
@@ -289,7 +292,7 @@ class Driver:
             self._stop_if_not_finite(state)
             # The first chunk's time is mostly the compiler's: then grow by at most eight times.
             chunk = max(1, min(8 * size, round(size * LOG_SECONDS / max(seconds, 1e-3)))) if done > size else 8
-            if done < total and self._due(state):
+            if done < total and self._due(state, self._plan.checkpoint_seconds):
                 self._save(state)
         return state
 
@@ -331,9 +334,9 @@ class Driver:
                 self._saver.save(folder / BEST, step, {"agent": best}, keep=1, info={"mean": float(mean)})
         return means
 
-    def _due(self, state: RunState) -> bool:
-        """Whether to save now: seldom enough, and not while updates are being skipped."""
-        wait = max(self._plan.checkpoint_seconds, self._save_seconds / CHECKPOINT_SHARE)
+    def _due(self, state: RunState, seconds: float) -> bool:
+        """Whether to save so long after the last time: seldom enough, and not while updates are being skipped."""
+        wait = max(seconds, self._save_seconds / CHECKPOINT_SHARE)
         return time.monotonic() - self._saved > wait and not np.any(self._programs.replica(state.skips.in_a_row))
 
     def _save(self, state: RunState) -> None:

@@ -28,7 +28,7 @@ from wmjax.loops.rollout import random_act
 from wmjax.ops import noise
 from wmjax.replay import chunks
 from wmjax.replay.device import Record
-from wmjax.replay.host import HostReplay, cpu
+from wmjax.replay.host import HostReplay, cpu, sizes
 from wmjax.types import Agent, Array, HostEnv, HostEnvs, Metrics, PyTree, RunError, Stage, TimeStep, UsageError
 
 REPLAY = "replay"  # its folder, in that of the run
@@ -88,12 +88,9 @@ class HostLoop:
         self._folder = path / REPLAY if path is not None else None
         timestep = timestep_shapes(env.spec, self._num_envs)
         state, carry, action, latent = jax.eval_shape(self._shapes, jax.random.key(0), timestep)
-        example, capacity = Record(timestep, action, latent), agent.recipe.replay_capacity
-        self.replay = HostReplay(
-            example, self._num_envs, capacity, folder=self._folder, memory_map=options.memory_map, warn=say
-        )
+        self.replay = self._make_replay(Record(timestep, action, latent))
         run = self._begin(state, carry, jax.eval_shape(lambda: jax.random.key(0)))
-        self.template = jax.eval_shape(lambda tree: tree, run._replace(replay=self.replay.template()))
+        self.template = jax.eval_shape(lambda tree: tree, run)._replace(replay=self.replay.template())
         self.failure: RunError | None = None  # why a stage ended early
         self._envs: HostEnvs | None = None
         self._timestep: TimeStep | None = None  # not acted on yet
@@ -103,6 +100,25 @@ class HostLoop:
         self._count = jax.jit(device.count_episodes)
         self._keys = jax.jit(self._iteration_keys, static_argnums=3)
         self._search_keys = jax.jit(self._iteration_keys_of_search)
+
+    def _make_replay(self, example: Record) -> HostReplay:
+        capacity, memory_map = self._agent.recipe.replay_capacity, self._options.memory_map
+        try:
+            return HostReplay(
+                example, self._num_envs, capacity, folder=self._folder, memory_map=memory_map, warn=self._say
+            )
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            needed = sizes(example, self._num_envs, capacity, memory_map=memory_map).memory_bytes
+            raise self._too_large(needed) from None
+
+    def _too_large(self, needed: float) -> UsageError:
+        """The error where replay needs more memory than there is."""
+        free = available_bytes()
+        free = "" if free is None else f", {free / 1e9:.3g} GB are free"
+        return UsageError(
+            f"replay_capacity: {self._agent.recipe.replay_capacity} needs {needed / 1e9:.3g} GB of memory{free}; a "
+            "smaller one is valid, or memory_map (--memory-map) to keep on disk what is not a latent"
+        )
 
     def _shapes(self, key: Array, timestep: TimeStep) -> tuple[PyTree, ...]:
         state = self._agent.init(key)
@@ -131,10 +147,7 @@ class HostLoop:
         )
         free = available_bytes()
         if free is not None and memory * share > SPARE * free:
-            raise UsageError(
-                f"replay_capacity: {self._agent.recipe.replay_capacity} needs {memory * share / 1e9:.3g} GB of memory, "
-                f"{free / 1e9:.3g} GB are free; a smaller one is valid, or memory_map (--memory-map) to keep it on disk"
-            )
+            raise self._too_large(memory * share)
         if self._folder is not None and not resume:
             free = shutil.disk_usage(self._folder.parent).free
             if disk * share > SPARE * free:
@@ -154,8 +167,9 @@ class HostLoop:
 
     def place(self, run: RunState) -> RunState:
         """The state that goes on from what `gather` gave; environments begin new episodes."""
+        saved = {digest.tobytes() for digest in np.asarray(run.replay.digests) if digest.any()}
+        self._named[device.env_steps(self._agent, self._env, run)] = saved  # also what is torn now: others may hold it
         self.replay.load(run.replay)
-        self._named[device.env_steps(self._agent, self._env, run)] = self.replay.digests()
         counters = {name: np.asarray(getattr(run, name)) for name in ("stage", "iteration", "steps")}
         run = run._replace(replay=(), **counters)
         self._start_envs(run)
@@ -173,19 +187,23 @@ class HostLoop:
     def gather(self, run: RunState) -> RunState:
         """The state as it is saved, its replay files written. Raises `OSError` if they cannot be."""
         self._latents.flush()
-        saved = self.replay.saved()
+        try:
+            saved = self.replay.saved()
+        except OSError:  # perhaps the disk is full of what was in replay since the last save, and is not any more
+            self._remove_unused_files()
+            saved = self.replay.saved()
         if self._checkpoints is not None:
-            self._remove_unused_files(device.env_steps(self._agent, self._env, run))
+            newest = max(self._named, default=0)  # may still be on its way to the disk
+            there = {*checkpoint.steps(self._checkpoints), newest}
+            self._named = {step: names for step, names in self._named.items() if step in there}
+            self._named[device.env_steps(self._agent, self._env, run)] = self.replay.digests()
+            self._remove_unused_files()
         return run._replace(replay=saved)
 
-    def _remove_unused_files(self, step: int) -> None:
+    def _remove_unused_files(self) -> None:
         """Keeps the files of replay now, and of the checkpoints there are; none goes while one of them is unknown."""
-        there = set(checkpoint.steps(self._checkpoints))
-        newest = max(self._named, default=step)  # may still be on its way to the disk
-        self._named = {s: names for s, names in self._named.items() if s in there or s == newest}
-        self._named[step] = self.replay.digests()
-        if there <= self._named.keys():
-            chunks.keep(self._folder, set().union(*self._named.values()))
+        if self._checkpoints is not None and set(checkpoint.steps(self._checkpoints)) <= self._named.keys():
+            chunks.keep(self._folder, self.replay.digests().union(*self._named.values()))
 
     def close(self) -> None:
         """Ends environments and threads."""
@@ -200,8 +218,9 @@ class HostLoop:
     def compile_stage(self, stage: Stage) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
         """A stage as `(state, iterations) -> (state, metrics)`, as `device.compile_stage`, that may end early.
 
-        It does where it is told to stop, or where too many environments were lost (`failure`). The iteration that it is
-        in then counts as not done; updates that it made are kept. The agent state that it is given is donated.
+        It does where it is told to stop, or where it cannot go on (`failure`). The iteration that it is in then counts
+        as done if what it collects is in replay, and as not done otherwise; updates that it made are kept, others are
+        not made up for. The agent state that it is given is donated.
         """
         rows = lambda key, t: noise.row_keys(jax.random.fold_in(key, t), self._num_envs)
         act = act_program(stage.act or random_act(self._agent, self._env.spec), self._env, rows, explore=True)
@@ -211,6 +230,8 @@ class HostLoop:
         def run_stage(run: RunState, iterations: int) -> tuple[RunState, Metrics]:
             clock, sums, done = Clock(), {}, 0
             for _ in range(iterations):
+                if self.failure or self._stop():
+                    break
                 if stage.evolve:
                     run, more = self._search(stage, search, run)
                 else:
@@ -257,11 +278,14 @@ class HostLoop:
         self, stage: Stage, act: Callable, learn: list[Callable], clock: Clock, run: RunState
     ) -> tuple[RunState, dict[str, Metrics] | None]:
         """One iteration: collect and learn. Sums by the name of an update, of episodes by ""; None if it stopped."""
+        if not stage.collect and not self._ready(stage):
+            self.failure = self._nothing_to_sample(stage)
+            return run, None
         key = jax.device_put(run.key, cpu())
         key_act, keys = self._keys(key, run.stage, run.iteration, tuple(update.repeats for update in stage.updates))
         learner = Learner(stage, learn, keys, run.agent, run.skips, self._latents, clock, self._stop)
-        if stage.collect and self._timestep is None:
-            self._begin_episodes(run)
+        if stage.collect and self._timestep is None and not self._begin_again(run):
+            return run, None
         early = self._options.overlap and first(run.iteration) > 0 and self._ready(stage)
         if early:
             learner.start(self._pool, self.replay)
@@ -272,14 +296,17 @@ class HostLoop:
             carry, records = collected
             episode, sums[""] = self._count(run.episode, records.step._replace(obs={}))
             self._latents.make_way(stage.collect)
-            self.replay.add(records)
+            try:
+                self.replay.add(records)
+            except RunError as error:
+                self.failure = error
             run = run._replace(carry=carry, episode=episode, steps=run.steps + np.int32(stage.collect))
         if collected is not None and not early and self._ready(stage):
             learner.start(self._pool, self.replay)
             learner.until(learner.total)
             learner.close()
         run = run._replace(agent=learner.agent, skips=learner.skips)
-        if collected is None or learner.interrupted:
+        if collected is None or (learner.interrupted and not stage.collect):
             return run, None
         return run._replace(iteration=run.iteration + np.int32(1)), sums | learner.sums
 
@@ -288,6 +315,9 @@ class HostLoop:
         evolve, batch = stage.evolve, None
         key_sample, key_search = self._search_keys(run.key, run.stage, run.iteration)
         if evolve.where == "dream":
+            if not self.replay.can_sample(evolve.sampling):
+                self.failure = self._nothing_to_sample(stage)
+                return run, None
             self._latents.flush()
             batch = self.replay.sample(key_sample, evolve.sampling, evolve.batch_size)[0]
         try:
@@ -299,6 +329,20 @@ class HostLoop:
             return run, None
         agent, metrics = found
         return run._replace(agent=agent, iteration=run.iteration + np.int32(1)), {evolve.name: metrics}
+
+    def _nothing_to_sample(self, stage: Stage) -> RunError:
+        return RunError(
+            f"replay holds too few records for the stage {stage.name!r}, which collects none: its files in "
+            f"{self._folder} are lost; train into another folder"
+        )
+
+    def _begin_again(self, run: RunState) -> bool:
+        """Begins new episodes; False where it was told to stop, or too many environments were lost."""
+        try:
+            self._begin_episodes(run)
+        except RunError as error:
+            self.failure = error
+        return self._timestep is not None
 
     def _collect(
         self, steps: int, act: Callable, key: Array, carry: PyTree, learner: Learner, clock: Clock

@@ -18,6 +18,7 @@ from wmjax.replay.host import HostReplay
 from wmjax.types import AgentState, Array, Metrics, PyTree, Stage, Trajectory, Update
 
 AHEAD = 2  # batches that are made before they are needed, and updates that are given to the device before they are due
+SLOW_SECONDS = 1.0  # of an update; slower ones are done one at a time, for a run that is told to stop waits for them
 
 
 class Clock:
@@ -26,6 +27,7 @@ class Clock:
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.waited = dict.fromkeys(("envs", "device", "replay"), 0.0)
+        self.ahead = AHEAD  # updates that the device may be given before they are due
 
     def wait(self, what: str, call: Callable[[], Any]) -> Any:
         """Calls, and counts the time it takes."""
@@ -161,10 +163,14 @@ class Learner:
             if latent is not None:
                 self._latents.write(index, latent)
             name = self._stage.updates[job.number].name
+            metrics = metrics | {"made": np.float32(1)}
             self.sums[name] = add(self.sums[name], metrics) if name in self.sums else metrics
             self._unready.append(metrics)
-            if len(self._unready) > AHEAD:
+            while len(self._unready) > self._clock.ahead:
+                begin = time.perf_counter()
                 self._clock.wait("device", lambda: jax.block_until_ready(self._unready.popleft()))
+                if time.perf_counter() - begin > SLOW_SECONDS:
+                    self._clock.ahead = 0
             self._done += 1
 
     def close(self) -> None:

@@ -125,27 +125,25 @@ def first_episodes(
       act: `act_program`.
       params, key, carry: of `act`.
       seeds: of the episodes, one for each environment.
-      max_steps: steps after which all end.
+      max_steps: steps after which an episode ends.
 
     Returns:
       Undiscounted returns, float32, and lengths in steps, int32; None where the environments were told to stop.
     """
     width = len(seeds)
     returns, lengths, ended = np.zeros(width, np.float32), np.zeros(width, np.int32), np.zeros(width, bool)
-    timestep = envs.reset(seeds)
-    for t in range(max_steps):
-        carry, _, native, _ = act(params, key, t, carry, timestep)
-        envs.send(np.asarray(native))
-        timestep = envs.receive()
-        if timestep is None:
-            return None
-        again = timestep.is_first & ~ended  # lost with its environment
+    timestep, t = envs.reset(seeds), 0
+    while timestep is not None:
+        again = timestep.is_first & ~ended  # at the start, or lost with its environment
         returns = np.where(again, 0, returns) + np.where(ended, 0, timestep.reward)
         lengths = np.where(again, 0, lengths + ~ended)
-        ended |= timestep.is_last
+        ended |= timestep.is_last | (lengths >= max_steps)
         if ended.all():
-            break
-    return returns.astype(np.float32), lengths
+            return returns.astype(np.float32), lengths
+        carry, _, native, _ = act(params, key, t, carry, timestep)
+        envs.send(np.asarray(native))
+        timestep, t = envs.receive(), t + 1
+    return None
 
 
 def start(

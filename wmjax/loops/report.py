@@ -106,6 +106,7 @@ class Report:
         self._before = lines[-1]["time"] if lines else 0.0  # seconds that earlier attempts took
         self._start = self._last_time = time.monotonic()
         self._last_step, self._return = resume_step, None
+        self._last_updates = lines[-1]["updates"] if lines else None if resume_step else 0
         self._resume_step = resume_step
         self._file = self._events = self._live = self._remote = None
         self._warned = False
@@ -168,12 +169,15 @@ class Report:
           The line of progress.
         """
         now = time.monotonic()
-        speed = (step - self._last_step) / max(now - self._last_time, 1e-9)
+        seconds = max(now - self._last_time, 1e-9)
+        speed = (step - self._last_step) / seconds
         numbers = {name: _number(value) for name, value in metrics.items()}
         head = {"step": step, "updates": updates, "time": round(self._before + now - self._start, 3), "stage": stage}
+        if self._last_updates is not None:  # unknown where an earlier attempt is resumed
+            head["updates_per_second"] = round((updates - self._last_updates) / seconds, 3)
         head |= {"steps_per_second": round(speed, 2), "replay_ratio": round(replay_ratio, 4), "iteration": iteration}
         self._guard(lambda: self._write(step, head, numbers))
-        self._last_time, self._last_step = now, step
+        self._last_time, self._last_step, self._last_updates = now, step, updates
         returns = [x for name, x in numbers.items() if name == "episode/return" or name.endswith("/mean_return")]
         self._return = next((x for x in returns if x is not None), self._return)
         line = self._progress(f"{stage} {done}".strip(), step, updates, speed, replay_ratio, numbers.get("skipped"))
@@ -186,7 +190,7 @@ class Report:
         if self._events is not None:
             self._events.write(step, numbers)
         if self._remote is not None:
-            self._remote.write(step, {name: x for name, x in head.items() if name != "stage"} | numbers)
+            self._remote.write({name: x for name, x in head.items() if name != "stage"} | numbers)
 
     def _progress(
         self, stage: str, step: int, updates: int, speed: float, replay_ratio: float, skipped: float | None

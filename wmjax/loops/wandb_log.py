@@ -41,6 +41,8 @@ class WandbLog:
                 config=json.loads(config.read_text()) if config.exists() else {},
             )
         )
+        if self._run is not None:  # drawn over env steps, of which some stages take none
+            self._guard(lambda: self._run.define_metric("*", step_metric="step") and None)
 
     def _guard(self, call: Callable) -> None:
         try:
@@ -49,11 +51,11 @@ class WandbLog:
             self._say(f"warning: wandb: {str(error).partition(chr(10))[0][:200]}; training goes on without it")
             self._run = None
 
-    def write(self, step: int, numbers: Mapping[str, float | None]) -> None:
-        """Sends the numbers that there are."""
+    def write(self, numbers: Mapping[str, float | None]) -> None:
+        """Sends the numbers that there are, "step" among them."""
         if self._run is not None:
             run, found = self._run, {name: value for name, value in numbers.items() if value is not None}
-            self._guard(lambda: run.log(found, step=step))
+            self._guard(lambda: run.log(found))
 
     def close(self) -> None:
         """Waits until all is sent."""

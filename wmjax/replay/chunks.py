@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import mmap
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -70,20 +72,20 @@ def is_whole(folder: Path, digest: bytes) -> bool:
 
 
 def mapped(folder: Path, digest: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a whole file, mapped to memory, read-only."""
-    path = path_of(folder, digest)
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entries = json.loads(file.read(length))
+    """The arrays of a whole file, mapped to memory, read-only. They keep one file descriptor between them."""
+    with path_of(folder, digest).open("rb") as file:
+        buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = 8 + int.from_bytes(buffer[:8], "little")
     names = {short: long for long, short in DTYPES.items()}
-    return {
-        name: np.memmap(path, names[entry["dtype"]], "r", 8 + length + entry["data_offsets"][0], tuple(entry["shape"]))
-        for name, entry in entries.items()
-    }
+    arrays = {}
+    for name, entry in json.loads(buffer[8:start]).items():
+        shape, offset = entry["shape"], start + entry["data_offsets"][0]
+        arrays[name] = np.frombuffer(buffer, names[entry["dtype"]], math.prod(shape), offset).reshape(shape)
+    return arrays
 
 
 def keep(folder: Path, digests: Iterable[bytes]) -> None:
-    """Removes all files but those of some digests, and what a process that was killed had begun."""
+    """Removes all files but those of some digests."""
     wanted = {path_of(folder, digest).name for digest in digests}
     for path in folder.glob(f"*{SUFFIX}"):
         if path.name not in wanted:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +19,11 @@ import numpy as np
 from wmjax.replay import chunks
 from wmjax.replay import device as replays
 from wmjax.replay.device import Index, Record, Replay
-from wmjax.types import Array, PyTree, Sampling, TimeStep, Trajectory, UsageError
+from wmjax.types import Array, PyTree, RunError, Sampling, TimeStep, Trajectory, UsageError
 
 CHUNK_BYTES = 16 * 2**20  # of a block, about
+MAPPED = 64  # files that are mapped at once; each keeps a descriptor, of which systems give 256 or more
+UNWRITTEN = 8  # blocks that may wait for their files where replay is read from these
 
 _add = jax.jit(replays.add, donate_argnums=0)
 _sample = jax.jit(replays.sample, static_argnums=(2, 3))
@@ -54,6 +57,31 @@ def _data(records: Record) -> dict[str, Any]:
     return obs | {"reward": records.step.reward, "action": records.action}
 
 
+class Sizes(NamedTuple):
+    """What a replay takes when it is full."""
+
+    row_bytes: int  # of what never changes, in one row
+    block: int  # rows of a block
+    memory_bytes: int  # with the copy of latents and of one block that is made to save them
+    disk_bytes: int  # of its files, and of the latents in two checkpoints and a third that is being written
+
+
+def sizes(
+    example: Record, num_envs: int, capacity: int, *, memory_map: bool = False, chunk_bytes: int | None = None
+) -> Sizes:
+    """From what `HostReplay` takes; nothing is allocated."""
+    bytes_of = lambda tree: sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    shapes = jax.eval_shape(lambda tree: tree, Record(*example))
+    rows, row_bytes = capacity // num_envs, bytes_of(_data(shapes))
+    block = max(1, min(rows, (chunk_bytes or CHUNK_BYTES) // row_bytes))
+    resident = -(-rows // block) * block
+    resident = min(resident, (UNWRITTEN + 1) * block) if memory_map else resident
+    latent = rows * bytes_of(shapes.latent)
+    flags = rows * bytes_of(shapes.step._replace(obs={}, reward=()))
+    memory = (resident + block) * row_bytes + 2 * latent + flags
+    return Sizes(row_bytes, block, memory, rows * row_bytes + 3 * latent)
+
+
 class HostReplay:
     """A ring buffer of records `[rows, num_envs, ...]`, with the semantics of `replay.device`.
 
@@ -81,6 +109,8 @@ class HostReplay:
         if memory_map and folder is None:
             raise UsageError("memory_map: needs a folder to write to")
         self.num_envs, self._folder, self._memory_map, self._warn = num_envs, folder, memory_map, warn
+        found = sizes(example, num_envs, capacity, memory_map=memory_map, chunk_bytes=chunk_bytes)
+        self.memory_bytes, self.disk_bytes, self._length = found.memory_bytes, found.disk_bytes, found.block
         shapes = jax.eval_shape(lambda tree: tree, Record(*example))
         self._shapes = {name: (x.shape, np.dtype(x.dtype)) for name, x in _data(shapes).items()}
         with jax.default_device(cpu()):
@@ -88,24 +118,23 @@ class HostReplay:
             ring = replays.init(Record(flags, jax.ShapeDtypeStruct((num_envs, 0), "float32"), ()), num_envs, capacity)
             self.ring = jax.device_put(ring, cpu())
         self.rows = capacity // num_envs
-        row_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self._shapes.values())
-        self._length = min(self.rows, max(1, (chunk_bytes or CHUNK_BYTES) // row_bytes))
         count = -(-self.rows // self._length)
-        self._blocks: list[dict[str, np.ndarray] | None] = [None] * count
+        self._blocks: list[dict[str, np.ndarray] | None] = [None] * count  # those in memory
+        self._mapped = lru_cache(MAPPED)(lambda digest: chunks.mapped(folder, digest))
         self._digests = np.zeros((count, 32), np.uint8)
         self.latent = jax.tree.map(lambda x: np.zeros((self.rows, *x.shape), x.dtype), shapes.latent)
         self._added = 0
         self._pool = ThreadPoolExecutor(1, "replay")
         self._writing: dict[int, Future] = {}
-        resident = 2 * self._length if memory_map else self.rows
-        self.disk_bytes = self.rows * row_bytes  # of a full replay's files
-        self.memory_bytes = resident * row_bytes + sum(x.nbytes for x in jax.tree.leaves((self.latent, self.ring.data)))
 
     # -----------------------------------------------------------------------------------------------------------------
     # Adding
 
     def add(self, records: Record) -> None:
-        """Appends rows `[steps, num_envs, ...]` and overwrites the oldest, as `replay.device.add`."""
+        """Appends rows `[steps, num_envs, ...]` and overwrites the oldest, as `replay.device.add`.
+
+        Raises `RunError` where replay is read from files and too many of these could not be written.
+        """
         records = Record(*records)
         steps = records.action.shape[0]
         flags = jax.device_put(_flags(records.step, records.action.shape[:2]), cpu())
@@ -124,7 +153,12 @@ class HostReplay:
             if offset + size == self._size_of(number):
                 self._close(number)
         self._added += steps
-        self._settle(wait=False)
+        self._settle(wait=self._memory_map and len(self._writing) >= UNWRITTEN // 2)
+        if self._memory_map and len(self._unwritten()) > UNWRITTEN // 2:
+            raise RunError(
+                f"replay in {self._folder}: {len(self._unwritten())} chunks could not be written, and with memory_map "
+                "there is no more memory to keep them in; the run may be resumed when there is room on the disk"
+            )
 
     def next_rows(self, steps: int) -> np.ndarray:
         """Where the next rows go, as in the first part of an `Index`."""
@@ -134,22 +168,37 @@ class HostReplay:
         """Rows of a block; the last may be shorter."""
         return min(self._length, self.rows - number * self._length)
 
+    def _block(self, number: int) -> dict[str, np.ndarray] | None:
+        """A block to read from, in memory or in its file; None if nothing was written to it."""
+        if self._blocks[number] is not None or not self._digests[number].any():
+            return self._blocks[number]
+        return self._mapped(self._digests[number].tobytes())
+
+    def _unwritten(self) -> list[int]:
+        """Complete blocks that have no file, and none on its way."""
+        head = self._added % self.rows // self._length
+        there = (n for n, block in enumerate(self._blocks) if block is not None and not self._digests[n].any())
+        return [number for number in there if number != head and number not in self._writing]
+
     def _open(self, number: int) -> dict[str, np.ndarray]:
         """A block that may be written to."""
         if number in self._writing:
             self._settle(wait=True)
-        block = self._blocks[number]
+        block = self._block(number)
         if block is None:
             block = {name: np.zeros((self._length, *shape), dtype) for name, (shape, dtype) in self._shapes.items()}
-        elif self._digests[number].any() and self._memory_map:
+        elif block is not self._blocks[number]:
             block = {name: np.array(value) for name, value in block.items()}
+            self._mapped.cache_clear()  # a file that is mapped takes room even when it is removed
         self._blocks[number] = block
         self._digests[number] = 0
         return block
 
     def _close(self, number: int) -> None:
+        """Has a complete block written, and one that could not be before."""
         if self._folder is not None:
-            self._writing[number] = self._pool.submit(chunks.write, self._folder, self._blocks[number])
+            for one in {number, *self._unwritten()[:1]}:
+                self._writing[one] = self._pool.submit(chunks.write, self._folder, self._blocks[one])
 
     def _settle(self, wait: bool) -> OSError | None:
         """Takes note of the files that are written by now, or waits for all; what went wrong last, if anything."""
@@ -163,7 +212,7 @@ class HostReplay:
                 continue
             self._digests[number] = np.frombuffer(digest, np.uint8)
             if self._memory_map:
-                self._blocks[number] = chunks.mapped(self._folder, digest)
+                self._blocks[number] = None
         return failure
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -185,7 +234,7 @@ class HostReplay:
         for name, (shape, dtype) in self._shapes.items():
             found[name] = np.empty((*row.shape, *shape[1:]), dtype)
         for one in np.unique(number):
-            here, block = number == one, self._blocks[one]
+            here, block = number == one, self._block(one)
             for name, values in found.items():
                 values[here] = 0 if block is None else block[name][offset[here], env[here]]
         obs = {name.removeprefix("obs/"): value for name, value in found.items() if name.startswith("obs/")}
@@ -212,11 +261,13 @@ class HostReplay:
     # Saving
 
     def template(self) -> Saved:
-        """Shapes and dtypes of what `saved` gives."""
+        """Shapes and dtypes of what `saved` gives, and that it is to stay on the CPU."""
         head = {name: (self._length, *shape) for name, (shape, _) in self._shapes.items()}
         head = {name: jax.ShapeDtypeStruct(shape, self._shapes[name][1]) for name, shape in head.items()}
         digests = jax.ShapeDtypeStruct(self._digests.shape, "uint8")
-        return Saved(*jax.eval_shape(lambda tree: tree, (self.ring, self.latent)), head, digests)
+        saved = Saved(*jax.eval_shape(lambda tree: tree, (self.ring, self.latent)), head, digests)
+        place = jax.sharding.SingleDeviceSharding(cpu())
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), saved)
 
     def digests(self) -> set[bytes]:
         """Of the files that hold what is in replay now."""
@@ -225,11 +276,11 @@ class HostReplay:
     def saved(self) -> Saved:
         """What a checkpoint is to hold, once the files that it names are written. Raises `OSError` if one cannot be."""
         self._settle(wait=True)
-        head = self._added % self.rows // self._length
-        for number, block in enumerate(self._blocks):
-            if block is not None and number != head and not self._digests[number].any():
-                self._close(number)  # could not be written when it was complete: once more
+        for number in self._unwritten():  # it could not be written when it was complete: once more
+            if number not in self._writing:
+                self._close(number)
         failure = self._settle(wait=True)
+        head = self._added % self.rows // self._length
         if failure is not None:
             raise failure
         block = self._blocks[head] if not self._digests[head].any() else None
@@ -252,9 +303,9 @@ class HostReplay:
                 if number == head:
                     blocks[number] = {name: np.array(value) for name, value in saved.head.items()}
             elif chunks.is_whole(self._folder, row.tobytes()):
-                blocks[number] = chunks.mapped(self._folder, row.tobytes())
                 if not self._memory_map:
-                    blocks[number] = {name: np.array(value) for name, value in blocks[number].items()}
+                    found = chunks.mapped(self._folder, row.tobytes())
+                    blocks[number] = {name: np.array(value) for name, value in found.items()}
             else:
                 lost.append(number)
         self.ring, self.latent, self._blocks, self._digests, self._added = ring, latent, blocks, digests, added
@@ -271,8 +322,8 @@ class HostReplay:
             f"warning: replay in {self._folder}: {len(lost)} of {len(self._digests)} chunks are torn or missing; the "
             f"{dropped * self.num_envs} records in them are left out"
         )
-        before, flags, latent, blocks = self.ring, self.ring.data.step, self.latent, self._blocks
-        flags = jax.tree.map(np.asarray, flags)
+        before, flags, latent = self.ring, jax.tree.map(np.asarray, self.ring.data.step), self.latent
+        blocks = [None if number in lost else self._block(number) for number in range(len(self._blocks))]
         self.ring = jax.device_put(jax.tree.map(np.zeros_like, before), cpu())
         self.latent = jax.tree.map(np.zeros_like, latent)
         self._blocks, self._digests, self._added = [None] * len(blocks), np.zeros_like(self._digests), 0

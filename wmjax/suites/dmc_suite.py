@@ -24,16 +24,42 @@ def _installed() -> bool:
     return importlib.util.find_spec("dm_control") is not None
 
 
-def _suite() -> Any:
-    if "MUJOCO_GL" not in os.environ:
-        found = (name for name, (library, _) in BACKENDS.items() if ctypes.util.find_library(library))
-        os.environ["MUJOCO_GL"] = next(found, "disable")
-    return importlib.import_module("dm_control.suite")
+def _backend() -> str:
+    """How to draw: as the user says, or by the first library there is."""
+    found = (name for name, (library, _) in BACKENDS.items() if ctypes.util.find_library(library))
+    return os.environ.get("MUJOCO_GL") or next(found, "disable")
+
+
+def _suite(draws: bool) -> Any:
+    """The library, which starts what draws when it is imported. Raises `SuiteError` where that cannot be."""
+    before, backend = os.environ.get("MUJOCO_GL"), _backend() if draws else "disable"
+    os.environ["MUJOCO_GL"] = backend
+    try:
+        return importlib.import_module("dm_control.suite")
+    except Exception as error:  # whatever the driver raises
+        raise _cannot_draw(backend, error) from None
+    finally:
+        os.environ.pop("MUJOCO_GL")
+        os.environ |= {} if before is None else {"MUJOCO_GL": before}
+
+
+def _cannot_draw(backend: str, error: Exception) -> SuiteError:
+    ways = " or ".join(f"MUJOCO_GL={name} with {package}" for name, (_, package) in BACKENDS.items())
+    return SuiteError(
+        f"env: pictures cannot be drawn with MUJOCO_GL={backend} ({type(error).__name__}: {error}); valid are {ways} "
+        "(apt-get install)"
+    )
 
 
 def names() -> list[str]:
     """Tasks as "DOMAIN_TASK"; [] where dm_control is not installed."""
-    return sorted(f"{domain}_{task}" for domain, task in _suite().ALL_TASKS) if _installed() else []
+    if not _installed():
+        return []
+    try:
+        tasks = _suite(draws=True).ALL_TASKS  # whoever imports it without cannot draw later
+    except SuiteError:
+        tasks = _suite(draws=False).ALL_TASKS
+    return sorted(f"{domain}_{task}" for domain, task in tasks)
 
 
 def find(task: str, suite_name: str = "dmc") -> tuple[str, str]:
@@ -46,10 +72,11 @@ def find(task: str, suite_name: str = "dmc") -> tuple[str, str]:
 def make(found: tuple[str, str], training: bool) -> Control:
     """Makes what `find` gave."""
     task, suite_name = found
-    tasks = {f"{domain}_{name}": (domain, name) for domain, name in _suite().ALL_TASKS}
+    vision = suite_name == "dmc"
+    tasks = {f"{domain}_{name}": (domain, name) for domain, name in _suite(draws=vision).ALL_TASKS}
     if task not in tasks:
         raise unknown(suite_name, task, tasks)
-    return Control(*tasks[task], vision=suite_name == "dmc")
+    return Control(*tasks[task], vision=vision)
 
 
 class Control:
@@ -57,7 +84,7 @@ class Control:
 
     def __init__(self, domain: str, task: str, vision: bool) -> None:
         spaces = gymnasium().spaces
-        self._env = _suite().load(domain, task, task_kwargs={"random": np.random.RandomState(0)})
+        self._env = _suite(draws=vision).load(domain, task, task_kwargs={"random": np.random.RandomState(0)})
         self._vision, self._camera, self._timestep = vision, CAMERAS.get(domain, 0), None
         limit = self._env._step_limit
         self.max_episode_steps = int(limit) if np.isfinite(limit) else None
@@ -65,22 +92,15 @@ class Control:
         self.action_space = spaces.Box(action.minimum.astype(np.float32), action.maximum.astype(np.float32))
         if vision:
             self._env.reset()
-            self._check_rendering()
+            try:
+                self.observe()
+            except Exception as error:  # whatever the driver raises
+                raise _cannot_draw(_backend(), error) from None
             self.observation_space = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         else:
             entry = lambda spec: spaces.Box(-np.inf, np.inf, spec.shape, np.float64)
             entries = {name: entry(spec) for name, spec in self._env.observation_spec().items()}
             self.observation_space = spaces.Dict(entries)
-
-    def _check_rendering(self) -> None:
-        try:
-            self.observe()
-        except Exception as error:  # whatever the driver raises
-            ways = " or ".join(f"MUJOCO_GL={name} with {package}" for name, (_, package) in BACKENDS.items())
-            raise SuiteError(
-                f"env: pictures cannot be drawn with MUJOCO_GL={os.environ['MUJOCO_GL']} "
-                f"({type(error).__name__}: {error}); valid are {ways} (apt-get install)"
-            ) from None
 
     def observe(self) -> Any:
         """What is seen now; `step` leaves it to be asked for, because drawing is slow."""

@@ -103,9 +103,11 @@ def _checked(name: str, value: Any, space: Any, dtype: Any) -> np.ndarray:
         raise Fault(f"observation {name!r} has the shape {value.shape}, not {space.shape}")
     if not np.can_cast(value.dtype, space.dtype, "same_kind"):
         raise Fault(f"observation {name!r} is {value.dtype}, not {space.dtype}")
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
+    with np.errstate(over="ignore"):
+        converted = value.astype(dtype)
+    if value.dtype.kind == "f" and not np.isfinite(converted).all():  # as float64 it may have been
         raise Fault(f"observation {name!r} is not finite")
-    return value.astype(dtype)
+    return converted
 
 
 def _choice(name: str, value: Any, start: int, count: int) -> np.int32:

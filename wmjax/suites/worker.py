@@ -115,7 +115,7 @@ class _Served:
                 total += float(reward)
                 if terminated or truncated:
                     break
-            if not np.isfinite(total):
+            if not abs(total) <= np.finfo(np.float32).max:
                 raise Fault(f"reward is {total}")
             obs = self._env.observe() if obs is None else obs
             self._write(obs, total, False, bool(terminated or truncated), bool(terminated))
@@ -237,6 +237,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    os.set_inheritable(int(sys.argv[1]), False)  # the parent sees the end of this process by it
     connection = Connection(int(sys.argv[1]))
     try:
         _serve(connection, Setup(*connection.recv()))
