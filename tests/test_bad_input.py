@@ -43,6 +43,8 @@ NAMES = [
     ("train dreamer_v3 --device 2", "--device", "unknown", "--devices"),
     ("train dreamer_v3 --parallell pmap", "--parallell", "unknown", "--parallel"),
     ("train dreamer_v3 catch", "catch", "", ""),
+    ("train dreamer_v3 --worker-timeout 0", "worker_timeout", "0.0", "above 0"),
+    ("train dreamer_v3 --agent.replay-capacity 3000000000", "replay_capacity", "3000000000", "2**31"),
     ("eval", "RUN", "", ""),
     ("eval {empty} --episode 3", "--episode", "unknown", "--episodes"),
     ("eval {empty} --action best", "--action", "'best'", "sample"),

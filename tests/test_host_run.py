@@ -47,6 +47,16 @@ def test_a_run_trains_resumes_evaluates_dreams_and_acts(tmp_path, capsys):
     assert not (tmp_path / "two").exists()
 
 
+def test_a_run_that_is_refused_leaves_its_folder_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("wmjax.loops.host.available_bytes", lambda: 100)
+        for name in ("new", "there"):
+            with pytest.raises(UsageError, match="replay_capacity"):
+                train(tmp_path / name, 64)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"] and not list((tmp_path / "there").iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_the_same_agent_and_stream_give_the_same_updates_in_both_loops(tmp_path):

@@ -309,7 +309,7 @@ def _dream(argv: Sequence[str]) -> None:
     written = [run.path / "dream.json"]
     images = [name for name, x in result.truth.items() if x.dtype == "uint8" and x.ndim == 5]
     for name in images:
-        suffix = "" if len(images) == 1 else f"-{name}"
+        suffix = figures.suffix(name, images)
         gif, grid = run.path / f"dream{suffix}.gif", run.path / f"reconstructions{suffix}.png"
         figures.write_dream_gif(gif, result, args.context, name)
         figures.write_reconstructions(grid, result, args.context, name)
@@ -405,7 +405,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fail(error)
         return 2
     except SystemExit as end:  # help was asked for
-        return int(end.code or 0)
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except KeyboardInterrupt as stop:
         print(f"wmjax: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(stop, "signum", 2)

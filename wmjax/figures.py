@@ -107,6 +107,11 @@ def pictures(spec: EnvSpec) -> list[str]:
     return names
 
 
+def suffix(name: str, names: Sequence[str]) -> str:
+    """What tells the file of one entry of observations from those of others: "" where there is one only."""
+    return "" if len(names) == 1 else f"-{name.replace('/', '-')}"
+
+
 def write_episode(folder: str | Path, agent: Agent, env: Env | HostEnv, params: PyTree, key: Array) -> list[Path]:
     """Plays one episode as in evaluation, and writes what is seen in it as `episode.gif`, or one GIF for each picture.
 
@@ -128,7 +133,7 @@ def write_episode(folder: str | Path, agent: Agent, env: Env | HostEnv, params: 
     for name in names:
         frames = _rgb(step.obs[name][:length, 0])
         enlarge = max(1, 64 // frames.shape[1])
-        path = Path(folder) / ("episode.gif" if len(names) == 1 else f"episode-{name.replace('/', '-')}.gif")
+        path = Path(folder) / f"episode{suffix(name, names)}.gif"
         iio.imwrite(path, frames.repeat(enlarge, 1).repeat(enlarge, 2), duration=VIDEO_MILLISECONDS, loop=0)
         written.append(path)
     return written

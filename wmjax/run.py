@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -511,10 +512,10 @@ def _programs(
     """What a run is computed by; its environments on the host, if it has any, end with the context."""
     if isinstance(made.env, HostEnv):
         loop = host.HostLoop(
-            made.agent, made.env, path, path / CHECKPOINTS, options, say=say, stop=lambda: bool(caught)
-        )
+            made.agent, made.env, path, path / CHECKPOINTS, options, say=say, stop=lambda: bool(caught),
+            records=math.ceil(made.steps / made.env.spec.action_repeat), resume=resume,
+        )  # fmt: skip
         with contextlib.closing(loop):
-            loop.check_room(math.ceil(made.steps / made.env.spec.action_repeat), resume)
             yield host.programs(loop)
     else:
         yield _device_programs(made)
@@ -573,7 +574,7 @@ def _open_folder(out: str | Path | None, resume: bool, made: Setup, say: Callabl
     path = Path(out) if out is not None else _new_folder(made.description)
     if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"out: {str(path)!r} exists and is not empty; give another folder, or resume the run in it")
-    lock = filelock.FileLock(path / LOCK)
+    lock, new = filelock.FileLock(path / LOCK), not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -592,9 +593,28 @@ def _open_folder(out: str | Path | None, resume: bool, made: Setup, say: Callabl
                     write_json(folder / CONFIG, _member_description(made.description, seed))
         except OSError as error:
             raise UsageError(f"out: {str(path)!r} cannot be written: {error.strerror}") from None
-        yield path
+        try:
+            yield path
+        except UsageError:  # found before anything was trained, so the folder is left as it was
+            if not resume:
+                _remove_description(path, made, new)
+            raise
     finally:
         lock.release()
+
+
+def _remove_description(path: Path, made: Setup, new: bool) -> None:
+    """Removes what `_open_folder` has written, and the folder itself if it is new, unless there is more in it."""
+    members = member_paths(path, made.description) if len(made.seeds) > 1 else []
+    found = {inner for folder in (path, *members) if folder.is_dir() for inner in folder.iterdir()}
+    if found - {path / LOCK, *members, *(folder / CONFIG for folder in (path, *members))}:
+        return
+    for folder in members:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in (CONFIG, LOCK):
+        (path / name).unlink(missing_ok=True)
+    if new:
+        path.rmdir()
 
 
 def _new_folder(description: dict[str, Any]) -> Path:

@@ -93,6 +93,35 @@ class Served(Counter):
         open(os.path.join(folder, str(process.pid)), "w").close()
 
 
+class CloseRaises(Counter):
+    """Cannot be closed."""
+
+    def close(self):
+        raise RuntimeError("it is stuck")
+
+
+class Pedals(Counter):
+    """Acts in a box of which one bound is the same everywhere, and the other is not, as CarRacing's; pays their sum."""
+
+    action_space = spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32))
+
+    def step(self, action):
+        return super().step(action.sum())
+
+
+class Flags(Counter):
+    """Tells its end by an array without axes, which is as good as a bool, or in its third step by what is not."""
+
+    def __init__(self, third):
+        super().__init__()
+        self.third = third
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        terminated = self.third if self.count == 3 and self.third != "array" else np.array(terminated)
+        return obs, np.array(reward), terminated, truncated, info
+
+
 class Forked(Counter):
     """Has a child that is a copy of its process, and so has all that this has open."""
 
@@ -149,6 +178,13 @@ class Broken(Counter):
         self.rule = rule
         if rule == "space":
             self.observation_space = spaces.Dict({"text": spaces.Text(3)})
+        if rule == "empty":
+            self.observation_space = spaces.Dict({"nothing": spaces.Box(0, 1, (0,), np.float32)})
+        if rule == "empty action":
+            self.action_space = spaces.Box(0, 1, (0,), np.float32)
+        if rule == "twice":
+            box = spaces.Box(0, 1, (1,), np.float32)
+            self.observation_space = spaces.Dict({"a/b": box, "a": spaces.Dict({"b": box})})
         if rule == "action":
             self.action_space = spaces.Box(0, 3, (2,), np.int32)
 

@@ -156,6 +156,31 @@ def test_waiting_for_an_episode_to_begin_ends_when_told_to_stop(tmp_path):
     assert time.monotonic() - begin < 8
 
 
+def test_an_environment_that_cannot_be_closed_ends_quietly(capfd):
+    env = make_env(suite.register("WmjaxCloseRaises-v0", "CloseRaises"))
+    stream(env, np.zeros(2, np.int32), steps=2)
+    assert capfd.readouterr().err == ""
+
+
+def test_bounds_of_actions_may_be_alike_on_one_side_only():
+    env = agent_actions(make_env(suite.register("WmjaxPedals-v0", "Pedals")))
+    assert env.spec.action == Box((-1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (3,))
+    actions = np.asarray(env.native(np.array([[0, 0, 0], [1, 1, -1]], np.float32)))
+    assert stream(env, actions, steps=1)[1]["reward"][1].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("third", ["array", None, float("nan"), 1])
+def test_flags_are_bools_in_every_step(third):
+    said = []
+    env = make_env(suite.register(f"WmjaxFlags{third}-v0", "Flags", third=third))
+    _, flags, restarts = stream(env, np.zeros(1, np.int32), num_envs=1, steps=5, say=said.append)
+    if third == "array":
+        assert restarts == 0 and np.flatnonzero(flags["is_terminal"]).tolist() == [5]
+    else:
+        assert restarts == 1 and f"terminated, which its step returns, must be a bool, not {third!r}" in said[0]
+        assert not flags["is_last"][:5].any() and flags["is_first"][3, 0]
+
+
 def test_closing_in_the_middle_of_a_step_says_nothing(capfd):
     envs = make_env("gym:tests.envs.gymnasium_envs:WmjaxCounter-v0").start(4, workers=2)
     envs.reset([[0, i] for i in range(4)])
@@ -193,6 +218,9 @@ def test_waiting_ends_when_told_to_stop():
         ("old step", "step must return a tuple of 5, not a tuple of 4"),
         ("missing", "observation 'inner/count' is missing"),
         ("float image", "observation 'camera' is float64, not uint8"),
+        ("empty", r"observation 'nothing' has the shape \(0,\), which holds nothing"),
+        ("empty action", r"action space has the shape \(0,\), which holds nothing"),
+        ("twice", "two entries of its observation_space are called 'a/b'"),
         ("overflow", "observation 'inner/count' is not finite"),
         ("reward", "reward that its step returns must be a finite number, not None"),
         ("flag", "terminated, which its step returns, must be a bool, not 0"),
@@ -217,6 +245,13 @@ def test_an_environment_that_breaks_a_rule_is_refused_by_name(rule, message):
 def test_unknown_names_are_answered_with_the_nearest(name, message):
     with pytest.raises(UsageError, match=message):
         make_env(name)
+
+
+def test_a_module_that_ends_the_program_is_one_that_cannot_be_imported(tmp_path, monkeypatch):
+    (tmp_path / "ends_it.py").write_text("import sys\nsys.exit('no license')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match="module 'ends_it' cannot be imported: no license"):
+        make_env("gym:ends_it:X-v0")
 
 
 def test_what_a_worker_finds_wrong_is_a_usage_error():

@@ -316,12 +316,14 @@ def test_played_records_follow_each_other():
 
 def test_a_replay_larger_than_memory_or_disk_is_refused(tmp_path, monkeypatch):
     said = []
-    loop = HostLoop(with_recipe(), host_env()[0], tmp_path, say=said.append)
-    loop.check_room(1000, False)
+    begin = lambda resume=False: HostLoop(
+        with_recipe(), host_env()[0], tmp_path, say=said.append, records=1000, resume=resume
+    )
+    begin()
     assert "replay of 64 records" in said[0] and "fills 100%" in said[0]
     monkeypatch.setattr("wmjax.loops.host.available_bytes", lambda: 100)
     with pytest.raises(UsageError, match=r"replay_capacity: 64 needs .* GB of memory"):
-        loop.check_room(1000, False)
+        begin()
     with monkeypatch.context() as patch:
         patch.setattr("wmjax.loops.host.HostReplay", lambda *args, **kwargs: np.empty(2**50))
         with pytest.raises(UsageError, match=r"replay_capacity: 64 needs .* GB of memory, .* or memory_map"):
@@ -329,8 +331,8 @@ def test_a_replay_larger_than_memory_or_disk_is_refused(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
     with pytest.raises(UsageError, match=r"replay_capacity: 64 needs .* GB of disk"):
-        loop.check_room(1000, False)
-    loop.check_room(1000, True)
+        begin()
+    begin(resume=True)
 
 
 def searching_agent(slots):

@@ -79,8 +79,9 @@ def _action_space(about: dict[str, Any]) -> Space:
         return Discrete(about["n"])
     if about["kind"] == "multi_discrete":
         return MultiDiscrete(tuple(about["ns"]))
-    bounds = [x[0] if len(set(x)) == 1 else tuple(x) for x in (about["low"], about["high"])]
-    return Box(*bounds, tuple(about["shape"]))
+    low, high = about["low"], about["high"]
+    alike = len(set(low)) == len(set(high)) == 1
+    return Box(*((low[0], high[0]) if alike else (tuple(low), tuple(high))), tuple(about["shape"]))
 
 
 class _Process(NamedTuple):

@@ -168,7 +168,7 @@ def _converter(spec: EnvSpec) -> Callable[[Array], Array]:
 def _box_converter(space: Box, action_map: Callable[[Array], Array] | None) -> Callable[[Array], Array]:
     if action_map is not None:
         return lambda action: action_map(jnp.clip(action, -1, 1)).astype(space.dtype)
-    low, high = np.asarray(space.low, space.dtype), np.asarray(space.high, space.dtype)
+    low, high = (np.broadcast_to(np.asarray(x, space.dtype), space.shape) for x in (space.low, space.high))
     # float32's largest number is how some libraries write "no bound".
     if not (np.abs([low, high]) < np.finfo(np.float32).max).all():
         raise UsageError(f"action space: {space} has no bounds to rescale [-1, 1] to; give EnvSpec.action_map")

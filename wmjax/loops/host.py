@@ -28,7 +28,7 @@ from wmjax.loops.rollout import random_act
 from wmjax.ops import noise
 from wmjax.replay import chunks
 from wmjax.replay.device import Record
-from wmjax.replay.host import HostReplay, cpu, sizes
+from wmjax.replay.host import HostReplay, Sizes, cpu, sizes
 from wmjax.types import Agent, Array, HostEnv, HostEnvs, Metrics, PyTree, RunError, Stage, TimeStep, UsageError
 
 REPLAY = "replay"  # its folder, in that of the run
@@ -66,9 +66,12 @@ class HostLoop:
       options: how to run.
       say: is told what goes wrong, and how much memory replay takes.
       stop: whether to end the stage as soon as possible.
+      records: that the run collects in all; None where it is not going to collect.
+      resume: whether replay is on the disk already.
 
     Raises:
-      UsageError: the recipe cannot be run (`device.check`).
+      UsageError: the recipe cannot be run (`device.check`), or replay of so many records needs more memory or disk than
+        there is.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class HostLoop:
         options: Options = DEFAULTS,
         say: Callable[[str], None] = lambda text: None,
         stop: Callable[[], bool] = lambda: False,
+        records: int | None = None,
+        resume: bool = False,
     ) -> None:
         device.check(agent)
         self._agent, self._env, self._checkpoints, self._options = agent, env, checkpoints, options
@@ -88,7 +93,7 @@ class HostLoop:
         self._folder = path / REPLAY if path is not None else None
         timestep = timestep_shapes(env.spec, self._num_envs)
         state, carry, action, latent = jax.eval_shape(self._shapes, jax.random.key(0), timestep)
-        self.replay = self._make_replay(Record(timestep, action, latent))
+        self.replay = self._make_replay(Record(timestep, action, latent), records, resume)
         run = self._begin(state, carry, jax.eval_shape(lambda: jax.random.key(0)))
         self.template = jax.eval_shape(lambda tree: tree, run)._replace(replay=self.replay.template())
         self.failure: RunError | None = None  # why a stage ended early
@@ -101,15 +106,37 @@ class HostLoop:
         self._keys = jax.jit(self._iteration_keys, static_argnums=3)
         self._search_keys = jax.jit(self._iteration_keys_of_search)
 
-    def _make_replay(self, example: Record) -> HostReplay:
+    def _make_replay(self, example: Record, records: int | None, resume: bool) -> HostReplay:
         capacity, memory_map = self._agent.recipe.replay_capacity, self._options.memory_map
+        needs = sizes(example, self._num_envs, capacity, memory_map=memory_map)
+        if records is not None:
+            self._check_room(needs, records, resume)
         try:
             return HostReplay(
                 example, self._num_envs, capacity, folder=self._folder, memory_map=memory_map, warn=self._say
             )
         except (MemoryError, jax.errors.JaxRuntimeError):
-            needed = sizes(example, self._num_envs, capacity, memory_map=memory_map).memory_bytes
-            raise self._too_large(needed) from None
+            raise self._too_large(needs.memory_bytes) from None
+
+    def _check_room(self, needs: Sizes, records: int, resume: bool) -> None:
+        """Says how much memory and disk replay takes, and raises `UsageError` where that is more than there is."""
+        capacity = self._agent.recipe.replay_capacity // self._num_envs * self._num_envs
+        share = min(1.0, records / capacity)
+        memory, disk = needs.memory_bytes, needs.disk_bytes
+        self._say(
+            f"replay of {capacity:,} records: at most {memory / 1e9:.3g} GB of memory, "
+            f"{disk / 1e9:.3g} GB of disk; this run fills {share:.0%} of it"
+        )
+        free = available_bytes()
+        if free is not None and memory * share > SPARE * free:
+            raise self._too_large(memory * share)
+        if self._folder is not None and not resume:
+            free = shutil.disk_usage(self._folder.parent).free
+            if disk * share > SPARE * free:
+                raise UsageError(
+                    f"replay_capacity: {self._agent.recipe.replay_capacity} needs {disk * share / 1e9:.3g} GB of disk, "
+                    f"{free / 1e9:.3g} GB are free in {self._folder.parent}; a smaller one is valid"
+                )
 
     def _too_large(self, needed: float) -> UsageError:
         """The error where replay needs more memory than there is."""
@@ -133,28 +160,6 @@ class HostLoop:
 
     # -----------------------------------------------------------------------------------------------------------------
     # Begin, save, go on, end
-
-    def check_room(self, records: int, resume: bool) -> None:
-        """Says how much memory and disk replay takes, of a run that collects so many records.
-
-        Raises `UsageError` where that is more than there is.
-        """
-        share = min(1.0, records / (self.replay.rows * self._num_envs))
-        memory, disk = self.replay.memory_bytes, self.replay.disk_bytes
-        self._say(
-            f"replay of {self.replay.rows * self._num_envs:,} records: at most {memory / 1e9:.3g} GB of memory, "
-            f"{disk / 1e9:.3g} GB of disk; this run fills {share:.0%} of it"
-        )
-        free = available_bytes()
-        if free is not None and memory * share > SPARE * free:
-            raise self._too_large(memory * share)
-        if self._folder is not None and not resume:
-            free = shutil.disk_usage(self._folder.parent).free
-            if disk * share > SPARE * free:
-                raise UsageError(
-                    f"replay_capacity: {self._agent.recipe.replay_capacity} needs {disk * share / 1e9:.3g} GB of disk, "
-                    f"{free / 1e9:.3g} GB are free in {self._folder.parent}; a smaller one is valid"
-                )
 
     def init(self, key: Array) -> RunState:
         """The state of a run before its first iteration, from keys as in the device loop; starts the environments."""

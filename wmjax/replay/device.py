@@ -72,6 +72,8 @@ def check(capacity: int, num_envs: int, sampling: Sampling, batch_size: int) -> 
         raise UsageError(f"sampling {sampling}: length must be at least 1 and context at least 0")
     if batch_size < 1:
         raise UsageError(f"batch_size {batch_size}: must be at least 1")
+    if capacity >= 2**31:  # records are counted in int32
+        raise UsageError(f"replay_capacity {capacity}: must be below 2**31")
     if window > rows:
         raise UsageError(
             f"length {sampling.length} + context {sampling.context}: replay_capacity {capacity} over {num_envs} "

@@ -26,7 +26,7 @@ MAPPED = 64  # files that are mapped at once; each keeps a descriptor, of which 
 UNWRITTEN = 8  # blocks that may wait for their files where replay is read from these
 
 _add = jax.jit(replays.add, donate_argnums=0)
-_sample = jax.jit(replays.sample, static_argnums=(2, 3))
+_sample = jax.jit(replays.sample, static_argnums=(2, 3), donate_argnums=0)
 
 
 class Saved(NamedTuple):
@@ -113,16 +113,16 @@ class HostReplay:
         self.memory_bytes, self.disk_bytes, self._length = found.memory_bytes, found.disk_bytes, found.block
         shapes = jax.eval_shape(lambda tree: tree, Record(*example))
         self._shapes = {name: (x.shape, np.dtype(x.dtype)) for name, x in _data(shapes).items()}
+        self.rows = capacity // num_envs
+        self.latent = jax.tree.map(lambda x: np.zeros((self.rows, *x.shape), x.dtype), shapes.latent)
         with jax.default_device(cpu()):
             flags = shapes.step._replace(obs={}, reward=())
             ring = replays.init(Record(flags, jax.ShapeDtypeStruct((num_envs, 0), "float32"), ()), num_envs, capacity)
             self.ring = jax.device_put(ring, cpu())
-        self.rows = capacity // num_envs
         count = -(-self.rows // self._length)
         self._blocks: list[dict[str, np.ndarray] | None] = [None] * count  # those in memory
         self._mapped = lru_cache(MAPPED)(lambda digest: chunks.mapped(folder, digest))
         self._digests = np.zeros((count, 32), np.uint8)
-        self.latent = jax.tree.map(lambda x: np.zeros((self.rows, *x.shape), x.dtype), shapes.latent)
         self._added = 0
         self._pool = ThreadPoolExecutor(1, "replay")
         self._writing: dict[int, Future] = {}

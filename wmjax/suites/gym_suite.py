@@ -69,7 +69,7 @@ def _import(module: str) -> None:
         if os.getcwd() not in sys.path and importlib.util.find_spec(module.partition(".")[0]) is None:
             sys.path.append(os.getcwd())
         importlib.import_module(module)
-    except Exception as error:  # whatever the module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever the module raises while it is imported
         raise SuiteError(f"env: module {module!r} cannot be imported: {error}") from None
 
 

@@ -44,6 +44,10 @@ class ObsReader:
         self._entries = [(name, path, *self._leaf(name, leaf, image_size)) for name, path, leaf in _leaves(space)]
         if not self._entries:
             raise SuiteError("env: its observation_space has no entries")
+        names = [entry[0] for entry in self._entries]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise SuiteError(f"env: two entries of its observation_space are called {twice!r}; names must differ")
         if image_size is not None and not any(len(entry[2]["shape"]) == 3 for entry in self._entries):
             raise SuiteError(f"image_size: {image_size} is not valid for an environment that observes no picture")
 
@@ -64,7 +68,9 @@ class ObsReader:
 
     def _leaf(self, name: str, space: Any, image_size: int | None) -> tuple[dict[str, Any], Callable]:
         kind = _kind(space)
-        if kind == "Box" and space.dtype == np.uint8 and len(space.shape) in (2, 3) and min(space.shape[:2]) > 0:
+        if kind in ("Box", "MultiDiscrete", "MultiBinary") and math.prod(space.shape) == 0:
+            raise SuiteError(f"env: observation {name!r} has the shape {space.shape}, which holds nothing")
+        if kind == "Box" and space.dtype == np.uint8 and len(space.shape) in (2, 3):
             return _image(name, space, image_size)
         if kind == "Box":
             about = {"dtype": "float32", "shape": [math.prod(space.shape)]}
@@ -156,6 +162,8 @@ class ActionReader:
 
     def __init__(self, space: Any) -> None:
         kind = _kind(space)
+        if kind in ("Box", "MultiDiscrete", "MultiBinary") and math.prod(space.shape) == 0:
+            raise SuiteError(f"env: its action space has the shape {space.shape}, which holds nothing")
         if kind == "Discrete":
             start = int(space.start)
             self._about = {"kind": "discrete", "n": int(space.n), "dtype": "int32", "shape": []}

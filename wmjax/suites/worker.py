@@ -8,6 +8,7 @@ the first of an episode, and the parent is told why. The process ends with its p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -74,17 +75,15 @@ class _Served:
 
     def _renew(self) -> None:
         if self._env is not None:
-            try:
-                self._env.close()
-            except Exception:  # it is broken already
-                self._env = None
+            self.close()  # it is broken already
         self._env = self._make()
         self._obs = obs_reader(self._env, self._image_size)
         self._action = ActionReader(self._env.action_space)
 
     def close(self) -> None:
         """Ends what the environment has started."""
-        self._env.close()
+        with contextlib.suppress(Exception):  # the run is over, and this process too
+            self._env.close()
 
     def reset(self, seed: list[int]) -> None:
         """Begins an episode; those that follow are the environment's own."""
@@ -113,13 +112,14 @@ class _Served:
             for _ in range(self._repeat):
                 obs, reward, terminated, truncated, _ = self._env.step(action)
                 total += float(reward)
+                terminated, truncated = _flag("terminated", terminated), _flag("truncated", truncated)
                 if terminated or truncated:
                     break
             if not abs(total) <= np.finfo(np.float32).max:
                 raise Fault(f"reward is {total}")
             obs = self._env.observe() if obs is None else obs
-            self._write(obs, total, False, bool(terminated or truncated), bool(terminated))
-            self._over = bool(terminated or truncated)
+            self._write(obs, total, False, terminated or truncated, terminated)
+            self._over = terminated or truncated
             return None
         except Exception as error:  # whatever the environment raises
             text = str(error) if isinstance(error, Fault) else f"{type(error).__name__}: {error}"
@@ -127,6 +127,13 @@ class _Served:
             self._renew()
             self._begin(gymnasium_seed([*self._seed, self._renewals]))
             return text[:300]
+
+
+def _flag(name: str, value: Any) -> bool:
+    """A flag that a step has returned, as a bool or as an array without axes. Raises `Fault` if it is another thing."""
+    if np.shape(value) != () or np.asarray(value).dtype != bool:
+        raise Fault(f"{name}, which its step returns, must be a bool, not {value!r}")
+    return bool(value)
 
 
 def gymnasium_seed(entropy: list[int]) -> int:
@@ -182,9 +189,10 @@ def _check_rules(env: Any, reader: ObsReader) -> None:
             raise ValueError
     except (TypeError, ValueError):
         raise SuiteError(f"env: the reward that its step returns must be a finite number, not {reward!r}") from None
-    for name, flag in (("terminated", terminated), ("truncated", truncated)):
-        if not isinstance(flag, bool | np.bool_):
-            raise SuiteError(f"env: {name}, which its step returns, must be a bool, not {flag!r}")
+    try:
+        _flag("terminated", terminated), _flag("truncated", truncated)
+    except Fault as fault:
+        raise SuiteError(f"env: {fault}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
