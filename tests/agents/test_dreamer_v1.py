@@ -68,6 +68,7 @@ def test_a_model_learns_that_observations_are_actions_only_if_time_is_aligned():
     assert late > 2 * aligned and late > 2.0  # two bits must come from each observation itself
 
 
+@pytest.mark.slow
 def test_a_window_in_mid_episode_takes_its_first_action_from_the_record_in_front():
     agent, config, _, state = tiny()
     batch = random_trajectory(agent, PIXELS, state, config.length + 1, 4)

@@ -76,6 +76,7 @@ def test_a_model_learns_that_observations_are_actions_only_if_time_is_aligned():
     assert late > 2 * aligned and late > 1.5  # two bits must come from each observation itself
 
 
+@pytest.mark.slow
 def test_a_window_starts_from_nothing_without_the_action_before_it():
     agent, config, _, state = tiny()
     batch = random_trajectory(agent, PIXELS, state, config.length, 4)
@@ -227,6 +228,7 @@ def small_update():
     return made, batch, made.update
 
 
+@pytest.mark.slow
 def test_the_slow_critic_is_copied_after_the_first_update_and_after_every_hundredth():
     made, batch, learn = small_update()
     same = lambda a, b: all(map(np.array_equal, *map(jax.tree.leaves, (a, b))))

@@ -107,6 +107,7 @@ def test_the_action_that_led_to_a_step_is_the_one_recorded_a_step_before():
     assert len(set(losses[:-1])) == config.length
 
 
+@pytest.mark.slow
 def test_continuous_actions_are_kept_raw_and_squashed_by_the_model_alone():
     agent, _, nets, state = tiny(MIXED)
     start = agent.model.init_state(state.params, 1)
@@ -119,6 +120,7 @@ def test_continuous_actions_are_kept_raw_and_squashed_by_the_model_alone():
     assert policy.sample(seed=jax.random.key(0)).max() > 2.0
 
 
+@pytest.mark.slow
 def test_the_continue_target_is_no_end_at_a_time_limit():
     agent, config, nets, state = tiny()
     step = random_step(PIXELS, (6, 2))
@@ -295,6 +297,7 @@ def test_the_first_update_has_learning_rate_zero_and_the_second_moves_zero_heads
     assert np.any(twice.params["critic"]["logits"]["kernel"])
 
 
+@pytest.mark.slow
 def test_the_slow_critic_starts_as_a_copy_and_follows_by_two_percent():
     agent, config, _, _ = tiny()
     state = jax.jit(agent.init)(jax.random.key(0))

@@ -239,6 +239,7 @@ def test_the_loss_has_one_term_less_than_there_are_tokens_and_padding_does_not_c
     )
 
 
+@pytest.mark.slow
 def test_the_losses_at_first_are_those_of_uniform_predictions():
     agent, config, _, _ = made(width=64)
     state = jax.jit(agent.init)(jax.random.key(0))
@@ -247,6 +248,7 @@ def test_the_losses_at_first_are_those_of_uniform_predictions():
     np.testing.assert_allclose([metrics[f"loss/{n}"] for n in ("frame", "reward", "end")], expected, atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_reward_that_arrives_with_the_next_observation_is_that_of_this_action():
     agent, config, nets, state = made()
     batch = batch_for(agent, "world_model")

@@ -363,6 +363,7 @@ def test_a_restart_in_the_middle_of_a_sequence_is_two_sequences():
     assert np.abs(unflagged - two).max() > 1e-3  # the restart is an input, too
 
 
+@pytest.mark.slow
 def test_chunks_that_follow_each_other_hand_on_the_state():
     config = dataclasses.replace(TINY, memory_stateful=True, memory_batch_size=2, memory_learning_rate=1e-9,
                                  memory_final_learning_rate=0.0, z_source="mean")  # fmt: skip
@@ -550,6 +551,7 @@ def test_dreams_start_from_what_replay_holds_and_never_from_an_end():
     assert starts.h.any()  # the memory has read what came before
 
 
+@pytest.mark.slow
 def test_survival_pays_one_for_each_step_where_no_reward_is_predicted():
     agent, _, _, state = tiny(CATCH, reward_head="none", dream_reward="survival")
     start = agent.model.init_state(state.params, 2)
@@ -643,6 +645,7 @@ def test_the_recipe_collects_learns_to_see_encodes_and_learns_to_predict(trained
     assert all(np.isfinite(value) for value in metrics.values())
 
 
+@pytest.mark.slow
 def test_encoding_writes_what_vision_sees_of_every_record_in_half_precision(trained):
     agent, _, run, _ = trained
     latent = run.replay.data.latent

@@ -32,7 +32,7 @@ class Protocol(NamedTuple):
 PROTOCOLS = {
     # Kaiser et al. 2019 (SimPLe) and those who compare with it: 400 thousand frames.
     "atari": Protocol(0.0, 30, life_loss=True, all_actions=False, gray=False, image_size=64),
-    # Machado et al. 2018, as DreamerV2 and DreamerV3 follow it: 200 million frames.
+    # Machado et al. 2018: 200 million frames.
     "atari200m": Protocol(0.25, 0, life_loss=False, all_actions=True, gray=True, image_size=96),
 }
 
