@@ -11,7 +11,7 @@
 # %% [markdown]
 # # DreamerV3: train it, look at its dreams, change a loss term
 #
-# Everything below runs on a laptop's CPU. `STEPS` is the budget in environment steps: with the registered 28,000 the
+# Everything below runs on a laptop's CPU. `STEPS` is the budget in environment steps: with the registered 32,000 the
 # agent learns `catch` from pixels; the default here only shows the mechanics.
 
 # %%

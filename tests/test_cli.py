@@ -31,7 +31,7 @@ def fails(capsys, arguments, *words, code=2):
 
 
 def test_training_says_what_it_does_and_ends_with_the_folder_and_the_digest(run, capsys):
-    arguments = ["train", "dreamer_v3", f"--env={ENV}", "--steps", "60", "--out", str(run), "--resume", *FIELDS]
+    arguments = ["train", "dreamer_v3", "--out", str(run), "--resume"]  # with the settings that it has
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert out.count("compilation cache /") == 1

@@ -355,3 +355,17 @@ def test_it_learns_to_act_on_what_it_sees(row):
         run = device.next_stage(run)
     scores = jax.jit(lambda params, key: evaluate(agent, env, params, key, 128))(run.agent.params, jax.random.key(1))
     assert np.mean(scores.returns) > 0.8
+
+
+@pytest.mark.parametrize("name", [*(n for n in ROWS if n == "dreamer_v3"), *[
+    pytest.param(n, marks=pytest.mark.slow) for n in ("dreamer_v1", "dreamer_v2")
+]])  # fmt: skip
+def test_two_choices_at_once_are_learned(name):
+    env = agent_actions(make_env("probe:act_both"))
+    agent, row = make(name, env.spec, ROWS[name].probe), ROWS[name]
+    run = jax.jit(lambda key: device.init(agent, env, key))(jax.random.key(0))
+    for stage in agent.recipe.stages:
+        run, _ = device.compile_stage(agent, env, stage)(run, stage.iterations or row.probe_iterations)
+        run = device.next_stage(run)
+    scores = jax.jit(lambda params, key: evaluate(agent, env, params, key, 128))(run.agent.params, jax.random.key(1))
+    assert np.mean(scores.returns) > 1.7

@@ -10,7 +10,7 @@ from wmjax.types import Box, Discrete, EnvSpec, UsageError
 SPEC = EnvSpec({"image": Box(0, 255, (64, 64, 3), "uint8")}, Discrete(3))
 
 
-@pytest.mark.parametrize("agent, preset", [(agent, name) for agent in AGENTS for name in presets.preset_names(agent)])
+@pytest.mark.parametrize("agent, preset", [(agent, name) for agent in AGENTS for name in presets.PRESETS[agent]])
 def test_every_preset_makes_an_agent(agent, preset):
     config, settings = presets.resolve(agent, preset, "catch")
     made = AGENTS[agent][1](SPEC, config)
@@ -36,6 +36,25 @@ def test_paper_is_what_the_authors_published():
     paper, _ = presets.resolve("dreamer_v3", "paper")
     assert (paper.batch_size, paper.length, paper.horizon, paper.learning_rate) == (16, 64, 15, 4e-5)
     assert presets.resolve("dreamer_v3", "paper", overrides={"size": "12m"})[0].dimensions.deter == 2048
+
+
+def test_paper_has_the_authors_settings_of_each_benchmark():
+    for name, ratio, envs, size in (
+        ("paper", 32, 16, "200m"),
+        ("paper_atari100k", 256, 1, "200m"),
+        ("paper_crafter", 512, 1, "200m"),
+        ("paper_dmc_proprio", 1024, 16, "1m"),
+        ("paper_dmc_vision", 256, 16, "200m"),
+    ):
+        config, _ = presets.resolve("dreamer_v3", name)
+        assert (config.train_ratio, config.num_envs, config.size) == (ratio, envs, size)
+    paper = presets.resolve("dreamer_v3", "paper")[0]
+    assert (paper.warmup, paper.grad_clip, paper.beta1, paper.beta2, paper.epsilon) == (1000, 0.3, 0.9, 0.999, 1e-20)
+    assert (paper.replay_capacity, paper.prefill, paper.actor_unimix, paper.eval_action) == (5e6, 1024, 0.01, "sample")
+    steps = lambda env: presets.resolve("dreamer_v3", "paper", env)[1].steps
+    assert (steps("atari:Pong"), steps("atari200m:Pong"), steps("dmc:walker_walk")) == (400_000, 200_000_000, 1_000_000)
+    settings = presets.resolve("dreamer_v2", "paper_atari", "atari200m:Pong")[1]
+    assert (settings.steps, settings.image_size) == (200_000_000, 64)
 
 
 def test_guide_has_the_numbers_of_the_guide():

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 
 import jax
@@ -204,6 +205,22 @@ def test_a_run_folder_in_use_is_locked_and_free_again_afterwards(trained, tmp_pa
     with filelock.FileLock(path / ".lock"), pytest.raises(UsageError, match="locked; another process"):
         train(path, resume=True)
     assert train(path, resume=True)[1] == trained[1]
+
+
+def test_a_run_goes_on_with_the_settings_it_has_where_none_are_given(trained, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(trained[0].path, path)
+    before = json.loads((path / "config.json").read_text())
+    stream = io.StringIO()
+    wmjax.train("dreamer_v3", out=path, resume=True, progress=stream)
+    assert f"state sha256 {trained[1]}" in stream.getvalue() and "changed settings" not in stream.getvalue()
+    assert json.loads((path / "config.json").read_text()) == before
+    made = runs.setup("dreamer_v3", seed=5, overrides={"horizon": 4}, before=before)
+    assert made.description["seed"] == 5 and made.config.horizon == 4 and made.config.deter == TINY["deter"]
+    assert (made.description["env"], made.steps) == (ENV, 60)
+    assert runs.setup("dreamer_v3", preset="small", before=before).config.dimensions.deter == 128
+    with pytest.raises(UsageError, match="trained on an Env value"):
+        runs.setup("dreamer_v3", before=before | {"env": None})
 
 
 @pytest.mark.slow

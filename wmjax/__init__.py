@@ -14,9 +14,21 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from wmjax.dreaming import dream_env, imagine, observe, open_loop
     from wmjax.envs import env_names, make_env
+    from wmjax.envs.wrappers import RawEnv, auto_reset
     from wmjax.loops.checkpoint import CheckpointCorruptError
     from wmjax.run import Run, enable_compilation_cache, load, train
-    from wmjax.types import Agent, Env, RunError, UsageError, WorldModel
+    from wmjax.types import (
+        Agent,
+        Box,
+        Discrete,
+        Env,
+        EnvSpec,
+        HostEnv,
+        RunError,
+        TimeStep,
+        UsageError,
+        WorldModel,
+    )
 
 # Imported when first used: `import wmjax.ops` should not wait for an agent's imports.
 _HOME = {
@@ -26,26 +38,40 @@ _HOME = {
     "open_loop": "dreaming",
     "env_names": "envs",
     "make_env": "envs",
+    "RawEnv": "envs.wrappers",
+    "auto_reset": "envs.wrappers",
     "CheckpointCorruptError": "loops.checkpoint",
     "Run": "run",
     "enable_compilation_cache": "run",
     "load": "run",
     "train": "run",
     "Agent": "types",
+    "Box": "types",
+    "Discrete": "types",
     "Env": "types",
+    "EnvSpec": "types",
+    "HostEnv": "types",
     "RunError": "types",
+    "TimeStep": "types",
     "UsageError": "types",
     "WorldModel": "types",
 }
 
 __all__ = [
     "Agent",
+    "Box",
     "CheckpointCorruptError",
+    "Discrete",
     "Env",
+    "EnvSpec",
+    "HostEnv",
+    "RawEnv",
     "Run",
     "RunError",
+    "TimeStep",
     "UsageError",
     "WorldModel",
+    "auto_reset",
     "dream_env",
     "enable_compilation_cache",
     "env_names",

@@ -31,10 +31,11 @@ wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N
                   [--parallel shard_map|pmap] [--image-size N] [--action-repeat N] [--eval-every N]
                   [--checkpoint-seconds S] [--max-skipped N] [--workers N] [--worker-timeout S] [--max-restarts N]
                   [--memory-map] [--wandb PROJECT] [--out DIR] [--resume] [--agent.FIELD VALUE ...]
-wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--action sample|mode] [--json] [--video]
-wmjax dream RUN   [--context N] [--horizon N]
+wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--action sample|mode] [--which latest|best] [--json] [--video]
+wmjax dream RUN   [--context N] [--horizon N] [--which latest|best]
 wmjax plot  RUN...  [--out FILE.png]
 wmjax list  agents|envs|presets
+wmjax --version
 
 `wmjax COMMAND --help` explains a command, `wmjax train AGENT --help` the fields of an agent with the preset's values.
 Compiled programs are kept in the user's cache folder; the variable WMJAX_CACHE names another, or turns that `off`."""
@@ -50,18 +51,19 @@ class TrainArgs:
 
     env: str | None = None
     """Environment, see `wmjax list envs`; the agent's own example by default."""
-    preset: str = "small"
-    """Configuration, see `wmjax list presets`."""
-    seed: int = 0
-    """Of everything that training draws."""
-    seeds: int = 1
-    """How many seeds to train at once, in one program, from --seed upwards."""
+    preset: str | None = None
+    """Configuration, see `wmjax list presets`; small by default."""
+    seed: int | None = None
+    """Of everything that training draws; 0 by default."""
+    seeds: int | None = None
+    """How many seeds to train at once, in one program, from --seed upwards; 1 by default. Not for environments on the
+    host, and nor is --devices."""
     steps: int | None = None
     """Env steps (frames) to train for; the preset's by default. A run may be resumed with more."""
-    devices: int = 1
-    """How many devices to spread environments, replay and batches over."""
-    parallel: Literal["shard_map", "pmap"] = "shard_map"
-    """How to spread over devices."""
+    devices: int | None = None
+    """How many devices to spread environments, replay and batches over; 1 by default."""
+    parallel: Literal["shard_map", "pmap"] | None = None
+    """How to spread over devices; shard_map by default."""
     eval_every: int | None = None
     """Env steps between evaluations of 16 episodes; a tenth of the steps by default."""
     checkpoint_seconds: float = 180.0
@@ -85,7 +87,8 @@ class TrainArgs:
     out: Path | None = None
     """Run folder; by default a new one in runs/."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the run in --out; settings that keep the shapes of its state may change."""
+    """Go on with the run in --out. Settings that are not given stay as they are; those that keep the shapes of its
+    state may change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +105,8 @@ class EvalArgs:
     """Another environment with the same observations and actions."""
     action: Literal["sample", "mode"] | None = None
     """How actions come from the policy; what the agent's configuration says by default."""
+    which: Literal["latest", "best"] = "latest"
+    """The agent as it was saved last, or at the highest of the periodic evaluations."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object: mean, std, iqm, ci95 (of the IQM), episodes, returns."""
     video: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -121,6 +126,8 @@ class DreamArgs:
     """Steps that the model sees."""
     horizon: int = 15
     """Steps that it predicts from the actions alone."""
+    which: Literal["latest", "best"] = "latest"
+    """The agent as it was saved last, or at the highest of the periodic evaluations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +187,7 @@ def _flags(args_class: Any, prefix: str = "--") -> list[str]:
         if dataclasses.is_dataclass(inner):
             flags += _flags(inner, f"{prefix}{field.name}.")
         elif tyro.conf.Positional[int].__metadata__[0] not in getattr(hint, "__metadata__", ()):
-            # One spelling each: words of options with hyphens, fields of an agent as they are written in Python.
+            # As messages spell them: options with hyphens, fields of an agent as in Python. Either is understood.
             flags.append(prefix + (field.name.replace("_", "-") if prefix == "--" else field.name))
     return flags
 
@@ -195,7 +202,7 @@ def _check_flags(args_class: Any, argv: Sequence[str]) -> None:
             raise UsageError(f"{flag}: unknown option; " + (f"did you mean {near[0]}?" if near else "see --help"))
 
 
-def _value_of(flag: str, argv: Sequence[str], default: str) -> str:
+def _value_of(flag: str, argv: Sequence[str], default: str | None) -> str | None:
     """The value of an option, before the arguments can be parsed as a whole."""
     for token, following in zip(argv, [*argv, default][1:], strict=True):
         if token == flag:
@@ -228,8 +235,7 @@ def _train(argv: Sequence[str]) -> None:
         if {"-h", "--help"} & set(argv):
             parse(TrainArgs, argv, "wmjax train AGENT")
         raise UsageError(f"agent: missing; valid are {', '.join(presets.AGENTS)}")
-    preset = _value_of("--preset", argv, TrainArgs.preset)
-    config, _ = presets.resolve(agent, preset)
+    config = _config_to_start_from(agent, argv)
     # Every field takes a value, switches too; the preset's are shown as defaults.
     fields = Annotated[type(config), tyro.conf.FlagConversionOff]
     args_class = dataclasses.make_dataclass(
@@ -249,6 +255,20 @@ def _train(argv: Sequence[str]) -> None:
     train(agent, **values, **chosen)
 
 
+def _config_to_start_from(agent: str, argv: Sequence[str]) -> Any:
+    """What the fields of the agent are where they are not given: those of the preset, or of the run that goes on."""
+    from wmjax import presets
+
+    preset, out = (_value_of(flag, argv, None) for flag in ("--preset", "--out"))
+    if preset is None and out is not None and "--resume" in argv:
+        from wmjax.run import read_description, saved_config
+
+        description = read_description(out)
+        if description["agent"] == agent:
+            return saved_config(description)
+    return presets.resolve(agent, presets.DEFAULT_PRESET if preset is None else preset)[0]
+
+
 def _say_cache() -> None:
     from wmjax.run import enable_compilation_cache
 
@@ -256,11 +276,11 @@ def _say_cache() -> None:
     print(f"compilation cache {folder}" if folder else "compilation cache off", flush=True)
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, which: str) -> Any:
     from wmjax.run import enable_compilation_cache, load
 
     enable_compilation_cache()
-    return load(path)
+    return load(path, which=which)
 
 
 def _eval(argv: Sequence[str]) -> None:
@@ -268,7 +288,7 @@ def _eval(argv: Sequence[str]) -> None:
     from wmjax.run import EVAL, with_human_normalized, write_json
 
     args = parse(EvalArgs, argv, "wmjax eval")
-    run = _load(args.run)
+    run = _load(args.run, args.which)
     if args.video:
         figures.pictures(run.env.spec)
     scores = run.evaluate(args.episodes, args.seed, env=args.env, action=args.action)
@@ -299,7 +319,7 @@ def _dream(argv: Sequence[str]) -> None:
     from wmjax.run import evaluation_key, write_json
 
     args = parse(DreamArgs, argv, "wmjax dream")
-    run = _load(args.run)
+    run = _load(args.run, args.which)
     run = run.members[0] if run.members else run  # of several seeds, the first
     result = figures.open_loop(run.agent, run.env, run.state.params, evaluation_key(0), args.context, args.horizon)
     errors = figures.horizon_errors(result, args.context)

@@ -42,6 +42,9 @@ PRESET_NOTES = {
     "paper_discrete": "the paper's changes for discrete actions and early termination",
     "paper_atari": "Atari with the numbers of the paper's table, where they differ from the released code",
     "paper_dmc": "the authors' hyperparameters for the DeepMind Control Suite",
+    "paper_atari100k": "the authors' hyperparameters for Atari in 400 thousand frames",
+    "paper_dmc_proprio": "the authors' hyperparameters for the DeepMind Control Suite, from vectors",
+    "paper_dmc_vision": "the authors' hyperparameters for the DeepMind Control Suite, from pixels",
     "paper_crafter": "the authors' hyperparameters for Crafter",
     "paper_car": "the authors' hyperparameters for CarRacing",
     "paper_doom": "the authors' hyperparameters for Doom, evolved in dreams",
@@ -253,6 +256,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             learning_rate=6e-4,
         ),
         "paper": dict(),
+        # The authors' settings by benchmark, where they differ from the above.
+        "paper_atari100k": dict(train_ratio=256.0, num_envs=1),
+        "paper_crafter": dict(train_ratio=512.0, num_envs=1),
+        "paper_dmc_proprio": dict(size="1m", train_ratio=1024.0),
+        "paper_dmc_vision": dict(train_ratio=256.0),
     },
     "world_models": {
         "small": dict(
@@ -274,6 +282,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             vision_updates=3_000,
             memory_batch_size=64,
             memory_length=32,
+            memory_within_episode=False,
             memory_updates=2_000,
             evolve=dict(population=32, rollouts=4, generations=60, mean_every=5, mean_rollouts=32),
         ),
@@ -416,8 +425,14 @@ SUITE_RUNS = {
     "vizdoom": RunSettings(400_000, action_repeat=4),
 }
 DEFAULT_RUN = RunSettings(100_000)
-# Of the other presets: the paper's budget of its small benchmarks, 400 thousand frames and more.
+# Of the other presets, where they do not say it themselves: the usual budget of a suite.
 PAPER_RUN = RunSettings(1_000_000)
+PAPER_SUITE_RUNS = {
+    "atari": RunSettings(400_000),
+    "atari200m": RunSettings(200_000_000),
+    "dmc_proprio": RunSettings(500_000),
+    "vizdoom": RunSettings(10_000_000, action_repeat=4),
+}
 PAPER_RUNS: dict[str, dict[str, RunSettings]] = {
     "dreamer_v1": {"paper": RunSettings(5_000_000, action_repeat=2), "paper_discrete": RunSettings(2_000_000)},
     "dreamer_v2": {
@@ -450,12 +465,6 @@ def default_env(agent: str) -> str:
     return DEFAULT_ENVS[agent]
 
 
-def preset_names(agent: str) -> list[str]:
-    """Names of an agent's presets. Raises `UsageError` for an unknown agent."""
-    _config_class(agent)
-    return list(PRESETS[agent])
-
-
 def resolve(
     agent: str, preset: str = DEFAULT_PRESET, env: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> tuple[Any, RunSettings]:
@@ -479,10 +488,11 @@ def resolve(
         raise nearest("preset", preset, PRESETS[agent])
     config = replace(replace(config_class(), PRESETS[agent][preset]), overrides or {})
     config.validate()
+    suite = (env or "").partition(":")[0]
     if preset == "small":
-        suite = SUITE_RUNS.get((env or "").partition(":")[0], DEFAULT_RUN)
-        return config, RUNS.get(agent, {}).get(env, suite)
-    return config, PAPER_RUNS.get(agent, {}).get(preset, PAPER_RUN)
+        return config, RUNS.get(agent, {}).get(env, SUITE_RUNS.get(suite, DEFAULT_RUN))
+    settings = PAPER_RUNS.get(agent, {}).get(preset) or PAPER_SUITE_RUNS.get(suite, PAPER_RUN)
+    return config, settings._replace(image_size=64) if (agent, suite) == ("dreamer_v2", "atari200m") else settings
 
 
 def _config_class(agent: str) -> type:

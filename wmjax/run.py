@@ -83,29 +83,44 @@ def setup(
     agent: str = "dreamer_v3",
     env: str | Env | HostEnv | None = None,
     *,
-    preset: str = presets.DEFAULT_PRESET,
-    seed: int = 0,
-    seeds: int = 1,
+    preset: str | None = None,
+    seed: int | None = None,
+    seeds: int | None = None,
     steps: int | None = None,
-    devices: int = 1,
-    parallel: str = BACKENDS[0],
+    devices: int | None = None,
+    parallel: str | None = None,
     image_size: int | None = None,
     action_repeat: int | None = None,
     overrides: dict[str, Any] | None = None,
+    before: dict[str, Any] | None = None,
 ) -> Setup:
-    """Resolves names and settings; see `train` for the arguments. Raises `UsageError` before anything is computed."""
-    env = presets.default_env(agent) if env is None else env
+    """Resolves names and settings; see `train` for the arguments. Raises `UsageError` before anything is computed.
+
+    `before` is what `config.json` says of a run that goes on, which holds for what is not given.
+    """
+    before = before if before and before["agent"] == agent else {}
+    given = lambda field, value, default: before.get(field, default) if value is None else value
+    env = given("env", env, None if before else presets.default_env(agent))
+    if env is None:
+        raise UsageError("env: the run was trained on an Env value, which has to be given again")
     name = env if isinstance(env, str) else None
-    config, settings = presets.resolve(agent, preset, name, overrides)
-    budget = settings.steps if steps is None else steps
+    config, settings = presets.resolve(agent, given("preset", preset, presets.DEFAULT_PRESET), name, overrides)
+    if before and preset is None:
+        config = presets.replace(saved_config(before), overrides or {})
+        config.validate()
+    preset = given("preset", preset, presets.DEFAULT_PRESET)
+    seed, seeds, devices = given("seed", seed, 0), given("seeds", seeds, 1), given("devices", devices, 1)
+    parallel = given("parallel", parallel, None) or BACKENDS[0]
+    budget = given("steps", steps, settings.steps)
     for field, value, low in (("seed", seed, 0), ("seeds", seeds, 1), ("steps", budget, 1)):
         check_integer(field, value, low)
     check_integer("seed + seeds", seed + seeds, 0)
     check_devices(devices, parallel)
     if name is None and (image_size, action_repeat) != (None, None):
         raise UsageError("image_size, action_repeat: not valid with an Env value, which has its own")
-    image_size = settings.image_size if image_size is None and name else image_size
-    action_repeat = settings.action_repeat if action_repeat is None and name else action_repeat
+    if name is not None:
+        image_size = given("image_size", image_size, settings.image_size)
+        action_repeat = given("action_repeat", action_repeat, settings.action_repeat)
     description = {
         "version": wmjax.__version__,
         "agent": agent,
@@ -117,6 +132,7 @@ def setup(
         "parallel": parallel if devices > 1 else None,
         "image_size": image_size,
         "action_repeat": action_repeat,
+        "steps": budget,
         "config": dataclasses.asdict(config),
     }
     made = _setup(description, config, env, budget)
@@ -128,7 +144,15 @@ def setup(
             f"steps: {steps} is not valid; the stages of {agent} have lengths of their own, which fields of its "
             f"configuration set: {fixed} env steps in all"
         )
-    return made._replace(steps=fixed)
+    return made._replace(steps=fixed, description=description | {"steps": fixed})
+
+
+def saved_config(description: dict[str, Any]) -> Any:
+    """The configuration that `config.json` holds. Raises `UsageError` where it is not one of this version."""
+    if description["agent"] not in AGENTS:
+        raise presets.nearest("agent", description["agent"], AGENTS)
+    config_class = AGENTS[description["agent"]][0]
+    return config_class(**presets.check_fields(config_class, description["config"]))
 
 
 def _setup(description: dict[str, Any], config: Any, env: str | Env | HostEnv, steps: int) -> Setup:
@@ -357,10 +381,7 @@ def load(path: str | Path, *, env: Env | HostEnv | None = None, which: str = "la
         raise presets.nearest("which", which, ("latest", "best"))
     if description["env"] is None and env is None:
         raise UsageError(f"run: {str(path)!r} was trained on an Env value; load it from Python with env=...")
-    if description["agent"] not in AGENTS:
-        raise presets.nearest("agent", description["agent"], AGENTS)
-    config_class = AGENTS[description["agent"]][0]
-    config = config_class(**presets.check_fields(config_class, description["config"]))
+    config = saved_config(description)
     made = _setup(description | {"devices": 1}, config, env or description["env"], 1)
     if description["seeds"] == 1:
         return Run(path, description, config, made.agent, made.env, _read_agent(path, made.agent, which))
@@ -403,12 +424,12 @@ def train(
     agent: str = "dreamer_v3",
     env: str | Env | HostEnv | None = None,
     *,
-    preset: str = presets.DEFAULT_PRESET,
-    seed: int = 0,
-    seeds: int = 1,
+    preset: str | None = None,
+    seed: int | None = None,
+    seeds: int | None = None,
     steps: int | None = None,
-    devices: int = 1,
-    parallel: str = BACKENDS[0],
+    devices: int | None = None,
+    parallel: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     image_size: int | None = None,
@@ -430,18 +451,20 @@ def train(
       agent: a name, see `wmjax list agents`.
       env: a name, see `wmjax list envs`, or an `Env` or `HostEnv` with its own kind of actions; by default the agent's
         own example.
-      preset: a name, see `wmjax list presets`.
-      seed: of everything that training draws.
-      seeds: how many to train at once, in one program, from `seed` upwards.
+      preset: a name, see `wmjax list presets`; "small" by default.
+      seed: of everything that training draws; 0 by default.
+      seeds: how many to train at once, in one program, from `seed` upwards; 1 by default. More than one, and more than
+        one device, are for environments on the device.
       steps: env steps (frames over all environments) to train for, rounded up to whole iterations; the preset's by
         default. No schedule depends on it, so a run may be resumed with more. Not for agents all of whose stages have
         a length, such as World Models.
-      devices: how many to spread environments, replay and batches over.
-      parallel: how, "shard_map" or "pmap".
+      devices: how many to spread environments, replay and batches over; 1 by default.
+      parallel: how, "shard_map" (by default) or "pmap".
       out: the run folder; by default a new one under `runs/`.
       resume: go on with the run in `out`; the result is the same, byte for byte, as if it had never stopped, except
-        that environments on the host begin new episodes. Settings may be changed, and the run then says so, as long as
-        its state keeps its shapes.
+        that environments on the host begin new episodes. Of the settings above and of `overrides`, those that are not
+        given stay as they are. Others may be changed, and the run then says so, as long as it is not environment, seed,
+        image size or action repeat, and its state keeps its shapes.
       image_size, action_repeat: of the environment; the preset's by default.
       eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default.
       checkpoint_seconds: least time between two checkpoints, which are written in the background.
@@ -462,6 +485,7 @@ def train(
     made = setup(
         agent, env, preset=preset, seed=seed, seeds=seeds, steps=steps, devices=devices, parallel=parallel,
         image_size=image_size, action_repeat=action_repeat, overrides=overrides,
+        before=read_description(out) if resume and out is not None else None,
     )  # fmt: skip
     eval_every = max(1, made.steps // 10) if eval_every is None else eval_every
     check_integer("eval_every", eval_every, 1)
@@ -497,7 +521,8 @@ def train(
         say(f"run folder {path}")
         say(f"state sha256 {digest}")
     run = Run(path, made.description, made.config, made.agent, made.env, agent_state)
-    return run if seeds == 1 else _with_members(run, [tree_of_seed(agent_state, i) for i in range(seeds)])
+    count = len(made.seeds)
+    return run if count == 1 else _with_members(run, [tree_of_seed(agent_state, i) for i in range(count)])
 
 
 @contextlib.contextmanager
@@ -630,7 +655,7 @@ def _check_resumable(made: Setup, path: Path, say: Callable[[str], None]) -> Non
     before = read_description(path)
     if before.get("part_of_seeds"):
         raise UsageError(f"resume: {str(path)!r} has the agent of one seed only; resume the run it is part of")
-    flat = lambda d: {k: v for k, v in d.items() if k not in ("config", "version")} | d["config"]
+    flat = lambda d: {k: v for k, v in d.items() if k not in ("config", "version", "steps")} | d["config"]
     was, now = flat(before), flat(json.loads(json.dumps(made.description)))
     changed = {name: (was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)}
     listed = ", ".join(f"{name} is {old!r}, not {new!r}" for name, (old, new) in changed.items())

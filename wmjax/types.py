@@ -129,9 +129,7 @@ class HostEnv(NamedTuple):
 
     spec: EnvSpec
     start: Callable  # (num_envs, *, workers, timeout, max_restarts, training, say, stop) -> HostEnvs
-    native: Callable[[Array], Array] = lambda action: (
-        action
-    )  # from what is given as action to the space's own; jittable
+    native: Callable[[Array], Array] = lambda action: action  # from a given action to the space's own; jittable
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from wmjax.agents.dreamer_v1 import DreamerV1Config
 from wmjax.agents.dreamer_v2 import DreamerV2Config
 from wmjax.agents.dreamer_v3 import DreamerV3Config
 from wmjax.agents.iris import IRISConfig
-from wmjax.types import Agent, Box, Discrete, EnvSpec, TimeStep, Trajectory
+from wmjax.types import Agent, Box, Discrete, EnvSpec, MultiDiscrete, TimeStep, Trajectory
 
 IMAGE = Box(0, 255, (16, 16, 3), "uint8")
 VECTOR = Box(-np.inf, np.inf, (5,))
@@ -63,6 +63,8 @@ def random_action(spec: EnvSpec, lead: tuple[int, ...], seed: int = 0):
     rng = np.random.default_rng(seed)
     if isinstance(spec.action, Discrete):
         return jax.nn.one_hot(rng.integers(0, spec.action.n, lead), spec.action.n)
+    if isinstance(spec.action, MultiDiscrete):
+        return jnp.concatenate([jax.nn.one_hot(rng.integers(0, n, lead), n) for n in spec.action.ns], -1)
     return jnp.asarray(rng.normal(size=(*lead, *spec.action.shape)), jnp.float32)
 
 

@@ -9,6 +9,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.agents.batches import MIXED, PIXELS, TINY_V3, perturb, random_action, random_step, random_trajectory
@@ -16,7 +17,7 @@ from wmjax import dreaming
 from wmjax.agents import dreamer_v3 as v3
 from wmjax.nets import codec
 from wmjax.ops import distributions, normalize
-from wmjax.types import Box, Discrete, EnvSpec, MultiDiscrete, TimeStep, UsageError
+from wmjax.types import Box, Discrete, EnvSpec, TimeStep, UsageError
 
 ATARI = EnvSpec({"image": Box(0, 255, (64, 64, 3), "uint8")}, Discrete(6))
 PUBLISHED = {
@@ -347,6 +348,48 @@ def test_training_on_a_replayed_window_reproduces_the_states_of_acting(monkeypat
     assert not np.allclose(without["deter"][1], latent["deter"][window][1], atol=1e-3)
 
 
+def test_the_optimizer_clips_each_tensor_by_its_own_size_and_averages_after_normalizing():
+    """By hand, for one tensor: adaptive clipping, then the second moment, then the first, then the rate."""
+    config = v3.DreamerV3Config(learning_rate=0.1, warmup=2, grad_clip=0.3)
+    transform = v3.optimizer(config)
+    params = {"kernel": jnp.array([3.0, 4.0])}
+    state, second, first = transform.init(params), np.zeros(2), np.zeros(2)
+    w = np.array([3.0, 4.0])
+    for t, gradient in enumerate([[30.0, 40.0], [0.3, -0.4], [-6.0, 8.0]], 1):
+        updates, state = transform.update({"kernel": jnp.array(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+        g = np.array(gradient)
+        g *= min(1.0, 0.3 * np.linalg.norm(w) / np.linalg.norm(g))
+        second = config.beta2 * second + (1 - config.beta2) * g**2
+        normalized = g / np.sqrt(second / (1 - config.beta2**t))
+        first = config.beta1 * first + (1 - config.beta1) * normalized
+        w = w - 0.1 * min(1.0, (t - 1) / 2) * first / (1 - config.beta1**t)
+        np.testing.assert_allclose(params["kernel"], w, rtol=1e-5)
+    assert abs(w[0] - 3) > 0.01
+
+
+@pytest.mark.parametrize("eval_action", ["sample", "mode"])
+def test_evaluation_samples_unless_it_is_told_to_take_the_mode(eval_action):
+    changes = {} if eval_action == "sample" else {"eval_action": "mode"}
+    agent, _, _, state = tiny(**changes)
+    keys = jax.random.split(jax.random.key(2), 64)
+    policy = jax.jit(functools.partial(agent.policy, explore=False))
+    states = agent.model.init_state(state.params, 64)  # all alike
+    _, action = policy(state.params, keys, agent.policy_carry(state.params, 64), states)
+    assert (len(np.unique(np.asarray(action).argmax(-1))) == 1) == (eval_action == "mode")
+
+
+def test_the_policy_begins_near_its_flat_distribution_and_no_latent_has_more_classes_than_a_byte():
+    config = v3.DreamerV3Config(size="1m")
+    nets = v3.networks(ATARI, config)
+    params = jax.jit(lambda key: v3.init_params(nets, ATARI, config, key))(jax.random.key(0))
+    kernels = [x for x in jax.tree.leaves(params["actor"]) if x.shape == (config.dimensions.units, 6)]
+    (last,) = kernels
+    np.testing.assert_allclose(last.std(), 0.01 / config.dimensions.units**0.5, rtol=0.15)
+    with pytest.raises(UsageError, match="classes must be at most 256"):
+        v3.DreamerV3Config(classes=257).validate()
+
+
 @pytest.mark.slow
 def test_bfloat16_computation_keeps_the_losses_within_a_percent():
     agent, config, _, state = tiny(MIXED)
@@ -435,7 +478,7 @@ def test_a_value_out_of_range_is_refused_by_name(change, field):
 @pytest.mark.parametrize(
     ("spec", "word"),
     [
-        (PIXELS._replace(action=MultiDiscrete((2, 3))), "MultiDiscrete"),
+        (PIXELS._replace(action=Box(-1, 1, (2, 3))), "valid: Discrete"),
         (PIXELS._replace(action=Box(-1, 1, (2, 2))), "action space"),
         (PIXELS._replace(obs={"image": Box(0, 255, (50, 50, 3), "uint8")}), "50x50"),
         (PIXELS._replace(obs={"image": Box(0, 1, (64, 64, 3), "float32")}), "image"),

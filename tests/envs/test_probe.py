@@ -6,11 +6,12 @@ import pytest
 from tests.envs.rollouts import mean_return, rollout
 from wmjax.envs import make_env
 from wmjax.envs.probe import PROBES
-from wmjax.types import Discrete
+from wmjax.types import Discrete, MultiDiscrete
 
 BEST = {
     "probe:act": lambda obs: jnp.int32(1),
     "probe:act_obs": lambda obs: (obs[0] > 0).astype(jnp.int32),
+    "probe:act_both": lambda obs: jnp.stack([(obs[0] > 0).astype(jnp.int32), jnp.int32(2)]),
     "probe:act_continuous": lambda obs: jnp.full(1, 0.5),
     "probe:obs_is_action": lambda obs: jnp.ones(2),
 }
@@ -24,6 +25,8 @@ def test_best_and_random_play_return_what_the_probe_says(name):
         space = env.spec.action
         if isinstance(space, Discrete):
             return jax.random.randint(key, (), 0, space.n)
+        if isinstance(space, MultiDiscrete):
+            return jax.random.randint(key, (len(space.ns),), 0, jnp.array(space.ns))
         return jax.random.uniform(key, space.shape, minval=space.low, maxval=space.high)
 
     best = lambda key, step: BEST.get(name, lambda obs: jnp.int32(0))(step.obs["vector"])

@@ -10,7 +10,7 @@ import pytest
 
 from tests.envs.rollouts import rollout
 from wmjax.envs import env_names, is_host, make_env
-from wmjax.types import Box, UsageError
+from wmjax.types import Box, MultiDiscrete, UsageError
 
 # One environment fetches its data from the network when it is made.
 NAMES = [info.name for info in env_names() if "MNIST" not in info.name and not is_host(info.name)]
@@ -19,6 +19,8 @@ RUN = [*BUILTIN, *(name for name in NAMES if name in ("gymnax:CartPole-v1", "gym
 
 
 def zero_action(space):
+    if isinstance(space, MultiDiscrete):
+        return jnp.zeros(len(space.ns), jnp.int32)
     return jnp.zeros(space.shape, space.dtype) if isinstance(space, Box) else jnp.int32(0)
 
 
@@ -26,6 +28,8 @@ def random_action(space):
     if isinstance(space, Box):
         low, high = jnp.array(space.low), jnp.array(space.high)
         return lambda key, step: jax.random.uniform(key, space.shape, minval=low, maxval=high)
+    if isinstance(space, MultiDiscrete):
+        return lambda key, step: jax.random.randint(key, (len(space.ns),), 0, jnp.array(space.ns))
     return lambda key, step: jax.random.randint(key, (), 0, space.n)
 
 

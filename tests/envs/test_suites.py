@@ -64,21 +64,42 @@ def test_the_larger_protocol_of_atari_repeats_actions_by_chance_and_plays_on_whe
     assert (lives[0], lives[-1], len(set(lives))) == (5, 0, 6)
 
 
-def test_a_game_of_atari_begins_after_up_to_thirty_frames_without_action_in_one_protocol_alone(atari):
-    frames = {}
-    for name in ("atari", "atari200m"):
-        env = atari(name, "Pong")
-        frames[name] = set()
-        for seed in range(80):
-            env.reset(seed=seed)
-            frames[name].add(env._ale.getEpisodeFrameNumber())
-    assert frames["atari200m"] == {0} and min(frames["atari"]) == 1 and 25 < max(frames["atari"]) <= 30
+@pytest.mark.parametrize("name", ["atari", "atari200m"])
+def test_a_game_of_atari_begins_after_one_to_thirty_frames_without_action(atari, name):
+    env, frames = atari(name, "Pong"), set()
+    for seed in range(80):
+        env.reset(seed=seed)
+        frames.add(env._ale.getEpisodeFrameNumber())
+    assert min(frames) == 1 and 25 < max(frames) <= 30
 
 
-def test_what_is_seen_of_atari_is_the_maximum_of_the_last_two_of_four_frames(atari):
-    env, seen = atari("atari", "Pong"), []
+def test_after_a_lost_life_one_frame_without_action_passes(atari):
+    env, over, rng = atari("atari", "Breakout"), False, np.random.default_rng(0)
+    env.reset(seed=0)
+    while not over:
+        over = env.step(int(rng.integers(env.action_space.n)))[2]
+    before, lives = env._ale.getEpisodeFrameNumber(), env._ale.lives()
+    env.reset()
+    assert (env._ale.getEpisodeFrameNumber(), env._ale.lives()) == (before + 1, lives) == (before + 1, 4)
+
+
+@pytest.mark.parametrize("name, training, limit", [("atari", True, 20_000), ("atari", False, 108_000)])
+def test_episodes_of_atari_are_cut_later_in_evaluation(atari, name, training, limit):
+    env = atari(name, "Pong", training)
+    env.reset(seed=0)
+    env._frame = limit - 8
+    ends = [env.step(0)[2:4] for _ in range(2)]
+    assert ends == [(False, False), (False, True)]
+
+
+@pytest.mark.parametrize("name", ["atari", "atari200m"])
+def test_what_is_seen_of_atari_is_the_maximum_of_the_last_two_of_four_frames(atari, name):
+    from PIL import Image
+
+    env, seen = atari(name, "Pong"), []
+    reader = worker.obs_reader(env, None)
     env.reset(seed=3)
-    act = env._ale.act
+    ale = env._ale
 
     class Watched:
         """The emulator, whose screens are kept."""
@@ -87,16 +108,22 @@ def test_what_is_seen_of_atari_is_the_maximum_of_the_last_two_of_four_frames(ata
             return getattr(ale, name)
 
         def act(self, action):
-            reward = act(action)
-            seen.append(ale.getScreenRGB())
+            reward = ale.act(action)
+            seen.append(ale.getScreenRGB() if name == "atari" else ale.getScreenGrayscale())
             return reward
 
-    ale, env._ale = env._ale, Watched()
+    env._ale = Watched()
     for _ in range(30):
-        obs = env.step(2)[0]
+        ((_, obs),) = reader.read(env.step(2)[0])
     assert len(seen) == 120
-    np.testing.assert_array_equal(obs, np.maximum(seen[-1], seen[-2]))
     assert any((np.maximum(seen[i], seen[i - 1]) != seen[i]).any() for i in range(3, 120, 4))
+    resized = lambda x, size, how: np.asarray(Image.fromarray(x).resize((size, size), how))
+    if name == "atari":  # resized before they are merged
+        wanted = np.maximum(*(resized(x, 64, Image.Resampling.BILINEAR) for x in seen[-2:]))
+    else:
+        wanted = resized(np.maximum(*seen[-2:]), 96, Image.Resampling.BOX)[..., None]
+    np.testing.assert_array_equal(obs, wanted)
+    assert worker.describe(atari(name, "Pong"), 48, 1)["obs"][0]["shape"][:2] == [48, 48]
 
 
 def test_a_seed_says_how_an_atari_game_begins(atari):

@@ -71,10 +71,17 @@ def test_random_actions_of_a_box_fill_minus_one_to_one_whatever_its_bounds():
     assert rollouts.random_action(Discrete(4), jax.random.key(0)).shape == (4,)
 
 
-@pytest.mark.parametrize("space", [MultiDiscrete((2, 3)), Box(0, 1, (2, 2))])
-def test_action_spaces_that_agents_do_not_speak_are_refused(space):
+def test_random_actions_of_several_choices_are_independent_one_hots_side_by_side():
+    draw = jax.vmap(partial(rollouts.random_action, MultiDiscrete((2, 3))))
+    action = np.asarray(draw(jax.random.split(jax.random.key(0), 3000)))
+    assert action.shape == (3000, 5) and (action[:, :2].sum(-1) == 1).all() and (action[:, 2:].sum(-1) == 1).all()
+    both = action[:, :2, None] * action[:, None, 2:]
+    np.testing.assert_allclose(both.mean(0), 1 / 6, atol=0.03)
+
+
+def test_action_spaces_that_agents_do_not_speak_are_refused():
     with pytest.raises(UsageError, match="action space"):
-        rollouts.random_action(space, jax.random.key(0))
+        rollouts.random_action(Box(0, 1, (2, 2)), jax.random.key(0))
 
 
 def evaluate(episodes, env=None, **kwargs):

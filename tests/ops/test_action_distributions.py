@@ -80,7 +80,11 @@ def test_the_density_at_the_very_bounds_is_finite():
 
 def test_exploration_replaces_a_share_of_choices_or_adds_clipped_noise():
     action = jax.nn.one_hot(jnp.zeros(20_000, int), 4)
-    np.testing.assert_allclose(explore(KEY, action, 0.4, True).mean(0), [0.7, 0.1, 0.1, 0.1], atol=0.02)
-    np.testing.assert_array_equal(explore(KEY, action, 0.0, True), action)
-    noisy = explore(KEY, jnp.full((20_000, 1), 0.9), 0.3, False)
+    np.testing.assert_allclose(explore(KEY, action, 0.4, (4,)).mean(0), [0.7, 0.1, 0.1, 0.1], atol=0.02)
+    np.testing.assert_array_equal(explore(KEY, action, 0.0, (4,)), action)
+    both = jnp.concatenate([action, action[:, :2]], -1)
+    chosen = explore(KEY, both, 0.4, (4, 2))
+    np.testing.assert_allclose(chosen.mean(0), [0.7, 0.1, 0.1, 0.1, 0.8, 0.2], atol=0.02)
+    np.testing.assert_allclose((chosen[:, 0] * chosen[:, 4]).mean(), 0.7 * 0.8, atol=0.02)  # independently
+    noisy = explore(KEY, jnp.full((20_000, 1), 0.9), 0.3, None)
     assert noisy.max() == 1.0 and float((noisy == 1.0).mean()) == pytest.approx(0.369, abs=0.02)

@@ -81,6 +81,29 @@ def test_the_gradient_of_a_sample_is_that_of_the_mixed_probabilities_and_not_of_
     assert np.abs(through_probs - unmixed).max() > 1e-3
 
 
+def test_several_choices_are_independent_and_their_numbers_add_up():
+    logits = {
+        "logits0": jnp.log(jnp.array([[0.2, 0.8], [0.5, 0.5]])),
+        "logits1": jnp.log(jnp.array([[0.1, 0.3, 0.6]] * 2)),
+    }
+    dist = distributions.choices(logits)
+    action = jnp.array([[0.0, 1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 1.0]])
+    np.testing.assert_allclose(dist.log_prob(action), np.log([0.8 * 0.1, 0.5 * 0.6]), rtol=1e-5)
+    entropy = lambda p: -np.sum(p * np.log(p))
+    rows = [entropy(np.array(p)) + entropy(np.array([0.1, 0.3, 0.6])) for p in ([0.2, 0.8], [0.5, 0.5])]
+    np.testing.assert_allclose(dist.entropy(), rows, rtol=1e-5)
+    assert dist.mode()[0].tolist() == [0, 1, 0, 0, 1]
+    draws = jax.vmap(lambda key: dist.sample(seed=key))(jax.random.split(jax.random.key(0), 4000))
+    both = draws[:, 0, :2, None] * draws[:, 0, None, 2:]
+    np.testing.assert_allclose(both.mean(0), np.outer([0.2, 0.8], [0.1, 0.3, 0.6]), atol=0.03)
+    rows = jax.random.split(jax.random.key(1), 2)  # one key for each row
+    np.testing.assert_array_equal(dist.sample(seed=rows)[:1], distributions.choices(
+        jax.tree.map(lambda x: x[:1], logits)).sample(seed=rows[:1]))  # fmt: skip
+    sample = lambda x: distributions.choices({"logits0": x, "logits1": jnp.zeros(3)}).sample(seed=jax.random.key(0))[0]
+    np.testing.assert_allclose(jax.grad(sample)(jnp.log(jnp.array([0.2, 0.8]))), [0.16, -0.16], rtol=1e-5)
+    assert distributions.choices({"mean": jnp.zeros(2)}) is None
+
+
 def test_the_draw_of_every_distribution_can_be_replaced_in_one_place(monkeypatch):
     monkeypatch.setattr(distributions, "straight_through_sample", lambda key, logits: jax.nn.softmax(logits))
     policy = OneHotCategorical(LOGITS, 0.01)

@@ -28,7 +28,7 @@ from wmjax.nets import codec, spaces, strided_codec
 from wmjax.nets.heads import Head
 from wmjax.nets.mlp import call, init_modules
 from wmjax.nets.rssm import DenseRSSM, LatentState, feature, zero_first
-from wmjax.nets.spaces import action_size, zero_obs
+from wmjax.nets.spaces import action_size, choice_counts, choice_outputs, zero_obs
 from wmjax.ops import action_distributions, distributions, kl, latents, noise, returns
 from wmjax.ops.masks import masked_mean
 from wmjax.ops.symlog import REWARD_TRANSFORMS
@@ -36,7 +36,6 @@ from wmjax.types import (
     Agent,
     AgentState,
     Array,
-    Discrete,
     EnvSpec,
     Metrics,
     Sampling,
@@ -183,22 +182,22 @@ def networks(spec: EnvSpec, config: DreamerV1Config) -> Networks:
     encoder = strided_codec.StridedEncoder(padding=config.encoder_padding, embed=config.embed, **coder)
     embed = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), zero_obs(spec, (1,)))[0]).shape[-1]
 
-    def head(name, size, layers):
-        return Head(((name, size),), (config.units,) * layers, norm="none", init_kind="glorot", **style)
+    def head(outputs, layers):
+        return Head(tuple(outputs.items()), (config.units,) * layers, norm="none", init_kind="glorot", **style)
 
-    discrete = isinstance(spec.action, Discrete)
+    counts = choice_counts(spec)
     # One layer for mean and deviation together, as in the code: its initial weights depend on its width.
-    actor = ("logits", spec.action.n) if discrete else ("mean_std", 2 * action_size(spec))
+    actions = {"mean_std": 2 * action_size(spec)} if counts is None else choice_outputs(counts)
     return Networks(
         encoder=encoder,
         rssm=DenseRSSM(
             config.deter, config.hidden, 2 * config.stoch, embed, config.cell, config.input_layer, **style
         ),
         decoder=strided_codec.StridedDecoder(**coder),
-        reward=head("mean", 1, config.reward_layers),
-        cont=head("logits", 1, config.cont_layers) if config.use_continue else None,
-        actor=head(*actor, config.actor_layers),
-        critic=head("mean", 1, config.critic_layers),
+        reward=head({"mean": 1}, config.reward_layers),
+        cont=head({"logits": 1}, config.cont_layers) if config.use_continue else None,
+        actor=head(actions, config.actor_layers),
+        critic=head({"mean": 1}, config.critic_layers),
     )  # fmt: skip
 
 
@@ -283,10 +282,11 @@ def critic_dist(nets: Networks, critic_params: dict, feat: Array) -> distributio
 
 
 def policy_dist(nets: Networks, actor_params: dict, feat: Array):
-    """Distribution of the action, `[..., A]`: one-hot with straight-through samples, or a tanh-normal."""
+    """Distribution of the action, `[..., A]`: one-hots with straight-through samples, or a tanh-normal."""
     outputs = call(nets.actor, actor_params, feat)
-    if "logits" in outputs:
-        return distributions.OneHotCategorical(outputs["logits"])
+    discrete = distributions.choices(outputs)
+    if discrete is not None:
+        return discrete
     return action_distributions.tanh_normal(*jnp.split(outputs["mean_std"], 2, -1))
 
 
@@ -572,8 +572,8 @@ def dreamer_v1(spec: EnvSpec, config: DreamerV1Config, axis_name: str | None = N
     """The agent for one environment.
 
     Args:
-      spec: observations (uint8 images, float32 vectors, Discrete entries, alone or together) and actions (Discrete or
-        float32 Box of rank 1).
+      spec: observations (uint8 images, float32 vectors, Discrete entries, alone or together) and actions (Discrete,
+        MultiDiscrete or float32 Box of rank 1).
       config: hyperparameters.
       axis_name: the named axis (of `vmap`, `shard_map` or `pmap`) that batches are spread over, or None.
 
@@ -587,7 +587,7 @@ def dreamer_v1(spec: EnvSpec, config: DreamerV1Config, axis_name: str | None = N
         checks.check_episodes(config.length, spec.max_episode_steps)
     nets = networks(spec, config)
     model = world_model(nets, spec, config)
-    discrete = isinstance(spec.action, Discrete)
+    counts = choice_counts(spec)
 
     def init(key):
         params = init_params(nets, spec, config, key)
@@ -603,10 +603,10 @@ def dreamer_v1(spec: EnvSpec, config: DreamerV1Config, axis_name: str | None = N
         dist = policy_dist(nets, params["actor"], feature(state))
         key_policy, key_noise = noise.split(key, 2)
         if not explore and config.eval_action == "mode":
-            return carry, dist.mode() if discrete else dist.mode(key_policy)
+            return carry, dist.mode(key_policy) if counts is None else dist.mode()
         action = dist.sample(seed=key_policy)
         if explore:
-            action = action_distributions.explore(key_noise, action, params["exploration"], discrete)
+            action = action_distributions.explore(key_noise, action, params["exploration"], counts)
         return carry, action
 
     def act_carry(params, batch_size):

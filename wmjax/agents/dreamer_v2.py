@@ -26,14 +26,13 @@ from wmjax.nets import codec, spaces, strided_codec
 from wmjax.nets.heads import Head
 from wmjax.nets.mlp import call, init_modules
 from wmjax.nets.rssm import DenseRSSM, LatentState, feature, zero_first
-from wmjax.nets.spaces import action_size, zero_obs
+from wmjax.nets.spaces import action_size, choice_counts, choice_outputs, zero_obs
 from wmjax.ops import action_distributions, distributions, kl, latents, noise, returns
 from wmjax.ops.symlog import REWARD_TRANSFORMS
 from wmjax.types import (
     Agent,
     AgentState,
     Array,
-    Discrete,
     EnvSpec,
     Metrics,
     Sampling,
@@ -182,7 +181,7 @@ def actor_gradient(spec: EnvSpec, config: DreamerV2Config) -> str:
     """`auto` resolved: REINFORCE for discrete actions, dynamics backpropagation for continuous ones."""
     if config.actor_grad != "auto":
         return config.actor_grad
-    return "reinforce" if isinstance(spec.action, Discrete) else "dynamics"
+    return "dynamics" if choice_counts(spec) is None else "reinforce"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -219,15 +218,15 @@ def networks(spec: EnvSpec, config: DreamerV2Config) -> Networks:
     def head(outputs, layers):
         return Head(tuple(outputs.items()), (config.units,) * layers, init_kind="glorot", **style)
 
-    actions = action_size(spec)
-    discrete = isinstance(spec.action, Discrete)
+    counts = choice_counts(spec)
+    actions = {name: action_size(spec) for name in ("mean", "std")} if counts is None else choice_outputs(counts)
     return Networks(
         encoder=encoder,
         rssm=rssm,
         decoder=strided_codec.StridedDecoder(**coder),
         reward=head({"mean": 1}, config.reward_layers),
         cont=head({"logits": 1}, config.cont_layers) if config.use_continue else None,
-        actor=head({"logits": actions} if discrete else {"mean": actions, "std": actions}, config.actor_layers),
+        actor=head(actions, config.actor_layers),
         critic=head({"mean": 1}, config.critic_layers),
     )
 
@@ -328,11 +327,10 @@ def critic_dist(nets: Networks, critic_params: dict, feat: Array, config: Dreame
 
 
 def policy_dist(nets: Networks, actor_params: dict, feat: Array):
-    """Distribution of the action, `[..., A]`: one-hot with straight-through samples, or a truncated normal."""
+    """Distribution of the action, `[..., A]`: one-hots with straight-through samples, or a truncated normal."""
     outputs = call(nets.actor, actor_params, feat)
-    if "logits" in outputs:
-        return distributions.OneHotCategorical(outputs["logits"])
-    return action_distributions.truncated_normal(outputs["mean"], outputs["std"])
+    discrete = distributions.choices(outputs)
+    return discrete if discrete is not None else action_distributions.truncated_normal(outputs["mean"], outputs["std"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -661,8 +659,8 @@ def dreamer_v2(spec: EnvSpec, config: DreamerV2Config, axis_name: str | None = N
     """The agent for one environment.
 
     Args:
-      spec: observations (uint8 images, float32 vectors, Discrete entries, alone or together) and actions (Discrete or
-        float32 Box of rank 1).
+      spec: observations (uint8 images, float32 vectors, Discrete entries, alone or together) and actions (Discrete,
+        MultiDiscrete or float32 Box of rank 1).
       config: hyperparameters.
       axis_name: the named axis (of `vmap`, `shard_map` or `pmap`) that batches are spread over, or None.
 
@@ -678,7 +676,7 @@ def dreamer_v2(spec: EnvSpec, config: DreamerV2Config, axis_name: str | None = N
     nets = networks(spec, config)
     model = world_model(nets, spec, config)
     eval_model = world_model(nets, spec, config, config.eval_latent)
-    discrete = isinstance(spec.action, Discrete)
+    counts = choice_counts(spec)
 
     def init(key):
         params = init_params(nets, spec, config, key)
@@ -698,7 +696,7 @@ def dreamer_v2(spec: EnvSpec, config: DreamerV2Config, axis_name: str | None = N
         key_policy, key_noise = noise.split(key, 2)
         action = dist.sample(seed=key_policy)
         if explore and config.exploration:
-            action = action_distributions.explore(key_noise, action, config.exploration, discrete)
+            action = action_distributions.explore(key_noise, action, config.exploration, counts)
         return carry, action
 
     def act_carry(params, batch_size):

@@ -26,7 +26,7 @@ from wmjax.nets import codec, spaces
 from wmjax.nets.heads import Head
 from wmjax.nets.mlp import call, init_modules
 from wmjax.nets.rssm import RSSM, RSSMState
-from wmjax.nets.spaces import action_size, zero_obs
+from wmjax.nets.spaces import action_size, choice_counts, choice_outputs, zero_obs
 from wmjax.ops import distributions, kl, noise, normalize, returns
 from wmjax.ops.symlog import symexp, symlog
 from wmjax.types import (
@@ -173,6 +173,8 @@ class DreamerV3Config:
         for name, value in (("deter", dims.deter), ("depth * 4", dims.depth * 4)):
             if value % self.blocks:
                 raise UsageError(f"{name} must be a multiple of blocks={self.blocks}, got {value}")
+        if dims.classes > 256:
+            raise UsageError(f"classes must be at most 256, for replay keeps one byte of each, got {dims.classes}")
         if self.bins % 2 == 0:
             raise UsageError(f"bins must be odd, got {self.bins}")
         if self.return_norm_low >= self.return_norm_high:
@@ -266,8 +268,8 @@ def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
     def head(outputs, layers, outscale):
         return Head(tuple(outputs.items()), (dims.units,) * layers, outscale, **style)
 
-    actions = action_size(spec)
-    discrete = isinstance(spec.action, Discrete)
+    counts = choice_counts(spec)
+    actions = {name: action_size(spec) for name in ("mean", "std")} if counts is None else choice_outputs(counts)
     reward = {"logits": config.bins} if config.reward_head == "two_hot" else {"mean": 1}
     return Networks(
         encoder=encoder,
@@ -275,7 +277,7 @@ def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
         decoder=codec.Decoder(entries, dims.depth, encoder_units, config.blocks, config.stem, **style),
         reward=head(reward, config.reward_layers, 0.0),
         cont=head({"logits": 1}, config.cont_layers, 1.0),
-        actor=head({"logits": actions} if discrete else {"mean": actions, "std": actions}, config.actor_layers, 0.01),
+        actor=head(actions, config.actor_layers, 0.01),
         critic=head({"logits": config.bins}, config.critic_layers, 0.0),
     )
 
@@ -373,11 +375,10 @@ def critic_dist(nets: Networks, critic_params: dict, feat: Array, config: Dreame
 
 
 def policy_dist(nets: Networks, params: dict, feat: Array, config: DreamerV3Config):
-    """Distribution of the action, `[..., A]`: one-hot, or an unbounded normal with a bounded mean."""
+    """Distribution of the action, `[..., A]`: one-hots, or an unbounded normal with a bounded mean."""
     outputs = call(nets.actor, params["actor"], feat)
-    if "logits" in outputs:
-        return distributions.OneHotCategorical(outputs["logits"], config.actor_unimix)
-    return distributions.bounded_normal(outputs["mean"], outputs["std"])
+    discrete = distributions.choices(outputs, config.actor_unimix)
+    return discrete if discrete is not None else distributions.bounded_normal(outputs["mean"], outputs["std"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -676,8 +677,8 @@ def dreamer_v3(spec: EnvSpec, config: DreamerV3Config, axis_name: str | None = N
     """The agent for one environment.
 
     Args:
-      spec: observations (uint8 images, float32 vectors, Discrete entries, alone or together) and actions (Discrete or
-        float32 Box of rank 1).
+      spec: observations (uint8 images, float32 vectors, Discrete entries, alone or together) and actions (Discrete,
+        MultiDiscrete or float32 Box of rank 1).
       config: hyperparameters.
       axis_name: the named axis (of `vmap`, `shard_map` or `pmap`) that batches are spread over, or None.
 

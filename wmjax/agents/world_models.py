@@ -61,6 +61,7 @@ sg = jax.lax.stop_gradient
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
 
+FULL_CMA = 1000  # parameters, beyond which a full covariance costs more than it gives
 ENCODE_LENGTH = 16  # steps of a window that is encoded at once, of every environment
 
 
@@ -69,7 +70,7 @@ class EvolveConfig:
     """How the controller is searched for."""
 
     where: Literal["env", "dream"] = "env"  # dream: from encoded records, at `temperature`, without a real step
-    strategy: Literal["cma_es", "sep_cma_es"] = "cma_es"
+    strategy: Literal["auto", "cma_es", "sep_cma_es"] = "auto"  # sep_cma_es for more than `FULL_CMA` parameters
     population: int = 64
     sigma_init: float = 0.1
     weight_decay: float = 0.0  # subtracts this times mean(theta²) from the fitness that ranks; 0.01 is usual
@@ -125,6 +126,7 @@ class WorldModelsConfig:
     memory_batch_size: int = 100
     memory_length: int = 999
     memory_updates: int = 4000  # 0 leaves M untrained
+    memory_within_episode: bool = True  # sequences rather lie in one episode; without `memory_stateful`
     memory_stateful: bool = False  # sequences follow each other and hand on the state, as in Doom
 
     # Controller (appendix "CMA-ES").
@@ -818,13 +820,11 @@ def world_models(spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None
 
 
 def _evolve(spec: EnvSpec, config: WorldModelsConfig, model: WorldModel) -> Evolve:
-    search = config.evolve
+    search, size = config.evolve, controller_size(spec, config)
+    kind = {"auto": "sep_cma_es" if size > FULL_CMA else "cma_es"}.get(search.strategy, search.strategy)
     strategy = evolution.make_strategy(
-        evolution.StrategyConfig(
-            controller_size(spec, config), search.population, search.strategy, search.sigma_init,
-            weight_decay=search.weight_decay,
-        )
-    )  # fmt: skip
+        evolution.StrategyConfig(size, search.population, kind, search.sigma_init, weight_decay=search.weight_decay)
+    )
     length = min(32, config.memory_length)
     rows = min(64, search.starts, config.replay_capacity // length)
     rows = 2 ** (rows.bit_length() - 1)  # a power of two, which devices can share
@@ -855,7 +855,6 @@ def _recipe(nets, model, spec, config: WorldModelsConfig, axis_name, collect, ac
     see = functools.partial(vision_update, nets, spec, config, axis_name)
     encode = functools.partial(encode_update, model, config, axis_name)
     remember = functools.partial(memory_update, nets, config, axis_name)
-    over = "in_order" if config.memory_stateful else "steps"
     stages = [Stage("collect", -(-per_env // chunk), chunk, collect)]
 
     def learn(name, fn, updates, batch_size, sampling):
@@ -867,7 +866,9 @@ def _recipe(nets, model, spec, config: WorldModelsConfig, axis_name, collect, ac
     if config.memory_updates or config.evolve.where == "dream":
         learn("encode", encode, -(-rows // chunk), config.num_envs, Sampling(chunk, over="in_order"))
     if config.memory_updates:
-        sampling = Sampling(config.memory_length, context=1, over=over)
+        sampling = Sampling(config.memory_length, context=1, within_episode=config.memory_within_episode)
+        if config.memory_stateful:
+            sampling = Sampling(config.memory_length, context=1, over="in_order")
         learn("memory", remember, config.memory_updates, config.memory_batch_size, sampling)
     iterations = -(-config.evolve.generations // evolve.generations)
     stages.append(Stage("controller", iterations, 0, act, evolve=evolve))

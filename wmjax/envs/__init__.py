@@ -81,12 +81,12 @@ def _make_host(name: str, image_size: int | None, action_repeat: int | None) -> 
 
 
 def _make_raw(name: str, image_size: int | None) -> wrappers.RawEnv:
-    suite_name = name.removeprefix(GYMNAX)
     if name.startswith(GYMNAX):
-        if suite_name not in from_gymnax.names():
+        task = name.removeprefix(GYMNAX)
+        if task not in from_gymnax.names():
             raise _unknown(name)
-        _check_image_size(name, image_size, pictures=from_gymnax.is_image(suite_name))
-        return from_gymnax.from_gymnax(suite_name, image_size)
+        _check_image_size(name, image_size, pictures=from_gymnax.is_image(task))
+        return from_gymnax.from_gymnax(task, image_size)
     if name.startswith(CRAFTAX):
         task = name.removeprefix(CRAFTAX)
         if task not in from_craftax.TASKS:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from wmjax.envs.wrappers import Outcome, RawEnv, time_limit
-from wmjax.types import Array, Box, Discrete, EnvSpec, Space
+from wmjax.types import Array, Box, Discrete, EnvSpec, MultiDiscrete, Space
 
 
 class ProbeState(NamedTuple):
@@ -84,6 +84,14 @@ def act_obs() -> RawEnv:
     return _probe(Discrete(2), lambda number, action, time: number * (2 * action - 1), sign=True)
 
 
+def act_both() -> RawEnv:
+    """Two choices at once, of 2 and of 3; observation +1 or -1, one step. The first pays as in `act_obs`; of the second
+    only 2 pays, 1. Best return and value 2, random 1/3.
+    """
+    pay = lambda number, action, time: number * (2 * action[0] - 1) + (action[1] == 2)
+    return _probe(MultiDiscrete((2, 3)), pay, sign=True)
+
+
 def act_continuous() -> RawEnv:
     """Action `Box(-1, 1, (1,))`, observation 0, one step, reward -|action - 0.5|. Best 0, uniformly random -0.625."""
     return _probe(Box(-1, 1, (1,)), lambda number, action, time: -jnp.abs(action[0] - 0.5))
@@ -116,6 +124,7 @@ PROBES = {
     "probe:discount": Probe(discount, 1.0, 1.0, "reward after two steps: is it discounted?"),
     "probe:act": Probe(act, 1.0, 0.5, "the action is the reward: does the actor learn?"),
     "probe:act_obs": Probe(act_obs, 1.0, 0.0, "the right action depends on the observation"),
+    "probe:act_both": Probe(act_both, 2.0, 1 / 3, "two choices at once, of which one depends on the observation"),
     "probe:act_continuous": Probe(act_continuous, 0.0, -0.625, "a continuous action has to hit 0.5"),
     "probe:obs_is_action": Probe(obs_is_action, 8.0, 0.0, "the observation is the last action: is time aligned?"),
 }

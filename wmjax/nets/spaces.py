@@ -7,12 +7,25 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from wmjax.nets.codec import is_image
-from wmjax.types import Array, Box, Discrete, EnvSpec, UsageError
+from wmjax.types import Array, Box, Discrete, EnvSpec, MultiDiscrete, UsageError
 
 
 def action_size(spec: EnvSpec) -> int:
-    """A: the number of choices, or of action dimensions."""
-    return spec.action.n if isinstance(spec.action, Discrete) else spec.action.shape[0]
+    """A: the number of choices, of all choices where several are made at once, or of action dimensions."""
+    counts = choice_counts(spec)
+    return spec.action.shape[0] if counts is None else sum(counts)
+
+
+def choice_counts(spec: EnvSpec) -> tuple[int, ...] | None:
+    """What there is to choose from in each of the choices that make an action; None where actions are continuous."""
+    if isinstance(spec.action, Discrete):
+        return (spec.action.n,)
+    return tuple(spec.action.ns) if isinstance(spec.action, MultiDiscrete) else None
+
+
+def choice_outputs(counts: tuple[int, ...]) -> dict[str, int]:
+    """Outputs of a policy's head for choices, by name, as `ops.distributions.choices` reads them."""
+    return {"logits": counts[0]} if len(counts) == 1 else {f"logits{i}": count for i, count in enumerate(counts)}
 
 
 def zero_obs(spec: EnvSpec, lead: tuple[int, ...]) -> dict[str, Array]:
@@ -29,13 +42,17 @@ def check_spec(spec: EnvSpec, fits: Callable[[int], bool] | None) -> None:
     """Raises `UsageError` where an observation or action space is not one that a Dreamer can take.
 
     Args:
-      spec: uint8 images of one size, float32 vectors and Discrete entries are valid; Discrete or float32 Box actions.
+      spec: uint8 images of one size, float32 vectors and Discrete entries are valid; Discrete, MultiDiscrete or float32
+        Box actions.
       fits: whether the convolutions take a square image of so many pixels; None if they take any image.
     """
-    if not isinstance(spec.action, Discrete) and not (
+    if choice_counts(spec) is None and not (
         isinstance(spec.action, Box) and len(spec.action.shape) == 1 and spec.action.dtype == "float32"
     ):
-        raise UsageError(f"action space {spec.action} is not supported; valid: Discrete(n), float32 Box of shape (A,)")
+        raise UsageError(
+            f"action space {spec.action} is not supported; valid: Discrete(n), MultiDiscrete(ns), float32 Box of shape "
+            "(A,)"
+        )
     if not spec.obs:
         raise UsageError("the environment has no observations; valid: at least one entry in EnvSpec.obs")
     sides = set()

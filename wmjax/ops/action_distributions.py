@@ -6,10 +6,12 @@ Everything is computed in float32. `seed` is one key, or keys with the leading a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wmjax.ops import noise
 from wmjax.types import Array
@@ -141,19 +143,26 @@ def truncated_normal(loc: Array, scale: Array, min_std: float = 0.1) -> Truncate
     return TruncatedNormal(loc, 2 * jax.nn.sigmoid(scale / 2) + min_std)
 
 
-def explore(key: Array, action: Array, amount: Array | float, discrete: bool) -> Array:
+def explore(key: Array, action: Array, amount: Array | float, counts: Sequence[int] | None) -> Array:
     """Actions with noise, for the sake of exploration.
 
     Args:
       key: consumed.
-      action: `[..., A]`, one-hot or in [-1, 1].
+      action: `[..., A]`, one-hot, several one-hots side by side, or in [-1, 1].
       amount: share of uniformly random choices, or standard deviation of the noise; 0 changes nothing.
-      discrete: which of the two. Continuous actions are clipped to [-1, 1] again.
+      counts: sizes of the one-hots. None for continuous actions, which are clipped to [-1, 1] again.
 
     Source: DreamerV1, appendix A, and the code of DreamerV1 and DreamerV2.
     """
-    if not discrete:
+    if counts is None:
         return jnp.clip(action + amount * noise.normal(key, action.shape), -1.0, 1.0)
+    if len(counts) == 1:
+        return _choose_anew(key, action, amount)
+    parts = zip(noise.split(key, len(counts)), jnp.split(action, np.cumsum(counts)[:-1].tolist(), -1), strict=True)
+    return jnp.concatenate([_choose_anew(key, part, amount) for key, part in parts], -1)
+
+
+def _choose_anew(key: Array, action: Array, amount: Array | float) -> Array:
     key_whether, key_which = noise.split(key, 2)
     which = jnp.argmax(noise.gumbel(key_which, action.shape), -1)
     random = noise.uniform(key_whether, action.shape[:-1]) < amount

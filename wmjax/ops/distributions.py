@@ -11,6 +11,7 @@ from typing import NamedTuple
 import distrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wmjax.ops import noise
 from wmjax.ops.symlog import symexp, symlog
@@ -88,6 +89,43 @@ class OneHotCategorical(distrax.OneHotCategorical):
 
     def _sample_n(self, key: Array, n: int) -> Array:
         return straight_through_sample(_add_sample_axis(key), jnp.broadcast_to(self.logits, (n, *self.logits.shape)))
+
+
+class OneHotCategoricals(NamedTuple):
+    """Independent choices that are made at once, as one-hot vectors side by side, `[..., sum K]`."""
+
+    parts: tuple[OneHotCategorical, ...]
+
+    def sample(self, *, seed: Array) -> Array:
+        """Straight-through, `[..., sum K]`."""
+        seeds = noise.split(seed, len(self.parts))
+        return jnp.concatenate([part.sample(seed=key) for part, key in zip(self.parts, seeds, strict=True)], -1)
+
+    def mode(self) -> Array:
+        """The likeliest of each, `[..., sum K]`."""
+        return jnp.concatenate([part.mode() for part in self.parts], -1)
+
+    def log_prob(self, action: Array) -> Array:
+        """`[...]`, summed over the choices."""
+        cuts = np.cumsum([part.num_categories for part in self.parts])[:-1].tolist()
+        pieces = zip(self.parts, jnp.split(action, cuts, -1), strict=True)
+        return sum(part.log_prob(piece) for part, piece in pieces)
+
+    def entropy(self) -> Array:
+        """`[...]`, summed over the choices."""
+        return sum(part.entropy() for part in self.parts)
+
+
+def choices(outputs: dict[str, Array], unimix: float = 0.0) -> OneHotCategorical | OneHotCategoricals | None:
+    """The distribution of one choice ("logits") or several ("logits0", "logits1", ...); None if there are no logits.
+
+    >>> choices({"logits0": jnp.zeros(2), "logits1": jnp.array([0.0, 9.0])}).mode().tolist()
+    [1.0, 0.0, 0.0, 1.0]
+    """
+    if "logits" in outputs:
+        return OneHotCategorical(outputs["logits"], unimix)
+    names = [f"logits{i}" for i in range(len(outputs)) if f"logits{i}" in outputs]
+    return OneHotCategoricals(tuple(OneHotCategorical(outputs[name], unimix) for name in names)) if names else None
 
 
 def bernoulli_log_prob(logits: Array, target: Array) -> Array:

@@ -2,6 +2,9 @@
 
 Every action is taken for four frames, of which the last two are merged by their maximum; an episode is cut after
 108,000 frames (30 minutes of play). Rewards are the game's own. Differences are those of `Protocol`.
+
+A departure: IRIS evaluates after exactly one frame without action. Here up to 30 begin episodes of evaluation too, for
+without them a policy that draws nothing would play one episode again and again.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import numpy as np
 
 from wmjax.suites import SuiteError, unknown
 from wmjax.suites.gym_suite import gymnasium
+from wmjax.suites.spaces import resize
 
 TITLE = "Atari"
 FRAMES, FRAME_LIMIT = 4, 108_000
@@ -22,18 +26,24 @@ class Protocol(NamedTuple):
     """How a game is played."""
 
     sticky: float  # probability that the emulator repeats the last action instead
-    noops: int  # at most so many frames without action begin an episode
-    life_loss: bool  # whether a lost life ends an episode, in training only
+    noops: int  # 1 to so many frames without action begin an episode
+    limit: int  # frames after which an episode is cut in training
+    life_loss: bool  # whether a lost life ends an episode, in training only; the next begins with one such frame
+    resized_first: bool  # whether frames are resized, bilinearly, before they are merged; or after, by means
     all_actions: bool  # whether all 18 actions are offered, or those that the game uses
     gray: bool
     image_size: int
 
 
 PROTOCOLS = {
-    # Kaiser et al. 2019 (SimPLe) and those who compare with it: 400 thousand frames.
-    "atari": Protocol(0.0, 30, life_loss=True, all_actions=False, gray=False, image_size=64),
-    # Machado et al. 2018: 200 million frames.
-    "atari200m": Protocol(0.25, 0, life_loss=False, all_actions=True, gray=True, image_size=96),
+    # Kaiser et al. 2019 (SimPLe) and those who compare with it, 400 thousand frames; details as in IRIS.
+    "atari": Protocol(
+        0.0, 30, 20_000, life_loss=True, resized_first=True, all_actions=False, gray=False, image_size=64
+    ),
+    # Machado et al. 2018, 200 million frames; details as in DreamerV3.
+    "atari200m": Protocol(
+        0.25, 30, FRAME_LIMIT, life_loss=False, resized_first=False, all_actions=True, gray=True, image_size=96
+    ),
 }
 
 
@@ -77,15 +87,15 @@ class Game:
         self._protocol, self._life_loss = protocol, protocol.life_loss and training
         self._rom = ale_py.roms.get_rom_path(rom)
         self.image_size = protocol.image_size
+        self._limit = protocol.limit if training else FRAME_LIMIT
         self.max_episode_steps = FRAME_LIMIT // FRAMES
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._ale = ale_py.ALEInterface()
         self._ale.setFloat("repeat_action_probability", protocol.sticky)
         self._seed(0)
         self._actions = self._ale.getLegalActionSet() if protocol.all_actions else self._ale.getMinimalActionSet()
-        height, width = self._ale.getScreenDims()
-        shape = (height, width) if protocol.gray else (height, width, 3)
-        self.observation_space = library.spaces.Box(0, 255, shape, np.uint8)
+        self._resize = lambda screen: screen
+        self.observation_space = library.spaces.Box(0, 255, self._screen().shape, np.uint8)
         self.action_space = library.spaces.Discrete(len(self._actions))
         self._over, self._frame = True, 0
 
@@ -95,8 +105,21 @@ class Game:
         self._ale.loadROM(self._rom)
         self._rng = np.random.default_rng(seed)
 
+    def resize_to(self, size: int) -> None:
+        """Sets the side of pictures, where the protocol resizes frames itself."""
+        if self._protocol.resized_first:
+            self._resize = lambda screen: resize(screen, size, "BILINEAR")
+            self.observation_space = gymnasium().spaces.Box(0, 255, self._screen().shape, np.uint8)
+
     def _screen(self) -> np.ndarray:
-        return self._ale.getScreenGrayscale() if self._protocol.gray else self._ale.getScreenRGB()
+        return self._resize(self._ale.getScreenGrayscale() if self._protocol.gray else self._ale.getScreenRGB())
+
+    def _wait(self) -> None:
+        """One frame without action."""
+        self._ale.act(0)
+        self._frame += 1
+        if self._ale.game_over():
+            self._ale.reset_game()
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
         """After a lost life the game goes on; after its end, or with a seed, a new one begins."""
@@ -105,11 +128,10 @@ class Game:
         if seed is not None or self._over:
             self._ale.reset_game()
             self._frame = 0
-            for _ in range(int(self._rng.integers(1, self._protocol.noops + 1)) if self._protocol.noops else 0):
-                self._ale.act(0)
-                self._frame += 1
-                if self._ale.game_over():
-                    self._ale.reset_game()
+            for _ in range(int(self._rng.integers(1, self._protocol.noops + 1))):
+                self._wait()
+        else:
+            self._wait()
         self._over = False
         return self._screen(), {}
 
@@ -125,7 +147,7 @@ class Game:
             if self._over:
                 break
         lost = self._life_loss and self._ale.lives() < lives
-        truncated = self._frame >= FRAME_LIMIT and not self._over
+        truncated = self._frame >= self._limit and not self._over
         terminated = bool(self._over or lost)
         self._over = self._over or truncated
         return np.maximum(screens[0], screens[-1]), reward, terminated, truncated and not terminated, {}

@@ -63,7 +63,7 @@ def names() -> list[str]:
 
 
 def find(task: str, suite_name: str = "dmc") -> tuple[str, str]:
-    """The task, and whether it is observed from pixels; the library is left to the workers."""
+    """The task and the name of the suite, which says how it is observed; the library is left to the workers."""
     if not _installed():
         raise SuiteError('env: dm_control is not installed; pip install "wmjax[dmc]"')
     return task, suite_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -144,14 +144,15 @@ def _image(name: str, space: Any, image_size: int | None) -> tuple[dict[str, Any
     return about, lambda value: resize(arrange(_checked(name, value, space, np.uint8)), size)
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """A picture uint8 `[H, W, C]` as `[size, size, C]`, by the mean over the pixels that fall into each new one."""
+def resize(image: np.ndarray, size: int, how: Literal["BOX", "BILINEAR"] = "BOX") -> np.ndarray:
+    """A picture uint8 `[H, W, C]` as `[size, size, C]`, by Pillow.
+
+    "BOX" is the mean over the pixels that fall into each new one; "BILINEAR" weighs them, and some around them.
+    """
     from PIL import Image
 
-    if image.shape[-1] == 3:
-        return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
-    planes = [Image.fromarray(plane).resize((size, size), Image.Resampling.BOX) for plane in np.moveaxis(image, -1, 0)]
-    return np.stack([np.asarray(plane) for plane in planes], -1)
+    of = lambda plane: np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling[how]))
+    return of(image) if image.shape[-1] == 3 else np.stack([of(plane) for plane in np.moveaxis(image, -1, 0)], -1)
 
 
 class ActionReader:

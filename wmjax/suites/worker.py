@@ -147,7 +147,10 @@ def gymnasium_seed(entropy: list[int]) -> int:
 
 def obs_reader(env: Any, image_size: int | None) -> ObsReader:
     """Of an environment; `image_size` None is its own choice."""
-    return ObsReader(env.observation_space, getattr(env, "image_size", None) if image_size is None else image_size)
+    size = getattr(env, "image_size", None) if image_size is None else image_size
+    if size is not None and hasattr(env, "resize_to"):
+        env.resize_to(size)
+    return ObsReader(env.observation_space, size)
 
 
 def describe(env: Any, image_size: int | None, action_repeat: int) -> dict[str, Any]:
