@@ -364,6 +364,7 @@ def exact_agent() -> Agent:
     return Agent(nothing, nothing, policy, nothing, act, model, None)
 
 
+@pytest.mark.slow
 def test_a_controller_evolved_in_a_dream_of_catch_beats_random_play_in_catch():
     env, agent = agent_actions(make_env("catch", image_size=10)), exact_agent()
     ball = jnp.arange(catch.COLUMNS)

@@ -309,7 +309,7 @@ def official(section):
     return Official(load("dreamer_v2"), section)
 
 
-@pytest.fixture(params=["agent_disc", "agent_cont"])
+@pytest.fixture(params=["agent_disc", pytest.param("agent_cont", marks=pytest.mark.slow)])
 def agent(request):
     return official(request.param)
 

@@ -257,7 +257,7 @@ def test_replay_critic_loss_equals_the_authors(losses):
     relative(swap(grad), losses["grad/repl/value_logits"])
 
 
-@pytest.fixture(scope="module", params=["agent_disc", "agent_cont"])
+@pytest.fixture(scope="module", params=["agent_disc", pytest.param("agent_cont", marks=pytest.mark.slow)])
 def agent(request, losses):
     """Everything the official agent computed in one loss, and our loss on the same weights and batch."""
     section, sizes = request.param, losses.config["sizes"]

@@ -15,7 +15,9 @@ from wmjax.types import Box, MultiDiscrete, UsageError
 # One environment fetches its data from the network when it is made.
 NAMES = [info.name for info in env_names() if "MNIST" not in info.name and not is_host(info.name)]
 BUILTIN = [name for name in NAMES if not name.startswith(("gymnax:", "craftax:"))]
-RUN = [*BUILTIN, *(name for name in NAMES if name in ("gymnax:CartPole-v1", "gymnax:Breakout-MinAtar"))]
+SLOW = ("racing",)  # to compile
+RUN = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in BUILTIN]
+RUN = [*RUN, *(name for name in NAMES if name in ("gymnax:CartPole-v1", "gymnax:Breakout-MinAtar"))]
 
 
 def zero_action(space):
