@@ -357,9 +357,8 @@ def test_it_learns_to_act_on_what_it_sees(row):
     assert np.mean(scores.returns) > 0.8
 
 
-@pytest.mark.parametrize("name", [*(n for n in ROWS if n == "dreamer_v3"), *[
-    pytest.param(n, marks=pytest.mark.slow) for n in ("dreamer_v1", "dreamer_v2")
-]])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dreamer_v1", "dreamer_v2", "dreamer_v3"])
 def test_two_choices_at_once_are_learned(name):
     env = agent_actions(make_env("probe:act_both"))
     agent, row = make(name, env.spec, ROWS[name].probe), ROWS[name]

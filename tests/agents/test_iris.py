@@ -270,6 +270,7 @@ def test_the_reward_that_arrives_with_the_next_observation_is_that_of_this_actio
     np.testing.assert_allclose(metrics["loss/end"], end[..., 0][known].mean(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_time_limit_is_no_end():
     agent, _, _, state = made()
     batch = batch_for(agent, "world_model")

@@ -103,6 +103,7 @@ def test_the_autoencoder_of_published_size_equals_tallecs(vae):
     close(wm.call(nets.decoder, params["decoder"], mu), nhwc(vae["full/recon_of_mu"]))
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_autoencoder_and_its_gradients_equal_tallecs(vae, monkeypatch):
     nets, params = make_vae(vae.tree("w"))
     monkeypatch.setattr(wm, "sample_latent", lambda key, mu, logvar: mu + jnp.exp(logvar / 2) * vae["in/eps"])

@@ -196,7 +196,8 @@ def test_an_iteration_that_is_stopped_does_not_count_and_nothing_before_is_lost(
 
 def test_an_iteration_whose_records_are_in_replay_counts_though_its_updates_were_interrupted():
     agent, loops = with_recipe(repeats=50), []
-    stop = lambda: bool(loops) and int(loops[0].replay.ring.added) > 6  # from the first of the training stage on
+    # From the first of the training stage on. (The ring itself belongs to the thread that makes batches.)
+    stop = lambda: bool(loops) and loops[0].replay.next_rows(1)[0] > 6
     loop, state, _ = run_host(agent, host_env()[0], [3, 0], stop=stop, overlap=False)
     loops.append(loop)
     state, _ = loop.compile_stage(agent.recipe.stages[1])(state, 5)
