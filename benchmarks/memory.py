@@ -32,6 +32,8 @@ class Args:
 
     env: str = "probe:act_obs"  # or one on the host, such as gym:CartPole-v1
     steps: int = 20_000  # env steps, which are about as many updates
+    checkpoint_seconds: float = 1.0  # between checkpoints
+    evaluations: int = 10
     name: str = "memory"  # of the two files
     out: Path = Path("benchmarks/results")
 
@@ -55,10 +57,11 @@ def resident_workers(pid: int) -> float:
     return sum((resident(int(p)) or 0.0) + resident_workers(int(p)) for p in pids)
 
 
-def watch(env: str, steps: int, run: Path) -> list[tuple[float, float, float]]:
-    """(updates so far, MB, MB of its workers) of a training run of so many env steps, twice a second."""
-    often = ["--eval-every", max(2000, steps // 10), "--checkpoint-seconds", 1]
-    options = ["--env", env, "--action-repeat", 1, "--steps", steps, *often]
+def watch(args: Args, run: Path) -> list[tuple[float, float, float]]:
+    """(updates so far, MB, MB of its workers) of a training run, twice a second."""
+    every = args.steps // args.evaluations if args.evaluations else 2 * args.steps
+    often = ["--eval-every", every, "--checkpoint-seconds", args.checkpoint_seconds]
+    options = ["--env", args.env, "--action-repeat", 1, "--steps", args.steps, *often]
     fields = [word for name, value in SIZES.items() for word in (f"--agent.{name}", value)]
     command = [sys.executable, "-m", "wmjax.cli", "train", "dreamer_v3", *options, "--out", run, *fields]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
@@ -76,7 +79,7 @@ def watch(env: str, steps: int, run: Path) -> list[tuple[float, float, float]]:
 
 def main(args: Args) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        points = watch(args.env, args.steps, Path(folder) / "run")
+        points = watch(args, Path(folder) / "run")
     updates, megabytes, workers = zip(*points, strict=True)
     args.out.mkdir(parents=True, exist_ok=True)
     series = {"updates": updates, "resident_mb": megabytes, "workers_mb": workers}

@@ -65,7 +65,7 @@ def racing(image_size: int = 96) -> RawEnv:
     Actions, `Box([-1, 0, 0], [1, 1, 1])`: steer (-1 is left), gas, brake. Agents speak [-1, 1]: `action_map` leaves
     steer, makes gas (a + 1) / 2 and brake clip(a, 0, 1), as World Models does. A lap has 300 tiles. Reward: 1000 / 300
     for each tile driven on for the first time, -0.1 for every frame, -100 for leaving the field, which ends the
-    episode, as does a whole lap; after 1000 frames it is cut. A lap in 700 frames gives 930, random play about -30.
+    episode, as does a whole lap; after 1000 frames it is cut. A lap in 700 frames gives 930, random play about -40.
 
     What differs from CarRacing-v3: tracks are drawn from a family of smooth closed curves, always 300 tiles, with no
     red and white curbs; the car is one rigid body on two axles with a limit of grip each (half of it on grass), with

@@ -172,7 +172,8 @@ def write(
         stored = {path: array for path, (array, _) in leaves.items() if array.size}  # Orbax refuses size zero
         if stored:
             ocp, checkpointer = _orbax()
-            checkpointer.save(temporary / "arrays", args=ocp.args.PyTreeSave(stored))
+            with contextlib.closing(checkpointer):
+                checkpointer.save(temporary / "arrays", args=ocp.args.PyTreeSave(stored))
         content = {"format": FORMAT, "step": step, "info": info or {}, "leaves": entries}
         _write_manifest(temporary / "manifest.json", content)
     except BaseException:
@@ -309,6 +310,8 @@ def _read_arrays(place: Path, template: dict[str, Any]) -> dict[str, np.ndarray]
     except Exception as error:  # Orbax raises whatever its storage raises
         reason = str(error).partition("\n")[0][:200]
         raise CheckpointCorruptError(f"{place / 'arrays'}: cannot be read ({reason})") from error
+    finally:
+        checkpointer.close()
 
 
 def restore(folder: str | Path, template: PyTree, step: int | None = None, *, exact: bool = False) -> PyTree:
