@@ -342,29 +342,28 @@ def test_imagination_under_pmap_over_four_devices_equals_one_device(row):
     assert "equal on 4 devices" in done.stdout
 
 
-@heavy
-def test_it_learns_to_act_on_what_it_sees(row):
-    """The hardest probe: reward 1 for the action that the observation names, -1 for the other."""
-    name, row = row
-    env = agent_actions(make_env("probe:act_obs"))
-    env = painted(env, row.side) if row.paint else env
+def learned(name: str, env: Env) -> float:
+    """Mean return in a probe after training on it."""
+    row = ROWS[name]
     agent = make(name, env.spec, row.probe)
     run = jax.jit(lambda key: device.init(agent, env, key))(jax.random.key(0))
     for stage in agent.recipe.stages:
         run, _ = device.compile_stage(agent, env, stage)(run, stage.iterations or row.probe_iterations)
         run = device.next_stage(run)
     scores = jax.jit(lambda params, key: evaluate(agent, env, params, key, 128))(run.agent.params, jax.random.key(1))
-    assert np.mean(scores.returns) > 0.8
+    return np.mean(scores.returns)
+
+
+@heavy
+def test_it_learns_to_act_on_what_it_sees(row):
+    """The hardest probe: reward 1 for the action that the observation names, -1 for the other."""
+    name, row = row
+    env = agent_actions(make_env("probe:act_obs"))
+    env = painted(env, row.side) if row.paint else env
+    assert learned(name, env) > 0.8
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dreamer_v1", "dreamer_v2", "dreamer_v3"])
 def test_two_choices_at_once_are_learned(name):
-    env = agent_actions(make_env("probe:act_both"))
-    agent, row = make(name, env.spec, ROWS[name].probe), ROWS[name]
-    run = jax.jit(lambda key: device.init(agent, env, key))(jax.random.key(0))
-    for stage in agent.recipe.stages:
-        run, _ = device.compile_stage(agent, env, stage)(run, stage.iterations or row.probe_iterations)
-        run = device.next_stage(run)
-    scores = jax.jit(lambda params, key: evaluate(agent, env, params, key, 128))(run.agent.params, jax.random.key(1))
-    assert np.mean(scores.returns) > 1.7
+    assert learned(name, agent_actions(make_env("probe:act_both"))) > 1.7

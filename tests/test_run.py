@@ -218,6 +218,8 @@ def test_a_run_goes_on_with_the_settings_it_has_where_none_are_given(trained, tm
     made = runs.setup("dreamer_v3", seed=5, overrides={"horizon": 4}, before=before)
     assert made.description["seed"] == 5 and made.config.horizon == 4 and made.config.deter == TINY["deter"]
     assert (made.description["env"], made.steps) == (ENV, 60)
+    # It has to fit what the run has, and not the preset.
+    assert runs.setup("dreamer_v3", overrides={"replay_capacity": 72}, before=before).config.replay_capacity == 72
     assert runs.setup("dreamer_v3", preset="small", before=before).config.dimensions.deter == 128
     with pytest.raises(UsageError, match="trained on an Env value"):
         runs.setup("dreamer_v3", before=before | {"env": None})

@@ -256,17 +256,15 @@ def _train(argv: Sequence[str]) -> None:
 
 
 def _config_to_start_from(agent: str, argv: Sequence[str]) -> Any:
-    """What the fields of the agent are where they are not given: those of the preset, or of the run that goes on."""
+    """What the fields of the agent are where they are not given."""
     from wmjax import presets
 
-    preset, out = (_value_of(flag, argv, None) for flag in ("--preset", "--out"))
+    preset, out, before = _value_of("--preset", argv, None), _value_of("--out", argv, None), {}
     if preset is None and out is not None and "--resume" in argv:
-        from wmjax.run import read_description, saved_config
+        from wmjax.run import read_description
 
-        description = read_description(out)
-        if description["agent"] == agent:
-            return saved_config(description)
-    return presets.resolve(agent, presets.DEFAULT_PRESET if preset is None else preset)[0]
+        before = read_description(out)
+    return presets.starting_config(agent, preset, before if before.get("agent") == agent else {})
 
 
 def _say_cache() -> None:

@@ -433,6 +433,8 @@ PAPER_SUITE_RUNS = {
     "dmc_proprio": RunSettings(500_000),
     "vizdoom": RunSettings(10_000_000, action_repeat=4),
 }
+# Where an agent's paper shows a suite otherwise than that does by itself.
+PAPER_IMAGE_SIZES = {("dreamer_v2", "atari200m"): 64}
 PAPER_RUNS: dict[str, dict[str, RunSettings]] = {
     "dreamer_v1": {"paper": RunSettings(5_000_000, action_repeat=2), "paper_discrete": RunSettings(2_000_000)},
     "dreamer_v2": {
@@ -492,7 +494,28 @@ def resolve(
     if preset == "small":
         return config, RUNS.get(agent, {}).get(env, SUITE_RUNS.get(suite, DEFAULT_RUN))
     settings = PAPER_RUNS.get(agent, {}).get(preset) or PAPER_SUITE_RUNS.get(suite, PAPER_RUN)
-    return config, settings._replace(image_size=64) if (agent, suite) == ("dreamer_v2", "atari200m") else settings
+    return config, settings._replace(image_size=PAPER_IMAGE_SIZES.get((agent, suite), settings.image_size))
+
+
+def starting_config(agent: str, preset: str | None, before: Mapping[str, Any]) -> Any:
+    """A configuration before anything is overridden.
+
+    Args:
+      agent: a name in `AGENTS`.
+      preset: a name in `PRESETS[agent]`, or None.
+      before: what `config.json` says of a run that goes on, which holds where there is no preset; or nothing.
+
+    Raises `UsageError` as `resolve`, and where the configuration of the run is not one of this version.
+    """
+    if before and preset is None:
+        return saved_config(before)
+    return resolve(agent, DEFAULT_PRESET if preset is None else preset)[0]
+
+
+def saved_config(description: Mapping[str, Any]) -> Any:
+    """The configuration that `config.json` holds. Raises `UsageError` where it is not one of this version."""
+    config_class = _config_class(description["agent"])
+    return config_class(**check_fields(config_class, description["config"]))
 
 
 def _config_class(agent: str) -> type:

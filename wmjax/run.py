@@ -104,11 +104,10 @@ def setup(
     if env is None:
         raise UsageError("env: the run was trained on an Env value, which has to be given again")
     name = env if isinstance(env, str) else None
-    config, settings = presets.resolve(agent, given("preset", preset, presets.DEFAULT_PRESET), name, overrides)
-    if before and preset is None:
-        config = presets.replace(saved_config(before), overrides or {})
-        config.validate()
+    config = presets.replace(presets.starting_config(agent, preset, before), overrides or {})
+    config.validate()
     preset = given("preset", preset, presets.DEFAULT_PRESET)
+    _, settings = presets.resolve(agent, preset, name)
     seed, seeds, devices = given("seed", seed, 0), given("seeds", seeds, 1), given("devices", devices, 1)
     parallel = given("parallel", parallel, None) or BACKENDS[0]
     budget = given("steps", steps, settings.steps)
@@ -145,14 +144,6 @@ def setup(
             f"configuration set: {fixed} env steps in all"
         )
     return made._replace(steps=fixed, description=description | {"steps": fixed})
-
-
-def saved_config(description: dict[str, Any]) -> Any:
-    """The configuration that `config.json` holds. Raises `UsageError` where it is not one of this version."""
-    if description["agent"] not in AGENTS:
-        raise presets.nearest("agent", description["agent"], AGENTS)
-    config_class = AGENTS[description["agent"]][0]
-    return config_class(**presets.check_fields(config_class, description["config"]))
 
 
 def _setup(description: dict[str, Any], config: Any, env: str | Env | HostEnv, steps: int) -> Setup:
@@ -381,7 +372,7 @@ def load(path: str | Path, *, env: Env | HostEnv | None = None, which: str = "la
         raise presets.nearest("which", which, ("latest", "best"))
     if description["env"] is None and env is None:
         raise UsageError(f"run: {str(path)!r} was trained on an Env value; load it from Python with env=...")
-    config = saved_config(description)
+    config = presets.saved_config(description)
     made = _setup(description | {"devices": 1}, config, env or description["env"], 1)
     if description["seeds"] == 1:
         return Run(path, description, config, made.agent, made.env, _read_agent(path, made.agent, which))

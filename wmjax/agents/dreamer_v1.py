@@ -185,9 +185,8 @@ def networks(spec: EnvSpec, config: DreamerV1Config) -> Networks:
     def head(outputs, layers):
         return Head(tuple(outputs.items()), (config.units,) * layers, norm="none", init_kind="glorot", **style)
 
-    counts = choice_counts(spec)
     # One layer for mean and deviation together, as in the code: its initial weights depend on its width.
-    actions = {"mean_std": 2 * action_size(spec)} if counts is None else choice_outputs(counts)
+    actions = choice_outputs(spec) or {"mean_std": 2 * action_size(spec)}
     return Networks(
         encoder=encoder,
         rssm=DenseRSSM(

@@ -218,8 +218,7 @@ def networks(spec: EnvSpec, config: DreamerV2Config) -> Networks:
     def head(outputs, layers):
         return Head(tuple(outputs.items()), (config.units,) * layers, init_kind="glorot", **style)
 
-    counts = choice_counts(spec)
-    actions = {name: action_size(spec) for name in ("mean", "std")} if counts is None else choice_outputs(counts)
+    actions = choice_outputs(spec) or {name: action_size(spec) for name in ("mean", "std")}
     return Networks(
         encoder=encoder,
         rssm=rssm,

@@ -26,7 +26,7 @@ from wmjax.nets import codec, spaces
 from wmjax.nets.heads import Head
 from wmjax.nets.mlp import call, init_modules
 from wmjax.nets.rssm import RSSM, RSSMState
-from wmjax.nets.spaces import action_size, choice_counts, choice_outputs, zero_obs
+from wmjax.nets.spaces import action_size, choice_outputs, zero_obs
 from wmjax.ops import distributions, kl, noise, normalize, returns
 from wmjax.ops.symlog import symexp, symlog
 from wmjax.types import (
@@ -268,8 +268,7 @@ def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
     def head(outputs, layers, outscale):
         return Head(tuple(outputs.items()), (dims.units,) * layers, outscale, **style)
 
-    counts = choice_counts(spec)
-    actions = {name: action_size(spec) for name in ("mean", "std")} if counts is None else choice_outputs(counts)
+    actions = choice_outputs(spec) or {name: action_size(spec) for name in ("mean", "std")}
     reward = {"logits": config.bins} if config.reward_head == "two_hot" else {"mean": 1}
     return Networks(
         encoder=encoder,

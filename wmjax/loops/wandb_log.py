@@ -8,6 +8,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from wmjax.types import UsageError
 
@@ -31,7 +32,7 @@ class WandbLog:
         self._say, self._run = say, None
         config = folder / "config.json"
         identity = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
-        self._guard(
+        self._run = self._guard(
             lambda: importlib.import_module("wandb").init(
                 project=project,
                 dir=str(folder),
@@ -42,14 +43,15 @@ class WandbLog:
             )
         )
         if self._run is not None:  # drawn over env steps, of which some stages take none
-            self._guard(lambda: self._run.define_metric("*", step_metric="step") and None)
+            self._guard(lambda: self._run.define_metric("*", step_metric="step"))
 
-    def _guard(self, call: Callable) -> None:
+    def _guard(self, call: Callable) -> Any:
         try:
-            self._run = call() or self._run
+            return call()
         except Exception as error:  # the library raises whatever its server does
             self._say(f"warning: wandb: {str(error).partition(chr(10))[0][:200]}; training goes on without it")
             self._run = None
+            return None
 
     def write(self, numbers: Mapping[str, float | None]) -> None:
         """Sends the numbers that there are, "step" among them."""

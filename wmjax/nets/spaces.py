@@ -23,8 +23,9 @@ def choice_counts(spec: EnvSpec) -> tuple[int, ...] | None:
     return tuple(spec.action.ns) if isinstance(spec.action, MultiDiscrete) else None
 
 
-def choice_outputs(counts: tuple[int, ...]) -> dict[str, int]:
-    """Outputs of a policy's head for choices, by name, as `ops.distributions.choices` reads them."""
+def choice_outputs(spec: EnvSpec) -> dict[str, int]:
+    """Outputs of a policy's head for choices, by name, as `ops.distributions.choices` reads them; {} without any."""
+    counts = choice_counts(spec) or ()
     return {"logits": counts[0]} if len(counts) == 1 else {f"logits{i}": count for i, count in enumerate(counts)}
 
 

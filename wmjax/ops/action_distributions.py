@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from wmjax.ops import noise
+from wmjax.ops.distributions import split_choices
 from wmjax.types import Array
 
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
@@ -158,7 +158,7 @@ def explore(key: Array, action: Array, amount: Array | float, counts: Sequence[i
         return jnp.clip(action + amount * noise.normal(key, action.shape), -1.0, 1.0)
     if len(counts) == 1:
         return _choose_anew(key, action, amount)
-    parts = zip(noise.split(key, len(counts)), jnp.split(action, np.cumsum(counts)[:-1].tolist(), -1), strict=True)
+    parts = zip(noise.split(key, len(counts)), split_choices(action, counts), strict=True)
     return jnp.concatenate([_choose_anew(key, part, amount) for key, part in parts], -1)
 
 

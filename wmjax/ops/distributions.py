@@ -6,6 +6,7 @@ Everything is computed in float32, whatever the dtype of the network's outputs. 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import distrax
@@ -91,6 +92,11 @@ class OneHotCategorical(distrax.OneHotCategorical):
         return straight_through_sample(_add_sample_axis(key), jnp.broadcast_to(self.logits, (n, *self.logits.shape)))
 
 
+def split_choices(action: Array, counts: Sequence[int]) -> list[Array]:
+    """One-hot vectors of some sizes that lie side by side, `[..., sum K]`, each by itself."""
+    return jnp.split(action, np.cumsum(counts)[:-1].tolist(), -1)
+
+
 class OneHotCategoricals(NamedTuple):
     """Independent choices that are made at once, as one-hot vectors side by side, `[..., sum K]`."""
 
@@ -107,9 +113,8 @@ class OneHotCategoricals(NamedTuple):
 
     def log_prob(self, action: Array) -> Array:
         """`[...]`, summed over the choices."""
-        cuts = np.cumsum([part.num_categories for part in self.parts])[:-1].tolist()
-        pieces = zip(self.parts, jnp.split(action, cuts, -1), strict=True)
-        return sum(part.log_prob(piece) for part, piece in pieces)
+        pieces = split_choices(action, [part.num_categories for part in self.parts])
+        return sum(part.log_prob(piece) for part, piece in zip(self.parts, pieces, strict=True))
 
     def entropy(self) -> Array:
         """`[...]`, summed over the choices."""

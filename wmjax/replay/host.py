@@ -60,7 +60,6 @@ def _data(records: Record) -> dict[str, Any]:
 class Sizes(NamedTuple):
     """What a replay takes when it is full."""
 
-    row_bytes: int  # of what never changes, in one row
     block: int  # rows of a block
     memory_bytes: int  # with the copy of latents and of one block that is made to save them
     disk_bytes: int  # of its files, and of the latents in two checkpoints and a third that is being written
@@ -79,7 +78,7 @@ def sizes(
     latent = rows * bytes_of(shapes.latent)
     flags = rows * bytes_of(shapes.step._replace(obs={}, reward=()))
     memory = (resident + block) * row_bytes + 2 * latent + flags
-    return Sizes(row_bytes, block, memory, rows * row_bytes + 3 * latent)
+    return Sizes(block, memory, rows * row_bytes + 3 * latent)
 
 
 class HostReplay:
@@ -110,7 +109,7 @@ class HostReplay:
             raise UsageError("memory_map: needs a folder to write to")
         self.num_envs, self._folder, self._memory_map, self._warn = num_envs, folder, memory_map, warn
         found = sizes(example, num_envs, capacity, memory_map=memory_map, chunk_bytes=chunk_bytes)
-        self.memory_bytes, self.disk_bytes, self._length = found.memory_bytes, found.disk_bytes, found.block
+        self.memory_bytes, self._length = found.memory_bytes, found.block
         shapes = jax.eval_shape(lambda tree: tree, Record(*example))
         self._shapes = {name: (x.shape, np.dtype(x.dtype)) for name, x in _data(shapes).items()}
         self.rows = capacity // num_envs

@@ -25,6 +25,11 @@ def _kind(space: Any) -> str:
     return next((cls.__name__ for cls in type(space).__mro__ if cls.__name__ in known), type(space).__name__)
 
 
+def _is_empty(space: Any) -> bool:
+    """Whether a space holds nothing, such as a box of the shape (0,)."""
+    return _kind(space) in ("Box", "MultiDiscrete", "MultiBinary") and math.prod(space.shape) == 0
+
+
 class ObsReader:
     """Turns observations of one environment into arrays by name.
 
@@ -68,7 +73,7 @@ class ObsReader:
 
     def _leaf(self, name: str, space: Any, image_size: int | None) -> tuple[dict[str, Any], Callable]:
         kind = _kind(space)
-        if kind in ("Box", "MultiDiscrete", "MultiBinary") and math.prod(space.shape) == 0:
+        if _is_empty(space):
             raise SuiteError(f"env: observation {name!r} has the shape {space.shape}, which holds nothing")
         if kind == "Box" and space.dtype == np.uint8 and len(space.shape) in (2, 3):
             return _image(name, space, image_size)
@@ -163,7 +168,7 @@ class ActionReader:
 
     def __init__(self, space: Any) -> None:
         kind = _kind(space)
-        if kind in ("Box", "MultiDiscrete", "MultiBinary") and math.prod(space.shape) == 0:
+        if _is_empty(space):
             raise SuiteError(f"env: its action space has the shape {space.shape}, which holds nothing")
         if kind == "Discrete":
             start = int(space.start)
