@@ -13,8 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 import wmjax
-from wmjax import presets
-from wmjax import run as runs
+from wmjax import presets, settings
 from wmjax.agents import AGENTS
 from wmjax.cli import main
 from wmjax.loops import checkpoint
@@ -127,7 +126,7 @@ def places(tmp_path_factory):
     for name in ("empty", "agentless", "other", "unsaved"):
         names[name].mkdir()
     names["file"].write_text("text")
-    made = runs.setup("dreamer_v3", "catch").description
+    made = settings.setup("dreamer_v3", "catch").description
     for name, change in (("other", {"agent": "muzero"}), ("unsaved", {})):
         (names[name] / "config.json").write_text(json.dumps(made | change))
     (names["agentless"] / "config.json").write_text("{}")
@@ -201,7 +200,7 @@ def test_a_choice_that_is_none_is_refused_with_those_that_are(name, value):
 
 
 def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path, capsys, monkeypatch):
-    made = runs.setup("dreamer_v3", "probe:value")
+    made = settings.setup("dreamer_v3", "probe:value")
     (tmp_path / "config.json").write_text(json.dumps(made.description))
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     checkpoint.save(tmp_path / "checkpoints", 1, {"x": 1.0})

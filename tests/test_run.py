@@ -11,9 +11,11 @@ import pytest
 
 import wmjax
 from wmjax import run as runs
+from wmjax import settings
 from wmjax.loops import checkpoint
 from wmjax.loops.driver import NotFiniteError
 from wmjax.loops.report import read_metrics
+from wmjax.scores import summarize
 from wmjax.types import Agent, Box, Env, EnvSpec, RunError, UsageError
 
 TINY = dict(
@@ -145,12 +147,12 @@ def test_an_environment_may_be_a_value_and_another_seed_is_another_run(trained, 
 
 
 def test_scores_of_numbers_that_can_be_checked_by_hand():
-    scores = runs.summarize([7.0, 0.0, 100.0, 3.0, 4.0, 5.0, 6.0, -50.0])
+    scores = summarize([7.0, 0.0, 100.0, 3.0, 4.0, 5.0, 6.0, -50.0])
     assert scores.mean == pytest.approx(9.375)
     assert scores.iqm == pytest.approx((3 + 4 + 5 + 6) / 4)  # without -50, 0, 7 and 100
     assert scores.ci95[0] < scores.iqm < scores.ci95[1]
-    assert runs.summarize([2.0, 2.0]).ci95 == (2.0, 2.0)
-    assert runs.summarize(np.tile([0.0, 1.0], 500)).ci95[1] - scores.iqm < 1  # narrows with more episodes
+    assert summarize([2.0, 2.0]).ci95 == (2.0, 2.0)
+    assert summarize(np.tile([0.0, 1.0], 500)).ci95[1] - scores.iqm < 1  # narrows with more episodes
 
 
 def test_a_folder_is_not_overwritten_and_a_run_not_continued_with_other_settings(trained, tmp_path):
@@ -215,14 +217,14 @@ def test_a_run_goes_on_with_the_settings_it_has_where_none_are_given(trained, tm
     wmjax.train("dreamer_v3", out=path, resume=True, progress=stream)
     assert f"state sha256 {trained[1]}" in stream.getvalue() and "changed settings" not in stream.getvalue()
     assert json.loads((path / "config.json").read_text()) == before
-    made = runs.setup("dreamer_v3", seed=5, overrides={"horizon": 4}, before=before)
+    made = settings.setup("dreamer_v3", seed=5, overrides={"horizon": 4}, before=before)
     assert made.description["seed"] == 5 and made.config.horizon == 4 and made.config.deter == TINY["deter"]
     assert (made.description["env"], made.steps) == (ENV, 60)
     # It has to fit what the run has, and not the preset.
-    assert runs.setup("dreamer_v3", overrides={"replay_capacity": 72}, before=before).config.replay_capacity == 72
-    assert runs.setup("dreamer_v3", preset="small", before=before).config.dimensions.deter == 128
+    assert settings.setup("dreamer_v3", overrides={"replay_capacity": 72}, before=before).config.replay_capacity == 72
+    assert settings.setup("dreamer_v3", preset="small", before=before).config.dimensions.deter == 128
     with pytest.raises(UsageError, match="trained on an Env value"):
-        runs.setup("dreamer_v3", before=before | {"env": None})
+        settings.setup("dreamer_v3", before=before | {"env": None})
 
 
 @pytest.mark.slow

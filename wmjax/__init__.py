@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from wmjax.cache import enable_compilation_cache
     from wmjax.dreaming import dream_env, imagine, observe, open_loop
     from wmjax.envs import env_names, make_env
     from wmjax.envs.wrappers import RawEnv, auto_reset
     from wmjax.loops.checkpoint import CheckpointCorruptError
-    from wmjax.run import Run, enable_compilation_cache, load, train
+    from wmjax.run import Run, load, train
     from wmjax.types import (
         Agent,
         Box,
@@ -42,7 +43,7 @@ _HOME = {
     "auto_reset": "envs.wrappers",
     "CheckpointCorruptError": "loops.checkpoint",
     "Run": "run",
-    "enable_compilation_cache": "run",
+    "enable_compilation_cache": "cache",
     "load": "run",
     "train": "run",
     "Agent": "types",

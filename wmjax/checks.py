@@ -41,3 +41,15 @@ def check_episodes(length: int, max_episode_steps: int | None) -> None:
             f"within_episode needs episodes of at least length={length} steps, but the environment's have at most "
             f"{max_episode_steps + 1} with the first; a shorter length or within_episode=False is valid"
         )
+
+
+def check_integer(field: str, value: Any, low: int) -> None:
+    """Raises `UsageError` unless `value` is an integer in [low, 2**31)."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
+        raise UsageError(f"{field}: {value!r} is not valid; an integer in [{low}, 2**31) is")
+
+
+def check_number(field: str, value: Any, *, positive: bool = False) -> None:
+    """Raises `UsageError` unless `value` is a number of at least 0, or with `positive` above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0 or (positive and value == 0):
+        raise UsageError(f"{field}: {value!r} is not valid; a number {'above' if positive else 'of at least'} 0 is")

@@ -261,21 +261,22 @@ def _config_to_start_from(agent: str, argv: Sequence[str]) -> Any:
 
     preset, out, before = _value_of("--preset", argv, None), _value_of("--out", argv, None), {}
     if preset is None and out is not None and "--resume" in argv:
-        from wmjax.run import read_description
+        from wmjax.folder import read_description
 
         before = read_description(out)
     return presets.starting_config(agent, preset, before if before.get("agent") == agent else {})
 
 
 def _say_cache() -> None:
-    from wmjax.run import enable_compilation_cache
+    from wmjax.cache import enable_compilation_cache
 
     folder = enable_compilation_cache()
     print(f"compilation cache {folder}" if folder else "compilation cache off", flush=True)
 
 
 def _load(path: Path, which: str) -> Any:
-    from wmjax.run import enable_compilation_cache, load
+    from wmjax.cache import enable_compilation_cache
+    from wmjax.run import load
 
     enable_compilation_cache()
     return load(path, which=which)
@@ -283,7 +284,8 @@ def _load(path: Path, which: str) -> Any:
 
 def _eval(argv: Sequence[str]) -> None:
     from wmjax import figures
-    from wmjax.run import EVAL, with_human_normalized, write_json
+    from wmjax.folder import EVAL, write_json
+    from wmjax.scores import with_human_normalized
 
     args = parse(EvalArgs, argv, "wmjax eval")
     run = _load(args.run, args.which)
@@ -314,7 +316,8 @@ def _score_line(scores: Any) -> str:
 
 def _dream(argv: Sequence[str]) -> None:
     from wmjax import figures
-    from wmjax.run import evaluation_key, write_json
+    from wmjax.folder import write_json
+    from wmjax.loops.driver import evaluation_key
 
     args = parse(DreamArgs, argv, "wmjax dream")
     run = _load(args.run, args.which)
@@ -343,7 +346,7 @@ def _dream(argv: Sequence[str]) -> None:
 
 def _plot(argv: Sequence[str]) -> None:
     from wmjax import figures
-    from wmjax.run import member_paths, read_description
+    from wmjax.folder import members, read_description
 
     args = parse(PlotArgs, argv, "wmjax plot")
     if not args.runs:
@@ -352,7 +355,7 @@ def _plot(argv: Sequence[str]) -> None:
     for path in args.runs:
         d = read_description(path)
         label = f"{d['agent']} {d['env'] or 'env'} {d['preset']}"
-        named += [(label, folder) for folder in member_paths(path, d)]
+        named += [(label, folder) for folder in members(path, d).values() or [path]]
     evolved = [bool(figures.fitness_curves(folder)) for _, folder in named]
     if any(evolved) and not all(evolved):
         apart = [str(named[evolved.index(kind)][1]) for kind in (True, False)]

@@ -1,239 +1,43 @@
-"""Runs from Python: train one into a folder, load it again, evaluate it, act with it.
-
-A run folder holds `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` (the newest states of the whole
-run), `best/` (the agent at its highest periodic evaluation), `eval.json`, and the pictures drawn of it. A run of
-several seeds has a folder of this kind for each of them, `seed-0/` and so on, with the agent alone in its checkpoints.
-"""
+"""Runs from Python: train one into a folder, load it again, evaluate it, act with it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
-import os
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
-import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import wmjax
 from wmjax import figures, presets
 from wmjax.agents import AGENTS
+from wmjax.checks import check_integer, check_number
 from wmjax.envs import make_env
-from wmjax.envs.atari_scores import human_normalized
 from wmjax.envs.wrappers import agent_actions
-from wmjax.loops import checkpoint, device, host, wandb_log
-from wmjax.loops.driver import (
-    BEST,
-    CHECKPOINTS,
-    Driver,
-    Interrupted,
-    Plan,
-    catch_signals,
-    evaluation_key,
-    make_evaluator,
-    member_path,
-)
-from wmjax.loops.parallel import AXIS, BACKENDS, Programs, check_devices, programs, share, tree_of_seed
+from wmjax.folder import BEST, CHECKPOINTS, EVAL, member_description, members, open_folder, read_description, write_json
+from wmjax.loops import checkpoint, host, wandb_log
+from wmjax.loops.driver import Driver, Interrupted, Plan, catch_signals, evaluation_key, make_evaluator
+from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
+from wmjax.scores import Scores, summarize_seeds, with_human_normalized
+from wmjax.settings import Setup, describe, make, setup
 from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, TimeStep, UsageError
 
-__all__ = ["Interrupted", "Run", "Scores", "Setup", "load", "setup", "summarize", "train"]
+__all__ = ["Interrupted", "Run", "load", "train"]
 
-CONFIG, EVAL, LOCK = "config.json", "eval.json", ".lock"
 FINAL_EPISODES = 100
 FINAL_HOST_EPISODES = 16  # where environments run on the host, and take their time
 CHECKPOINT_SECONDS = 180.0
 MAX_SKIPPED = 100
 ACT_KEY = 0x41435431  # folded into the seed, so that no draw of training is met again
-CACHE_VARIABLE = "WMJAX_CACHE"
-# Settings without which a saved state means something else. Others may change where a run is resumed, as long as the
-# state keeps its shapes.
-IDENTITY = ("agent", "env", "seed", "seeds", "image_size", "action_repeat")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What a run is
-
-
-class Setup(NamedTuple):
-    """A run before its first step, or one that is read back: all that `config.json` says, made into values."""
-
-    description: dict[str, Any]  # what `config.json` holds
-    config: Any  # the agent's frozen dataclass
-    agent: Agent
-    env: Env | HostEnv  # takes what the agent emits
-    steps: int  # env steps to train for
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Of the run, one after the other."""
-        return tuple(self.description["seed"] + i for i in range(self.description["seeds"]))
-
-
-def setup(
-    agent: str = "dreamer_v3",
-    env: str | Env | HostEnv | None = None,
-    *,
-    preset: str | None = None,
-    seed: int | None = None,
-    seeds: int | None = None,
-    steps: int | None = None,
-    devices: int | None = None,
-    parallel: str | None = None,
-    image_size: int | None = None,
-    action_repeat: int | None = None,
-    overrides: dict[str, Any] | None = None,
-    before: dict[str, Any] | None = None,
-) -> Setup:
-    """Resolves names and settings; see `train` for the arguments. Raises `UsageError` before anything is computed.
-
-    `before` is what `config.json` says of a run that goes on, which holds for what is not given.
-    """
-    before = before if before and before["agent"] == agent else {}
-    given = lambda field, value, default: before.get(field, default) if value is None else value
-    env = given("env", env, None if before else presets.default_env(agent))
-    if env is None:
-        raise UsageError("env: the run was trained on an Env value, which has to be given again")
-    name = env if isinstance(env, str) else None
-    config = presets.replace(presets.starting_config(agent, preset, before), overrides or {})
-    config.validate()
-    preset = given("preset", preset, presets.DEFAULT_PRESET)
-    _, settings = presets.resolve(agent, preset, name)
-    seed, seeds, devices = given("seed", seed, 0), given("seeds", seeds, 1), given("devices", devices, 1)
-    parallel = given("parallel", parallel, None) or BACKENDS[0]
-    budget = given("steps", steps, settings.steps)
-    for field, value, low in (("seed", seed, 0), ("seeds", seeds, 1), ("steps", budget, 1)):
-        check_integer(field, value, low)
-    check_integer("seed + seeds", seed + seeds, 0)
-    check_devices(devices, parallel)
-    if name is None and (image_size, action_repeat) != (None, None):
-        raise UsageError("image_size, action_repeat: not valid with an Env value, which has its own")
-    if name is not None:
-        image_size = given("image_size", image_size, settings.image_size)
-        action_repeat = given("action_repeat", action_repeat, settings.action_repeat)
-    description = {
-        "version": wmjax.__version__,
-        "agent": agent,
-        "env": name,
-        "preset": preset,
-        "seed": seed,
-        "seeds": seeds,
-        "devices": devices,
-        "parallel": parallel if devices > 1 else None,
-        "image_size": image_size,
-        "action_repeat": action_repeat,
-        "steps": budget,
-        "config": dataclasses.asdict(config),
-    }
-    made = _setup(description, config, env, budget)
-    fixed = device.fixed_env_steps(made.agent, made.env)
-    if fixed is None:
-        return made
-    if steps not in (None, fixed):
-        raise UsageError(
-            f"steps: {steps} is not valid; the stages of {agent} have lengths of their own, which fields of its "
-            f"configuration set: {fixed} env steps in all"
-        )
-    return made._replace(steps=fixed, description=description | {"steps": fixed})
-
-
-def _setup(description: dict[str, Any], config: Any, env: str | Env | HostEnv, steps: int) -> Setup:
-    if isinstance(env, str):
-        env = make_env(env, image_size=description["image_size"], action_repeat=description["action_repeat"])
-    env = agent_actions(env)
-    if isinstance(env, HostEnv):
-        for field in ("seeds", "devices"):
-            if description[field] > 1:
-                raise UsageError(
-                    f"{field}: {description[field]} is not valid with environments on the host; 1 is (several runs may "
-                    "be started side by side)"
-                )
-    axis_name = AXIS if description["devices"] > 1 else None
-    agent = AGENTS[description["agent"]][1](env.spec, config, axis_name)
-    device.check(agent)
-    if axis_name is not None:
-        device.check(agent._replace(recipe=share(agent.recipe, description["devices"])))
-    return Setup(description, config, agent, env, steps)
-
-
-def check_integer(field: str, value: Any, low: int) -> None:
-    """Raises `UsageError` unless `value` is an integer in [low, 2**31)."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
-        raise UsageError(f"{field}: {value!r} is not valid; an integer in [{low}, 2**31) is")
-
-
-def check_number(field: str, value: Any, *, positive: bool = False) -> None:
-    """Raises `UsageError` unless `value` is a number of at least 0, or with `positive` above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0 or (positive and value == 0):
-        raise UsageError(f"{field}: {value!r} is not valid; a number {'above' if positive else 'of at least'} 0 is")
-
-
-def read_description(path: str | Path) -> dict[str, Any]:
-    """What `config.json` of a run folder says. Raises `UsageError` if the folder is not one."""
-    try:
-        description = json.loads((Path(path) / CONFIG).read_text())
-        description["agent"], description["config"], description["seed"], description["seeds"], description["devices"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"run: {str(path)!r} is not a run folder; it holds no readable {CONFIG}") from None
-    return description
-
-
-def member_paths(path: str | Path, description: dict[str, Any]) -> list[Path]:
-    """The folders with one seed each: those of a run of several seeds, or the run's own."""
-    first, count = description["seed"], description["seeds"]
-    return [Path(path)] if count == 1 else [member_path(Path(path), first + i) for i in range(count)]
-
-
-class Scores(NamedTuple):
-    """Returns of evaluation episodes and what they come to. Of several seeds: over all of their episodes."""
-
-    mean: float
-    std: float
-    iqm: float  # mean of the middle half
-    ci95: tuple[float, float]  # of the IQM, by bootstrap
-    episodes: int
-    returns: list[float]
-    seeds: dict[int, Scores] | None = None  # of each seed by itself, where there are several
-
-    def to_json(self) -> dict[str, Any]:
-        """As `eval.json` has it; without `seeds` where there is one."""
-        values = self._asdict()
-        seeds = values.pop("seeds")
-        return values | ({"seeds": {str(seed): own.to_json() for seed, own in seeds.items()}} if seeds else {})
-
-
-def summarize(returns: Any, resamples: int = 2000) -> Scores:
-    """Scores of returns `[episodes]`.
-
-    The interquartile mean drops a quarter of the episodes, rounded down, at either end; its interval is the percentile
-    bootstrap over episodes with a fixed seed. Source: Agarwal et al. 2021, "Deep RL at the Edge of the Statistical
-    Precipice".
-    """
-    returns = np.asarray(returns, np.float64)
-    count = len(returns)
-    cut = count // 4
-    iqm = lambda x: np.sort(x, axis=-1)[..., cut : count - cut].mean(-1)
-    draws = returns[np.random.default_rng(0).integers(0, count, (resamples, count))]
-    low, high = np.percentile(iqm(draws), [2.5, 97.5])
-    return Scores(
-        float(returns.mean()), float(returns.std()), float(iqm(returns)), (float(low), float(high)), count,
-        [float(x) for x in returns],
-    )  # fmt: skip
-
-
-def summarize_seeds(returns: dict[int, np.ndarray]) -> Scores:
-    """Scores of returns `[episodes]` by seed: over all, and of each where there are several."""
-    pool = summarize(np.concatenate(list(returns.values())))
-    return pool._replace(seeds={seed: summarize(x) for seed, x in returns.items()}) if len(returns) > 1 else pool
 
 
 @dataclasses.dataclass
@@ -373,10 +177,10 @@ def load(path: str | Path, *, env: Env | HostEnv | None = None, which: str = "la
     if description["env"] is None and env is None:
         raise UsageError(f"run: {str(path)!r} was trained on an Env value; load it from Python with env=...")
     config = presets.saved_config(description)
-    made = _setup(description | {"devices": 1}, config, env or description["env"], 1)
+    made = make(description | {"devices": 1}, config, env or description["env"], 1)
     if description["seeds"] == 1:
         return Run(path, description, config, made.agent, made.env, _read_agent(path, made.agent, which))
-    states = [_read_agent(folder, made.agent, which) for folder in member_paths(path, description)]
+    states = [_read_agent(folder, made.agent, which) for folder in members(path, description).values()]
     return _with_members(Run(path, description, config, made.agent, made.env, states[0]), states)
 
 
@@ -391,20 +195,12 @@ def _read_agent(path: Path, agent: Agent, which: str) -> AgentState:
 
 def _with_members(run: Run, states: list[AgentState]) -> Run:
     """The run of several seeds, from the state of each."""
-    members = tuple(
-        dataclasses.replace(
-            run,
-            path=member_path(run.path, run.seed + i),
-            description=_member_description(run.description, run.seed + i),
-            state=state,
-        )
-        for i, state in enumerate(states)
+    folders = members(run.path, run.description)
+    each = tuple(
+        dataclasses.replace(run, path=path, description=member_description(run.description, seed), state=state)
+        for (seed, path), state in zip(folders.items(), states, strict=True)
     )
-    return dataclasses.replace(run, state=jax.tree.map(lambda *x: jnp.stack(x), *states), members=members)
-
-
-def _member_description(description: dict[str, Any], seed: int) -> dict[str, Any]:
-    return description | {"seed": seed, "seeds": 1, "devices": 1, "parallel": None, "part_of_seeds": True}
+    return dataclasses.replace(run, state=jax.tree.map(lambda *x: jnp.stack(x), *states), members=each)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -491,7 +287,7 @@ def train(
     options = host.Options(workers, worker_timeout, max_restarts, memory_map)
     stream = {True: sys.stdout, False: None}.get(progress, progress)
     say = lambda text: print(text, file=stream, flush=True) if stream is not None else None
-    with _open_folder(out, resume, made, say) as path:
+    with open_folder(out, resume, made.description, lambda folder: _check_state(made, folder), say) as path:
         say(describe(made, path))
         with catch_signals() as caught, _programs(made, path, options, resume, say, caught) as run_programs:
             plan = Plan(
@@ -537,13 +333,13 @@ def _programs(
         yield _device_programs(made)
 
 
-def _template(made: Setup) -> PyTree:
-    """Shapes and dtypes of a run's state."""
-    return (
-        host.HostLoop(made.agent, made.env).template
-        if isinstance(made.env, HostEnv)
-        else _device_programs(made).template
-    )
+def _check_state(made: Setup, path: Path) -> None:
+    """Raises `UsageError` where the newest checkpoint in a folder, if there is one, is not of a state of this run."""
+    if checkpoint.latest(path / CHECKPOINTS) is None:
+        return
+    on_host = isinstance(made.env, HostEnv)
+    template = host.HostLoop(made.agent, made.env).template if on_host else _device_programs(made).template
+    checkpoint.check(path / CHECKPOINTS, template)
 
 
 def _device_programs(made: Setup) -> Programs:
@@ -560,148 +356,13 @@ def _device_programs(made: Setup) -> Programs:
     )
 
 
-def describe(made: Setup, path: Path) -> str:
-    """The resolved configuration in some lines of text."""
-    d = made.description
-    repeat = f", action repeat {made.env.spec.action_repeat}" if made.env.spec.action_repeat > 1 else ""
-    seeds = f"seed {d['seed']}" if d["seeds"] == 1 else f"seeds {made.seeds[0]} to {made.seeds[-1]}"
-    spread = f", {d['devices']} devices ({d['parallel']})" if d["devices"] > 1 else ""
-    head = f"{d['agent']} on {d['env'] or 'an Env value'}{repeat}, preset {d['preset']}, {seeds}{spread}"
-    flat: dict[str, Any] = {}
-    for name, value in d["config"].items():
-        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-    fields = " ".join(f"{name}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in flat.items())
-    obs = ", ".join(f"{name} {space}" for name, space in made.env.spec.obs.items())
-    lines = [f"{head}, {made.steps:,} env steps", f"observes {obs}; acts in {made.env.spec.action}"]
-    return "\n".join([*lines, *textwrap.wrap(fields, 118), f"run folder {path}"])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The run folder
-
-
-@contextlib.contextmanager
-def _open_folder(out: str | Path | None, resume: bool, made: Setup, say: Callable[[str], None]) -> Iterator[Path]:
-    """The run folder, locked for as long as the context lasts, with `config.json` in it."""
-    if resume and out is None:
-        raise UsageError("resume: needs the run folder to go on with, out")
-    if resume:
-        read_description(out)
-    path = Path(out) if out is not None else _new_folder(made.description)
-    if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"out: {str(path)!r} exists and is not empty; give another folder, or resume the run in it")
-    lock, new = filelock.FileLock(path / LOCK), not path.exists()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UsageError(f"out: {str(path)!r} is locked; another process is training in it") from None
-    except OSError as error:
-        raise UsageError(f"out: {str(path)!r} cannot be written: {error.strerror}") from None
-    try:
-        if resume:
-            _check_resumable(made, path, say)
-        try:
-            write_json(path / CONFIG, made.description)
-            if len(made.seeds) > 1:
-                for seed, folder in zip(made.seeds, member_paths(path, made.description), strict=True):
-                    folder.mkdir(exist_ok=True)
-                    write_json(folder / CONFIG, _member_description(made.description, seed))
-        except OSError as error:
-            raise UsageError(f"out: {str(path)!r} cannot be written: {error.strerror}") from None
-        try:
-            yield path
-        except UsageError:  # found before anything was trained, so the folder is left as it was
-            if not resume:
-                _remove_description(path, made, new)
-            raise
-    finally:
-        lock.release()
-
-
-def _remove_description(path: Path, made: Setup, new: bool) -> None:
-    """Removes what `_open_folder` has written, and the folder itself if it is new, unless there is more in it."""
-    members = member_paths(path, made.description) if len(made.seeds) > 1 else []
-    found = {inner for folder in (path, *members) if folder.is_dir() for inner in folder.iterdir()}
-    if found - {path / LOCK, *members, *(folder / CONFIG for folder in (path, *members))}:
-        return
-    for folder in members:
-        shutil.rmtree(folder, ignore_errors=True)
-    for name in (CONFIG, LOCK):
-        (path / name).unlink(missing_ok=True)
-    if new:
-        path.rmdir()
-
-
-def _new_folder(description: dict[str, Any]) -> Path:
-    env = (description["env"] or "env").replace(":", "-").replace("/", "-")
-    return Path("runs") / f"{description['agent']}-{env}-{description['seed']}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-
-
-def _check_resumable(made: Setup, path: Path, say: Callable[[str], None]) -> None:
-    """Says which settings differ from those of the run so far.
-
-    Raises `UsageError`, with all of them, if it then would be another run or its state have other shapes.
-    """
-    before = read_description(path)
-    if before.get("part_of_seeds"):
-        raise UsageError(f"resume: {str(path)!r} has the agent of one seed only; resume the run it is part of")
-    flat = lambda d: {k: v for k, v in d.items() if k not in ("config", "version", "steps")} | d["config"]
-    was, now = flat(before), flat(json.loads(json.dumps(made.description)))
-    changed = {name: (was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)}
-    listed = ", ".join(f"{name} is {old!r}, not {new!r}" for name, (old, new) in changed.items())
-    if fixed := sorted(changed.keys() & set(IDENTITY)):
-        raise UsageError(f"resume: in {str(path)!r} {listed}; {', '.join(fixed)} cannot change")
-    if changed and checkpoint.latest(path / CHECKPOINTS) is not None:
-        try:
-            checkpoint.check(path / CHECKPOINTS, _template(made))
-        except UsageError as error:
-            raise UsageError(f"resume: in {str(path)!r} {listed}; its state does not fit that: {error}") from None
-    if changed:
-        say(f"resume with changed settings: {listed}")
-
-
-def with_human_normalized(scores: Scores, env: str | None) -> dict[str, Any]:
-    """`Scores.to_json`, for Atari with the mean as a share of what a human earns beyond random play."""
-    normalized = human_normalized(env, scores.mean)
-    return scores.to_json() | ({"human_normalized": normalized} if normalized is not None else {})
-
-
 def _write_scores(made: Setup, path: Path, scores: Scores, say: Callable[[str], None]) -> None:
     """`eval.json` of the run and of its seeds; a full disk costs the files, not what is printed."""
     about = {"env": made.description["env"], "action": None}
     try:
         write_json(path / EVAL, with_human_normalized(scores, about["env"]) | about | {"seed": made.seeds[0]})
-        for seed, own in (scores.seeds or {}).items():
-            found = with_human_normalized(own, about["env"])
-            write_json(member_path(path, seed) / EVAL, found | about | {"seed": seed})
+        for seed, folder in members(path, made.description).items():
+            found = with_human_normalized(scores.seeds[seed], about["env"])
+            write_json(folder / EVAL, found | about | {"seed": seed})
     except OSError as error:
         say(f"warning: {EVAL} in {str(path)!r} cannot be written ({error.strerror})")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that the file is whole or not there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def enable_compilation_cache() -> Path | None:
-    """Keeps compiled programs between processes; a program's second start then takes seconds.
-
-    The folder is that of JAX's own setting if there is one, else of the variable `WMJAX_CACHE`, else `wmjax/xla` in the
-    user's cache folder. `WMJAX_CACHE=off` turns it off. Returns the folder, or None.
-    """
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
-    wanted = os.environ.get(CACHE_VARIABLE, "")
-    if wanted.lower() in ("off", "0", "none"):
-        return None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(wanted).expanduser() if wanted else home / "wmjax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    return folder

@@ -11,8 +11,9 @@ from tests.loops.fakes import fake_agent, fake_recipe
 from tests.loops.test_host import host_env
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
+from wmjax.folder import CHECKPOINTS
 from wmjax.loops import checkpoint
-from wmjax.loops.driver import CHECKPOINTS, Driver, Plan
+from wmjax.loops.driver import Driver, Plan
 from wmjax.loops.host import HostLoop, programs
 from wmjax.loops.host_rollout import Options
 from wmjax.loops.report import read_metrics

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmjax.folder import BEST, CHECKPOINTS, member_path
 from wmjax.loops import checkpoint, device
 from wmjax.loops.device import RunState, first
 from wmjax.loops.host_rollout import HostEvaluator, Options
@@ -28,7 +29,6 @@ from wmjax.loops.rollout import evaluate
 from wmjax.ops import noise
 from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, Stage, UsageError
 
-CHECKPOINTS, BEST = "checkpoints", "best"
 KEEP = 2  # checkpoints of the whole run; what is best holds the agent alone
 PERIODIC_EPISODES = 16  # also how many play at once, so that one compiled program serves every evaluation
 SEARCH_EVALUATIONS = 10  # over a search for parameters
@@ -127,11 +127,6 @@ class Plan(NamedTuple):
     stream: TextIO | None  # where progress goes
     host: Options = Options()  # of environments on the host
     wandb: str | None = None  # a project of Weights & Biases
-
-
-def member_path(path: Path, seed: int) -> Path:
-    """The folder of one seed, in that of a run of several."""
-    return path / f"seed-{seed}"
 
 
 class Driver:

@@ -1,0 +1,135 @@
+"""From what is asked for to a run before its first step: names and settings made into values."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import wmjax
+from wmjax import presets
+from wmjax.agents import AGENTS
+from wmjax.checks import check_integer
+from wmjax.envs import make_env
+from wmjax.envs.wrappers import agent_actions
+from wmjax.loops import device
+from wmjax.loops.parallel import AXIS, BACKENDS, check_devices, share
+from wmjax.types import Agent, Env, HostEnv, UsageError
+
+
+class Setup(NamedTuple):
+    """A run before its first step, or one that is read back: all that `config.json` says, made into values."""
+
+    description: dict[str, Any]  # what `config.json` holds
+    config: Any  # the agent's frozen dataclass
+    agent: Agent
+    env: Env | HostEnv  # takes what the agent emits
+    steps: int  # env steps to train for
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the run, one after the other."""
+        return tuple(self.description["seed"] + i for i in range(self.description["seeds"]))
+
+
+def setup(
+    agent: str = "dreamer_v3",
+    env: str | Env | HostEnv | None = None,
+    *,
+    preset: str | None = None,
+    seed: int | None = None,
+    seeds: int | None = None,
+    steps: int | None = None,
+    devices: int | None = None,
+    parallel: str | None = None,
+    image_size: int | None = None,
+    action_repeat: int | None = None,
+    overrides: dict[str, Any] | None = None,
+    before: dict[str, Any] | None = None,
+) -> Setup:
+    """Resolves names and settings; see `train` for the arguments. Raises `UsageError` before anything is computed.
+
+    `before` is what `config.json` says of a run that goes on, which holds for what is not given.
+    """
+    before = before if before and before["agent"] == agent else {}
+    given = lambda field, value, default: before.get(field, default) if value is None else value
+    env = given("env", env, None if before else presets.default_env(agent))
+    if env is None:
+        raise UsageError("env: the run was trained on an Env value, which has to be given again")
+    name = env if isinstance(env, str) else None
+    config = presets.replace(presets.starting_config(agent, preset, before), overrides or {})
+    config.validate()
+    preset = given("preset", preset, presets.DEFAULT_PRESET)
+    _, settings = presets.resolve(agent, preset, name)
+    seed, seeds, devices = given("seed", seed, 0), given("seeds", seeds, 1), given("devices", devices, 1)
+    parallel = given("parallel", parallel, None) or BACKENDS[0]
+    budget = given("steps", steps, settings.steps)
+    for field, value, low in (("seed", seed, 0), ("seeds", seeds, 1), ("steps", budget, 1)):
+        check_integer(field, value, low)
+    check_integer("seed + seeds", seed + seeds, 0)
+    check_devices(devices, parallel)
+    if name is None and (image_size, action_repeat) != (None, None):
+        raise UsageError("image_size, action_repeat: not valid with an Env value, which has its own")
+    if name is not None:
+        image_size = given("image_size", image_size, settings.image_size)
+        action_repeat = given("action_repeat", action_repeat, settings.action_repeat)
+    description = {
+        "version": wmjax.__version__,
+        "agent": agent,
+        "env": name,
+        "preset": preset,
+        "seed": seed,
+        "seeds": seeds,
+        "devices": devices,
+        "parallel": parallel if devices > 1 else None,
+        "image_size": image_size,
+        "action_repeat": action_repeat,
+        "steps": budget,
+        "config": dataclasses.asdict(config),
+    }
+    made = make(description, config, env, budget)
+    fixed = device.fixed_env_steps(made.agent, made.env)
+    if fixed is None:
+        return made
+    if steps not in (None, fixed):
+        raise UsageError(
+            f"steps: {steps} is not valid; the stages of {agent} have lengths of their own, which fields of its "
+            f"configuration set: {fixed} env steps in all"
+        )
+    return made._replace(steps=fixed, description=description | {"steps": fixed})
+
+
+def make(description: dict[str, Any], config: Any, env: str | Env | HostEnv, steps: int) -> Setup:
+    if isinstance(env, str):
+        env = make_env(env, image_size=description["image_size"], action_repeat=description["action_repeat"])
+    env = agent_actions(env)
+    if isinstance(env, HostEnv):
+        for field in ("seeds", "devices"):
+            if description[field] > 1:
+                raise UsageError(
+                    f"{field}: {description[field]} is not valid with environments on the host; 1 is (several runs may "
+                    "be started side by side)"
+                )
+    axis_name = AXIS if description["devices"] > 1 else None
+    agent = AGENTS[description["agent"]][1](env.spec, config, axis_name)
+    device.check(agent)
+    if axis_name is not None:
+        device.check(agent._replace(recipe=share(agent.recipe, description["devices"])))
+    return Setup(description, config, agent, env, steps)
+
+
+def describe(made: Setup, path: Path) -> str:
+    """The resolved configuration in some lines of text."""
+    d = made.description
+    repeat = f", action repeat {made.env.spec.action_repeat}" if made.env.spec.action_repeat > 1 else ""
+    seeds = f"seed {d['seed']}" if d["seeds"] == 1 else f"seeds {made.seeds[0]} to {made.seeds[-1]}"
+    spread = f", {d['devices']} devices ({d['parallel']})" if d["devices"] > 1 else ""
+    head = f"{d['agent']} on {d['env'] or 'an Env value'}{repeat}, preset {d['preset']}, {seeds}{spread}"
+    flat: dict[str, Any] = {}
+    for name, value in d["config"].items():
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    fields = " ".join(f"{name}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in flat.items())
+    obs = ", ".join(f"{name} {space}" for name, space in made.env.spec.obs.items())
+    lines = [f"{head}, {made.steps:,} env steps", f"observes {obs}; acts in {made.env.spec.action}"]
+    return "\n".join([*lines, *textwrap.wrap(fields, 118), f"run folder {path}"])
