@@ -1,0 +1,7 @@
+"""`python -m wmjax.cli` is the command `wmjax`."""
+
+import sys
+
+from wmjax.cli import main
+
+sys.exit(main())

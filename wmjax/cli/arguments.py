@@ -1,0 +1,195 @@
+"""What the commands take: the arguments of each, and how they are read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from wmjax.types import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainArgs:
+    """Train an agent into a run folder."""
+
+    env: str | None = None
+    """Environment, see `wmjax list envs`; the agent's own example by default."""
+    preset: str | None = None
+    """Configuration, see `wmjax list presets`; small by default."""
+    seed: int | None = None
+    """Of everything that training draws; 0 by default."""
+    seeds: int | None = None
+    """How many seeds to train at once, in one program, from --seed upwards; 1 by default. Not for environments on the
+    host, and nor is --devices."""
+    steps: int | None = None
+    """Env steps (frames) to train for; the preset's by default. A run may be resumed with more."""
+    devices: int | None = None
+    """How many devices to spread environments, replay and batches over; 1 by default."""
+    parallel: Literal["shard_map", "pmap"] | None = None
+    """How to spread over devices; shard_map by default."""
+    eval_every: int | None = None
+    """Env steps between evaluations of 16 episodes; a tenth of the steps by default."""
+    checkpoint_seconds: float = 180.0
+    """Least time between two checkpoints."""
+    max_skipped: int = 100
+    """Updates in a row that may be skipped because their loss or gradient is not finite."""
+    image_size: int | None = None
+    """Side of the pictures in pixels; the preset's by default."""
+    action_repeat: int | None = None
+    """Steps of the environment that each action is taken for; the preset's by default."""
+    workers: int | None = None
+    """Processes that step environments on the host; one per processor by default."""
+    worker_timeout: float = 60.0
+    """Seconds for a step, after which a worker counts as hanging and is replaced."""
+    max_restarts: int = 10
+    """Environments that may be lost within an hour before the run stops, with everything saved."""
+    wandb: str | None = None
+    """A project of Weights & Biases to send metrics to as well."""
+    memory_map: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Read replay from its files instead of keeping it in memory; it may then be larger than memory."""
+    out: Path | None = None
+    """Run folder; by default a new one in runs/."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the run in --out. Settings that are not given stay as they are; those that keep the shapes of its
+    state may change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalArgs:
+    """Play fresh episodes with a trained agent; scores go to the run's eval.json."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder."""
+    episodes: int = 100
+    """How many."""
+    seed: int = 0
+    """The same seed gives the same episodes."""
+    env: str | None = None
+    """Another environment with the same observations and actions."""
+    action: Literal["sample", "mode"] | None = None
+    """How actions come from the policy; what the agent's configuration says by default."""
+    which: Literal["latest", "best"] = "latest"
+    """The agent as it was saved last, or at the highest of the periodic evaluations."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object: mean, std, iqm, ci95 (of the IQM), episodes, returns."""
+    video: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write an episode as episode.gif, too: at most 1000 steps of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DreamArgs:
+    """Let the world model predict what it does not see: truth, model and error as dream.gif, error as dream.json.
+
+    Reconstructions of what it does see are in reconstructions.png, each below its original.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder."""
+    context: int = 5
+    """Steps that the model sees."""
+    horizon: int = 15
+    """Steps that it predicts from the actions alone."""
+    which: Literal["latest", "best"] = "latest"
+    """The agent as it was saved last, or at the highest of the periodic evaluations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotArgs:
+    """Draw learning curves: mean and 95% interval over the seeds of each agent, environment and preset.
+
+    Of runs that evolve a controller: fitness over generations, of the best candidate, of all, and of the mean.
+    """
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
+    """Run folders."""
+    out: Path | None = None
+    """Picture; by default learning_curve.png or fitness_curve.png in the run's folder, or here for several runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ListArgs:
+    """List what there is to choose from."""
+
+    what: tyro.conf.Positional[Literal["agents", "envs", "presets"]]
+    """Of what."""
+
+
+def parse(args_class: Any, argv: Sequence[str], prog: str, default: Any = None) -> Any:
+    """Parses arguments into a dataclass. Whatever is wrong with them becomes a `UsageError` of one line."""
+    _check_flags(args_class, argv)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(args_class, prog=prog, args=list(argv), default=default)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UsageError(_one_line(errors.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """What is wrong, out of tyro's box of a title, what is wrong, and help texts, with rules between them."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip(" │╭╮╰╯") for line in plain.splitlines() if line.strip()]
+    words: list[str] = []
+    for line in lines[1:]:  # the first has the title
+        if not line.strip("─-"):
+            if words:
+                break
+        else:
+            words.append(line)
+    return " ".join(" ".join(words).split()) or "arguments are not valid"
+
+
+def _flags(args_class: Any, prefix: str = "--") -> list[str]:
+    flags = []
+    hints = typing.get_type_hints(args_class, include_extras=True)
+    for field in dataclasses.fields(args_class):
+        hint = hints[field.name]
+        inner = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+        if dataclasses.is_dataclass(inner):
+            flags += _flags(inner, f"{prefix}{field.name}.")
+        elif tyro.conf.Positional[int].__metadata__[0] not in getattr(hint, "__metadata__", ()):
+            # As messages spell them: options with hyphens, fields of an agent as in Python. Either is understood.
+            flags.append(prefix + (field.name.replace("_", "-") if prefix == "--" else field.name))
+    return flags
+
+
+def _check_flags(args_class: Any, argv: Sequence[str]) -> None:
+    valid = [*_flags(args_class), "--help"]
+    spell = lambda flag: flag.replace("_", "-")
+    for token in argv:
+        flag = token.partition("=")[0]
+        if flag.startswith("--") and spell(flag) not in map(spell, valid):
+            near = difflib.get_close_matches(flag, valid, 1, cutoff=0.5)
+            raise UsageError(f"{flag}: unknown option; " + (f"did you mean {near[0]}?" if near else "see --help"))
+
+
+def value_of(flag: str, argv: Sequence[str], default: str | None) -> str | None:
+    """The value of an option, before the arguments can be parsed as a whole."""
+    for token, following in zip(argv, [*argv, default][1:], strict=True):
+        if token == flag:
+            default = following
+        elif token.startswith(flag + "="):
+            default = token.partition("=")[2]
+    return default
+
+
+def split_agent(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The first argument that is neither an option nor an option's value, and the rest."""
+    position = 0
+    while position < len(argv):
+        token = argv[position]
+        if not token.startswith("-"):
+            return token, [*argv[:position], *argv[position + 1 :]]
+        position += 1 if "=" in token or token in ("--resume", "--memory-map", "--help", "-h") else 2
+    return None, list(argv)

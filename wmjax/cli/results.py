@@ -1,0 +1,106 @@
+"""`wmjax eval`, `wmjax dream`, `wmjax plot`: what came of runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wmjax.cli.arguments import DreamArgs, EvalArgs, PlotArgs, parse
+from wmjax.types import UsageError
+
+
+def _load(path: Path, which: str) -> Any:
+    from wmjax.cache import enable_compilation_cache
+    from wmjax.run import load
+
+    enable_compilation_cache()
+    return load(path, which=which)
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    from wmjax import figures
+    from wmjax.folder import EVAL, write_json
+    from wmjax.scores import with_human_normalized
+
+    args = parse(EvalArgs, argv, "wmjax eval")
+    run = _load(args.run, args.which)
+    if args.video:
+        figures.pictures(run.env.spec)
+    scores = run.evaluate(args.episodes, args.seed, env=args.env, action=args.action)
+    name = args.env or run.description["env"]
+    found = with_human_normalized(scores, name)
+    write_json(run.path / EVAL, found | {"seed": args.seed, "env": name, "action": args.action})
+    if args.json:
+        print(json.dumps(found))
+    else:
+        what = f"{run.description['agent']} on {name}"
+        for seed, own in (scores.seeds or {}).items():
+            print(f"{what}, seed {seed}, {_score_line(own)}")
+        print(f"{what}{', all seeds' if scores.seeds else ''}, {_score_line(scores)}")
+        if "human_normalized" in found:
+            print(f"human-normalized mean {found['human_normalized']:.3f} (0 random, 1 human)")
+    written = [run.path / EVAL, *(run.write_episode(args.seed, env=args.env, action=args.action) if args.video else [])]
+    print(f"wrote {' and '.join(map(str, written))}", file=sys.stderr if args.json else sys.stdout)
+
+
+def _score_line(scores: Any) -> str:
+    low, high = scores.ci95
+    spread = f"std {scores.std:.3f}, IQM {scores.iqm:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{scores.episodes} episodes: mean return {scores.mean:.3f}, {spread}"
+
+
+def dream(argv: Sequence[str]) -> None:
+    from wmjax import figures
+    from wmjax.folder import write_json
+    from wmjax.loops.driver import evaluation_key
+
+    args = parse(DreamArgs, argv, "wmjax dream")
+    run = _load(args.run, args.which)
+    run = run.members[0] if run.members else run  # of several seeds, the first
+    result = figures.open_loop(run.agent, run.env, run.state.params, evaluation_key(0), args.context, args.horizon)
+    errors = figures.horizon_errors(result, args.context)
+    seen = figures.reconstruction_errors(result, args.context)
+    about = {"context": args.context, "horizon": args.horizon, "reconstruction": seen}
+    write_json(run.path / "dream.json", about | errors)
+    written = [run.path / "dream.json"]
+    images = [name for name, x in result.truth.items() if x.dtype == "uint8" and x.ndim == 5]
+    for name in images:
+        suffix = figures.suffix(name, images)
+        gif, grid = run.path / f"dream{suffix}.gif", run.path / f"reconstructions{suffix}.png"
+        figures.write_dream_gif(gif, result, args.context, name)
+        figures.write_reconstructions(grid, result, args.context, name)
+        written = [gif, grid, *written]
+    for name, error in seen.items():
+        print(f"{name}, error of the reconstruction: {error:.5f}")
+    for name in errors.keys() - {"count"}:
+        for kind, values in errors[name].items():
+            known = [value for value in values if value is not None][:8]
+            print(f"{name}, error of {kind} at horizons 1 to {len(known)}: {' '.join(f'{v:.5f}' for v in known)}")
+    print(f"wrote {' and '.join(map(str, written))}")
+
+
+def plot(argv: Sequence[str]) -> None:
+    from wmjax import figures
+    from wmjax.folder import members, read_description
+
+    args = parse(PlotArgs, argv, "wmjax plot")
+    if not args.runs:
+        raise UsageError("runs: missing; give at least one run folder")
+    named = []
+    for path in args.runs:
+        d = read_description(path)
+        label = f"{d['agent']} {d['env'] or 'env'} {d['preset']}"
+        named += [(label, folder) for folder in members(path, d).values() or [path]]
+    evolved = [bool(figures.fitness_curves(folder)) for _, folder in named]
+    if any(evolved) and not all(evolved):
+        apart = [str(named[evolved.index(kind)][1]) for kind in (True, False)]
+        raise UsageError(f"runs: {apart[0]!r} has fitness over generations, {apart[1]!r} has not; draw them apart")
+    name, draw = ("fitness_curve.png", figures.plot_fitness_curves) if all(evolved) else (
+        "learning_curve.png", figures.plot_learning_curves
+    )  # fmt: skip
+    out = args.out or (args.runs[0] if len(args.runs) == 1 else Path()) / name
+    draw(out, named)
+    print(f"wrote {out}")
