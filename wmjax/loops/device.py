@@ -47,7 +47,7 @@ class Skips(NamedTuple):
 
     total: Array
     in_a_row: Array  # the newest ones
-    longest: Array  # most in a row so far
+    longest: Array  # most in a row so far, or since the run went on after too many (`count_anew`)
 
 
 class RunState(NamedTuple):
@@ -205,6 +205,17 @@ def is_finite(changed: PyTree, metrics: Metrics, axis_name: str | None = None) -
 def _count_skips(skips: Skips, finite: Array) -> Skips:
     in_a_row = jnp.where(finite, 0, skips.in_a_row + 1)
     return Skips(skips.total + ~finite, in_a_row, jnp.maximum(skips.longest, in_a_row))
+
+
+def count_anew(skips: Skips, most: int) -> Skips:
+    """The skips that a restored run begins with: counts anew where there were more than `most` in a row.
+
+    A run stops there, in every seed; resumed it may have settings that mend it. Otherwise all stays as it is, so that a
+    run in parts is the same run.
+    """
+    if np.min(skips.longest) <= most:
+        return skips
+    return Skips(skips.total, jnp.zeros_like(skips.in_a_row), jnp.zeros_like(skips.longest))
 
 
 def apply_update(

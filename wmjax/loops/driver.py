@@ -181,6 +181,7 @@ class Driver:
             return self._programs.init(self.per_seed(jax.random.key))
         step, state = checkpoint.restore_newest(folder, self._programs.template, warn, exact=True)
         checkpoint.set_aside(folder, after=step)
+        state = state._replace(skips=device.count_anew(state.skips, self._plan.max_skipped))
         return self._programs.place(state)
 
     def run(self, state: RunState) -> RunState:
