@@ -83,6 +83,17 @@ def matmul(table: Table) -> None:
     table.add("matmul 2048, float32", table.rate / 1e9, "GFLOP/s")
 
 
+def programs_in(params: dict) -> list:
+    """The traced programs among the parameters of an equation: bodies of loops, branches, what is called."""
+    inner = []
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            item = getattr(item, "jaxpr", item)  # of a closed one
+            if hasattr(item, "eqns"):
+                inner.append(item)
+    return inner
+
+
 def arithmetic(jaxpr) -> float:
     """Floating-point operations of all matrix products and convolutions in a traced program.
 
@@ -99,7 +110,7 @@ def arithmetic(jaxpr) -> float:
             kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
             taps = math.prod(kernel) / kernel[spec[0]] / math.prod(eqn.params["lhs_dilation"])
             total += 2 * math.prod(out.shape) * taps
-        inner = [arithmetic(sub) for sub in jax.core.jaxprs_in_params(eqn.params)]
+        inner = [arithmetic(sub) for sub in programs_in(eqn.params)]
         if inner:
             times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
             total += times * (min(inner) if eqn.primitive.name == "cond" else sum(inner))
