@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "wmjax"
 # Direction of imports: a part may import those named here, and itself.
-BASE = {"types", "ops"}
+BASE = {"types", "checks", "ops"}
 ALLOWED = {
     "types": set(),
     "ops": {"types"},
@@ -16,13 +16,13 @@ ALLOWED = {
     "dreaming": BASE | {"nets"},
     "evolution": BASE | {"dreaming"},
     "checks": {"types"},
-    "folder": {"types"},
+    "folder": {"types", "checks"},
     "cache": set(),
     "scores": {"envs"},
     "recipes": {"types"},
-    "agents": BASE | {"nets", "optim", "dreaming", "evolution", "checks", "recipes"},
+    "agents": BASE | {"nets", "optim", "dreaming", "evolution", "recipes"},
     "suites": set(),
-    "envs": {"types", "suites"},
+    "envs": {"types", "checks", "suites"},
     "replay": BASE,
     "loops": BASE | {"folder", "replay", "dreaming", "evolution"},
     "presets": BASE | {"agents"},

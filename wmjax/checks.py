@@ -1,18 +1,182 @@
-"""Checks of configurations: errors of one line that name the field, its value and what is valid."""
+"""Bounds of every number, and checks of what users hand over: errors of one line that name the field and what is valid.
+
+There is one table, `BOUNDS`, for the command line, Python and `config.json`; what an agent asks of its own fields
+besides (`check_ranges`) is narrower. Bounds from above are where a number cannot be meant any more: they keep what is
+made from it while a run is set up small and quick. What then needs more memory than there is, `loops.memory` refuses.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+import errno
+import math
+import numbers
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from wmjax.types import UsageError
+
+
+class Bounds(NamedTuple):
+    """What a number may be: in [low, high], or above `low` where that is `open`; an integer where it is `whole`."""
+
+    low: float
+    high: float
+    whole: bool = True
+    open: bool = False
+    why: str = ""  # there is an upper bound
+
+    def __str__(self) -> str:
+        if not self.whole:
+            return f"a number {'above' if self.open else 'of at least'} {self.low:g}"
+        return f"an integer in [{self.low}, {'2**31)' if self.high == COUNT else f'{self.high}]'}{self.why}"
+
+
+COUNT = 2**31 - 1  # what is counted, is counted in int32
+LARGEST, SMALLEST = 3.4e38, 1.2e-38  # of float32, in which all else is computed
+WIDTH = 2**16  # of a layer, or of one of its axes
+LAYERS = 128
+ROWS = 2**20  # of a batch, in one step of time
+TIME = 100_000  # steps that are computed at once
+UPDATES = 10_000_000  # in one compiled loop, which holds a key for each
+PICTURE = 4096  # pixels of a side; one such picture in RGB takes 50 MB
+
+
+def _whole(high: int, names: str, low: int = 0, why: str = "") -> dict[str, Bounds]:
+    return dict.fromkeys(names.split(), Bounds(low, high, why=why))
+
+
+BOUNDS: dict[str, Bounds] = (
+    # Of a run, its evaluation and its pictures.
+    _whole(COUNT, "seed max_skipped max_restarts")
+    | _whole(COUNT, "steps eval_every workers", low=1)
+    | _whole(10_000, "seeds", low=1, why=", as far as memory reaches, and a folder for each")
+    | _whole(10_000, "devices", low=1)
+    | _whole(1_000_000, "episodes", low=1)
+    | _whole(
+        PICTURE, "image_size", low=8, why=f" (a picture of {PICTURE} x {PICTURE} takes {3 * PICTURE**2 / 1e6:.0f} MB)"
+    )
+    | _whole(1000, "action_repeat", low=1, why=" frames")
+    | _whole(TIME, "horizon context", low=1)
+    | {"checkpoint_seconds": Bounds(0, math.inf, whole=False)}
+    | {"worker_timeout": Bounds(0, math.inf, whole=False, open=True)}
+    # Of the agents; lower bounds that depend on the agent are in its file.
+    | _whole(
+        WIDTH,
+        "deter hidden stoch classes depth decoder_depth embed embed_dim units encoder_units blocks bins latent latents "
+        "channels policy_channels multipliers vocab_size width ff heads lstm_units controller_units mixtures",
+    )
+    | _whole(
+        LAYERS,
+        "vector_layers prior_layers posterior_layers reward_layers cont_layers actor_layers critic_layers layers "
+        "res_blocks",
+    )
+    | _whole(PICTURE, "patch attention encoder_padding")
+    | _whole(
+        ROWS,
+        "num_envs batch_size tokenizer_batch world_model_batch actor_critic_batch vision_batch_size memory_batch_size "
+        "population rollouts mean_rollouts starts",
+    )
+    | _whole(TIME, "length imagine_last world_model_length max_blocks burn_in memory_length collect")
+    | _whole(
+        UPDATES,
+        "pretrain train_steps grad_accum tokenizer_updates world_model_updates actor_critic_updates mean_every",
+    )
+    | _whole(
+        COUNT,
+        "replay_capacity prefill train_every warmup exploration_half_life slow_critic_every tokenizer_after "
+        "world_model_after actor_critic_after collect_epochs final_epochs vision_updates memory_updates collect_steps "
+        "generations",
+    )
+    | {"train_ratio": Bounds(0, 1e6, whole=False, open=True)}
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One value
+
+
+def show(value: Any) -> str:
+    """A value as messages show it: in one line, and not all of a long one."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # it is the user's own, or an integer of more digits than Python shows
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 100 else f"{text[:60]}... ({len(text):,} characters)"
+
+
+def invalid(field: str, value: Any, valid: object) -> UsageError:
+    """The error for a value that is not `valid`, which says what is."""
+    return UsageError(f"{field}: {show(value)} is not valid; {valid} is")
+
+
+def number(field: str, value: Any, bounds: Bounds | None = None) -> Any:
+    """A number as Python's own `int` or `float`. Raises `UsageError` unless it is within its bounds, of `BOUNDS`.
+
+    Numbers of NumPy are taken too, truth values are not.
+    """
+    bounds = BOUNDS[field] if bounds is None else bounds
+    try:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral if bounds.whole else numbers.Real):
+            raise TypeError
+        found = operator.index(value) if bounds.whole else float(value)
+    except (TypeError, OverflowError):
+        raise invalid(field, value, bounds) from None
+    if not bounds.low <= found <= bounds.high or (bounds.open and found == bounds.low):
+        raise invalid(field, value, bounds)
+    return found
+
+
+def flag(field: str, value: Any) -> bool:
+    """A truth value. Raises `UsageError` for anything else."""
+    if type(value).__name__ not in ("bool", "bool_"):  # NumPy's too
+        raise invalid(field, value, "True or False")
+    return bool(value)
+
+
+def choice(field: str, value: Any, valid: Iterable[str]) -> str:
+    """One of some names. Raises `UsageError` for anything else."""
+    valid = tuple(valid)
+    if not isinstance(value, str) or value not in valid:
+        raise invalid(field, value, " or ".join(map(repr, valid)))
+    return value
+
+
+def text(field: str, value: Any) -> str:
+    """A name of any kind. Raises `UsageError` unless it is a string of 1 to 255 printable characters."""
+    if not isinstance(value, str) or not 0 < len(value) < 256 or not value.isprintable():
+        raise invalid(field, value, "a name of 1 to 255 printable characters")
+    return value
+
+
+def path(field: str, value: Any) -> Path:
+    """A path, whether something is there or not. Raises `UsageError` where no file could have it."""
+    try:
+        name = os.fspath(value)
+        if not isinstance(name, str) or not name:
+            raise TypeError
+        name.encode()  # what cannot be printed may not be what is done with a run's last line
+        os.lstat(name)
+    except (TypeError, ValueError):  # also of a NUL, and of half a character
+        raise invalid(field, value, "the path of a file or folder, as text,") from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise UsageError(f"{field}: {show(name)} is not valid: {error.strerror}") from None
+    return Path(name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The fields of a configuration
 
 Rule = tuple[Callable[[Any], bool], str]  # what is valid, as a function and in words
 
 POSITIVE: Rule = (lambda x: x > 0, "positive")
 NOT_NEGATIVE: Rule = (lambda x: x >= 0, "0 or more")
 FRACTION: Rule = (lambda x: 0 <= x <= 1, "in [0, 1]")
+BELOW_ONE: Rule = (lambda x: 0 <= x < 1, "in [0, 1)")
 PERCENTILE: Rule = (lambda x: 0 <= x <= 100, "in [0, 100]")
 
 
@@ -22,16 +186,32 @@ def rules(rule: Rule, fields: str) -> dict[str, Rule]:
 
 
 def check_ranges(config: Any, table: Mapping[str, Rule]) -> None:
-    """Raises `UsageError` on the first field of a dataclass that breaks its rule, is infinite or not a number.
+    """Raises `UsageError` on the first field of a dataclass that breaks its rule, or the upper bound of `BOUNDS`.
 
-    None is always valid. Each entry of a tuple must be.
+    None is always valid. Each entry of a tuple must be, and there are at most `LAYERS`. Text is of no concern here.
+    Numbers other than integers must be ones of float32: neither infinite nor too small to be told from 0.
     """
-    values = dataclasses.asdict(config)
-    for name, (valid, text) in table.items():
-        for value in values[name] if isinstance(values[name], tuple) else (values[name],):
-            # `not valid` rather than the reverse comparison: NaN is refused too.
-            if value is not None and not (valid(value) and abs(value) < float("inf")):
-                raise UsageError(f"{name} must be {text}, got {values[name]}")
+    for field in dataclasses.fields(config):
+        value, rule = getattr(config, field.name), table.get(field.name)
+        entries = value if isinstance(value, tuple) else (value,)
+        if len(entries) > LAYERS:
+            raise UsageError(f"{field.name} must have at most {LAYERS} entries, got {len(entries)}")
+        for entry in entries:
+            is_number = isinstance(entry, int | float) and not isinstance(entry, bool)
+            if rule and not (entry is None or isinstance(entry, str)) and not (is_number and rule[0](entry)):
+                raise UsageError(f"{field.name} must be {rule[1]}, got {show(value)}")
+            if is_number:
+                _check_size(field.name, entry, value)
+
+
+def _check_size(name: str, entry: int | float, value: Any) -> None:
+    whole = isinstance(entry, int)
+    most = BOUNDS[name].high if name in BOUNDS else COUNT if whole else LARGEST
+    if not abs(entry) <= most:  # also what is not a number
+        bound = "below 2**31" if most == COUNT else f"at most {most:,}" if whole else f"a number of at most {most:g}"
+        raise UsageError(f"{name} must be {bound}, got {show(value)}")
+    if entry and abs(entry) < SMALLEST:
+        raise UsageError(f"{name} must be at least {SMALLEST:g} in size, or it is 0 in float32, got {show(value)}")
 
 
 def check_episodes(length: int, max_episode_steps: int | None) -> None:
@@ -41,15 +221,3 @@ def check_episodes(length: int, max_episode_steps: int | None) -> None:
             f"within_episode needs episodes of at least length={length} steps, but the environment's have at most "
             f"{max_episode_steps + 1} with the first; a shorter length or within_episode=False is valid"
         )
-
-
-def check_integer(field: str, value: Any, low: int) -> None:
-    """Raises `UsageError` unless `value` is an integer in [low, 2**31)."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
-        raise UsageError(f"{field}: {value!r} is not valid; an integer in [{low}, 2**31) is")
-
-
-def check_number(field: str, value: Any, *, positive: bool = False) -> None:
-    """Raises `UsageError` unless `value` is a number of at least 0, or with `positive` above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0 or (positive and value == 0):
-        raise UsageError(f"{field}: {value!r} is not valid; a number {'above' if positive else 'of at least'} 0 is")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax import dreaming
+from wmjax import checks, dreaming
 from wmjax.loops import host_rollout
 from wmjax.loops.report import read_metrics
 from wmjax.loops.rollout import Position, rollout
@@ -54,9 +54,7 @@ def open_loop(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, cont
       context: steps that the model sees, at least 1.
       horizon: steps that it predicts from the actions alone, at least 1.
     """
-    for name, value in (("context", context), ("horizon", horizon)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UsageError(f"{name}: {value!r} is not valid; an integer of at least 1 is")
+    context, horizon = checks.number("context", context), checks.number("horizon", horizon)
     length = context + horizon
     spread = env.spec.max_episode_steps or length  # windows start within the first episode, or near to it
     spread = min(spread + 1, 500)

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax import figures, presets
+from wmjax import checks, figures, presets
 from wmjax.agents import AGENTS
-from wmjax.checks import check_integer, check_number
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.folder import BEST, CHECKPOINTS, EVAL, member_description, members, open_folder, read_description, write_json
@@ -89,7 +88,7 @@ class Run:
         return figures.write_episode(self.path, agent, where, run.state.params, evaluation_key(seed))
 
     def _playing(self, seed: int, env: Env | HostEnv | str | None, action: str | None) -> tuple[Agent, Env | HostEnv]:
-        check_integer("seed", seed, 0)
+        checks.number("seed", seed)
         agent, where = self.agent, self.env if env is None else self._other_env(env)
         if action is not None:
             overrides = presets.check_fields(type(self.config), {"eval_action": action})
@@ -274,14 +273,12 @@ def train(
         image_size=image_size, action_repeat=action_repeat, overrides=overrides,
         before=read_description(out) if resume and out is not None else None,
     )  # fmt: skip
-    eval_every = max(1, made.steps // 10) if eval_every is None else eval_every
-    check_integer("eval_every", eval_every, 1)
-    check_integer("max_skipped", max_skipped, 0)
-    check_number("checkpoint_seconds", checkpoint_seconds)
-    if workers is not None:
-        check_integer("workers", workers, 1)
-    check_integer("max_restarts", max_restarts, 0)
-    check_number("worker_timeout", worker_timeout, positive=True)
+    eval_every = checks.number("eval_every", max(1, made.steps // 10) if eval_every is None else eval_every)
+    max_skipped = checks.number("max_skipped", max_skipped)
+    checkpoint_seconds = checks.number("checkpoint_seconds", checkpoint_seconds)
+    workers = None if workers is None else checks.number("workers", workers)
+    max_restarts = checks.number("max_restarts", max_restarts)
+    worker_timeout = checks.number("worker_timeout", worker_timeout)
     if wandb is not None:
         wandb_log.check()
     options = host.Options(workers, worker_timeout, max_restarts, memory_map)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import wmjax
-from wmjax import presets
+from wmjax import checks, presets
 from wmjax.agents import AGENTS
-from wmjax.checks import check_integer
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import device
@@ -65,15 +64,17 @@ def setup(
     seed, seeds, devices = given("seed", seed, 0), given("seeds", seeds, 1), given("devices", devices, 1)
     parallel = given("parallel", parallel, None) or BACKENDS[0]
     budget = given("steps", steps, settings.steps)
-    for field, value, low in (("seed", seed, 0), ("seeds", seeds, 1), ("steps", budget, 1)):
-        check_integer(field, value, low)
-    check_integer("seed + seeds", seed + seeds, 0)
+    seed, seeds, devices = checks.number("seed", seed), checks.number("seeds", seeds), checks.number("devices", devices)
+    budget = checks.number("steps", budget)
+    checks.number("seed + seeds", seed + seeds, checks.BOUNDS["seed"])
     check_devices(devices, parallel)
     if name is None and (image_size, action_repeat) != (None, None):
         raise UsageError("image_size, action_repeat: not valid with an Env value, which has its own")
     if name is not None:
         image_size = given("image_size", image_size, settings.image_size)
         action_repeat = given("action_repeat", action_repeat, settings.action_repeat)
+        image_size = None if image_size is None else checks.number("image_size", image_size)
+        action_repeat = None if action_repeat is None else checks.number("action_repeat", action_repeat)
     description = {
         "version": wmjax.__version__,
         "agent": agent,

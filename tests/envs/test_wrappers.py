@@ -97,7 +97,7 @@ def test_action_repeats_multiply():
 
 @pytest.mark.parametrize("repeats", [0, -1, 1.5, True, "2"])
 def test_action_repeat_refuses_what_is_not_a_count(repeats):
-    with pytest.raises(UsageError, match=r"action_repeat: .* at least 1"):
+    with pytest.raises(UsageError, match=r"action_repeat: .* an integer in \[1, 1000\]"):
         wrappers.action_repeat(counter(3), repeats)
 
 

@@ -149,9 +149,10 @@ RULES = (
     | checks.rules(
         checks.NOT_NEGATIVE,
         "reward_layers cont_layers actor_layers critic_layers free_nats kl_scale image_scale vector_scale reward_scale "
-        "cont_scale imagine_last entropy_scale exploration exploration_min grad_clip prefill pretrain",
+        "cont_scale imagine_last entropy_scale exploration exploration_min grad_clip prefill pretrain encoder_padding",
     )
-    | checks.rules(checks.FRACTION, "discount lambda_ weight_decay")
+    | checks.rules(checks.FRACTION, "discount lambda_")
+    | checks.rules(checks.BELOW_ONE, "weight_decay")
     | {"horizon": (lambda x: x >= 2, "2 or more: the last state has no return")}
 )
 

@@ -207,7 +207,8 @@ RULES = (
         "reward_scale cont_scale imagine_last entropy_scale actor_scale critic_scale replay_critic_scale "
         "slow_critic_scale warmup grad_clip prefill",
     )
-    | checks.rules(checks.FRACTION, "unimix actor_unimix lambda_ slow_critic_rate return_norm_rate beta1 beta2")
+    | checks.rules(checks.FRACTION, "lambda_ slow_critic_rate return_norm_rate")
+    | checks.rules(checks.BELOW_ONE, "unimix actor_unimix beta1 beta2")
     | checks.rules(checks.PERCENTILE, "return_norm_low return_norm_high")
     | {"bins": (lambda x: x >= 3, "3 or more"), "discount_horizon": (lambda x: x > 1, "above 1")}
 )

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wmjax import dreaming, optim
+from wmjax import checks, dreaming, optim
 from wmjax.nets import codec, perceptual, vqgan
 from wmjax.nets.actor_critic import ActorCritic, Memory, zero_memory
 from wmjax.nets.transformer import KVCache, TokenTransformer, init_cache, restart
@@ -144,7 +144,11 @@ class IRISConfig:
 
     def validate(self) -> None:
         """Raises `UsageError` on the first field that is out of range, or contradicts another."""
-        _check_ranges(self)
+        checks.check_ranges(self, RULES)
+        if not self.multipliers and self.patch == 1:
+            raise UsageError(f"multipliers must be one or more unless patch > 1, got {self.multipliers}")
+        if not self.policy_channels:
+            raise UsageError(f"policy_channels must be one or more, got {self.policy_channels}")
         if self.width % self.heads:
             raise UsageError(f"width must be a multiple of heads={self.heads}, got {self.width}")
         for level, multiplier in enumerate(self.multipliers):
@@ -180,35 +184,23 @@ class IRISConfig:
             perceptual.load_lpips(self.lpips_weights)
 
 
-POSITIVE = (
-    "embed_dim latents channels res_blocks patch layers heads width ff world_model_length lstm_units "
-    "num_envs collect tokenizer_updates world_model_updates actor_critic_updates tokenizer_batch world_model_batch "
-    "actor_critic_batch replay_capacity tokenizer_rate world_model_rate actor_critic_rate grad_clip adam_epsilon "
-    "temperature eval_temperature collect_epochs"
-).split()
-NOT_NEGATIVE = (
-    "commit_scale recon_scale perceptual_scale codebook_reset position_std burn_in entropy_scale actor_scale "
-    "critic_scale weight_decay tokenizer_after world_model_after actor_critic_after final_epochs"
-).split()
-FRACTIONS = ("lpips_dropout codebook_decay dropout discount lambda_ epsilon beta1 beta2").split()
-AT_LEAST_TWO = ("vocab_size", "max_blocks", "horizon")
-
-
-def _check_ranges(config: IRISConfig) -> None:
-    values = dataclasses.asdict(config)
-    for name, (valid, text) in (
-        {name: (lambda x: x > 0, "positive") for name in POSITIVE}
-        | {name: (lambda x: x >= 0, "0 or more") for name in NOT_NEGATIVE}
-        | {name: (lambda x: 0 <= x <= 1, "in [0, 1]") for name in FRACTIONS}
-        | {name: (lambda x: x >= 2, "2 or more") for name in AT_LEAST_TWO}
-    ).items():
-        # `not valid` rather than the reverse comparison: NaN is refused too.
-        if values[name] is not None and not (valid(values[name]) and abs(values[name]) < float("inf")):
-            raise UsageError(f"{name} must be {text}, got {values[name]}")
-    if any(x <= 0 for x in config.multipliers) or (not config.multipliers and config.patch == 1):
-        raise UsageError(f"multipliers must be positive, and one or more unless patch > 1, got {config.multipliers}")
-    if not config.policy_channels or any(x <= 0 for x in config.policy_channels):
-        raise UsageError(f"policy_channels must be one or more positive numbers, got {config.policy_channels}")
+RULES = (
+    checks.rules(
+        checks.POSITIVE,
+        "embed_dim latents channels multipliers res_blocks attention patch layers heads width ff world_model_length "
+        "policy_channels lstm_units num_envs collect tokenizer_updates world_model_updates actor_critic_updates "
+        "tokenizer_batch world_model_batch actor_critic_batch replay_capacity tokenizer_rate world_model_rate "
+        "actor_critic_rate grad_clip adam_epsilon temperature eval_temperature collect_epochs",
+    )
+    | checks.rules(
+        checks.NOT_NEGATIVE,
+        "commit_scale recon_scale perceptual_scale codebook_reset position_std burn_in entropy_scale actor_scale "
+        "critic_scale weight_decay tokenizer_after world_model_after actor_critic_after final_epochs",
+    )
+    | checks.rules(checks.FRACTION, "discount lambda_ epsilon")
+    | checks.rules(checks.BELOW_ONE, "lpips_dropout codebook_decay dropout beta1 beta2")
+    | checks.rules((lambda x: x >= 2, "2 or more"), "vocab_size max_blocks horizon")
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ RULES = (
     )
     | rules(FRACTION, "memory_decay")
 )
-EVOLVE_RULES = rules(POSITIVE, "sigma_init rollouts generations mean_every mean_rollouts horizon starts")
+EVOLVE_RULES = rules(POSITIVE, "sigma_init population rollouts generations mean_every mean_rollouts horizon starts")
 
 
 def _check_choices(config) -> None:

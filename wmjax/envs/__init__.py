@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from wmjax import checks
 from wmjax.envs import catch, from_craftax, from_gymnax, pendulum, racing, wrappers
 from wmjax.envs.from_gymnasium import from_gymnasium
 from wmjax.envs.probe import PROBES
@@ -71,10 +72,8 @@ def make_env(name: str, *, image_size: int | None = None, action_repeat: int | N
 
 
 def _make_host(name: str, image_size: int | None, action_repeat: int | None) -> HostEnv:
-    if image_size is not None:
-        _check_image_size(name, image_size, pictures=True)
-    repeat = 1 if action_repeat is None else action_repeat
-    wrappers.check_count("action_repeat", repeat)
+    image_size = None if image_size is None else checks.number("image_size", image_size)
+    repeat = checks.number("action_repeat", 1 if action_repeat is None else action_repeat)
     suite_name, _, task = name.partition(":")
     action_map = ACTION_MAPS.get(name)
     return from_gymnasium(suite_name, task, image_size=image_size, action_repeat=repeat, action_map=action_map)
@@ -108,8 +107,7 @@ def _check_image_size(name: str, image_size: int | None, *, pictures: bool) -> N
         return
     if not pictures:
         raise UsageError(f"image_size: {image_size!r} is not valid for {name}, which observes a vector; leave it out")
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 8:
-        raise UsageError(f"image_size: {image_size!r} is not valid; an integer of at least 8 is")
+    checks.number("image_size", image_size)
 
 
 def _unknown(name: str) -> UsageError:

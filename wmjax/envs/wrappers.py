@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmjax import checks
 from wmjax.types import Array, Box, Discrete, Env, EnvSpec, HostEnv, MultiDiscrete, PyTree, TimeStep, UsageError
 
 
@@ -64,7 +65,7 @@ class _Limited(NamedTuple):
 
 def time_limit(raw: RawEnv, steps: int) -> RawEnv:
     """Ends an episode after `steps` steps with `is_last` and, unless it ends by itself there, without `is_terminal`."""
-    check_count("time limit", steps)
+    steps = checks.number("time limit", steps, checks.BOUNDS["steps"])
 
     def reset(key):
         return _Limited(raw.reset(key), jnp.int32(0))
@@ -84,7 +85,7 @@ def action_repeat(raw: RawEnv, repeats: int) -> RawEnv:
     `spec.action_repeat` is multiplied by `repeats` and `spec.max_episode_steps` divided, rounding up. Raises
     `UsageError` where `repeats` is not an integer of at least 1.
     """
-    check_count("action_repeat", repeats)
+    repeats = checks.number("action_repeat", repeats)
     if repeats == 1:
         return raw
 
@@ -176,9 +177,3 @@ def _box_converter(space: Box, action_map: Callable[[Array], Array] | None) -> C
     return lambda action: jnp.clip(
         (1 - jnp.clip(action, -1, 1)) / 2 * low + (1 + jnp.clip(action, -1, 1)) / 2 * high, low, high
     ).astype(space.dtype)
-
-
-def check_count(field: str, value: Any) -> None:
-    """Raises `UsageError` unless `value` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{field}: {value!r} is not valid; an integer of at least 1 is")

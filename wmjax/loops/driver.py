@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmjax import checks
 from wmjax.folder import BEST, CHECKPOINTS, member_path
 from wmjax.loops import checkpoint, device
 from wmjax.loops.device import RunState, first
@@ -27,7 +28,7 @@ from wmjax.loops.parallel import Programs, tree_of_seed
 from wmjax.loops.report import Report
 from wmjax.loops.rollout import evaluate
 from wmjax.ops import noise
-from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, Stage, UsageError
+from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, Stage
 
 KEEP = 2  # checkpoints of the whole run; what is best holds the agent alone
 PERIODIC_EPISODES = 16  # also how many play at once, so that one compiled program serves every evaluation
@@ -95,8 +96,7 @@ class Evaluator:
 
     def __call__(self, params: PyTree, key: Array, episodes: int) -> np.ndarray:
         """Returns float32 `[(seeds,) episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
-        if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
-            raise UsageError(f"episodes: {episodes!r} is not valid; an integer of at least 1 is")
+        episodes = checks.number("episodes", episodes)
         rounds = range(math.ceil(episodes / PERIODIC_EPISODES))
         played = [np.asarray(self._play(params, noise.fold_in(key, i))) for i in rounds]
         return np.concatenate(played, -1)[..., :episodes]

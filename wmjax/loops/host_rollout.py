@@ -9,10 +9,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from wmjax import checks
 from wmjax.loops.rollout import EVALUATION_STEPS
 from wmjax.ops import noise
 from wmjax.replay.device import Record
-from wmjax.types import Agent, Array, Discrete, EnvSpec, HostEnv, HostEnvs, PyTree, RunError, TimeStep, UsageError
+from wmjax.types import Agent, Array, Discrete, EnvSpec, HostEnv, HostEnvs, PyTree, RunError, TimeStep
 
 
 class Options(NamedTuple):
@@ -91,8 +92,7 @@ class HostEvaluator:
 
     def __call__(self, params: PyTree, key: Array, episodes: int) -> np.ndarray:
         """Returns float32 `[episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
-        if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
-            raise UsageError(f"episodes: {episodes!r} is not valid; an integer of at least 1 is")
+        episodes = checks.number("episodes", episodes)
         try:
             say = self._say or (lambda text: None)
             envs = start(self._env, self._width, self._options, training=False, say=say, stop=self._stop)

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from wmjax import checks
 from wmjax.loops import device
 from wmjax.loops.device import RunState
 from wmjax.types import Agent, Array, Env, Metrics, PyTree, Recipe, RunError, Stage, UsageError
@@ -69,8 +70,7 @@ def share(recipe: Recipe, devices: int) -> Recipe:
 
 def check_devices(devices: int, backend: str) -> None:
     """Raises `UsageError` unless there are that many devices, and the backend is one of `BACKENDS`."""
-    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
-        raise UsageError(f"devices: {devices!r} is not valid; an integer of at least 1 is")
+    checks.number("devices", devices)
     if backend not in BACKENDS:
         raise UsageError(f"parallel: {backend!r} is not valid; {' and '.join(BACKENDS)} are")
     there = len(jax.devices())
