@@ -8,23 +8,30 @@ several seeds has a folder of this kind for each of them, `seed-0/` and so on, w
 from __future__ import annotations
 
 import contextlib
+import errno
+import inspect
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
+import reprlib
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import filelock
 
+import wmjax
+from wmjax import files
 from wmjax.types import UsageError
 
 CONFIG, EVAL, LOCK = "config.json", "eval.json", ".lock"
-CHECKPOINTS, BEST = "checkpoints", "best"
+METRICS = "metrics.jsonl"
+CHECKPOINTS, BEST, REPLAY = "checkpoints", "best", "replay"
 # Settings without which a saved state means something else. Others may change where a run is resumed, as long as the
 # state keeps its shapes.
 IDENTITY = ("agent", "env", "seed", "seeds", "image_size", "action_repeat")
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # the file system has none
 
 Say = Callable[[str], None]
 
@@ -50,28 +57,111 @@ def member_description(description: dict[str, Any], seed: int) -> dict[str, Any]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reading and writing
+# What `config.json` says
+
+CONFIG_BYTES = 2**20
+SEEDS = 4096  # of one run
+LARGEST = 2**53  # of whole numbers that are exact everywhere
+DEPTH = 5  # of values within values
+
+Rule = tuple[Callable[[Any], bool], str]  # what is valid, as a function and in words
 
 
-def read_description(path: str | Path) -> dict[str, Any]:
-    """What `config.json` of a run folder says. Raises `UsageError` if the folder is not one."""
+def _integer(low: int, high: int) -> Rule:
+    text = f"an integer in [{low}, 2**31)" if high == 2**31 else f"an integer in [{low}, {high})"
+    return lambda x: type(x) is int and low <= x < high, text
+
+
+def _or_none(rule: Rule) -> Rule:
+    return lambda x: x is None or rule[0](x), f"{rule[1]}, or null"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 300 and value.isprintable()
+
+
+def _is_plain(value: Any, depth: int = DEPTH) -> bool:
+    """Whether a value is made of numbers, text, true, false and null, in lists and objects, not too many in another."""
+    if isinstance(value, Mapping | list | tuple):
+        parts = [*value, *value.values()] if isinstance(value, Mapping) else value
+        return depth > 0 and all(_is_plain(part, depth - 1) for part in parts)
+    if isinstance(value, str):
+        return value == "" or _is_text(value)
+    return value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) <= LARGEST)
+
+
+TEXT: Rule = (_is_text, "a line of text")
+OBJECT: Rule = (
+    lambda x: isinstance(x, Mapping) and _is_plain(x),
+    "an object of numbers, text, true, false, null, and lists and objects of these",
+)
+SCHEMA: dict[str, Rule] = {
+    "version": TEXT,
+    "agent": TEXT,
+    "env": _or_none(TEXT),
+    "preset": TEXT,
+    "seed": _integer(0, 2**31),
+    "seeds": _integer(1, SEEDS + 1),
+    "devices": _integer(1, 2**31),
+    "parallel": (lambda x: x in (None, "shard_map", "pmap"), "shard_map or pmap, or null"),
+    "image_size": _or_none(_integer(1, 2**31)),
+    "action_repeat": _or_none(_integer(1, 2**31)),
+    "steps": _integer(1, 2**31),
+    "config": OBJECT,
+}
+OPTIONAL: dict[str, Rule] = {
+    "env_args": _or_none(OBJECT),
+    "part_of_seeds": (lambda x: type(x) is bool, "true or false"),
+}
+
+
+def warn(text: str) -> None:
+    """One line on standard error, for what is read without a run that could say it."""
+    print(f"wmjax: {text}", file=sys.stderr)
+
+
+def read_description(path: str | Path, say: Say | None = None) -> dict[str, Any]:
+    """What `config.json` of a run folder says; names in it that are not known are left as they are.
+
+    Args:
+      path: the folder.
+      say: is told where a newer version has written it.
+
+    Raises:
+      UsageError: the folder is not one of a run, or a value is missing or not valid; it names the first.
+    """
+    refuse = lambda reason: UsageError(f"run: {str(path)!r} is not a run folder; {reason}")
     try:
-        description = json.loads((Path(path) / CONFIG).read_text())
-        description["agent"], description["config"], description["seed"], description["seeds"], description["devices"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"run: {str(path)!r} is not a run folder; it holds no readable {CONFIG}") from None
+        description = files.parse_json(files.read(Path(path) / CONFIG, CONFIG_BYTES))
+    except (OSError, ValueError) as error:
+        raise refuse(f"it holds no readable {CONFIG} ({getattr(error, 'strerror', None) or error})") from None
+    if not isinstance(description, dict):
+        raise refuse(f"its {CONFIG} must be an object, not {reprlib.repr(description)}")
+    newer = _is_newer(description.get("version"))
+    by = (
+        f" (written by version {description['version']} of wmjax, newer than this {wmjax.__version__})" if newer else ""
+    )
+    for name, (valid, text) in (SCHEMA | OPTIONAL).items():
+        if name not in description:
+            if name in SCHEMA:
+                raise refuse(f"its {CONFIG} holds no {name}, which is {text}{by}")
+        elif not valid(description[name]):
+            value = reprlib.repr(description[name])
+            raise refuse(f"in its {CONFIG} {name}: {value} is not valid; {text} is{by}")
+    if newer and say is not None:
+        say(f"warning: {Path(path) / CONFIG}{by}; it may mean something else there")
     return description
+
+
+def _is_newer(version: Any) -> bool:
+    """Whether a version, as in "1.20.3", comes after this one."""
+    numbers = lambda text: [int(part) for part in text.split(".") if part.isascii() and part.isdigit()]
+    return _is_text(version) and numbers(version) > numbers(wmjax.__version__)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that the file is whole or not there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    files.write(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -80,7 +170,13 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def open_folder(
-    out: str | Path | None, resume: bool, description: dict[str, Any], fits: Callable[[Path], None], say: Say
+    out: str | Path | None,
+    resume: bool,
+    description: dict[str, Any],
+    fits: Callable[[Path], None],
+    say: Say,
+    *,
+    no_lock: bool = False,
 ) -> Iterator[Path]:
     """The run folder, locked for as long as the context lasts, with `config.json` in it.
 
@@ -90,9 +186,10 @@ def open_folder(
       description: what `config.json` is to say.
       fits: raises `UsageError` where the state that was saved in a folder is not one of this run.
       say: is told which settings changed.
+      no_lock: go on without a lock.
 
     Raises:
-      UsageError: the folder cannot be written, is in use, or holds another run; it is then left as it was.
+      UsageError: the folder cannot be written or locked, is in use, or holds another run; it is then left as it was.
     """
     if resume and out is None:
         raise UsageError("resume: needs the run folder to go on with, out")
@@ -101,13 +198,23 @@ def open_folder(
     path = Path(out) if out is not None else _new_folder(description)
     if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"out: {str(path)!r} exists and is not empty; give another folder, or resume the run in it")
-    lock, new = filelock.FileLock(path / LOCK), not path.exists()
+    _check_names(path, description)
+    lock = _lock(path / LOCK) if not no_lock else None
+    lock_is_new = not (path / LOCK).exists()
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        if lock is not None:
+            lock.acquire(timeout=0)
     except filelock.Timeout:
         raise UsageError(f"out: {str(path)!r} is locked; another process is training in it") from None
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
+        _remove_new([path / LOCK] if lock_is_new else [], made)
+        if isinstance(error, NotImplementedError) or error.errno in NO_LOCKS:
+            raise UsageError(
+                f"out: {str(path)!r} cannot be locked, for its file system has no locks; where no other process trains "
+                "in it, no_lock (--no-lock) is valid"
+            ) from None
         raise UsageError(f"out: {str(path)!r} cannot be written: {error.strerror}") from None
     try:
         if resume:
@@ -115,32 +222,61 @@ def open_folder(
         try:
             write_json(path / CONFIG, description)
             for seed, folder in members(path, description).items():
-                folder.mkdir(exist_ok=True)
+                files.own_folder(folder)
                 write_json(folder / CONFIG, member_description(description, seed))
         except OSError as error:
+            if not resume:
+                _remove_description(path, description, made)
             raise UsageError(f"out: {str(path)!r} cannot be written: {error.strerror}") from None
         try:
             yield path
         except UsageError:  # found before anything was trained, so the folder is left as it was
             if not resume:
-                _remove_description(path, description, new)
+                _remove_description(path, description, made)
             raise
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
-def _remove_description(path: Path, description: dict[str, Any], new: bool) -> None:
-    """Removes what `open_folder` has written, and the folder itself if it is new, unless there is more in it."""
+def _lock(path: Path) -> Any:
+    """A lock of the system's own, which ends with the process; its substitute would outlive one that was killed."""
+    native = "fallback_to_soft" in inspect.signature(filelock.FileLock.__init__).parameters
+    return filelock.FileLock(path, **({"fallback_to_soft": False} if native else {}))
+
+
+def _check_names(path: Path, description: dict[str, Any]) -> None:
+    """Raises `UsageError` where what a run writes to has the name of another thing, such as a link to elsewhere."""
+    for folder in (path, *members(path, description).values()):
+        inner = [folder / name for name in (CHECKPOINTS, BEST, REPLAY, "wandb")] + [folder] * (folder != path)
+        for place, is_valid, text in [
+            *((place, stat.S_ISDIR, "a folder") for place in inner),
+            *((folder / name, stat.S_ISREG, "a file") for name in (LOCK, METRICS)),
+        ]:
+            with contextlib.suppress(OSError):  # it is not there, or cannot be reached to be written either
+                found = place.lstat()
+                if not is_valid(found.st_mode) or (is_valid is stat.S_ISREG and found.st_nlink > 1):
+                    raise UsageError(f"out: {str(place)!r} is a link or not {text} of its own; {text} is valid there")
+
+
+def _remove_new(new: list[Path], folders: list[Path]) -> None:
+    """Removes files, and folders that are then empty, the innermost first."""
+    with contextlib.suppress(OSError):
+        for place in new:
+            place.unlink(missing_ok=True)
+        for folder in folders:
+            folder.rmdir()
+
+
+def _remove_description(path: Path, description: dict[str, Any], made: list[Path]) -> None:
+    """Removes what `open_folder` has written, and the folders that it has made, unless there is more in them."""
     inner = members(path, description).values()
     found = {x for folder in (path, *inner) if folder.is_dir() for x in folder.iterdir()}
     if found - {path / LOCK, *inner, *(folder / CONFIG for folder in (path, *inner))}:
         return
     for folder in inner:
-        shutil.rmtree(folder, ignore_errors=True)
-    for name in (CONFIG, LOCK):
-        (path / name).unlink(missing_ok=True)
-    if new:
-        path.rmdir()
+        _remove_new([folder / CONFIG], [folder])
+    _remove_new([path / CONFIG, path / LOCK], made)
 
 
 def _new_folder(description: dict[str, Any]) -> Path:

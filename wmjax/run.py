@@ -18,7 +18,17 @@ from wmjax import checks, figures, presets
 from wmjax.agents import AGENTS
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
-from wmjax.folder import BEST, CHECKPOINTS, EVAL, member_description, members, open_folder, read_description, write_json
+from wmjax.folder import (
+    BEST,
+    CHECKPOINTS,
+    EVAL,
+    member_description,
+    members,
+    open_folder,
+    read_description,
+    warn,
+    write_json,
+)
 from wmjax.loops import checkpoint, host, wandb_log
 from wmjax.loops.driver import Driver, Interrupted, Plan, catch_signals, evaluation_key, make_evaluator
 from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
@@ -170,7 +180,7 @@ def load(path: str | Path, *, env: Env | HostEnv | None = None, which: str = "la
       CheckpointCorruptError: its files are not as they were written.
     """
     path = Path(path)
-    description = read_description(path)
+    description = read_description(path, warn)
     if which not in ("latest", "best"):
         raise presets.nearest("which", which, ("latest", "best"))
     if description["env"] is None and env is None:
@@ -188,7 +198,6 @@ def _read_agent(path: Path, agent: Agent, which: str) -> AgentState:
     if checkpoint.latest(folder) is None:
         raise UsageError(f"run: {str(path)!r} has no checkpoint in {folder.name}/ yet")
     template = {"agent": jax.eval_shape(agent.init, jax.random.key(0))}
-    warn = lambda text: print(f"wmjax: {text}", file=sys.stderr)
     return checkpoint.restore_newest(folder, template, warn)[1]["agent"]
 
 
@@ -227,6 +236,7 @@ def train(
     worker_timeout: float = host.DEFAULTS.timeout,
     max_restarts: int = host.DEFAULTS.max_restarts,
     memory_map: bool = False,
+    no_lock: bool = False,
     wandb: str | None = None,
     progress: bool | TextIO = True,
     **overrides: Any,
@@ -259,6 +269,7 @@ def train(
       worker_timeout: seconds for a step, after which a worker counts as hanging and is replaced.
       max_restarts: environments that may be lost within an hour before the run stops, with everything saved.
       memory_map: read replay from its files instead of keeping it in memory; it may then be larger than memory.
+      no_lock: train without a lock on the run folder, for file systems that have none.
       wandb: a project of Weights & Biases to send metrics to as well.
       progress: where lines of progress go: True for standard output, False for nowhere.
       overrides: fields of the agent's configuration.
@@ -271,7 +282,7 @@ def train(
     made = setup(
         agent, env, preset=preset, seed=seed, seeds=seeds, steps=steps, devices=devices, parallel=parallel,
         image_size=image_size, action_repeat=action_repeat, overrides=overrides,
-        before=read_description(out) if resume and out is not None else None,
+        before=read_description(out, warn) if resume and out is not None else None,
     )  # fmt: skip
     eval_every = checks.number("eval_every", max(1, made.steps // 10) if eval_every is None else eval_every)
     max_skipped = checks.number("max_skipped", max_skipped)
@@ -284,7 +295,8 @@ def train(
     options = host.Options(workers, worker_timeout, max_restarts, memory_map)
     stream = {True: sys.stdout, False: None}.get(progress, progress)
     say = lambda text: print(text, file=stream, flush=True) if stream is not None else None
-    with open_folder(out, resume, made.description, lambda folder: _check_state(made, folder), say) as path:
+    fits = lambda folder: _check_state(made, folder)
+    with open_folder(out, resume, made.description, fits, say, no_lock=no_lock) as path:
         say(describe(made, path))
         with catch_signals() as caught, _programs(made, path, options, resume, say, caught) as run_programs:
             plan = Plan(

@@ -56,6 +56,8 @@ class TrainArgs:
     """A project of Weights & Biases to send metrics to as well."""
     memory_map: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Read replay from its files instead of keeping it in memory; it may then be larger than memory."""
+    no_lock: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Train without a lock on the run folder, for file systems that have none."""
     out: Path | None = None
     """Run folder; by default a new one in runs/."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -191,5 +193,5 @@ def split_agent(argv: Sequence[str]) -> tuple[str | None, list[str]]:
         token = argv[position]
         if not token.startswith("-"):
             return token, [*argv[:position], *argv[position + 1 :]]
-        position += 1 if "=" in token or token in ("--resume", "--memory-map", "--help", "-h") else 2
+        position += 1 if "=" in token or token in ("--resume", "--memory-map", "--no-lock", "--help", "-h") else 2
     return None, list(argv)

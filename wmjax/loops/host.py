@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmjax.folder import REPLAY
 from wmjax.loops import checkpoint, device
 from wmjax.loops.device import Episode, RunState, Skips, first
 from wmjax.loops.host_evolution import Iteration, make_iteration
@@ -31,7 +32,6 @@ from wmjax.replay.device import Record
 from wmjax.replay.host import HostReplay, Sizes, cpu, sizes
 from wmjax.types import Agent, Array, HostEnv, HostEnvs, Metrics, PyTree, RunError, Stage, TimeStep, UsageError
 
-REPLAY = "replay"  # its folder, in that of the run
 SPARE = 0.9  # of free memory or disk that replay may fill
 
 
