@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
-import shutil
+import re
+import stat
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,9 +26,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmjax import files
 from wmjax.types import PyTree, RunError, UsageError
 
 FORMAT = 1  # of the manifest and of what lies beside it
+MANIFEST = "manifest.json"
+MANIFEST_BYTES = 2**26
+STEP = re.compile("[0-9]{12}")  # the name of a step; folders of other names are not ours
+BEGUN = re.compile(r"\.([0-9]{12})\.(tmp|old)")  # what is being written, and what is being replaced
 
 
 class CheckpointCorruptError(RunError):
@@ -92,30 +99,61 @@ def _orbax() -> tuple[Any, Any]:
 
 
 def _write_manifest(path: Path, content: dict[str, Any]) -> None:
-    with path.open("w") as file:
-        json.dump(content | {"sha256": hashlib.sha256(_canonical(content)).hexdigest()}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    text = json.dumps(content | {"sha256": hashlib.sha256(_canonical(content)).hexdigest()}, indent=1)
+    files.write(path, text.encode())
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(place: Path) -> dict[str, Any]:
+    """What the manifest of a step says. Raises as `restore`."""
+    path = place / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
-        claimed = content.pop("sha256")
-        version = content["format"]
+        content = files.parse_json(files.read(path, MANIFEST_BYTES))
+        claimed, version = content.pop("sha256"), content["format"]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointCorruptError(f"{path}: not a readable manifest ({error})") from error
     if isinstance(version, int) and version > FORMAT:
-        raise UsageError(f"checkpoint {path.parent}: format {version} is newer than {FORMAT}, which this version reads")
+        raise UsageError(f"checkpoint {place}: format {version} is newer than {FORMAT}, which this version reads")
     if hashlib.sha256(_canonical(content)).hexdigest() != claimed:
         raise CheckpointCorruptError(f"{path}: its content does not match its SHA-256")
+    _check_manifest(place, content)
     return content
 
 
+def _check_manifest(place: Path, content: dict[str, Any]) -> None:
+    """Raises `CheckpointCorruptError` at the first entry that is missing or is not what `write` gives."""
+
+    def refuse(entry: str, words: str) -> None:
+        raise CheckpointCorruptError(f"{place / MANIFEST}: its entry {entry[:200]!r} must be {words}")
+
+    if type(content["format"]) is not int:
+        refuse("format", "an integer")
+    if type(content.get("step")) is not int or content["step"] != int(place.name):
+        refuse("step", f"{int(place.name)}, the number of its folder")
+    for name in ("info", "leaves"):
+        if not isinstance(content.get(name), dict):
+            refuse(name, "an object")
+    is_hash = lambda x: isinstance(x, str) and re.fullmatch("[0-9a-f]{64}", x) is not None
+    for leaf, entry in content["leaves"].items():
+        if not isinstance(entry, dict):
+            refuse(leaf, "an object")
+        shape = entry.get("shape")
+        if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+            refuse(f"{leaf}: shape", "a list of sizes")
+        if not isinstance(entry.get("dtype"), str):
+            refuse(f"{leaf}: dtype", "the name of a dtype")
+        if not is_hash(entry.get("sha256")):
+            refuse(f"{leaf}: sha256", "64 hexadecimal digits")
+        if not isinstance(entry.get("impl", ""), str):
+            refuse(f"{leaf}: impl", "the name of a kind of random keys")
+
+
 def steps(folder: str | Path) -> list[int]:
-    """Steps that `folder` holds, oldest first; [] if it does not exist."""
-    folder = Path(folder)
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    """Steps that `folder` holds, oldest first; [] if it does not exist. Links and what has other names are none."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted(int(x.name) for x in found if STEP.fullmatch(x.name) and x.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
 
 
 def latest(folder: str | Path) -> int | None:
@@ -140,33 +178,50 @@ def snapshot(tree: PyTree) -> dict[str, Any]:
     return {path: (array, _describe(leaves[path])) for path, array in arrays.items()}
 
 
-def save(folder: str | Path, step: int, tree: PyTree, *, keep: int = 3, info: dict[str, Any] | None = None) -> Path:
-    """Saves a tree as one step, then removes all but the newest `keep` steps.
+def save(
+    folder: str | Path,
+    step: int,
+    tree: PyTree,
+    *,
+    keep: int = 3,
+    since: int | None = None,
+    info: dict[str, Any] | None = None,
+) -> Path:
+    """Saves a tree as one step, then removes older ones but the newest; with this step, `keep` are left of these.
 
-    Interrupted at any moment, it leaves the steps there were, or those and the new one. To keep a best state apart,
-    save it to a folder of its own with `keep=1`. `Saver` does the same in the background.
+    Interrupted at any moment, it leaves the steps there were, or those and the new one. Steps with higher numbers, of
+    which a run that goes on from an earlier one sets its own aside, are left alone. To keep a best state apart, save it
+    to a folder of its own with `keep=1`. `Saver` does the same in the background.
 
     Args:
-      folder: made if absent.
+      folder: made if absent; not a link.
       step: not negative; replaces a step of this number.
       tree: leaves are arrays, random keys, or numpy or Python scalars.
       keep: at least 1.
+      since: also keep all steps after this number, and the newest up to it.
       info: anything that JSON can say, read back by `info`.
 
     Returns:
       Where it lies.
     """
-    return write(folder, step, snapshot(tree), keep=keep, info=info)
+    return write(folder, step, snapshot(tree), keep=keep, since=since, info=info)
 
 
 def write(
-    folder: str | Path, step: int, leaves: dict[str, Any], *, keep: int = 3, info: dict[str, Any] | None = None
+    folder: str | Path,
+    step: int,
+    leaves: dict[str, Any],
+    *,
+    keep: int = 3,
+    since: int | None = None,
+    info: dict[str, Any] | None = None,
 ) -> Path:
     """The second half of `save`, on what `snapshot` gave."""
     folder = Path(folder).absolute()
+    files.own_folder(folder)
     recover(folder)
-    final, temporary = folder / f"{step:012d}", folder / f".{step:012d}.tmp"
-    temporary.mkdir(parents=True)
+    final, temporary, replaced = folder / f"{step:012d}", folder / f".{step:012d}.tmp", folder / f".{step:012d}.old"
+    temporary.mkdir()
     try:
         entries = {path: entry | {"sha256": _hash(array)} for path, (array, entry) in leaves.items()}
         stored = {path: array for path, (array, _) in leaves.items() if array.size}  # Orbax refuses size zero
@@ -175,30 +230,40 @@ def write(
             with contextlib.closing(checkpointer):
                 checkpointer.save(temporary / "arrays", args=ocp.args.PyTreeSave(stored))
         content = {"format": FORMAT, "step": step, "info": info or {}, "leaves": entries}
-        _write_manifest(temporary / "manifest.json", content)
+        _write_manifest(temporary / MANIFEST, content)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, room for the next attempt
+        files.remove(temporary)  # on a full disk, room for the next attempt
         raise
-    if final.exists():
-        final.rename(folder / f".{step:012d}.old")
+    if step in steps(folder):
+        final.rename(replaced)
+    elif os.path.lexists(final):  # not a step, so not ours to remove
+        put_aside(final)
     temporary.rename(final)
     _sync_folder(folder)
-    for old in [*folder.glob(".*.old"), *(folder / f"{old:012d}" for old in steps(folder)[:-keep])]:
-        shutil.rmtree(old, ignore_errors=True)
+    files.remove(replaced)
+    for old in _superseded([old for old in steps(folder) if old < step], keep - 1, since):
+        files.remove(folder / f"{old:012d}")
     return final
+
+
+def _superseded(older: list[int], keep: int, since: int | None) -> list[int]:
+    """Which of some steps, oldest first, are to go; see `save`."""
+    begin = max(0, len(older) - keep)
+    if since is not None:
+        begin = min(begin, max(0, sum(step <= since for step in older) - 1))
+    return older[:begin]
 
 
 def recover(folder: str | Path) -> None:
     """Tidies up after a process that was killed while it saved: what it had begun goes, what it was replacing stays."""
-    folder = Path(folder)
-    for old in folder.glob(".*.old"):
-        final = folder / old.name.strip(".").removesuffix(".old")
-        if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
+    for path in sorted(Path(folder).iterdir()):
+        if not (begun := BEGUN.fullmatch(path.name)):
+            continue
+        final = path.with_name(begun[1])
+        if begun[2] == "old" and not path.is_symlink() and path.is_dir() and not os.path.lexists(final):
+            path.rename(final)
         else:
-            old.rename(final)
-    for begun in folder.glob(".*.tmp"):
-        shutil.rmtree(begun, ignore_errors=True)
+            files.remove(path)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -224,11 +289,11 @@ class Saver:
         self._pending: dict[Path, tuple[int, Future]] = {}
         self.failed: set[Path] = set()  # folders whose last save failed
 
-    def save(self, folder: str | Path, step: int, tree: PyTree, *, keep: int = 3, info: Any = None) -> None:
+    def save(self, folder: str | Path, step: int, tree: PyTree, **options: Any) -> None:
         """As the function `save`. Returns once the arrays are copied and an earlier save to this folder has ended."""
         folder = Path(folder)
         self._settle(folder)
-        self._pending[folder] = step, self._pool.submit(write, folder, step, snapshot(tree), keep=keep, info=info)
+        self._pending[folder] = step, self._pool.submit(write, folder, step, snapshot(tree), **options)
 
     def poll(self) -> None:
         """Warns of saves that have failed since; waits for nothing."""
@@ -265,13 +330,25 @@ class Saver:
 
 def info(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     """What `save` was given as `info`; of the newest step by default."""
-    return _read_manifest(_place(folder, step) / "manifest.json")["info"]
+    return _read_manifest(_place(folder, step))["info"]
 
 
-def check(folder: str | Path, template: PyTree, step: int | None = None) -> None:
-    """Raises `UsageError` unless a step, the newest by default, holds exactly the template's leaves."""
-    place = _place(folder, step)
-    _check_template(place, _paths(template), _read_manifest(place / "manifest.json")["leaves"], exact=True)
+def check(folder: str | Path, template: PyTree) -> None:
+    """Raises `UsageError` unless the newest step whose manifest can be read holds exactly the template's leaves.
+
+    Raises `CheckpointCorruptError` where none can.
+    """
+    _place(folder, None)
+    newest = None
+    for step in reversed(steps(folder)):
+        place = _place(folder, step)
+        try:
+            entries = _read_manifest(place)["leaves"]
+        except CheckpointCorruptError as error:
+            newest = newest or error
+            continue
+        return _check_template(place, _paths(template), entries, exact=True)
+    raise newest
 
 
 def _check_template(place: Path, template: dict[str, Any], entries: dict[str, Any], exact: bool) -> None:
@@ -290,28 +367,42 @@ def _check_template(place: Path, template: dict[str, Any], entries: dict[str, An
         raise UsageError(f"checkpoint {place}: holds {more!r} too; it belongs to another agent or configuration")
 
 
+def _check_files(folder: Path) -> None:
+    """Raises `OSError` where a folder holds anything but files and folders: to open a pipe would take forever."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, inner, names in os.walk(folder, onerror=fail):
+        for path in (Path(place) / name for name in (*inner, *names)):
+            mode = path.stat().st_mode
+            if not (stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and not path.is_symlink())):
+                raise OSError(f"{path} is not a file")
+
+
 def _read_arrays(place: Path, template: dict[str, Any]) -> dict[str, np.ndarray]:
-    wanted = {path: leaf for path, leaf in template.items() if np.prod(_data_shape(leaf))}
+    wanted = {path: leaf for path, leaf in template.items() if math.prod(_data_shape(leaf))}
     arrays = {path: np.zeros(_data_shape(leaf), leaf.dtype) for path, leaf in template.items() if path not in wanted}
     if not wanted:
         return arrays
-    ocp, checkpointer = _orbax()
-    args = ocp.args.PyTreeRestore(
-        item=dict.fromkeys(wanted, 0),
-        restore_args={path: ocp.RestoreArgs(restore_type=np.ndarray) for path in wanted},
-        partial_restore=True,
-    )
     try:
-        found = checkpointer.metadata(place / "arrays").item_metadata.tree
-        for path, leaf in wanted.items():  # a damaged description could ask for any amount of memory
-            if tuple(found[path].shape) != _data_shape(leaf):
-                raise ValueError(f"{path!r} has the shape {tuple(found[path].shape)}, not {_data_shape(leaf)}")
-        return arrays | checkpointer.restore(place / "arrays", args=args)
+        _check_files(place / "arrays")
+        ocp, checkpointer = _orbax()
+        args = ocp.args.PyTreeRestore(
+            item=dict.fromkeys(wanted, 0),
+            restore_args={path: ocp.RestoreArgs(restore_type=np.ndarray) for path in wanted},
+            partial_restore=True,
+        )
+        with contextlib.closing(checkpointer):
+            found = checkpointer.metadata(place / "arrays").item_metadata.tree
+            for path, leaf in wanted.items():  # a damaged description could ask for any amount of memory
+                stored, shape = found[path], _data_shape(leaf)
+                if tuple(stored.shape) != shape or math.prod(stored.storage.chunk_shape) > math.prod(shape):
+                    raise ValueError(f"{path!r} has the shape {tuple(stored.shape)}, not {shape}")
+            return arrays | checkpointer.restore(place / "arrays", args=args)
     except Exception as error:  # Orbax raises whatever its storage raises
         reason = str(error).partition("\n")[0][:200]
         raise CheckpointCorruptError(f"{place / 'arrays'}: cannot be read ({reason})") from error
-    finally:
-        checkpointer.close()
 
 
 def restore(folder: str | Path, template: PyTree, step: int | None = None, *, exact: bool = False) -> PyTree:
@@ -331,7 +422,7 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None, *, ex
       CheckpointCorruptError: the files are not as they were written.
     """
     place = _place(folder, step)
-    entries = _read_manifest(place / "manifest.json")["leaves"]
+    entries = _read_manifest(place)["leaves"]
     shapes = jax.eval_shape(lambda tree: tree, template)
     wanted = _paths(shapes)
     _check_template(place, wanted, entries, exact)
@@ -344,8 +435,17 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None, *, ex
         if array.shape != _data_shape(leaf) or _hash(array) != entry["sha256"]:
             raise CheckpointCorruptError(f"{place / 'arrays'}: {path!r} does not match its SHA-256")
         with jax.default_device(places.get(path)):
-            leaves.append(jax.random.wrap_key_data(array, impl=entry["impl"]) if _is_key(leaf) else jnp.array(array))
+            leaves.append(_key(place, path, array, entry, leaf) if _is_key(leaf) else jnp.array(array))
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def _key(place: Path, path: str, array: np.ndarray, entry: dict[str, Any], leaf: Any) -> Any:
+    """A random key from its data, of the kind that its dtype says."""
+    with contextlib.suppress(KeyError, ValueError, TypeError):
+        key = jax.random.wrap_key_data(array, impl=entry["impl"])
+        if key.dtype == leaf.dtype:
+            return key
+    raise CheckpointCorruptError(f"{place / MANIFEST}: its entry '{path}: impl' is not that of {leaf.dtype}")
 
 
 def restore_newest(
@@ -378,11 +478,19 @@ def restore_newest(
     raise newest
 
 
-def set_aside(folder: str | Path, after: int) -> None:
-    """Takes the steps after a number out of the list, for a run that goes on from that step; their files stay."""
-    folder = Path(folder)
-    for step in steps(folder):
-        if step > after:
-            place = folder / f"{step:012d}"
-            shutil.rmtree(place.with_suffix(".damaged"), ignore_errors=True)
-            place.rename(place.with_suffix(".damaged"))
+def set_aside(folder: str | Path, after: int) -> list[int]:
+    """Takes the steps after a number out of the list, for a run that goes on from that step; their files stay.
+
+    Returns which they were.
+    """
+    later = [step for step in steps(folder) if step > after]
+    for step in later:
+        put_aside(Path(folder) / f"{step:012d}")
+    return later
+
+
+def put_aside(place: Path) -> None:
+    """Takes a name out of the list of steps; what has it stays, until another of this name is put there."""
+    aside = place.with_suffix(".damaged")
+    files.remove(aside)
+    place.rename(aside)
