@@ -1,5 +1,6 @@
 """Replay on the host and on the device give the same batches; what the host writes survives, or is left out."""
 
+import hashlib
 import os
 
 import jax
@@ -165,15 +166,61 @@ def test_a_chunk_that_cannot_be_written_is_tried_again_at_the_next_save(tmp_path
     same(again.sample(jax.random.key(1), Sampling(4), 6), mine.sample(jax.random.key(1), Sampling(4), 6))
 
 
-def test_only_files_that_are_named_are_kept(tmp_path):
+def test_of_its_own_files_only_those_that_are_named_are_kept_and_others_stay(tmp_path):
     mine = host(tmp_path)
     mine.add(records(0, 8))
     mine.saved()
-    (tmp_path / f".x{chunks.SUFFIX}.tmp").write_text("begun")
+    (tmp_path / f".tmp-0123abcd-{'0' * 64}{chunks.SUFFIX}").write_text("begun")
+    others = [f"model{chunks.SUFFIX}", f"{'A' * 64}{chunks.SUFFIX}", f".tmp-0123abcd-model{chunks.SUFFIX}", "x"]
+    for name in others:
+        (tmp_path / name).write_text("another's")
+    (tmp_path / f"{'1' * 64}{chunks.SUFFIX}").mkdir()
     keep = mine._digests[1].tobytes()
     chunks.keep(tmp_path, [keep])
     chunks.tidy(tmp_path)
-    assert list(tmp_path.iterdir()) == [chunks.path_of(tmp_path, keep)]
+    left = {chunks.path_of(tmp_path, keep).name, f"{'1' * 64}{chunks.SUFFIX}", *others}
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_nothing_is_removed_or_written_where_the_folder_is_a_link(tmp_path):
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "replay"
+    elsewhere.mkdir()
+    for name in (f"{'1' * 64}{chunks.SUFFIX}", f".tmp-0123abcd-{'0' * 64}{chunks.SUFFIX}"):
+        (elsewhere / name).write_text("another's")
+    link.symlink_to(elsewhere)
+    chunks.keep(link, [])
+    chunks.tidy(link)
+    with pytest.raises(OSError, match="link"):
+        chunks.write(link, {"x": np.zeros(3)})
+    assert len(list(elsewhere.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"short",
+        (2**63).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        (40).to_bytes(8, "little") + b'{"x":{"dtype":"F32","shape":[9]}}'.ljust(40),
+        (60).to_bytes(8, "little") + b'{"x":{"dtype":"F32","shape":[99],"data_offsets":[0,4]}}'.ljust(60),
+        (60).to_bytes(8, "little") + b'{"x":{"dtype":"F32","shape":[-1],"data_offsets":[-9,0]}}'.ljust(60),
+        (60).to_bytes(8, "little") + b'{"x":{"dtype":"V99","shape":[1],"data_offsets":[0,4]}}'.ljust(60) + b"1234",
+        (60).to_bytes(8, "little") + b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(60) + b"1234",
+    ],
+)
+def test_a_file_whose_hash_is_right_and_whose_arrays_are_not_is_left_out(data, tmp_path):
+    said, mine = [], host(tmp_path)
+    mine.add(records(0, 8))
+    saved = jax.tree.map(np.array, mine.saved())
+    mine.close()
+    digest = hashlib.sha256(data).digest()
+    chunks.path_of(tmp_path, digest).write_bytes(data)
+    saved.digests[0] = np.frombuffer(digest, np.uint8)
+    again = host(tmp_path, warn=said.append)
+    again.load(saved)
+    assert len(said) == 1 and "1 of 3 chunks" in said[0] and int(again.ring.added) == 4
+    again.close()
 
 
 @pytest.mark.parametrize("memory_map", [False, True])

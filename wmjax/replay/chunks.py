@@ -10,13 +10,18 @@ import hashlib
 import json
 import math
 import mmap
-import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from wmjax import files
+
 SUFFIX = ".safetensors"
+NAME = re.compile("[0-9a-f]{64}" + re.escape(SUFFIX))  # files of other names are not ours
+HEADER_BYTES = 2**20
 ALIGN = 64  # bytes; of the header, so that arrays can be mapped to memory
 DTYPES = {
     "uint8": "U8", "bool": "BOOL", "int32": "I32", "float32": "F32", "float16": "F16", "int64": "I64", "float64": "F64",
@@ -41,58 +46,59 @@ def path_of(folder: Path, digest: bytes) -> Path:
 
 def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> bytes:
     """Writes arrays as one file, whole or not at all; returns its digest. Raises `OSError`, as where a disk is full."""
-    folder.mkdir(parents=True, exist_ok=True)
+    files.own_folder(folder)
     arrays = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
     parts = [_header(arrays), *(array.reshape(-1).view(np.uint8).data for array in arrays.values())]
     hasher = hashlib.sha256()
     for part in parts:
         hasher.update(part)
-    final = path_of(folder, hasher.digest())
-    temporary = final.with_name(f".{final.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, final)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    files.write(path_of(folder, hasher.digest()), *parts)
     return hasher.digest()
 
 
 def is_whole(folder: Path, digest: bytes) -> bool:
     """Whether the file of a digest is there and as it was written."""
     try:
-        with path_of(folder, digest).open("rb") as file:
+        with files.open_regular(path_of(folder, digest)) as file:
             return hashlib.file_digest(file, "sha256").digest() == digest
     except OSError:
         return False
 
 
 def mapped(folder: Path, digest: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a whole file, mapped to memory, read-only. They keep one file descriptor between them."""
-    with path_of(folder, digest).open("rb") as file:
+    """The arrays of a whole file, mapped to memory, read-only. They keep one file descriptor between them.
+
+    Raises `ValueError` where the file is not one of arrays.
+    """
+    with files.open_regular(path_of(folder, digest)) as file:
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    start = 8 + int.from_bytes(buffer[:8], "little")
-    names = {short: long for long, short in DTYPES.items()}
-    arrays = {}
-    for name, entry in json.loads(buffer[8:start]).items():
-        shape, offset = entry["shape"], start + entry["data_offsets"][0]
-        arrays[name] = np.frombuffer(buffer, names[entry["dtype"]], math.prod(shape), offset).reshape(shape)
+    size = int.from_bytes(buffer[:8], "little")
+    if size > min(HEADER_BYTES, len(buffer) - 8):
+        raise ValueError(f"a header of {size} bytes")
+    start, names, arrays = 8 + size, {short: long for long, short in DTYPES.items()}, {}
+    try:
+        for name, entry in files.parse_json(buffer[8:start]).items():
+            shape, offset = entry["shape"], start + entry["data_offsets"][0]
+            arrays[name] = np.frombuffer(buffer, names[entry["dtype"]], math.prod(shape), offset).reshape(shape)
+    except (AttributeError, KeyError, TypeError, IndexError, OverflowError) as error:
+        raise ValueError(f"its header is not one of arrays ({error})") from None
     return arrays
 
 
 def keep(folder: Path, digests: Iterable[bytes]) -> None:
-    """Removes all files but those of some digests."""
+    """Removes all of our files but those of some digests."""
     wanted = {path_of(folder, digest).name for digest in digests}
-    for path in folder.glob(f"*{SUFFIX}"):
-        if path.name not in wanted:
-            path.unlink(missing_ok=True)
+    _remove(folder, lambda name: NAME.fullmatch(name) is not None and name not in wanted)
 
 
 def tidy(folder: Path) -> None:
     """Removes what a process that was killed had begun to write."""
-    for path in folder.glob(f".*{SUFFIX}.tmp"):
-        path.unlink(missing_ok=True)
+    _remove(folder, lambda name: (begun := files.TEMPORARY.fullmatch(name)) is not None and NAME.fullmatch(begun[1]))
+
+
+def _remove(folder: Path, unwanted: Callable[[str], Any]) -> None:
+    if folder.is_symlink() or not folder.is_dir():  # what a link leads to is not ours
+        return
+    for path in folder.iterdir():
+        if unwanted(path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)

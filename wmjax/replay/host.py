@@ -301,15 +301,24 @@ class HostReplay:
             if not row.any():
                 if number == head:
                     blocks[number] = {name: np.array(value) for name, value in saved.head.items()}
-            elif chunks.is_whole(self._folder, row.tobytes()):
-                if not self._memory_map:
-                    found = chunks.mapped(self._folder, row.tobytes())
-                    blocks[number] = {name: np.array(value) for name, value in found.items()}
-            else:
+            elif (found := self._read(row.tobytes())) is None:
                 lost.append(number)
+            elif not self._memory_map:
+                blocks[number] = {name: np.array(value) for name, value in found.items()}
         self.ring, self.latent, self._blocks, self._digests, self._added = ring, latent, blocks, digests, added
         if lost:
             self._leave_out(lost)
+
+    def _read(self, digest: bytes) -> dict[str, np.ndarray] | None:
+        """A block in its file; None where that is torn or missing, or holds other arrays."""
+        if not chunks.is_whole(self._folder, digest):
+            return None
+        try:
+            found = chunks.mapped(self._folder, digest)
+        except (OSError, ValueError):
+            return None
+        wanted = {name: ((self._length, *shape), dtype) for name, (shape, dtype) in self._shapes.items()}
+        return found if {name: (x.shape, x.dtype) for name, x in found.items()} == wanted else None
 
     def _leave_out(self, lost: list[int]) -> None:
         """Closes the gaps of lost blocks; the record after a gap begins an episode, so that the one before is cut."""
