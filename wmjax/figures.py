@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax import checks, dreaming
+from wmjax import checks, dreaming, files
 from wmjax.loops import host_rollout
 from wmjax.loops.report import read_metrics
 from wmjax.loops.rollout import Position, rollout
@@ -121,8 +122,6 @@ def write_episode(folder: str | Path, agent: Agent, env: Env | HostEnv, params: 
     Raises:
       UsageError: the environment observes no picture.
     """
-    import imageio.v3 as iio
-
     names = pictures(env.spec)
     steps = min(env.spec.max_episode_steps or VIDEO_STEPS, VIDEO_STEPS) + 1  # with the first record
     step = jax.device_get(_play(agent, env, params, key, 1, steps).step)
@@ -132,7 +131,7 @@ def write_episode(folder: str | Path, agent: Agent, env: Env | HostEnv, params: 
         frames = _rgb(step.obs[name][:length, 0])
         enlarge = max(1, 64 // frames.shape[1])
         path = Path(folder) / f"episode{suffix(name, names)}.gif"
-        iio.imwrite(path, frames.repeat(enlarge, 1).repeat(enlarge, 2), duration=VIDEO_MILLISECONDS, loop=0)
+        _write_picture(path, frames.repeat(enlarge, 1).repeat(enlarge, 2), duration=VIDEO_MILLISECONDS, loop=0)
         written.append(path)
     return written
 
@@ -168,6 +167,12 @@ def _rgb(frames: np.ndarray) -> np.ndarray:
     return np.repeat(frames, 3, -1) if frames.shape[-1] == 1 else frames[..., :3]
 
 
+def _write_picture(path: str | Path, pixels: np.ndarray, **options: Any) -> None:
+    import imageio.v3 as iio
+
+    files.write(Path(path), iio.imwrite("<bytes>", pixels, extension=Path(path).suffix, **options))
+
+
 def _panel(frames: np.ndarray) -> np.ndarray:
     """Images `[N, H, W, C]` side by side as RGB, `[H, N * (W + GAP), 3]`."""
     frames = _rgb(frames)
@@ -180,8 +185,6 @@ def write_dream_gif(path: str | Path, result: OpenLoop, context: int, name: str)
     While the model sees the observations a bar along the bottom is green, then orange. Beyond the end of a window's
     episode its three images are dimmed.
     """
-    import imageio.v3 as iio
-
     order = np.argsort(-result.valid.sum(0), kind="stable")[:COLUMNS]
     truth, model = (np.clip(x[name][:, order], 0, 255).astype(np.float32) for x in (result.truth, result.model))
     valid = np.concatenate([np.ones((context, len(order)), bool), result.valid[:, order]])
@@ -194,7 +197,7 @@ def write_dream_gif(path: str | Path, result: OpenLoop, context: int, name: str)
         picture = picture.repeat(enlarge, 0).repeat(enlarge, 1)
         bar = np.full((4, picture.shape[1], 3), (60, 180, 75) if t < context else (245, 130, 48), np.uint8)
         frames.append(np.concatenate([picture, bar]))
-    iio.imwrite(path, np.stack(frames), duration=300, loop=0)
+    _write_picture(path, np.stack(frames), duration=300, loop=0)
 
 
 def reconstruction_errors(result: OpenLoop, context: int) -> dict[str, float]:
@@ -209,8 +212,6 @@ def reconstruction_errors(result: OpenLoop, context: int) -> dict[str, float]:
 
 def write_reconstructions(path: str | Path, result: OpenLoop, context: int, name: str) -> None:
     """Writes a PNG of the last frames that the model saw, one of each window, each above its reconstruction."""
-    import imageio.v3 as iio
-
     truth, model = result.truth[name][context - 1], np.clip(np.rint(result.model[name][context - 1]), 0, 255)
     enlarge = max(1, 64 // truth.shape[1])
     rows = []
@@ -220,7 +221,7 @@ def write_reconstructions(path: str | Path, result: OpenLoop, context: int, name
         rows.append(np.pad(pair, ((0, 2 * GAP), (0, 0), (0, 0)), constant_values=40))
     width = max(row.shape[1] for row in rows)
     grid = np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows])
-    iio.imwrite(path, grid.repeat(enlarge, 0).repeat(enlarge, 1))
+    _write_picture(path, grid.repeat(enlarge, 0).repeat(enlarge, 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -305,8 +306,10 @@ def _axes(x: str, y: str) -> tuple[Any, Any]:
 
 def _save(figure: Any, axes: Any, path: str | Path) -> None:
     axes.legend(fontsize="small")
+    picture = io.BytesIO()
     try:
-        figure.savefig(path, dpi=150)
+        figure.savefig(picture, dpi=150, format=Path(path).suffix.removeprefix(".") or "png")
+        files.write(Path(path), picture.getbuffer())
     except (OSError, ValueError) as error:
         raise UsageError(f"out: {str(path)!r} cannot be written: {str(error).splitlines()[0]}") from None
 

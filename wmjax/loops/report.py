@@ -3,39 +3,101 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import math
 import os
+import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from wmjax import files
+from wmjax.folder import METRICS, warn
 from wmjax.loops.wandb_log import WandbLog
+from wmjax.types import UsageError
 
-METRICS = "metrics.jsonl"
+LINE_BYTES = 2**20
+FILE_BYTES = 2**32
+TEXT = {"stage"}  # names whose values are text; all others are numbers, or null
 
 
-def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """Lines of a run's `metrics.jsonl`, oldest first; a last line that was cut short is left out."""
+def read_metrics(folder: str | Path, say: Callable[[str], None] = warn) -> list[dict[str, Any]]:
+    """Lines of a run's `metrics.jsonl`, oldest first.
+
+    A line is an object with a `step`; all else in it but `TEXT` is a number or null. Others are left out, and `say` is
+    told how many there are; not so a last line that was cut short.
+
+    Raises `UsageError` where the file is not one that can be read.
+    """
     path = Path(folder) / METRICS
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
+    if not path.exists():
+        return []
+    try:
+        found = [(line, begins) for _, line, begins in _read_lines(path)]
+    except OSError as error:
+        raise UsageError(f"run: {str(path)!r} cannot be read: {error.strerror}") from None
+    _say_bad(path, sum(begins for line, begins in found if line is None), say)
+    return [line for line, _ in found if line is not None]
 
 
-def _rewind(folder: Path, step: int, iteration: int) -> list[dict[str, Any]]:
-    """Drops the lines beyond a step and an iteration, which a resumed run writes again; atomic."""
-    lines = [x for x in read_metrics(folder) if x["step"] <= step and x.get("iteration", 0) <= iteration]
-    if (folder / METRICS).exists():
-        temporary = folder / f".{METRICS}.tmp"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(temporary, folder / METRICS)
+def _say_bad(path: Path, count: int, say: Callable[[str], None]) -> None:
+    if count:
+        what = "1 line is" if count == 1 else f"{count} lines are"
+        say(f"warning: {path}: {what} not of metrics; left out here, and left in the file")
+
+
+def _read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None, bool]]:
+    """Lines as they are and what they say, None where that is not of metrics; the parts of a huge one are several.
+
+    The last value is whether a line begins there, that should be told of if it is not of metrics.
+    """
+    with files.open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > FILE_BYTES:
+            raise OSError(errno.EFBIG, f"larger than {FILE_BYTES:,} bytes", str(path))
+        begins = True
+        while raw := file.readline(LINE_BYTES):
+            ends = raw.endswith(b"\n")
+            line = _parse_line(raw) if begins and (ends or len(raw) < LINE_BYTES) else None
+            cut = begins and not ends and len(raw) < LINE_BYTES and raw.startswith(b"{")
+            if line is not None or not cut:  # else a process was killed while it wrote it
+                yield raw, line, begins and bool(raw.strip())
+            begins = ends
+
+
+def _parse_line(raw: bytes) -> dict[str, Any] | None:
+    try:
+        line = files.parse_json(raw)
+    except ValueError:
+        return None
+    is_number = lambda x: isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 2**63
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        return None
+    good = all(isinstance(x, str) if name in TEXT else x is None or is_number(x) for name, x in line.items())
+    return line if good and line["step"] >= 0 and isinstance(line.get("iteration", 0), int) else None
+
+
+def _rewind(folder: Path, step: int, iteration: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Drops the lines beyond a step and an iteration, which a resumed run writes again; atomic.
+
+    Lines that are not of metrics stay where they are. Returns the others.
+    """
+    path = folder / METRICS
+    lines, bad = [], 0
+    if not os.path.lexists(path):
+        return lines
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        for raw, line, begins in _read_lines(path):
+            bad += begins and line is None
+            if line is None or (line["step"] <= step and line.get("iteration", 0) <= iteration):
+                file.write(raw)
+                lines += [line] if line is not None else []
+                ended = raw.endswith(b"\n")
+        if file.tell() and not ended:
+            file.write(b"\n")
+    _say_bad(path, bad, say)
     return lines
 
 
@@ -53,7 +115,8 @@ class _Events:
         from tensorboardX import event_file_writer, proto, summary
 
         self._proto, self._summary = proto, summary
-        self._writer = event_file_writer.EventsWriter(str(folder / "events"))
+        # A name that nobody could foresee, for the writer would follow a link.
+        self._writer = event_file_writer.EventsWriter(str(folder / "events"), f".{secrets.token_hex(4)}")
         if resume_step:  # readers drop what an earlier attempt wrote beyond this step
             start = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
             self._add(resume_step + 1, session_log=start)
@@ -69,6 +132,25 @@ class _Events:
 
     def close(self) -> None:
         self._writer.close()
+
+
+class _Appender:
+    """Lines at the end of a file. One that does not fit on the disk is taken back, so that it spoils none after it."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = files.open_to_append(path)
+
+    def write(self, line: str) -> None:
+        end, left = os.fstat(self._descriptor).st_size, line.encode()
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError:
+            os.ftruncate(self._descriptor, end)
+            raise
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 class Report:
@@ -102,19 +184,18 @@ class Report:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._total, self._tensorboard, self._wandb = total_steps, tensorboard, wandb
         self._stream = stream
-        lines = _rewind(self._folder, resume_step or -1, resume_iteration)
-        self._before = lines[-1]["time"] if lines else 0.0  # seconds that earlier attempts took
+        self._file = self._events = self._live = self._remote = None
+        self._warned, lines = False, []
+        self._guard(lambda: lines.extend(_rewind(self._folder, resume_step or -1, resume_iteration, self.say)))
+        last = lines[-1] if lines else {}
+        self._before = last.get("time") or 0.0  # seconds that earlier attempts took
         self._start = self._last_time = time.monotonic()
         self._last_step, self._return = resume_step, None
-        self._last_updates = lines[-1]["updates"] if lines else None if resume_step else 0
+        self._last_updates = last.get("updates") if lines or resume_step else 0
         self._resume_step = resume_step
-        self._file = self._events = self._live = self._remote = None
-        self._warned = False
 
     def __enter__(self) -> Self:
-        self._file = (self._folder / METRICS).open("a")
-        if self._tensorboard:
-            self._events = _Events(self._folder, self._resume_step)
+        self._guard(self._open)
         if self._stream is not None and self._stream.isatty():
             from rich.console import Console
             from rich.live import Live
@@ -133,6 +214,11 @@ class Report:
                 self._guard(part.close)
         if self._live is not None:
             self._live.stop()
+
+    def _open(self) -> None:
+        self._file = _Appender(self._folder / METRICS)
+        if self._tensorboard:
+            self._events = _Events(self._folder, self._resume_step)
 
     def _guard(self, write: Callable[[], object]) -> None:
         """Training is worth more than its record: where a disk is full, it says so once and goes on."""
@@ -185,8 +271,8 @@ class Report:
         return line
 
     def _write(self, step: int, head: dict[str, Any], numbers: dict[str, float | None]) -> None:
-        self._file.write(json.dumps(head | numbers) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(head | numbers) + "\n")
         if self._events is not None:
             self._events.write(step, numbers)
         if self._remote is not None:
