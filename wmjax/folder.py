@@ -11,10 +11,9 @@ import contextlib
 import errno
 import inspect
 import json
-import reprlib
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import filelock
 
 import wmjax
-from wmjax import files
+from wmjax import checks, files
 from wmjax.types import UsageError
 
 CONFIG, EVAL, LOCK = "config.json", "eval.json", ".lock"
@@ -60,59 +59,54 @@ def member_description(description: dict[str, Any], seed: int) -> dict[str, Any]
 # What `config.json` says
 
 CONFIG_BYTES = 2**20
-SEEDS = 4096  # of one run
 LARGEST = 2**53  # of whole numbers that are exact everywhere
 DEPTH = 5  # of values within values
 
-Rule = tuple[Callable[[Any], bool], str]  # what is valid, as a function and in words
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "<missing>"
 
 
-def _integer(low: int, high: int) -> Rule:
-    text = f"an integer in [{low}, 2**31)" if high == 2**31 else f"an integer in [{low}, {high})"
-    return lambda x: type(x) is int and low <= x < high, text
-
-
-def _or_none(rule: Rule) -> Rule:
-    return lambda x: x is None or rule[0](x), f"{rule[1]}, or null"
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 300 and value.isprintable()
+MISSING = _Missing()
 
 
 def _is_plain(value: Any, depth: int = DEPTH) -> bool:
     """Whether a value is made of numbers, text, true, false and null, in lists and objects, not too many in another."""
-    if isinstance(value, Mapping | list | tuple):
-        parts = [*value, *value.values()] if isinstance(value, Mapping) else value
+    if isinstance(value, dict | list):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
         return depth > 0 and all(_is_plain(part, depth - 1) for part in parts)
     if isinstance(value, str):
-        return value == "" or _is_text(value)
-    return value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) <= LARGEST)
+        return len(value) < 256 and (value == "" or value.isprintable())
+    return value is None or isinstance(value, bool) or abs(value) <= LARGEST
 
 
-TEXT: Rule = (_is_text, "a line of text")
-OBJECT: Rule = (
-    lambda x: isinstance(x, Mapping) and _is_plain(x),
-    "an object of numbers, text, true, false, null, and lists and objects of these",
-)
-SCHEMA: dict[str, Rule] = {
-    "version": TEXT,
-    "agent": TEXT,
-    "env": _or_none(TEXT),
-    "preset": TEXT,
-    "seed": _integer(0, 2**31),
-    "seeds": _integer(1, SEEDS + 1),
-    "devices": _integer(1, 2**31),
-    "parallel": (lambda x: x in (None, "shard_map", "pmap"), "shard_map or pmap, or null"),
-    "image_size": _or_none(_integer(1, 2**31)),
-    "action_repeat": _or_none(_integer(1, 2**31)),
-    "steps": _integer(1, 2**31),
-    "config": OBJECT,
+def _plain(name: str, value: Any) -> None:
+    if not isinstance(value, dict) or not _is_plain(value):
+        raise checks.invalid(name, value, "an object of numbers, text, true, false, null, lists and objects of these")
+
+
+def _flag(name: str, value: Any) -> None:
+    checks.flag(name, value)
+
+
+def _parallel(name: str, value: Any) -> None:
+    checks.choice(name, value, ("shard_map", "pmap"))
+
+
+# What raises `UsageError` where the value of a name is not valid; `OR_NULL` says where it may be null.
+SCHEMA: dict[str, Callable[[str, Any], Any]] = {
+    "version": checks.text,
+    "agent": checks.text,
+    "env": checks.text,
+    "preset": checks.text,
+    **dict.fromkeys(("seed", "seeds", "devices"), checks.number),
+    "parallel": _parallel,
+    **dict.fromkeys(("image_size", "action_repeat", "steps"), checks.number),
+    "config": _plain,
 }
-OPTIONAL: dict[str, Rule] = {
-    "env_args": _or_none(OBJECT),
-    "part_of_seeds": (lambda x: type(x) is bool, "true or false"),
-}
+OPTIONAL = {"env_args": _plain, "part_of_seeds": _flag}
+OR_NULL = {"env", "parallel", "image_size", "action_repeat", "env_args"}
 
 
 def warn(text: str) -> None:
@@ -136,27 +130,26 @@ def read_description(path: str | Path, say: Say | None = None) -> dict[str, Any]
     except (OSError, ValueError) as error:
         raise refuse(f"it holds no readable {CONFIG} ({getattr(error, 'strerror', None) or error})") from None
     if not isinstance(description, dict):
-        raise refuse(f"its {CONFIG} must be an object, not {reprlib.repr(description)}")
+        raise refuse(f"its {CONFIG} must be an object, not {checks.show(description)}")
     newer = _is_newer(description.get("version"))
-    by = (
-        f" (written by version {description['version']} of wmjax, newer than this {wmjax.__version__})" if newer else ""
-    )
-    for name, (valid, text) in (SCHEMA | OPTIONAL).items():
-        if name not in description:
-            if name in SCHEMA:
-                raise refuse(f"its {CONFIG} holds no {name}, which is {text}{by}")
-        elif not valid(description[name]):
-            value = reprlib.repr(description[name])
-            raise refuse(f"in its {CONFIG} {name}: {value} is not valid; {text} is{by}")
+    by = f" (written by wmjax {description['version']}, which is newer than this {wmjax.__version__})" if newer else ""
+    for name, check in (SCHEMA | OPTIONAL).items():
+        value = description.get(name, MISSING)
+        if (value is None and name in OR_NULL) or (value is MISSING and name in OPTIONAL):
+            continue
+        try:
+            check(name, value)
+        except UsageError as error:
+            raise refuse(f"in its {CONFIG} {error}{by}") from None
     if newer and say is not None:
-        say(f"warning: {Path(path) / CONFIG}{by}; it may mean something else there")
+        say(f"warning: {Path(path) / CONFIG}{by}; what it says may mean something else there")
     return description
 
 
 def _is_newer(version: Any) -> bool:
     """Whether a version, as in "1.20.3", comes after this one."""
     numbers = lambda text: [int(part) for part in text.split(".") if part.isascii() and part.isdigit()]
-    return _is_text(version) and numbers(version) > numbers(wmjax.__version__)
+    return isinstance(version, str) and len(version) < 256 and numbers(version) > numbers(wmjax.__version__)
 
 
 def write_json(path: Path, value: Any) -> None:
