@@ -30,8 +30,9 @@ from wmjax.folder import (
     write_json,
 )
 from wmjax.loops import checkpoint, host, wandb_log
-from wmjax.loops.driver import Driver, Interrupted, Plan, catch_signals, evaluation_key, make_evaluator
+from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key, make_evaluator
 from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
+from wmjax.loops.signals import catch_signals
 from wmjax.scores import Scores, summarize_seeds, with_human_normalized
 from wmjax.settings import Setup, describe, make, setup
 from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, TimeStep, UsageError
@@ -276,7 +277,7 @@ def train(
 
     Raises:
       UsageError: something asked for cannot be done; found before training starts.
-      Interrupted: Ctrl-C or SIGTERM came; the run was saved. A second signal stops at once.
+      Interrupted: Ctrl-C, SIGTERM or SIGHUP came; the run was saved. A second signal stops at once.
       RunError: the run cannot go on: its updates are not finite, its checkpoints are damaged, its end cannot be saved.
     """
     made = setup(
@@ -298,7 +299,7 @@ def train(
     fits = lambda folder: _check_state(made, folder)
     with open_folder(out, resume, made.description, fits, say, no_lock=no_lock) as path:
         say(describe(made, path))
-        with catch_signals() as caught, _programs(made, path, options, resume, say, caught) as run_programs:
+        with catch_signals(say) as caught, _programs(made, path, options, resume, say, caught) as run_programs:
             plan = Plan(
                 made.agent, made.env, path, made.seeds, made.steps, eval_every, checkpoint_seconds, max_skipped, stream,
                 options, wandb,

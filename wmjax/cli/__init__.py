@@ -59,7 +59,7 @@ def _fail(text: object) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0; 1 a run that cannot go on; 2 a user's error; 130, 143 interrupted."""
+    """Runs the command; returns the exit code: 0; 1 a run that cannot go on; 2 a user's error; 128 + N signal N."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is as it should be
     try:
         _dispatch(sys.argv[1:] if argv is None else argv)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -28,7 +26,7 @@ from wmjax.loops.parallel import Programs, tree_of_seed
 from wmjax.loops.report import Report
 from wmjax.loops.rollout import evaluate
 from wmjax.ops import noise
-from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, Stage
+from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, Stage, UsageError
 
 KEEP = 2  # checkpoints of the whole run; what is best holds the agent alone
 PERIODIC_EPISODES = 16  # also how many play at once, so that one compiled program serves every evaluation
@@ -49,27 +47,6 @@ class Interrupted(KeyboardInterrupt):
 
 class NotFiniteError(RunError):
     """Too many updates in a row had a loss or gradient that was not finite; the message says what there is to go on."""
-
-
-@contextlib.contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list instead of stopping; the second one stops. Only in the main thread."""
-    caught: list[int] = []
-
-    def handle(signum: int, frame: Any) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -145,6 +122,7 @@ class Driver:
         self.evaluator = make_evaluator(plan.agent, plan.env, seeds=self._several, **host)
         self._folders = [member_path(plan.path, seed) for seed in plan.seeds] if self._several else [plan.path]
         self._saved = time.monotonic()
+        self._saved_steps: list[int] = []  # the last, which may be on its way to the disk
         self._save_seconds = 0.0
         self._report: Report | None = None
 
@@ -178,11 +156,32 @@ class Driver:
         """
         folder = self._plan.path / CHECKPOINTS
         if not resume or checkpoint.latest(folder) is None:
+            self._set_aside(-1, 0, warn)
             return self._programs.init(self.per_seed(jax.random.key))
         step, state = checkpoint.restore_newest(folder, self._programs.template, warn, exact=True)
-        checkpoint.set_aside(folder, after=step)
+        self._set_aside(step, self._iteration(state), warn)
         state = state._replace(skips=device.count_anew(state.skips, self._plan.max_skipped))
         return self._programs.place(state)
+
+    def _set_aside(self, step: int, iteration: int, warn: Callable[[str], None]) -> None:
+        """Takes what was saved after a step out of the way of a run that goes on from there."""
+        for folder in {self._plan.path, *self._folders}:
+            checkpoint.set_aside(folder / CHECKPOINTS, after=step)
+        for folder in self._folders:
+            later = checkpoint.set_aside(folder / BEST, after=step)
+            with contextlib.suppress(checkpoint.CheckpointCorruptError, UsageError):
+                # The steps of a search for parameters may take none of the environment.
+                if checkpoint.info(folder / BEST, step).get("iteration", 0) > iteration:
+                    checkpoint.put_aside(folder / BEST / f"{step:012d}")
+                    later.append(step)
+            if later:
+                there = checkpoint.latest(folder / BEST)
+                now = "none yet" if there is None else f"that of step {there}"
+                which = ", ".join(map(str, later))
+                warn(
+                    f"warning: {folder / BEST}: step {which} is set aside (.damaged), for the run goes on from step "
+                    f"{max(step, 0)}; the best agent is {now}"
+                )
 
     def run(self, state: RunState) -> RunState:
         """Trains, and saves the whole run where it ends.
@@ -221,14 +220,18 @@ class Driver:
         return state
 
     def _best_before(self, folder: Path) -> float:
-        """The mean return of the best agent saved so far."""
-        if checkpoint.latest(folder) is None:
-            return -math.inf
-        try:
-            return checkpoint.info(folder)["mean"]
-        except checkpoint.CheckpointCorruptError as error:
-            self._report.say(f"warning: {error}; the next evaluation replaces it")
-            return -math.inf
+        """The mean return of the best agent saved so far. One that cannot be read is set aside, and that is said."""
+        for step in reversed(checkpoint.steps(folder)):
+            try:
+                mean = checkpoint.info(folder, step).get("mean")
+                if isinstance(mean, int | float):
+                    return float(mean)
+                reason = f"{folder}: step {step} does not say its mean return"
+            except checkpoint.CheckpointCorruptError as error:
+                reason = error
+            checkpoint.put_aside(folder / f"{step:012d}")
+            self._report.say(f"warning: {reason}; it is set aside (.damaged)")
+        return -math.inf
 
     def _iterations(self, index: int) -> int:
         """Of a stage; an open one uses up the step budget, and no stage collects more than that."""
@@ -327,8 +330,13 @@ class Driver:
             if mean > self._best[i]:
                 self._best[i] = float(mean)
                 best = tree_of_seed(agent, i) if self._several else agent
-                self._saver.save(folder / BEST, step, {"agent": best}, keep=1, info={"mean": float(mean)})
+                info = {"mean": float(mean), "iteration": self._iteration(state)}
+                self._saver.save(folder / BEST, step, {"agent": best}, keep=1, since=self._oldest(), info=info)
         return means
+
+    def _oldest(self) -> int | None:
+        """The step of the oldest checkpoint. A run that goes on from it needs what was best until then."""
+        return min([*checkpoint.steps(self._plan.path / CHECKPOINTS), *self._saved_steps], default=None)
 
     def _due(self, state: RunState, seconds: float) -> bool:
         """Whether to save so long after the last time: seldom enough, and not while updates are being skipped."""
@@ -347,5 +355,6 @@ class Driver:
             agent = self._programs.replica(state.agent)
             for i, folder in enumerate(self._folders):
                 self._saver.save(folder / CHECKPOINTS, step, {"agent": tree_of_seed(agent, i)}, keep=KEEP)
+        self._saved_steps = [step]
         self._saved = time.monotonic()
         self._save_seconds = self._saved - start
