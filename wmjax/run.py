@@ -16,7 +16,7 @@ import numpy as np
 
 from wmjax import checks, figures, presets
 from wmjax.agents import AGENTS
-from wmjax.envs import make_env
+from wmjax.envs import make_env, own
 from wmjax.envs.wrappers import agent_actions
 from wmjax.folder import (
     BEST,
@@ -121,27 +121,33 @@ class Run:
                 raise UsageError(f"env: its {name} {other} is not what the agent was trained on, {mine}")
         return agent_actions(env)
 
-    def act(self, obs: Any, *, is_first: bool = False, reward: float = 0.0, seed: int = 0) -> np.ndarray:
+    def act(self, obs: Any, *, is_first: bool = False, reward: float = 0.0, seed: int = 0) -> Any:
         """Chooses an action for one environment, which may be any program that gives such observations.
 
         This is the one method with a memory: the agent's belief, its last action and a key are kept in the run from
         call to call, and set back by `is_first=True` (or by the first call).
 
         Args:
-          obs: what `env.spec.obs` says, without batch axes; a bare array where there is one entry.
+          obs: an observation of the environment's own, which is read as in training (a picture is resized, a `Dict`
+            flattened); or what `env.spec.obs` says, without batch axes, as a dictionary or, where there is one entry,
+            a bare array. Of an environment on the device pictures may have any size.
           is_first: whether an episode begins here.
           reward: that arrived with `obs`.
           seed: of the action's draws; read when the memory is set back.
 
         Returns:
-          The action in the environment's own form: an int32, or floats within the bounds.
+          The action in the environment's own form, which its action space contains: of one on the device an int32, or
+          floats within the bounds; of Gymnasium's what `step` takes.
+
+        Raises:
+          UsageError: an observation that cannot be read; the message names the entry, what was found and what is valid.
         """
         if self.members:
             raise UsageError(f"act: this run has {len(self.members)} seeds; choose one, as in run.members[0].act(...)")
-        spaces = self.env.spec.obs
-        obs = obs if isinstance(obs, dict) else dict.fromkeys(spaces, obs)
-        if set(obs) != set(spaces):
-            raise UsageError(f"obs: entries {sorted(obs)} are not valid; {sorted(spaces)} are")
+        seed = checks.number("seed", seed)
+        if np.shape(reward) != () or not np.isfinite(np.asarray(reward, np.float32)):
+            raise UsageError(f"reward: {reward!r} is not valid; a finite number is")
+        obs = {name: value[None] for name, value in own.read(self.env, obs).items()}
         if self._acting is None:
             self._acting = {"step": _act_program(self.agent, self.env), "carry": None}
         memory = self._acting
@@ -150,11 +156,10 @@ class Run:
             key = jax.random.fold_in(jax.random.key(seed), ACT_KEY)
             memory |= {"carry": self.agent.act_carry(self.state.params, 1), "key": key}
         memory["key"], key = jax.random.split(memory["key"])
-        obs = {name: np.asarray(value, getattr(spaces[name], "dtype", "int32"))[None] for name, value in obs.items()}
         flag = np.zeros(1, bool)
         step = TimeStep(obs, np.full(1, reward, np.float32), np.full(1, is_first), flag, flag)
         memory["carry"], action = memory["step"](self.state.params, key, memory["carry"], step)
-        return np.asarray(action)
+        return own.write(self.env, np.asarray(action))
 
 
 def _act_program(agent: Agent, env: Env | HostEnv) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,8 @@ from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import device
 from wmjax.loops.parallel import AXIS, BACKENDS, check_devices, share
-from wmjax.types import Agent, Env, HostEnv, UsageError
+from wmjax.suites.pictures import DEFAULT_SIZE
+from wmjax.types import Agent, Env, EnvSpec, HostEnv, UsageError
 
 
 class Setup(NamedTuple):
@@ -98,10 +101,11 @@ def setup(
             f"steps: {steps} is not valid; the stages of {agent} have lengths of their own, which fields of its "
             f"configuration set: {fixed} env steps in all"
         )
-    return made._replace(steps=fixed, description=description | {"steps": fixed})
+    return made._replace(steps=fixed, description=made.description | {"steps": fixed})
 
 
 def make(description: dict[str, Any], config: Any, env: str | Env | HostEnv, steps: int) -> Setup:
+    named = env if isinstance(env, str) else None
     if isinstance(env, str):
         env = make_env(env, image_size=description["image_size"], action_repeat=description["action_repeat"])
     env = agent_actions(env)
@@ -113,11 +117,27 @@ def make(description: dict[str, Any], config: Any, env: str | Env | HostEnv, ste
                     "be started side by side)"
                 )
     axis_name = AXIS if description["devices"] > 1 else None
-    agent = AGENTS[description["agent"]][1](env.spec, config, axis_name)
+    factory = AGENTS[description["agent"]][1]
+    if isinstance(env, HostEnv) and (named is None or description["image_size"] is None):
+        env, size = _sized(env, lambda spec: factory(spec, config, axis_name))
+        description = description | ({} if size is None else {"image_size": size})
+    agent = factory(env.spec, config, axis_name)
     device.check(agent)
     if axis_name is not None:
         device.check(agent._replace(recipe=share(agent.recipe, description["devices"])))
     return Setup(description, config, agent, env, steps)
+
+
+def _sized(env: HostEnv, make_agent: Callable[[EnvSpec], Agent]) -> tuple[HostEnv, int | None]:
+    """The environment, with pictures of 64x64 where an agent takes those and not their own; and that size, if so."""
+    if env.resized is not None:
+        try:
+            make_agent(env.spec)
+        except UsageError:
+            with contextlib.suppress(UsageError):  # the first says what is wrong
+                make_agent(env.resized(DEFAULT_SIZE).spec)
+                return env.resized(DEFAULT_SIZE), DEFAULT_SIZE
+    return env, None
 
 
 def describe(made: Setup, path: Path) -> str:
@@ -133,4 +153,5 @@ def describe(made: Setup, path: Path) -> str:
     fields = " ".join(f"{name}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in flat.items())
     obs = ", ".join(f"{name} {space}" for name, space in made.env.spec.obs.items())
     lines = [f"{head}, {made.steps:,} env steps", f"observes {obs}; acts in {made.env.spec.action}"]
-    return "\n".join([*lines, *textwrap.wrap(fields, 118), f"run folder {path}"])
+    notes = made.env.notes if isinstance(made.env, HostEnv) else ()
+    return "\n".join([*lines, *notes, *textwrap.wrap(fields, 118), f"run folder {path}"])

@@ -7,6 +7,7 @@ observations, rewards and actions through memory, and each steps several environ
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import mmap
@@ -21,9 +22,11 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, NamedTuple
 
+from wmjax.envs import own
 from wmjax.suites import SuiteError, suite
+from wmjax.suites.spaces import ActionReader, obs_reader
 from wmjax.suites.worker import Setup, arrays, layout
-from wmjax.types import Array, Box, Discrete, EnvSpec, HostEnv, MultiDiscrete, RunError, Space, TimeStep, UsageError
+from wmjax.types import Array, EnvSpec, HostEnv, RunError, TimeStep, UsageError
 
 START_SECONDS = 120.0  # for a worker to import its library and begin
 STEP_SECONDS = 60.0  # until a worker counts as hanging, unless told otherwise
@@ -50,7 +53,7 @@ def from_gymnasium(
     Args:
       suite_name: one of `suites.SUITES`.
       task: what that suite calls it, such as "CartPole-v1".
-      image_size: side of its pictures; None for its own, see `suites.spaces.ObsReader`.
+      image_size: side of its pictures; None for its own, see `suites.spaces.obs_reader`.
       action_repeat: steps that each action is taken for; their rewards are summed.
       action_map: as in `EnvSpec`.
 
@@ -62,26 +65,27 @@ def from_gymnasium(
     except SuiteError as error:
         raise UsageError(str(error)) from None
     setup = Setup(suite_name, found, image_size, action_repeat, 0, 1, 1, None)
-    about = _describe(f"{suite_name}:{task}", setup)
-    obs = {entry["name"]: _obs_space(entry) for entry in about["obs"]}
-    spec = EnvSpec(obs, _action_space(about["action"]), about["max_episode_steps"], action_map, about["frames"])
-    return HostEnv(spec, lambda num_envs, **options: Workers(setup, about, num_envs, **options))
+    return host_env(setup, _describe(f"{suite_name}:{task}", setup), action_map)
 
 
-def _obs_space(entry: dict[str, Any]) -> Space:
-    if "n" in entry:
-        return Discrete(entry["n"])
-    return Box(entry["low"], entry["high"], tuple(entry["shape"]), entry["dtype"])
+def host_env(setup: Setup, about: dict[str, Any], action_map: Callable[[Array], Array] | None) -> HostEnv:
+    """The environment that a worker has described; its own spaces are read here as they are there."""
+    reader = obs_reader(about["native_obs"], about["image_size"])
+    obs = {entry["name"]: own.obs_space(entry) for entry in about["obs"]}
+    action = own.action_space(about["action"])
 
+    def resized(size: int) -> HostEnv:
+        described = obs_reader(about["native_obs"], size).describe()
+        return host_env(setup._replace(image_size=size), about | {"obs": described, "image_size": size}, action_map)
 
-def _action_space(about: dict[str, Any]) -> Space:
-    if about["kind"] == "discrete":
-        return Discrete(about["n"])
-    if about["kind"] == "multi_discrete":
-        return MultiDiscrete(tuple(about["ns"]))
-    low, high = about["low"], about["high"]
-    alike = len(set(low)) == len(set(high)) == 1
-    return Box(*((low[0], high[0]) if alike else (tuple(low), tuple(high))), tuple(about["shape"]))
+    return HostEnv(
+        EnvSpec(obs, action, about["max_episode_steps"], action_map, about["frames"]),
+        lambda num_envs, **options: Workers(setup, about, num_envs, **options),
+        read=functools.partial(own.accept, reader),
+        write=ActionReader(about["native_action"]).read,
+        resized=resized if reader.pictures() else None,
+        notes=tuple(reader.notes()),
+    )
 
 
 class _Process(NamedTuple):
