@@ -180,7 +180,8 @@ def _box_converter(space: Box, action_map: Callable[[Array], Array] | None, on_h
         low, high = (np.broadcast_to(np.asarray(x, space.dtype), space.shape) for x in (space.low, space.high))
     # float32's largest number is how some libraries write "no bound".
     if not (np.abs([low, high]) < np.finfo(np.float32).max).all():
-        raise UsageError(f"action space: {space} has no bounds to rescale [-1, 1] to; {BOUNDS if on_host else MAP}")
+        shown = f"{space.dtype} {space.shape} in [{np.min(low):g}, {np.max(high):g}]"
+        raise UsageError(f"action space: {shown} has no bounds to rescale [-1, 1] to; {BOUNDS if on_host else MAP}")
     # A weighted mean, and a clip after it, because rounding must not leave the bounds.
     return lambda action: jnp.clip(
         (1 - jnp.clip(action, -1, 1)) / 2 * low + (1 + jnp.clip(action, -1, 1)) / 2 * high, low, high
