@@ -14,26 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import wmjax
 from wmjax import checks, figures, presets
 from wmjax.agents import AGENTS
 from wmjax.envs import make_env, own
 from wmjax.envs.wrappers import agent_actions
-from wmjax.folder import (
-    BEST,
-    CHECKPOINTS,
-    EVAL,
-    member_description,
-    members,
-    open_folder,
-    read_description,
-    warn,
-    write_json,
-)
+from wmjax.folder import BEST, CHECKPOINTS, EVAL, member_description, members, open_folder, read_description, warn
 from wmjax.loops import checkpoint, host, wandb_log
 from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key, make_evaluator
 from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
 from wmjax.loops.signals import catch_signals
-from wmjax.scores import Scores, summarize_seeds, with_human_normalized
+from wmjax.scores import Scores, keep, record, summarize_seeds
 from wmjax.settings import Setup, describe, make, setup
 from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, TimeStep, UsageError
 
@@ -64,7 +55,16 @@ class Run:
     env: Env | HostEnv  # takes what the agent emits
     state: AgentState  # of several seeds: every leaf has a leading axis of them
     members: tuple[Run, ...] = ()  # of several seeds: each as a run of its own
+    step: int = 0  # env steps that the agent was trained for; of several seeds, the one trained longest
+    which: str = "latest"  # the checkpoint, as in `load`
     _acting: Any = dataclasses.field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        about = self.description
+        seeds = [run.description.get("seed") for run in self.members or (self,)]
+        seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+        what = f"{about.get('agent')} on {about.get('env') or 'an Env value'}, preset {about.get('preset')}"
+        return f"Run({what}, {seeds}, step {self.step:,} ({self.which}), {str(self.path)!r})"
 
     def evaluate(
         self,
@@ -73,19 +73,53 @@ class Run:
         *,
         env: Env | HostEnv | str | None = None,
         action: str | None = None,
+        max_steps: int | None = None,
+        eval_envs: int | None = None,
     ) -> Scores:
         """Scores over the first episodes of fresh environments; of several seeds, over the episodes of all.
+
+        Nothing is written; `wmjax eval` keeps what it finds in the run's folder.
 
         Args:
           episodes: of each seed, at least 1.
           seed: of the evaluation; the same seed gives the same episodes.
           env: another environment, by name or value, with the same observations and actions.
           action: "sample" or "mode"; by default what the agent's configuration says (`eval_action`).
+          max_steps: agent steps after which an episode is cut; by default the environment's own limit, or 10,000 where
+            it has none. `Scores.cut` says how many were.
+          eval_envs: environments on the host to play in at once, never more than episodes; by default as many as in
+            training, at most 16. The scores do not depend on it.
+
+        Raises:
+          UsageError: one of these is not valid.
+          RunError: too many environments on the host were lost.
         """
+        max_steps = None if max_steps is None else checks.number("max_steps", max_steps)
+        some = checks.BOUNDS["eval_envs"]._replace(low=1)
+        eval_envs = None if eval_envs is None else checks.number("eval_envs", eval_envs, some)
+        episodes = checks.number("episodes", episodes)
         agent, where = self._playing(seed, env, action)
-        evaluator, key = make_evaluator(agent, where), evaluation_key(seed)
-        returns = {run.seed: evaluator(run.state.params, key, episodes) for run in self.members or (self,)}
-        return summarize_seeds(returns)
+        options = {"options": host.Options(eval_envs=eval_envs)} if isinstance(where, HostEnv) else {}
+        evaluator, key = make_evaluator(agent, where, max_steps=max_steps, **options), evaluation_key(seed)
+        return summarize_seeds(
+            {run.seed: evaluator(run.state.params, key, episodes) for run in self.members or (self,)}
+        )
+
+    def records(
+        self, scores: Scores, seed: int | None = None, *, env: str | None = None, action: str | None = None, **more: Any
+    ) -> dict[Path, dict[str, Any]]:
+        """An evaluation as it is kept in the run's folder, and of several seeds in that of each; by folder.
+
+        Args:
+          scores: what it came to.
+          seed, env, action, more: as given to `evaluate`. Seed None: each seed of the run, under its own.
+        """
+        one = lambda run, scores: record(
+            scores, env=env or self.description["env"], env_args=self.description.get("env_args") or {},
+            action=action or self.config.eval_action, seed=run.seed if seed is None else seed, step=run.step,
+            which=run.which, **more, version=wmjax.__version__,
+        )  # fmt: skip
+        return {self.path: one(self, scores)} | {run.path: one(run, scores.seeds[run.seed]) for run in self.members}
 
     def write_episode(
         self, seed: int = 0, *, env: Env | HostEnv | str | None = None, action: str | None = None
@@ -115,6 +149,8 @@ class Run:
         if isinstance(env, str):
             sizes = {name: self.description[name] for name in ("image_size", "action_repeat")}
             env = make_env(env, **sizes)
+        if not isinstance(env, Env | HostEnv):
+            raise UsageError(f"env: {env!r} is not valid; a name, an Env or a HostEnv is")
         for name in ("obs", "action"):
             mine, other = getattr(self.env.spec, name), getattr(env.spec, name)
             if mine != other:
@@ -194,27 +230,32 @@ def load(path: str | Path, *, env: Env | HostEnv | None = None, which: str = "la
     config = presets.saved_config(description)
     made = make(description | {"devices": 1}, config, env or description["env"], 1)
     if description["seeds"] == 1:
-        return Run(path, description, config, made.agent, made.env, _read_agent(path, made.agent, which))
-    states = [_read_agent(folder, made.agent, which) for folder in members(path, description).values()]
-    return _with_members(Run(path, description, config, made.agent, made.env, states[0]), states)
+        step, state = _read_agent(path, made.agent, which)
+        return Run(path, description, config, made.agent, made.env, state, step=step, which=which)
+    found = [_read_agent(folder, made.agent, which) for folder in members(path, description).values()]
+    return _with_members(Run(path, description, config, made.agent, made.env, found[0][1], which=which), found)
 
 
-def _read_agent(path: Path, agent: Agent, which: str) -> AgentState:
+def _read_agent(path: Path, agent: Agent, which: str) -> tuple[int, AgentState]:
     folder = path / (CHECKPOINTS if which == "latest" else BEST)
     if checkpoint.latest(folder) is None:
         raise UsageError(f"run: {str(path)!r} has no checkpoint in {folder.name}/ yet")
     template = {"agent": jax.eval_shape(agent.init, jax.random.key(0))}
-    return checkpoint.restore_newest(folder, template, warn)[1]["agent"]
+    step, saved = checkpoint.restore_newest(folder, template, warn)
+    return step, saved["agent"]
 
 
-def _with_members(run: Run, states: list[AgentState]) -> Run:
-    """The run of several seeds, from the state of each."""
+def _with_members(run: Run, found: list[tuple[int, AgentState]]) -> Run:
+    """The run of several seeds, from the env steps and the state of each."""
     folders = members(run.path, run.description)
     each = tuple(
-        dataclasses.replace(run, path=path, description=member_description(run.description, seed), state=state)
-        for (seed, path), state in zip(folders.items(), states, strict=True)
+        dataclasses.replace(
+            run, path=path, description=member_description(run.description, seed), state=state, step=step
+        )
+        for (seed, path), (step, state) in zip(folders.items(), found, strict=True)
     )
-    return dataclasses.replace(run, state=jax.tree.map(lambda *x: jnp.stack(x), *states), members=each)
+    steps, states = zip(*found, strict=True)
+    return dataclasses.replace(run, state=jax.tree.map(lambda *x: jnp.stack(x), *states), members=each, step=max(steps))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -236,6 +277,7 @@ def train(
     image_size: int | None = None,
     action_repeat: int | None = None,
     eval_every: int | None = None,
+    eval_envs: int | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     max_skipped: int = MAX_SKIPPED,
     workers: int | None = None,
@@ -268,7 +310,12 @@ def train(
         given stay as they are. Others may be changed, and the run then says so, as long as it is not environment, seed,
         image size or action repeat, and its state keeps its shapes.
       image_size, action_repeat: of the environment; the preset's by default.
-      eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default.
+      eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default, 0 for none while it
+        trains. Iterations that take no env steps count like those before them.
+      eval_envs: environments on the host that evaluations play in at once, never more than episodes; by default as many
+        as in training, at most 16. 0: in the place of those of training, which are closed for an evaluation and begin
+        new episodes after it, for simulators of which so many may run at once and no more. Results of an evaluation do
+        not depend on it.
       checkpoint_seconds: least time between two checkpoints, which are written in the background.
       max_skipped: updates in a row whose loss or gradient may be other than finite; each is skipped and counted.
       workers: processes that step environments on the host, which these four are for; one per processor by default.
@@ -291,6 +338,7 @@ def train(
         before=read_description(out, warn) if resume and out is not None else None,
     )  # fmt: skip
     eval_every = checks.number("eval_every", max(1, made.steps // 10) if eval_every is None else eval_every)
+    eval_envs = None if eval_envs is None else checks.number("eval_envs", eval_envs)
     max_skipped = checks.number("max_skipped", max_skipped)
     checkpoint_seconds = checks.number("checkpoint_seconds", checkpoint_seconds)
     workers = None if workers is None else checks.number("workers", workers)
@@ -298,7 +346,7 @@ def train(
     worker_timeout = checks.number("worker_timeout", worker_timeout)
     if wandb is not None:
         wandb_log.check()
-    options = host.Options(workers, worker_timeout, max_restarts, memory_map)
+    options = host.Options(workers, worker_timeout, max_restarts, memory_map, eval_envs=eval_envs)
     stream = {True: sys.stdout, False: None}.get(progress, progress)
     say = lambda text: print(text, file=stream, flush=True) if stream is not None else None
     fits = lambda folder: _check_state(made, folder)
@@ -314,17 +362,17 @@ def train(
             if caught:
                 raise Interrupted(caught[0], path)
             digest = checkpoint.digest(driver.gather(state))
-        agent_state = driver.local(state)
+        agent_state, step = driver.local(state), driver.env_steps(state)
+        run = Run(path, made.description, made.config, made.agent, made.env, agent_state, step=step)
+        if len(made.seeds) > 1:
+            run = _with_members(run, [(step, tree_of_seed(agent_state, i)) for i in range(len(made.seeds))])
         episodes = FINAL_HOST_EPISODES if isinstance(made.env, HostEnv) else FINAL_EPISODES
-        returns = driver.evaluator(agent_state.params, driver.per_seed(evaluation_key), episodes)
-        scores = summarize_seeds(dict(zip(made.seeds, np.atleast_2d(returns), strict=True)))
-        _write_scores(made, path, scores, say)
-        say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
+        played = driver.evaluator(agent_state.params, driver.per_seed(evaluation_key), episodes)
+        by_seed = zip(*map(np.atleast_2d, played), strict=True)
+        _tell_scores(run, summarize_seeds(dict(zip(made.seeds, by_seed, strict=True))), say)
         say(f"run folder {path}")
         say(f"state sha256 {digest}")
-    run = Run(path, made.description, made.config, made.agent, made.env, agent_state)
-    count = len(made.seeds)
-    return run if count == 1 else _with_members(run, [tree_of_seed(agent_state, i) for i in range(count)])
+    return run
 
 
 @contextlib.contextmanager
@@ -371,13 +419,15 @@ def _device_programs(made: Setup) -> Programs:
     )
 
 
-def _write_scores(made: Setup, path: Path, scores: Scores, say: Callable[[str], None]) -> None:
-    """`eval.json` of the run and of its seeds; a full disk costs the files, not what is printed."""
-    about = {"env": made.description["env"], "action": None}
+def _tell_scores(run: Run, scores: Scores, say: Callable[[str], None]) -> None:
+    """Says and keeps what the evaluation at the end came to; a full disk costs the files, not what is said."""
+    if not math.isfinite(scores.mean):
+        say(f"warning: not evaluated; `wmjax eval {run.path}` plays these episodes again")
+        return
+    say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
+    if line := scores.cut_line():
+        say(line)
     try:
-        write_json(path / EVAL, with_human_normalized(scores, about["env"]) | about | {"seed": made.seeds[0]})
-        for seed, folder in members(path, made.description).items():
-            found = with_human_normalized(scores.seeds[seed], about["env"])
-            write_json(folder / EVAL, found | about | {"seed": seed})
+        keep(run.records(scores))
     except OSError as error:
-        say(f"warning: {EVAL} in {str(path)!r} cannot be written ({error.strerror})")
+        say(f"warning: {EVAL} in {str(run.path)!r} cannot be written ({error.strerror})")

@@ -19,10 +19,11 @@ HELP = """\
 World models in JAX: train agents, evaluate them, look at their dreams.
 
 wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N] [--devices N]
-                  [--parallel shard_map|pmap] [--image-size N] [--action-repeat N] [--eval-every N]
+                  [--parallel shard_map|pmap] [--image-size N] [--action-repeat N] [--eval-every N] [--eval-envs N]
                   [--checkpoint-seconds S] [--max-skipped N] [--workers N] [--worker-timeout S] [--max-restarts N]
                   [--memory-map] [--wandb PROJECT] [--out DIR] [--no-lock] [--resume] [--agent.FIELD VALUE ...]
-wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--action sample|mode] [--which latest|best] [--json] [--video]
+wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--action sample|mode] [--which latest|best] [--max-steps N]
+                  [--eval-envs N] [--json] [--video]
 wmjax dream RUN   [--context N] [--horizon N] [--which latest|best]
 wmjax plot  RUN...  [--out FILE.png]
 wmjax list  agents|envs|presets

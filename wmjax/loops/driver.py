@@ -24,12 +24,11 @@ from wmjax.loops.device import RunState, first
 from wmjax.loops.host_rollout import HostEvaluator, Options
 from wmjax.loops.parallel import Programs, tree_of_seed
 from wmjax.loops.report import Report
-from wmjax.loops.rollout import evaluate
+from wmjax.loops.rollout import PERIODIC_EPISODES, Evaluation, evaluate
 from wmjax.ops import noise
-from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, Stage, UsageError
+from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, UsageError
 
 KEEP = 2  # checkpoints of the whole run; what is best holds the agent alone
-PERIODIC_EPISODES = 16  # also how many play at once, so that one compiled program serves every evaluation
 SEARCH_EVALUATIONS = 10  # over a search for parameters
 LOG_SECONDS = 10.0  # aimed at between two lines of progress
 CHECKPOINT_SHARE = 0.05  # of the run's time at most; large replays are saved less often
@@ -59,31 +58,36 @@ def evaluation_key(seed: int) -> Array:
 
 
 class Evaluator:
-    """Plays evaluation episodes; compiled once, whatever their number. Episode i depends on the key and i only.
+    """Plays evaluation episodes, `PERIODIC_EPISODES` at once, so that one compiled program serves any number.
+
+    Episode i depends on the key and i only.
 
     Args:
       agent: who acts.
       env: takes what the agent emits.
       seeds: whether parameters and keys have a leading axis of seeds.
+      max_steps: agent steps after which an episode is cut; by default `rollout.step_limit`.
     """
 
-    def __init__(self, agent: Agent, env: Env, *, seeds: bool = False) -> None:
-        play = lambda params, key: evaluate(agent, env, params, key, PERIODIC_EPISODES).returns
+    def __init__(self, agent: Agent, env: Env, *, seeds: bool = False, max_steps: int | None = None) -> None:
+        play = lambda params, key: evaluate(agent, env, params, key, PERIODIC_EPISODES, max_steps=max_steps)
         self._play = jax.jit(jax.vmap(play) if seeds else play)
 
-    def __call__(self, params: PyTree, key: Array, episodes: int) -> np.ndarray:
-        """Returns float32 `[(seeds,) episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
+    def __call__(self, params: PyTree, key: Array, episodes: int) -> Evaluation:
+        """Of `[(seeds,) episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
         episodes = checks.number("episodes", episodes)
         rounds = range(math.ceil(episodes / PERIODIC_EPISODES))
-        played = [np.asarray(self._play(params, noise.fold_in(key, i))) for i in rounds]
-        return np.concatenate(played, -1)[..., :episodes]
+        played = [jax.device_get(self._play(params, noise.fold_in(key, i))) for i in rounds]
+        return Evaluation(*(np.concatenate(x, -1)[..., :episodes] for x in zip(*played, strict=True)))
 
 
-def make_evaluator(agent: Agent, env: Env | HostEnv, *, seeds: bool = False, **host: Any) -> Evaluator | HostEvaluator:
+def make_evaluator(
+    agent: Agent, env: Env | HostEnv, *, seeds: bool = False, max_steps: int | None = None, **host: Any
+) -> Evaluator | HostEvaluator:
     """An `Evaluator`, or for environments on the host a `HostEvaluator`, which alone takes the rest."""
     if isinstance(env, HostEnv):
-        return HostEvaluator(agent, env, PERIODIC_EPISODES, **host)
-    return Evaluator(agent, env, seeds=seeds)
+        return HostEvaluator(agent, env, max_steps=max_steps, **host)
+    return Evaluator(agent, env, seeds=seeds, max_steps=max_steps)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -98,7 +102,7 @@ class Plan(NamedTuple):
     path: Path
     seeds: tuple[int, ...]  # more than one: the state has a leading axis of seeds
     steps: int  # env steps to train for
-    eval_every: int  # env steps
+    eval_every: int  # env steps; 0: never
     checkpoint_seconds: float
     max_skipped: int  # updates in a row
     stream: TextIO | None  # where progress goes
@@ -118,7 +122,7 @@ class Driver:
     def __init__(self, plan: Plan, programs: Programs, caught: list[int]) -> None:
         self._plan, self._programs, self._caught = plan, programs, caught
         self._several = len(plan.seeds) > 1
-        host = dict(options=plan.host, say=self._say, stop=lambda: bool(caught))
+        host = dict(options=plan.host, say=self._say, stop=lambda: bool(caught), make_way=programs.make_way)
         self.evaluator = make_evaluator(plan.agent, plan.env, seeds=self._several, **host)
         self._folders = [member_path(plan.path, seed) for seed in plan.seeds] if self._several else [plan.path]
         self._saved = time.monotonic()
@@ -249,11 +253,30 @@ class Driver:
         before = self._plan.agent.recipe.stages[: first(state.stage)]
         return sum(stage.iterations for stage in before) + first(state.iteration)
 
-    def _milestone(self, stage: Stage, step: int, done: int, total: int) -> int:
+    def _pace(self, index: int) -> int:
+        """Env steps that an iteration of a stage counts for, as to when evaluations are due.
+
+        Those that it takes. Where it takes none, those of the last stage before it that collected and learned; 0 if
+        there was none.
+        """
+        recipe = self._plan.agent.recipe
+        learned = (s.collect for s in reversed(recipe.stages[:index]) if s.collect and s.updates)
+        collect = recipe.stages[index].collect or next(learned, 0)
+        return collect * recipe.num_envs * self._plan.env.spec.action_repeat
+
+    def _position(self, state: RunState) -> int:
+        """Env steps so far, and those that iterations without any counted for (`_pace`)."""
+        stages, index = self._plan.agent.recipe.stages, first(state.stage)
+        done = [*(stage.iterations for stage in stages[:index]), first(state.iteration)]
+        still = sum(n * self._pace(i) for i, n in enumerate(done) if not stages[i].collect)
+        return self.env_steps(state) + still
+
+    def _milestone(self, state: RunState, total: int) -> int:
         """Periodic evaluations that are due: after each `eval_every` env steps, and after each tenth of a search."""
+        stage, every = self._plan.agent.recipe.stages[first(state.stage)], self._plan.eval_every
         if stage.evolve:
-            return SEARCH_EVALUATIONS * done // total
-        return step // self._plan.eval_every if stage.updates else 0
+            return SEARCH_EVALUATIONS * first(state.iteration) // total if every else 0
+        return self._position(state) // every if stage.updates and every else 0
 
     def _replay_ratio(self, index: int, iteration: int) -> float:
         recipe = self._plan.agent.recipe
@@ -269,22 +292,22 @@ class Driver:
         stage = plan.agent.recipe.stages[index]
         total, done = self._iterations(index), first(state.iteration)
         advance = self._programs.compile_stage(stage)
-        frames = stage.collect * plan.agent.recipe.num_envs * plan.env.spec.action_repeat
+        pace = self._pace(index)
         chunk = 1  # the first line of progress comes as soon as it can
         while done < total and not self._caught and not self._programs.failure():
-            step = self.env_steps(state)
-            to_evaluation = plan.eval_every - step % plan.eval_every
-            size = min(chunk, total - done, max(1, math.ceil(to_evaluation / max(frames, 1))))
-            before = self._milestone(stage, step, done, total)
-            if stage.evolve:
+            size, before = min(chunk, total - done), self._milestone(state, total)
+            if plan.eval_every and pace:
+                to_evaluation = plan.eval_every - self._position(state) % plan.eval_every
+                size = min(size, math.ceil(to_evaluation / pace))
+            if plan.eval_every and stage.evolve:
                 size = min(size, math.ceil((before + 1) * total / SEARCH_EVALUATIONS) - done)
             start = time.monotonic()
             state, metrics = jax.block_until_ready(advance(state, size))
             seconds = time.monotonic() - start
             done = first(state.iteration)  # fewer than asked for where a stage on the host was interrupted
             metrics = {name: np.asarray(value) for name, value in metrics.items()}
-            if self._milestone(stage, self.env_steps(state), done, total) > before:
-                metrics["eval/return"] = self._evaluate(state)
+            if self._milestone(state, total) > before:
+                metrics |= self._evaluate(state)
             position = "" if stage.collect else f"{done:,}/{total:,}"
             self._log(stage.name, state, metrics, self._replay_ratio(index, done), position)
             self._saver.poll()
@@ -321,18 +344,20 @@ class Driver:
             "run may be resumed from it with other settings, such as a lower learning rate"
         )
 
-    def _evaluate(self, state: RunState) -> np.ndarray:
-        """Mean return of the periodic evaluation, of each seed; keeps the agents that are the best so far."""
+    def _evaluate(self, state: RunState) -> dict[str, np.ndarray]:
+        """Metrics of the periodic evaluation, of each seed; keeps the agents that are the best so far."""
         step, agent = self.env_steps(state), self._programs.replica(state.agent)
-        keys = noise.fold_in(self.per_seed(evaluation_key), step)
-        means = self.evaluator(agent.params, keys, PERIODIC_EPISODES).mean(-1)
+        keys = noise.fold_in(self.per_seed(evaluation_key), self._position(state))
+        played = self.evaluator(agent.params, keys, PERIODIC_EPISODES)
+        means = played.returns.mean(-1)
         for i, (folder, mean) in enumerate(zip(self._folders, np.atleast_1d(means), strict=True)):
             if mean > self._best[i]:
                 self._best[i] = float(mean)
                 best = tree_of_seed(agent, i) if self._several else agent
                 info = {"mean": float(mean), "iteration": self._iteration(state)}
                 self._saver.save(folder / BEST, step, {"agent": best}, keep=1, since=self._oldest(), info=info)
-        return means
+        told = {"eval/return": means, "eval/length": played.lengths.mean(-1), "eval/cut": played.cut.sum(-1)}
+        return {name: np.where(np.isnan(means), np.nan, value) for name, value in told.items()}
 
     def _oldest(self) -> int | None:
         """The step of the oldest checkpoint. A run that goes on from it needs what was best until then."""
