@@ -7,10 +7,12 @@ In shapes, `T` is time, `B` the batch, `H` the horizon, `A` the size of an actio
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 Array = jax.Array
 PyTree = Any
@@ -19,6 +21,10 @@ Metrics = dict[str, Array]  # name -> float32 scalar
 
 class UsageError(ValueError):
     """Something the user asked for cannot be done; the message names the field, its value and what is valid."""
+
+
+class UntrustedError(UsageError):
+    """What a file names would run code that the user has not agreed to; the message says how to agree."""
 
 
 class RunError(RuntimeError):
@@ -31,29 +37,71 @@ class RunError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Discrete:
-    """One of `n` choices, an int32 in [0, n)."""
+    """One of `n` choices, an int32 in [0, n). Raises `UsageError` unless `n` is an integer of at least 1."""
 
     n: int
+
+    def __post_init__(self) -> None:
+        _check_whole("Discrete: n", self.n)
 
 
 @dataclasses.dataclass(frozen=True)
 class MultiDiscrete:
-    """Several independent choices, int32 `[len(ns)]`, entry i in [0, ns[i])."""
+    """Several independent choices, int32 `[len(ns)]`, entry i in [0, ns[i]).
+
+    Raises `UsageError` unless `ns` are integers of at least 1.
+    """
 
     ns: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_wholes("MultiDiscrete: ns", self.ns)
 
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """An array of `shape` and `dtype`, entries in [low, high]; a bound is one number, or one per entry of a vector."""
+    """An array of `shape` and `dtype`, entries in [low, high]; a bound is one number, or one per entry of a vector.
+
+    Raises `UsageError` for a shape that holds nothing, an unknown dtype, and bounds that are not so many numbers or of
+    which `low` is above `high`.
+    """
 
     low: float | tuple[float, ...]
     high: float | tuple[float, ...]
     shape: tuple[int, ...]
     dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        if self.shape != ():
+            _check_wholes("Box: shape", self.shape)
+        try:
+            np.dtype(self.dtype)
+            low, high = (np.broadcast_to(np.asarray(x, np.float64), self._bounds()) for x in (self.low, self.high))
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"Box: low {self.low!r:.80}, high {self.high!r:.80}, dtype {self.dtype!r} are not valid for the shape "
+                f"{self.shape}; numbers are, one or one per entry, and a dtype such as 'float32'"
+            ) from None
+        if not (low <= high).all():  # NaN is refused too
+            raise UsageError(f"Box: low {self.low!r:.80} is not valid; a number up to high, {self.high!r:.80}, is")
+
+    def _bounds(self) -> tuple[int, ...]:
+        return (math.prod(self.shape),) if isinstance(self.low, tuple) or isinstance(self.high, tuple) else ()
+
 
 Space = Discrete | MultiDiscrete | Box
+
+
+def _check_whole(field: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value < 2**31:
+        raise UsageError(f"{field} is {value!r:.80}, which is not valid; an integer of at least 1 is")
+
+
+def _check_wholes(field: str, values: Any) -> None:
+    if not isinstance(values, tuple) or not values:
+        raise UsageError(f"{field} is {values!r:.80}, which is not valid; a tuple of integers is")
+    for value in values:
+        _check_whole(field, value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -130,11 +178,6 @@ class HostEnv(NamedTuple):
     spec: EnvSpec
     start: Callable  # (num_envs, *, workers, timeout, max_restarts, training, say, stop) -> HostEnvs
     native: Callable[[Array], Array] = lambda action: action  # from a given action to the space's own; jittable
-    # Its observations and actions as they are there, before the workers make the stream of them; None: as in `spec`.
-    read: Callable[[Any], dict[str, Any]] | None = None  # (its own observation) -> as `spec.obs` says
-    write: Callable[[Any], Any] | None = None  # (action of `spec.action`) -> what its `step` takes
-    resized: Callable[[int], HostEnv] | None = None  # (side of pictures) -> the same, seen at that size
-    notes: tuple[str, ...] = ()  # what is done to its observations, a line each
 
 
 # ---------------------------------------------------------------------------------------------------------------------
