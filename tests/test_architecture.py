@@ -19,7 +19,7 @@ ALLOWED = {
     "files": set(),
     "folder": {"types", "checks", "files"},
     "cache": set(),
-    "scores": {"envs", "files", "folder"},
+    "scores": {"envs"},
     "recipes": {"types"},
     "agents": BASE | {"nets", "optim", "dreaming", "evolution", "recipes"},
     "suites": set(),

@@ -51,9 +51,8 @@ def _whole(high: int, names: str, low: int = 0, why: str = "") -> dict[str, Boun
 
 BOUNDS: dict[str, Bounds] = (
     # Of a run, its evaluation and its pictures.
-    _whole(COUNT, "seed max_skipped max_restarts eval_every")
-    | _whole(COUNT, "steps max_steps workers", low=1)
-    | _whole(10_000, "eval_envs")
+    _whole(COUNT, "seed max_skipped max_restarts")
+    | _whole(COUNT, "steps eval_every workers", low=1)
     | _whole(10_000, "seeds", low=1, why=", as far as memory reaches, and a folder for each")
     | _whole(10_000, "devices", low=1)
     | _whole(1_000_000, "episodes", low=1)
@@ -63,7 +62,7 @@ BOUNDS: dict[str, Bounds] = (
     | _whole(1000, "action_repeat", low=1, why=" frames")
     | _whole(TIME, "horizon context", low=1)
     | {"checkpoint_seconds": Bounds(0, math.inf, whole=False)}
-    | {"worker_timeout": Bounds(0, math.inf, whole=False, open=True)}
+    | dict.fromkeys(("worker_timeout", "start_timeout"), Bounds(0, math.inf, whole=False, open=True))
     # Of the agents; lower bounds that depend on the agent are in its file.
     | _whole(
         WIDTH,
@@ -146,10 +145,10 @@ def choice(field: str, value: Any, valid: Iterable[str]) -> str:
     return value
 
 
-def text(field: str, value: Any) -> str:
-    """A name of any kind. Raises `UsageError` unless it is a string of 1 to 255 printable characters."""
-    if not isinstance(value, str) or not 0 < len(value) < 256 or not value.isprintable():
-        raise invalid(field, value, "a name of 1 to 255 printable characters")
+def text(field: str, value: Any, most: int = 255) -> str:
+    """A name of any kind. Raises `UsageError` unless it is a string of 1 to `most` printable characters."""
+    if not isinstance(value, str) or not 0 < len(value) <= most or not value.isprintable():
+        raise invalid(field, value, f"a name of 1 to {most} printable characters")
     return value
 
 

@@ -1,9 +1,8 @@
 """The run folder: what lies where in it, who may write to it, and how it is read.
 
 A run folder holds `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` (the newest states of the whole
-run), `best/` (the agent at its highest periodic evaluation), `evals/` (a file for each evaluation of these),
-`eval.json` (the newest of these files once more), and the pictures drawn of it. A run of several seeds has a folder of
-this kind for each of them, `seed-0/` and so on, with the agent alone in its checkpoints.
+run), `best/` (the agent at its highest periodic evaluation), `eval.json`, and the pictures drawn of it. A run of
+several seeds has a folder of this kind for each of them, `seed-0/` and so on, with the agent alone in its checkpoints.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import contextlib
 import errno
 import inspect
 import json
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -26,11 +26,11 @@ from wmjax import checks, files
 from wmjax.types import UsageError
 
 CONFIG, EVAL, LOCK = "config.json", "eval.json", ".lock"
-EVALS, METRICS = "evals", "metrics.jsonl"
+METRICS = "metrics.jsonl"
 CHECKPOINTS, BEST, REPLAY = "checkpoints", "best", "replay"
 # Settings without which a saved state means something else. Others may change where a run is resumed, as long as the
 # state keeps its shapes.
-IDENTITY = ("agent", "env", "seed", "seeds", "image_size", "action_repeat")
+IDENTITY = ("agent", "env", "env_args", "seed", "seeds", "image_size", "action_repeat")
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # the file system has none
 
 Say = Callable[[str], None]
@@ -61,6 +61,7 @@ def member_description(description: dict[str, Any], seed: int) -> dict[str, Any]
 
 CONFIG_BYTES = 2**20
 LARGEST = 2**53  # of whole numbers that are exact everywhere
+NAME_LENGTH = 4096  # of an environment, which may be the path of a file
 DEPTH = 5  # of values within values
 
 
@@ -87,6 +88,15 @@ def _plain(name: str, value: Any) -> None:
         raise checks.invalid(name, value, "an object of numbers, text, true, false, null, lists and objects of these")
 
 
+def _env_args(name: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise checks.invalid(name, value, "an object of arguments by name")
+
+
+def _env(name: str, value: Any) -> None:
+    checks.text(name, value, NAME_LENGTH)
+
+
 def _flag(name: str, value: Any) -> None:
     checks.flag(name, value)
 
@@ -99,14 +109,14 @@ def _parallel(name: str, value: Any) -> None:
 SCHEMA: dict[str, Callable[[str, Any], Any]] = {
     "version": checks.text,
     "agent": checks.text,
-    "env": checks.text,
+    "env": _env,
     "preset": checks.text,
     **dict.fromkeys(("seed", "seeds", "devices"), checks.number),
     "parallel": _parallel,
     **dict.fromkeys(("image_size", "action_repeat", "steps"), checks.number),
     "config": _plain,
 }
-OPTIONAL = {"env_args": _plain, "part_of_seeds": _flag}
+OPTIONAL = {"env_args": _env_args, "part_of_seeds": _flag}
 OR_NULL = {"env", "parallel", "image_size", "action_repeat", "env_args"}
 
 
@@ -242,7 +252,7 @@ def _lock(path: Path) -> Any:
 def _check_names(path: Path, description: dict[str, Any]) -> None:
     """Raises `UsageError` where what a run writes to has the name of another thing, such as a link to elsewhere."""
     for folder in (path, *members(path, description).values()):
-        inner = [folder / name for name in (CHECKPOINTS, BEST, EVALS, REPLAY, "wandb")] + [folder] * (folder != path)
+        inner = [folder / name for name in (CHECKPOINTS, BEST, REPLAY, "wandb")] + [folder] * (folder != path)
         for place, is_valid, text in [
             *((place, stat.S_ISDIR, "a folder") for place in inner),
             *((folder / name, stat.S_ISREG, "a file") for name in (LOCK, METRICS)),
@@ -274,7 +284,8 @@ def _remove_description(path: Path, description: dict[str, Any], made: list[Path
 
 
 def _new_folder(description: dict[str, Any]) -> Path:
-    env = (description["env"] or "env").replace(":", "-").replace("/", "-")
+    env = re.sub(r":[^:]*/(.*):", r":\1:", description["env"] or "env")  # of a file, its name
+    env = re.sub(r"[^\w.-]+", "-", env)
     return Path("runs") / f"{description['agent']}-{env}-{description['seed']}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
@@ -286,7 +297,8 @@ def _check_resumable(description: dict[str, Any], path: Path, fits: Callable[[Pa
     before = read_description(path)
     if before.get("part_of_seeds"):
         raise UsageError(f"resume: {str(path)!r} has the agent of one seed only; resume the run it is part of")
-    flat = lambda d: {k: v for k, v in d.items() if k not in ("config", "version", "steps")} | d["config"]
+    plain = lambda d: {k: v for k, v in d.items() if k not in ("config", "version", "steps")} | d["config"]
+    flat = lambda d: plain(d) | {"env_args": d.get("env_args") or {}}
     was, now = flat(before), flat(json.loads(json.dumps(description)))
     changed = {name: (was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)}
     listed = ", ".join(f"{name} is {old!r}, not {new!r}" for name, (old, new) in changed.items())

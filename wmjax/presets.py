@@ -11,6 +11,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from wmjax.agents import AGENTS
@@ -33,6 +34,7 @@ class RunSettings(NamedTuple):
     steps: int  # env steps (frames) to train for
     image_size: int | None = None  # side in pixels; None: as registered
     action_repeat: int = 1  # frames per agent step
+    env_args: Mapping[str, Any] = MappingProxyType({})  # of the environment
 
 
 PRESET_NOTES = {
@@ -434,7 +436,19 @@ PAPER_SUITE_RUNS = {
     "vizdoom": RunSettings(10_000_000, action_repeat=4),
 }
 # Where an agent's paper shows a suite otherwise than that does by itself.
-PAPER_IMAGE_SIZES = {("dreamer_v2", "atari200m"): 64}
+PAPER_IMAGE_SIZES = {("dreamer_v1", "atari200m"): 64, ("dreamer_v2", "atari200m"): 64}
+# How an agent's paper plays a suite, where that differs from the suite by itself; for all presets of the agent, which
+# differ in their sizes. The whole protocols are in `docs/protocols.md`.
+V1_ATARI = dict(sticky=0.25, life_loss=True, limit=108_000, all_actions=False, resize="bilinear", resize_first=False)
+V1_ATARI |= dict(gray=False)
+V3_PICTURES = dict(min_noops=0, limit=108_000, life_loss=False, resize="bilinear", resize_first=False)
+ENV_ARGS: dict[tuple[str, str], dict[str, Any]] = {
+    ("dreamer_v1", "atari"): V1_ATARI,
+    ("dreamer_v1", "atari200m"): V1_ATARI,
+    ("dreamer_v2", "atari200m"): dict(all_actions=False),
+    ("dreamer_v3", "atari"): V3_PICTURES,
+    ("dreamer_v3", "atari200m"): V3_PICTURES | dict(gray_last=True),
+}
 PAPER_RUNS: dict[str, dict[str, RunSettings]] = {
     "dreamer_v1": {"paper": RunSettings(5_000_000, action_repeat=2), "paper_discrete": RunSettings(2_000_000)},
     "dreamer_v2": {
@@ -491,10 +505,12 @@ def resolve(
     config = replace(replace(config_class(), PRESETS[agent][preset]), overrides or {})
     config.validate()
     suite = (env or "").partition(":")[0]
+    args = dict(ENV_ARGS.get((agent, suite), {}))
     if preset == "small":
-        return config, RUNS.get(agent, {}).get(env, SUITE_RUNS.get(suite, DEFAULT_RUN))
+        return config, RUNS.get(agent, {}).get(env, SUITE_RUNS.get(suite, DEFAULT_RUN))._replace(env_args=args)
     settings = PAPER_RUNS.get(agent, {}).get(preset) or PAPER_SUITE_RUNS.get(suite, PAPER_RUN)
-    return config, settings._replace(image_size=PAPER_IMAGE_SIZES.get((agent, suite), settings.image_size))
+    size = PAPER_IMAGE_SIZES.get((agent, suite), settings.image_size)
+    return config, settings._replace(image_size=size, env_args=args)
 
 
 def starting_config(agent: str, preset: str | None, before: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,18 +14,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import wmjax
 from wmjax import checks, figures, presets
 from wmjax.agents import AGENTS
-from wmjax.envs import make_env, own
+from wmjax.envs.handed import check_args, check_trust
 from wmjax.envs.wrappers import agent_actions
-from wmjax.folder import BEST, CHECKPOINTS, EVAL, member_description, members, open_folder, read_description, warn
+from wmjax.folder import (
+    BEST,
+    CHECKPOINTS,
+    EVAL,
+    member_description,
+    members,
+    open_folder,
+    read_description,
+    warn,
+    write_json,
+)
 from wmjax.loops import checkpoint, host, wandb_log
-from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key, make_evaluator
+from wmjax.loops.driver import Driver, Interrupted, Plan, catch_signals, evaluation_key, make_evaluator
 from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
-from wmjax.loops.signals import catch_signals
-from wmjax.scores import Scores, keep, record, summarize_seeds
-from wmjax.settings import Setup, describe, make, setup
+from wmjax.scores import Scores, summarize_seeds, with_human_normalized
+from wmjax.settings import Setup, check_idle, describe, make, other_env, setup
 from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, TimeStep, UsageError
 
 __all__ = ["Interrupted", "Run", "load", "train"]
@@ -55,75 +63,30 @@ class Run:
     env: Env | HostEnv  # takes what the agent emits
     state: AgentState  # of several seeds: every leaf has a leading axis of them
     members: tuple[Run, ...] = ()  # of several seeds: each as a run of its own
-    step: int = 0  # env steps that the agent was trained for; of several seeds, the one trained longest
-    which: str = "latest"  # the checkpoint, as in `load`
     _acting: Any = dataclasses.field(default=None, repr=False)
-
-    def __repr__(self) -> str:
-        about = self.description
-        seeds = [run.description.get("seed") for run in self.members or (self,)]
-        seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
-        what = f"{about.get('agent')} on {about.get('env') or 'an Env value'}, preset {about.get('preset')}"
-        return f"Run({what}, {seeds}, step {self.step:,} ({self.which}), {str(self.path)!r})"
 
     def evaluate(
         self,
         episodes: int = FINAL_EPISODES,
         seed: int = 0,
         *,
-        env: Env | HostEnv | str | None = None,
+        env: Any = None,
         action: str | None = None,
-        max_steps: int | None = None,
-        eval_envs: int | None = None,
     ) -> Scores:
         """Scores over the first episodes of fresh environments; of several seeds, over the episodes of all.
-
-        Nothing is written; `wmjax eval` keeps what it finds in the run's folder.
 
         Args:
           episodes: of each seed, at least 1.
           seed: of the evaluation; the same seed gives the same episodes.
-          env: another environment, by name or value, with the same observations and actions.
+          env: another environment, as for `train`, with the same observations and actions.
           action: "sample" or "mode"; by default what the agent's configuration says (`eval_action`).
-          max_steps: agent steps after which an episode is cut; by default the environment's own limit, or 10,000 where
-            it has none. `Scores.cut` says how many were.
-          eval_envs: environments on the host to play in at once, never more than episodes; by default as many as in
-            training, at most 16. The scores do not depend on it.
-
-        Raises:
-          UsageError: one of these is not valid.
-          RunError: too many environments on the host were lost.
         """
-        max_steps = None if max_steps is None else checks.number("max_steps", max_steps)
-        some = checks.BOUNDS["eval_envs"]._replace(low=1)
-        eval_envs = None if eval_envs is None else checks.number("eval_envs", eval_envs, some)
-        episodes = checks.number("episodes", episodes)
         agent, where = self._playing(seed, env, action)
-        options = {"options": host.Options(eval_envs=eval_envs)} if isinstance(where, HostEnv) else {}
-        evaluator, key = make_evaluator(agent, where, max_steps=max_steps, **options), evaluation_key(seed)
-        return summarize_seeds(
-            {run.seed: evaluator(run.state.params, key, episodes) for run in self.members or (self,)}
-        )
+        evaluator, key = make_evaluator(agent, where), evaluation_key(seed)
+        returns = {run.seed: evaluator(run.state.params, key, episodes) for run in self.members or (self,)}
+        return summarize_seeds(returns)
 
-    def records(
-        self, scores: Scores, seed: int | None = None, *, env: str | None = None, action: str | None = None, **more: Any
-    ) -> dict[Path, dict[str, Any]]:
-        """An evaluation as it is kept in the run's folder, and of several seeds in that of each; by folder.
-
-        Args:
-          scores: what it came to.
-          seed, env, action, more: as given to `evaluate`. Seed None: each seed of the run, under its own.
-        """
-        one = lambda run, scores: record(
-            scores, env=env or self.description["env"], env_args=self.description.get("env_args") or {},
-            action=action or self.config.eval_action, seed=run.seed if seed is None else seed, step=run.step,
-            which=run.which, **more, version=wmjax.__version__,
-        )  # fmt: skip
-        return {self.path: one(self, scores)} | {run.path: one(run, scores.seeds[run.seed]) for run in self.members}
-
-    def write_episode(
-        self, seed: int = 0, *, env: Env | HostEnv | str | None = None, action: str | None = None
-    ) -> list[Path]:
+    def write_episode(self, seed: int = 0, *, env: Any = None, action: str | None = None) -> list[Path]:
         """Plays an episode and writes what is seen in it to the run's folder (`figures.write_episode`).
 
         Of several seeds, the first one plays. Arguments and errors are those of `evaluate`; it returns the files.
@@ -132,7 +95,7 @@ class Run:
         run = self.members[0] if self.members else self
         return figures.write_episode(self.path, agent, where, run.state.params, evaluation_key(seed))
 
-    def _playing(self, seed: int, env: Env | HostEnv | str | None, action: str | None) -> tuple[Agent, Env | HostEnv]:
+    def _playing(self, seed: int, env: Any, action: str | None) -> tuple[Agent, Env | HostEnv]:
         checks.number("seed", seed)
         agent, where = self.agent, self.env if env is None else self._other_env(env)
         if action is not None:
@@ -145,45 +108,35 @@ class Run:
         """Of the run; of several, the first."""
         return self.description["seed"]
 
-    def _other_env(self, env: Env | HostEnv | str) -> Env | HostEnv:
-        if isinstance(env, str):
-            sizes = {name: self.description[name] for name in ("image_size", "action_repeat")}
-            env = make_env(env, **sizes)
-        if not isinstance(env, Env | HostEnv):
-            raise UsageError(f"env: {env!r} is not valid; a name, an Env or a HostEnv is")
+    def _other_env(self, env: Any) -> Env | HostEnv:
+        env = other_env(self.description, env)
         for name in ("obs", "action"):
             mine, other = getattr(self.env.spec, name), getattr(env.spec, name)
             if mine != other:
                 raise UsageError(f"env: its {name} {other} is not what the agent was trained on, {mine}")
         return agent_actions(env)
 
-    def act(self, obs: Any, *, is_first: bool = False, reward: float = 0.0, seed: int = 0) -> Any:
+    def act(self, obs: Any, *, is_first: bool = False, reward: float = 0.0, seed: int = 0) -> np.ndarray:
         """Chooses an action for one environment, which may be any program that gives such observations.
 
         This is the one method with a memory: the agent's belief, its last action and a key are kept in the run from
         call to call, and set back by `is_first=True` (or by the first call).
 
         Args:
-          obs: an observation of the environment's own, which is read as in training (a picture is resized, a `Dict`
-            flattened); or what `env.spec.obs` says, without batch axes, as a dictionary or, where there is one entry,
-            a bare array. Of an environment on the device pictures may have any size.
+          obs: what `env.spec.obs` says, without batch axes; a bare array where there is one entry.
           is_first: whether an episode begins here.
           reward: that arrived with `obs`.
           seed: of the action's draws; read when the memory is set back.
 
         Returns:
-          The action in the environment's own form, which its action space contains: of one on the device an int32, or
-          floats within the bounds; of Gymnasium's what `step` takes.
-
-        Raises:
-          UsageError: an observation that cannot be read; the message names the entry, what was found and what is valid.
+          The action in the environment's own form: an int32, or floats within the bounds.
         """
         if self.members:
             raise UsageError(f"act: this run has {len(self.members)} seeds; choose one, as in run.members[0].act(...)")
-        seed = checks.number("seed", seed)
-        if np.shape(reward) != () or not np.isfinite(np.asarray(reward, np.float32)):
-            raise UsageError(f"reward: {reward!r} is not valid; a finite number is")
-        obs = {name: value[None] for name, value in own.read(self.env, obs).items()}
+        spaces = self.env.spec.obs
+        obs = obs if isinstance(obs, dict) else dict.fromkeys(spaces, obs)
+        if set(obs) != set(spaces):
+            raise UsageError(f"obs: entries {sorted(obs)} are not valid; {sorted(spaces)} are")
         if self._acting is None:
             self._acting = {"step": _act_program(self.agent, self.env), "carry": None}
         memory = self._acting
@@ -192,10 +145,11 @@ class Run:
             key = jax.random.fold_in(jax.random.key(seed), ACT_KEY)
             memory |= {"carry": self.agent.act_carry(self.state.params, 1), "key": key}
         memory["key"], key = jax.random.split(memory["key"])
+        obs = {name: np.asarray(value, getattr(spaces[name], "dtype", "int32"))[None] for name, value in obs.items()}
         flag = np.zeros(1, bool)
         step = TimeStep(obs, np.full(1, reward, np.float32), np.full(1, is_first), flag, flag)
         memory["carry"], action = memory["step"](self.state.params, key, memory["carry"], step)
-        return own.write(self.env, np.asarray(action))
+        return np.asarray(action)
 
 
 def _act_program(agent: Agent, env: Env | HostEnv) -> Any:
@@ -209,16 +163,30 @@ def _act_program(agent: Agent, env: Env | HostEnv) -> Any:
     return jax.jit(act)
 
 
-def load(path: str | Path, *, env: Env | HostEnv | None = None, which: str = "latest") -> Run:
+def load(
+    path: str | Path,
+    *,
+    env: Any = None,
+    which: str = "latest",
+    env_args: Mapping[str, Any] | None = None,
+    start_timeout: float | None = None,
+    trust_env: bool = False,
+) -> Run:
     """Reads a run. Where its newest checkpoint is damaged it warns, on standard error, and reads the one before.
 
     Args:
       path: its folder.
-      env: needed only if it was trained on an `Env` value.
+      env: what it was trained on, as for `train`; needed only if no name in `config.json` finds it again, as of a value
+        or of what a session without a file defined.
       which: "latest", or "best": the agent at the highest of the periodic evaluations.
+      env_args: arguments of the environment that differ from those of the run.
+      start_timeout: as for `train`.
+      trust_env: whether the code that `config.json` names as the environment's may be imported and run.
 
     Raises:
       UsageError: `path` is not a run folder, or has no checkpoint yet.
+      UntrustedError: the environment is of a module or file that is not installed with the package, and neither `env`
+        nor `trust_env` is given. Nothing has been imported then.
       CheckpointCorruptError: its files are not as they were written.
     """
     path = Path(path)
@@ -227,35 +195,35 @@ def load(path: str | Path, *, env: Env | HostEnv | None = None, which: str = "la
         raise presets.nearest("which", which, ("latest", "best"))
     if description["env"] is None and env is None:
         raise UsageError(f"run: {str(path)!r} was trained on an Env value; load it from Python with env=...")
+    check_idle()
+    own_args = description.get("env_args") or {}
+    check_trust(description["env"] if env is None else None, own_args, checks.flag("trust_env", trust_env))
+    description = description | {"env_args": own_args | check_args(env_args)}
     config = presets.saved_config(description)
-    made = make(description | {"devices": 1}, config, env or description["env"], 1)
+    env = description["env"] if env is None else env
+    made = make(description | {"devices": 1}, config, env, 1, start_timeout)
     if description["seeds"] == 1:
-        step, state = _read_agent(path, made.agent, which)
-        return Run(path, description, config, made.agent, made.env, state, step=step, which=which)
-    found = [_read_agent(folder, made.agent, which) for folder in members(path, description).values()]
-    return _with_members(Run(path, description, config, made.agent, made.env, found[0][1], which=which), found)
+        return Run(path, description, config, made.agent, made.env, _read_agent(path, made.agent, which))
+    states = [_read_agent(folder, made.agent, which) for folder in members(path, description).values()]
+    return _with_members(Run(path, description, config, made.agent, made.env, states[0]), states)
 
 
-def _read_agent(path: Path, agent: Agent, which: str) -> tuple[int, AgentState]:
+def _read_agent(path: Path, agent: Agent, which: str) -> AgentState:
     folder = path / (CHECKPOINTS if which == "latest" else BEST)
     if checkpoint.latest(folder) is None:
         raise UsageError(f"run: {str(path)!r} has no checkpoint in {folder.name}/ yet")
     template = {"agent": jax.eval_shape(agent.init, jax.random.key(0))}
-    step, saved = checkpoint.restore_newest(folder, template, warn)
-    return step, saved["agent"]
+    return checkpoint.restore_newest(folder, template, warn)[1]["agent"]
 
 
-def _with_members(run: Run, found: list[tuple[int, AgentState]]) -> Run:
-    """The run of several seeds, from the env steps and the state of each."""
+def _with_members(run: Run, states: list[AgentState]) -> Run:
+    """The run of several seeds, from the state of each."""
     folders = members(run.path, run.description)
     each = tuple(
-        dataclasses.replace(
-            run, path=path, description=member_description(run.description, seed), state=state, step=step
-        )
-        for (seed, path), (step, state) in zip(folders.items(), found, strict=True)
+        dataclasses.replace(run, path=path, description=member_description(run.description, seed), state=state)
+        for (seed, path), state in zip(folders.items(), states, strict=True)
     )
-    steps, states = zip(*found, strict=True)
-    return dataclasses.replace(run, state=jax.tree.map(lambda *x: jnp.stack(x), *states), members=each, step=max(steps))
+    return dataclasses.replace(run, state=jax.tree.map(lambda *x: jnp.stack(x), *states), members=each)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -264,7 +232,7 @@ def _with_members(run: Run, found: list[tuple[int, AgentState]]) -> Run:
 
 def train(
     agent: str = "dreamer_v3",
-    env: str | Env | HostEnv | None = None,
+    env: Any = None,
     *,
     preset: str | None = None,
     seed: int | None = None,
@@ -276,13 +244,15 @@ def train(
     resume: bool = False,
     image_size: int | None = None,
     action_repeat: int | None = None,
+    env_args: Mapping[str, Any] | None = None,
     eval_every: int | None = None,
-    eval_envs: int | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     max_skipped: int = MAX_SKIPPED,
     workers: int | None = None,
     worker_timeout: float = host.DEFAULTS.timeout,
     max_restarts: int = host.DEFAULTS.max_restarts,
+    start_timeout: float | None = None,
+    trust_env: bool = False,
     memory_map: bool = False,
     no_lock: bool = False,
     wandb: str | None = None,
@@ -293,8 +263,8 @@ def train(
 
     Args:
       agent: a name, see `wmjax list agents`.
-      env: a name, see `wmjax list envs`, or an `Env` or `HostEnv` with its own kind of actions; by default the agent's
-        own example.
+      env: a name, see `wmjax list envs`; a class or function that makes a `gymnasium.Env`; an `Env`, `RawEnv` or
+        `HostEnv` with its own kind of actions; by default the agent's own example.
       preset: a name, see `wmjax list presets`; "small" by default.
       seed: of everything that training draws; 0 by default.
       seeds: how many to train at once, in one program, from `seed` upwards; 1 by default. More than one, and more than
@@ -310,16 +280,16 @@ def train(
         given stay as they are. Others may be changed, and the run then says so, as long as it is not environment, seed,
         image size or action repeat, and its state keeps its shapes.
       image_size, action_repeat: of the environment; the preset's by default.
-      eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default, 0 for none while it
-        trains. Iterations that take no env steps count like those before them.
-      eval_envs: environments on the host that evaluations play in at once, never more than episodes; by default as many
-        as in training, at most 16. 0: in the place of those of training, which are closed for an evaluation and begin
-        new episodes after it, for simulators of which so many may run at once and no more. Results of an evaluation do
-        not depend on it.
+      env_args: arguments of the environment, by name; `config.json` keeps them, with those of the preset that are not
+        given (`docs/protocols.md`).
+      eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default.
       checkpoint_seconds: least time between two checkpoints, which are written in the background.
       max_skipped: updates in a row whose loss or gradient may be other than finite; each is skipped and counted.
       workers: processes that step environments on the host, which these four are for; one per processor by default.
       worker_timeout: seconds for a step, after which a worker counts as hanging and is replaced.
+      start_timeout: seconds for a worker to make its environments and begin episodes; 120 by default.
+      trust_env: to resume a run whose `config.json` names code that is not installed with the package, as its
+        environment; not needed where `env` is given.
       max_restarts: environments that may be lost within an hour before the run stops, with everything saved.
       memory_map: read replay from its files instead of keeping it in memory; it may then be larger than memory.
       no_lock: train without a lock on the run folder, for file systems that have none.
@@ -329,16 +299,16 @@ def train(
 
     Raises:
       UsageError: something asked for cannot be done; found before training starts.
-      Interrupted: Ctrl-C, SIGTERM or SIGHUP came; the run was saved. A second signal stops at once.
+      Interrupted: Ctrl-C or SIGTERM came; the run was saved. A second signal stops at once.
       RunError: the run cannot go on: its updates are not finite, its checkpoints are damaged, its end cannot be saved.
     """
     made = setup(
         agent, env, preset=preset, seed=seed, seeds=seeds, steps=steps, devices=devices, parallel=parallel,
-        image_size=image_size, action_repeat=action_repeat, overrides=overrides,
+        image_size=image_size, action_repeat=action_repeat, env_args=env_args, start_timeout=start_timeout,
+        trust_env=trust_env, overrides=overrides,
         before=read_description(out, warn) if resume and out is not None else None,
     )  # fmt: skip
     eval_every = checks.number("eval_every", max(1, made.steps // 10) if eval_every is None else eval_every)
-    eval_envs = None if eval_envs is None else checks.number("eval_envs", eval_envs)
     max_skipped = checks.number("max_skipped", max_skipped)
     checkpoint_seconds = checks.number("checkpoint_seconds", checkpoint_seconds)
     workers = None if workers is None else checks.number("workers", workers)
@@ -346,13 +316,13 @@ def train(
     worker_timeout = checks.number("worker_timeout", worker_timeout)
     if wandb is not None:
         wandb_log.check()
-    options = host.Options(workers, worker_timeout, max_restarts, memory_map, eval_envs=eval_envs)
+    options = host.Options(workers, worker_timeout, max_restarts, memory_map)
     stream = {True: sys.stdout, False: None}.get(progress, progress)
     say = lambda text: print(text, file=stream, flush=True) if stream is not None else None
     fits = lambda folder: _check_state(made, folder)
     with open_folder(out, resume, made.description, fits, say, no_lock=no_lock) as path:
         say(describe(made, path))
-        with catch_signals(say) as caught, _programs(made, path, options, resume, say, caught) as run_programs:
+        with catch_signals() as caught, _programs(made, path, options, resume, say, caught) as run_programs:
             plan = Plan(
                 made.agent, made.env, path, made.seeds, made.steps, eval_every, checkpoint_seconds, max_skipped, stream,
                 options, wandb,
@@ -362,17 +332,17 @@ def train(
             if caught:
                 raise Interrupted(caught[0], path)
             digest = checkpoint.digest(driver.gather(state))
-        agent_state, step = driver.local(state), driver.env_steps(state)
-        run = Run(path, made.description, made.config, made.agent, made.env, agent_state, step=step)
-        if len(made.seeds) > 1:
-            run = _with_members(run, [(step, tree_of_seed(agent_state, i)) for i in range(len(made.seeds))])
+        agent_state = driver.local(state)
         episodes = FINAL_HOST_EPISODES if isinstance(made.env, HostEnv) else FINAL_EPISODES
-        played = driver.evaluator(agent_state.params, driver.per_seed(evaluation_key), episodes)
-        by_seed = zip(*map(np.atleast_2d, played), strict=True)
-        _tell_scores(run, summarize_seeds(dict(zip(made.seeds, by_seed, strict=True))), say)
+        returns = driver.evaluator(agent_state.params, driver.per_seed(evaluation_key), episodes)
+        scores = summarize_seeds(dict(zip(made.seeds, np.atleast_2d(returns), strict=True)))
+        _write_scores(made, path, scores, say)
+        say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
         say(f"run folder {path}")
         say(f"state sha256 {digest}")
-    return run
+    run = Run(path, made.description, made.config, made.agent, made.env, agent_state)
+    count = len(made.seeds)
+    return run if count == 1 else _with_members(run, [tree_of_seed(agent_state, i) for i in range(count)])
 
 
 @contextlib.contextmanager
@@ -419,15 +389,13 @@ def _device_programs(made: Setup) -> Programs:
     )
 
 
-def _tell_scores(run: Run, scores: Scores, say: Callable[[str], None]) -> None:
-    """Says and keeps what the evaluation at the end came to; a full disk costs the files, not what is said."""
-    if not math.isfinite(scores.mean):
-        say(f"warning: not evaluated; `wmjax eval {run.path}` plays these episodes again")
-        return
-    say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
-    if line := scores.cut_line():
-        say(line)
+def _write_scores(made: Setup, path: Path, scores: Scores, say: Callable[[str], None]) -> None:
+    """`eval.json` of the run and of its seeds; a full disk costs the files, not what is printed."""
+    about = {"env": made.description["env"], "action": None}
     try:
-        keep(run.records(scores))
+        write_json(path / EVAL, with_human_normalized(scores, about["env"]) | about | {"seed": made.seeds[0]})
+        for seed, folder in members(path, made.description).items():
+            found = with_human_normalized(scores.seeds[seed], about["env"])
+            write_json(folder / EVAL, found | about | {"seed": seed})
     except OSError as error:
-        say(f"warning: {EVAL} in {str(run.path)!r} cannot be written ({error.strerror})")
+        say(f"warning: {EVAL} in {str(path)!r} cannot be written ({error.strerror})")

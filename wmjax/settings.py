@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import textwrap
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +12,12 @@ import wmjax
 from wmjax import checks, presets
 from wmjax.agents import AGENTS
 from wmjax.envs import make_env
+from wmjax.envs.handed import check_args, check_trust, handed
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import device
 from wmjax.loops.parallel import AXIS, BACKENDS, check_devices, share
-from wmjax.suites.pictures import DEFAULT_SIZE
-from wmjax.types import Agent, Env, EnvSpec, HostEnv, UsageError
+from wmjax.suites import gym_suite
+from wmjax.types import Agent, Env, HostEnv, UsageError
 
 
 class Setup(NamedTuple):
@@ -37,7 +37,7 @@ class Setup(NamedTuple):
 
 def setup(
     agent: str = "dreamer_v3",
-    env: str | Env | HostEnv | None = None,
+    env: Any = None,
     *,
     preset: str | None = None,
     seed: int | None = None,
@@ -47,6 +47,9 @@ def setup(
     parallel: str | None = None,
     image_size: int | None = None,
     action_repeat: int | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    start_timeout: float | None = None,
+    trust_env: bool = False,
     overrides: dict[str, Any] | None = None,
     before: dict[str, Any] | None = None,
 ) -> Setup:
@@ -56,14 +59,20 @@ def setup(
     """
     before = before if before and before["agent"] == agent else {}
     given = lambda field, value, default: before.get(field, default) if value is None else value
+    check_idle()
+    own_args = before.get("env_args") or {}
+    check_trust(before.get("env") if env is None else None, own_args, checks.flag("trust_env", trust_env))
     env = given("env", env, None if before else presets.default_env(agent))
     if env is None:
         raise UsageError("env: the run was trained on an Env value, which has to be given again")
-    name = env if isinstance(env, str) else None
+    recorded = env if env == before.get("env") else None
+    env, name, args = handed(env, env_args)
+    name = recorded or name
     config = presets.replace(presets.starting_config(agent, preset, before), overrides or {})
     config.validate()
     preset = given("preset", preset, presets.DEFAULT_PRESET)
     _, settings = presets.resolve(agent, preset, name)
+    args = (own_args if before else settings.env_args) | args
     seed, seeds, devices = given("seed", seed, 0), given("seeds", seeds, 1), given("devices", devices, 1)
     parallel = given("parallel", parallel, None) or BACKENDS[0]
     budget = given("steps", steps, settings.steps)
@@ -87,12 +96,13 @@ def setup(
         "seeds": seeds,
         "devices": devices,
         "parallel": parallel if devices > 1 else None,
+        "env_args": args,
         "image_size": image_size,
         "action_repeat": action_repeat,
         "steps": budget,
         "config": dataclasses.asdict(config),
     }
-    made = make(description, config, env, budget)
+    made = make(description, config, env, budget, start_timeout)
     fixed = device.fixed_env_steps(made.agent, made.env)
     if fixed is None:
         return made
@@ -101,14 +111,11 @@ def setup(
             f"steps: {steps} is not valid; the stages of {agent} have lengths of their own, which fields of its "
             f"configuration set: {fixed} env steps in all"
         )
-    return made._replace(steps=fixed, description=made.description | {"steps": fixed})
+    return made._replace(steps=fixed, description=description | {"steps": fixed})
 
 
-def make(description: dict[str, Any], config: Any, env: str | Env | HostEnv, steps: int) -> Setup:
-    named = env if isinstance(env, str) else None
-    if isinstance(env, str):
-        env = make_env(env, image_size=description["image_size"], action_repeat=description["action_repeat"])
-    env = agent_actions(env)
+def make(description: dict[str, Any], config: Any, env: Any, steps: int, start_timeout: float | None = None) -> Setup:
+    env = agent_actions(make_env(env, **env_settings(description, env), start_timeout=start_timeout))
     if isinstance(env, HostEnv):
         for field in ("seeds", "devices"):
             if description[field] > 1:
@@ -117,27 +124,43 @@ def make(description: dict[str, Any], config: Any, env: str | Env | HostEnv, ste
                     "be started side by side)"
                 )
     axis_name = AXIS if description["devices"] > 1 else None
-    factory = AGENTS[description["agent"]][1]
-    if isinstance(env, HostEnv) and (named is None or description["image_size"] is None):
-        env, size = _sized(env, lambda spec: factory(spec, config, axis_name))
-        description = description | ({} if size is None else {"image_size": size})
-    agent = factory(env.spec, config, axis_name)
+    agent = AGENTS[description["agent"]][1](env.spec, config, axis_name)
     device.check(agent)
     if axis_name is not None:
         device.check(agent._replace(recipe=share(agent.recipe, description["devices"])))
     return Setup(description, config, agent, env, steps)
 
 
-def _sized(env: HostEnv, make_agent: Callable[[EnvSpec], Agent]) -> tuple[HostEnv, int | None]:
-    """The environment, with pictures of 64x64 where an agent takes those and not their own; and that size, if so."""
-    if env.resized is not None:
-        try:
-            make_agent(env.spec)
-        except UsageError:
-            with contextlib.suppress(UsageError):  # the first says what is wrong
-                make_agent(env.resized(DEFAULT_SIZE).spec)
-                return env.resized(DEFAULT_SIZE), DEFAULT_SIZE
-    return env, None
+def env_settings(description: Mapping[str, Any], env: Any) -> dict[str, Any]:
+    """What a run says of how its environment is made; nothing for an environment that is a value."""
+    if handed(env).name is None:
+        return {}
+    sizes = {name: description[name] for name in ("image_size", "action_repeat")}
+    return sizes | {"env_args": description.get("env_args") or {}}
+
+
+def other_env(
+    description: Mapping[str, Any], env: Any, env_args: Mapping[str, Any] | None = None, **how: Any
+) -> Env | HostEnv:
+    """Another environment for the agent of a run: shown as its own, and played as the preset of the run has it played.
+
+    `how` are further arguments of `make_env`.
+    """
+    name = handed(env).name
+    if name is None:
+        return make_env(env, env_args=env_args, **how)
+    own = presets.resolve(description["agent"], description["preset"], name)[1].env_args
+    return make_env(env, **env_settings(description, env) | {"env_args": own | check_args(env_args)}, **how)
+
+
+def check_idle() -> None:
+    """Raises `UsageError` where a module that is imported for its environment trains."""
+    source = gym_suite.importing()
+    if source is not None:
+        raise UsageError(
+            f"train: {source!r} is being imported for its environment; put what trains there under "
+            '`if __name__ == "__main__":`'
+        )
 
 
 def describe(made: Setup, path: Path) -> str:
@@ -146,12 +169,12 @@ def describe(made: Setup, path: Path) -> str:
     repeat = f", action repeat {made.env.spec.action_repeat}" if made.env.spec.action_repeat > 1 else ""
     seeds = f"seed {d['seed']}" if d["seeds"] == 1 else f"seeds {made.seeds[0]} to {made.seeds[-1]}"
     spread = f", {d['devices']} devices ({d['parallel']})" if d["devices"] > 1 else ""
-    head = f"{d['agent']} on {d['env'] or 'an Env value'}{repeat}, preset {d['preset']}, {seeds}{spread}"
+    args = "".join(f", {name} {value}" for name, value in d["env_args"].items())
+    head = f"{d['agent']} on {d['env'] or 'an Env value'}{args}{repeat}, preset {d['preset']}, {seeds}{spread}"
     flat: dict[str, Any] = {}
     for name, value in d["config"].items():
         flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
     fields = " ".join(f"{name}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in flat.items())
     obs = ", ".join(f"{name} {space}" for name, space in made.env.spec.obs.items())
     lines = [f"{head}, {made.steps:,} env steps", f"observes {obs}; acts in {made.env.spec.action}"]
-    notes = made.env.notes if isinstance(made.env, HostEnv) else ()
-    return "\n".join([*lines, *notes, *textwrap.wrap(fields, 118), f"run folder {path}"])
+    return "\n".join([*lines, *textwrap.wrap(fields, 118), f"run folder {path}"])

@@ -169,7 +169,7 @@ def test_a_control_task_is_seen_or_felt(name):
         rows = play(env, 1002, lambda: np.ones(1))
         assert [i for i, row in enumerate(rows) if row[2]] == [1000] and not any(row[1] for row in rows)
     with pytest.raises(SuiteError, match=f"did you mean '{name}:walker_walk'"):
-        suite(name).make(("walker_wak", name), True)
+        suite(name).make(("walker_wak", name, {}), True)
 
 
 DRAWS = """

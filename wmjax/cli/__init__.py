@@ -8,23 +8,25 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
 import wmjax
 from wmjax.cli import lists, results, train
-from wmjax.types import RunError, UsageError
+from wmjax.types import RunError, UntrustedError, UsageError
 
 HELP = """\
 World models in JAX: train agents, evaluate them, look at their dreams.
 
 wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N] [--devices N]
-                  [--parallel shard_map|pmap] [--image-size N] [--action-repeat N] [--eval-every N] [--eval-envs N]
+                  [--parallel shard_map|pmap] [--image-size N] [--action-repeat N] [--eval-every N]
+                  [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
                   [--checkpoint-seconds S] [--max-skipped N] [--workers N] [--worker-timeout S] [--max-restarts N]
                   [--memory-map] [--wandb PROJECT] [--out DIR] [--no-lock] [--resume] [--agent.FIELD VALUE ...]
-wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--action sample|mode] [--which latest|best] [--max-steps N]
-                  [--eval-envs N] [--json] [--video]
-wmjax dream RUN   [--context N] [--horizon N] [--which latest|best]
+wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
+                  [--action sample|mode] [--which latest|best] [--json] [--video]
+wmjax dream RUN   [--context N] [--horizon N] [--which latest|best] [--start-timeout S] [--trust-env]
 wmjax plot  RUN...  [--out FILE.png]
 wmjax list  agents|envs|presets
 wmjax --version
@@ -60,10 +62,13 @@ def _fail(text: object) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0; 1 a run that cannot go on; 2 a user's error; 128 + N signal N."""
+    """Runs the command; returns the exit code: 0; 1 a run that cannot go on; 2 a user's error; 130, 143 interrupted."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is as it should be
     try:
         _dispatch(sys.argv[1:] if argv is None else argv)
+    except UntrustedError as error:
+        _fail(f"{error}: wmjax {shlex.join([*(sys.argv[1:] if argv is None else argv), '--trust-env'])}")
+        return 2
     except UsageError as error:
         _fail(error)
         return 2

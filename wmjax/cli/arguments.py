@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import json
 import re
 import typing
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from wmjax.types import UsageError
+
+# Names and values, as they are typed.
+EnvArgs = Annotated[tuple[tuple[str, str], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME VALUE")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +41,7 @@ class TrainArgs:
     parallel: Literal["shard_map", "pmap"] | None = None
     """How to spread over devices; shard_map by default."""
     eval_every: int | None = None
-    """Env steps between evaluations of 16 episodes; a tenth of the steps by default, 0 for none."""
-    eval_envs: int | None = None
-    """Environments on the host that evaluations play in at once, at most one for each episode; as many as in training
-    by default, at most 16. 0: in the place of those of training, which then begin new episodes."""
+    """Env steps between evaluations of 16 episodes; a tenth of the steps by default."""
     checkpoint_seconds: float = 180.0
     """Least time between two checkpoints."""
     max_skipped: int = 100
@@ -49,12 +50,18 @@ class TrainArgs:
     """Side of the pictures in pixels; the preset's by default."""
     action_repeat: int | None = None
     """Steps of the environment that each action is taken for; the preset's by default."""
+    env_arg: EnvArgs = ()
+    """An argument of the environment; may be given again for others. Kept in config.json."""
     workers: int | None = None
     """Processes that step environments on the host; one per processor by default."""
     worker_timeout: float = 60.0
     """Seconds for a step, after which a worker counts as hanging and is replaced."""
     max_restarts: int = 10
     """Environments that may be lost within an hour before the run stops, with everything saved."""
+    start_timeout: float | None = None
+    """Seconds for a worker to make its environments and begin episodes; 120 by default."""
+    trust_env: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --resume: run the code that config.json names as the environment's, though it is not installed."""
     wandb: str | None = None
     """A project of Weights & Biases to send metrics to as well."""
     memory_map: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -70,7 +77,7 @@ class TrainArgs:
 
 @dataclasses.dataclass(frozen=True)
 class EvalArgs:
-    """Play fresh episodes with a trained agent; scores go to a file in the run's evals/, the newest to eval.json."""
+    """Play fresh episodes with a trained agent; scores go to the run's eval.json."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
@@ -80,18 +87,18 @@ class EvalArgs:
     """The same seed gives the same episodes."""
     env: str | None = None
     """Another environment with the same observations and actions."""
+    env_arg: EnvArgs = ()
+    """An argument of the environment that differs from the run's; may be given again for others."""
+    start_timeout: float | None = None
+    """Seconds for a worker to make its environments and begin episodes; 120 by default."""
+    trust_env: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Run the code that config.json names as the environment's, though it is not installed."""
     action: Literal["sample", "mode"] | None = None
     """How actions come from the policy; what the agent's configuration says by default."""
     which: Literal["latest", "best"] = "latest"
     """The agent as it was saved last, or at the highest of the periodic evaluations."""
-    max_steps: int | None = None
-    """Agent steps after which an episode is cut; the environment's own limit by default, or 10,000."""
-    eval_envs: int | None = None
-    """Environments on the host to play in at once, at most one for each episode; as many as in training by default, at
-    most 16. The scores do not depend on it."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print what is kept as one JSON object: mean, std, iqm, ci95 (of the IQM), episodes, returns, lengths, cut (how
-    many episodes), and of what: env, action, seed, step, which."""
+    """Print one JSON object: mean, std, iqm, ci95 (of the IQM), episodes, returns."""
     video: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write an episode as episode.gif, too: at most 1000 steps of it."""
 
@@ -109,6 +116,10 @@ class DreamArgs:
     """Steps that the model sees."""
     horizon: int = 15
     """Steps that it predicts from the actions alone."""
+    start_timeout: float | None = None
+    """Seconds for a worker to make its environments and begin episodes; 120 by default."""
+    trust_env: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Run the code that config.json names as the environment's, though it is not installed."""
     which: Literal["latest", "best"] = "latest"
     """The agent as it was saved last, or at the highest of the periodic evaluations."""
 
@@ -202,5 +213,26 @@ def split_agent(argv: Sequence[str]) -> tuple[str | None, list[str]]:
         token = argv[position]
         if not token.startswith("-"):
             return token, [*argv[:position], *argv[position + 1 :]]
-        position += 1 if "=" in token or token in ("--resume", "--memory-map", "--no-lock", "--help", "-h") else 2
+        position += (
+            3
+            if token in ("--env-arg", "--env_arg")
+            else 1
+            if "=" in token or token in ("--resume", "--memory-map", "--no-lock", "--help", "-h")
+            else 2
+        )
     return None, list(argv)
+
+
+def env_args(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Arguments of an environment: values are JSON, such as numbers, true, false and null, or else text."""
+    words = {"True": True, "False": False, "None": None}  # as in Python
+
+    def read(text: str) -> Any:
+        if text in words:
+            return words[text]
+        try:
+            return json.loads(text, parse_constant=lambda word: text)
+        except ValueError:
+            return text
+
+    return {name: read(text) for name, text in pairs}

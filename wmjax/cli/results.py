@@ -8,56 +8,62 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wmjax.cli.arguments import DreamArgs, EvalArgs, PlotArgs, parse
+from wmjax.cli.arguments import DreamArgs, EvalArgs, PlotArgs, env_args, parse
 from wmjax.types import UsageError
 
 
-def _load(path: Path, which: str) -> Any:
+def _load(args: EvalArgs | DreamArgs, env: str | None = None, env_args: dict[str, Any] | None = None) -> Any:
     from wmjax.cache import enable_compilation_cache
     from wmjax.run import load
 
     enable_compilation_cache()
-    return load(path, which=which)
+    how = dict(which=args.which, start_timeout=args.start_timeout, trust_env=args.trust_env)
+    return load(args.run, env=env, env_args=env_args, **how)
+
+
+def _load_to_play(args: EvalArgs) -> tuple[Any, Any]:
+    """The run, and another environment for it if one is named.
+
+    Where the run's own is of no use without the user's word, the one that is named stands for it.
+    """
+    from wmjax.envs.handed import source_of
+    from wmjax.folder import read_description
+    from wmjax.settings import other_env
+
+    given = env_args(args.env_arg)
+    if args.env is None:
+        return _load(args, env_args=given), None
+    own = read_description(args.run)["env"]
+    if not args.trust_env and (own is None or source_of(own) is not None):
+        return _load(args, args.env, given), None
+    run = _load(args)
+    return run, other_env(run.description, args.env, given, start_timeout=args.start_timeout)
 
 
 def evaluate(argv: Sequence[str]) -> None:
     from wmjax import figures
-    from wmjax.scores import keep
+    from wmjax.folder import EVAL, write_json
+    from wmjax.scores import with_human_normalized
 
     args = parse(EvalArgs, argv, "wmjax eval")
-    run = _load(args.run, args.which)
+    run, where = _load_to_play(args)
     if args.video:
         figures.pictures(run.env.spec)
-    how = {"env": args.env, "action": args.action}
-    scores = run.evaluate(args.episodes, args.seed, **how, max_steps=args.max_steps, eval_envs=args.eval_envs)
-    records = run.records(scores, args.seed, **how, max_steps=args.max_steps)
-    found = records[run.path]
+    scores = run.evaluate(args.episodes, args.seed, env=where, action=args.action)
+    name = args.env or run.description["env"]
+    found = with_human_normalized(scores, name)
+    write_json(run.path / EVAL, found | {"seed": args.seed, "env": name, "action": args.action})
     if args.json:
-        print(json.dumps(found), flush=True)
+        print(json.dumps(found))
     else:
-        _print_scores(run, scores, found)
-    written = []
-    try:
-        written = keep(records)
-    except OSError as error:  # the scores are shown: what is lost is the file
-        print(f"wmjax: warning: the scores cannot be kept in {str(run.path)!r} ({error.strerror})", file=sys.stderr)
-    written += run.write_episode(args.seed, **how) if args.video else []
-    if written:
-        print(f"wrote {' and '.join(map(str, written))}", file=sys.stderr if args.json else sys.stdout)
-
-
-def _print_scores(run: Any, scores: Any, found: dict[str, Any]) -> None:
-    what = f"{run.description['agent']} on {found['env']}"
-    print(
-        f"{what}, {found['which']} checkpoint, step {found['step']:,}; seed {found['seed']}, action {found['action']}"
-    )
-    for seed, own in (scores.seeds or {}).items():
-        print(f"{what}, seed {seed}, {_score_line(own)}")
-    print(f"{what}{', all seeds' if scores.seeds else ''}, {_score_line(scores)}", flush=True)
-    if line := scores.cut_line():
-        print(line)
-    if "human_normalized" in found:
-        print(f"human-normalized mean {found['human_normalized']:.3f} (0 random, 1 human)", flush=True)
+        what = f"{run.description['agent']} on {name}"
+        for seed, own in (scores.seeds or {}).items():
+            print(f"{what}, seed {seed}, {_score_line(own)}")
+        print(f"{what}{', all seeds' if scores.seeds else ''}, {_score_line(scores)}")
+        if "human_normalized" in found:
+            print(f"human-normalized mean {found['human_normalized']:.3f} (0 random, 1 human)")
+    written = [run.path / EVAL, *(run.write_episode(args.seed, env=where, action=args.action) if args.video else [])]
+    print(f"wrote {' and '.join(map(str, written))}", file=sys.stderr if args.json else sys.stdout)
 
 
 def _score_line(scores: Any) -> str:
@@ -72,7 +78,7 @@ def dream(argv: Sequence[str]) -> None:
     from wmjax.loops.driver import evaluation_key
 
     args = parse(DreamArgs, argv, "wmjax dream")
-    run = _load(args.run, args.which)
+    run = _load(args)
     run = run.members[0] if run.members else run  # of several seeds, the first
     result = figures.open_loop(run.agent, run.env, run.state.params, evaluation_key(0), args.context, args.horizon)
     errors = figures.horizon_errors(result, args.context)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from wmjax.cli.arguments import TrainArgs, parse, split_agent, value_of
+from wmjax.cli.arguments import TrainArgs, env_args, parse, split_agent, value_of
 from wmjax.types import UsageError
 
 
@@ -29,6 +29,7 @@ def train(argv: Sequence[str]) -> None:
     args_class.__doc__ = TrainArgs.__doc__
     args = parse(args_class, argv, f"wmjax train {agent}")
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainArgs)}
+    values["env_args"] = env_args(values.pop("env_arg")) or None
     chosen = {
         field.name: getattr(args.agent, field.name)
         for field in dataclasses.fields(config)

@@ -1,20 +1,25 @@
-"""Environments by name: those that run on the device, and those of other libraries in worker processes."""
+"""Environments as they are handed over: by name, by what makes them, or as values.
+
+Some run on the device, those of other libraries in worker processes.
+"""
 
 from __future__ import annotations
 
-import difflib
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from wmjax import checks
-from wmjax.envs import catch, from_craftax, from_gymnax, pendulum, racing, wrappers
-from wmjax.envs.from_gymnasium import from_gymnasium
+from wmjax.envs import catch, from_craftax, from_gymnax, hints, pendulum, racing, wrappers
+from wmjax.envs.check import checked
+from wmjax.envs.from_gymnasium import START_SECONDS, from_gymnasium
+from wmjax.envs.handed import GYM, handed, is_host
 from wmjax.envs.probe import PROBES
-from wmjax.suites import SUITES, suite
+from wmjax.suites import SUITES, SuiteError, check_names, gym_suite, suite
 from wmjax.types import Array, Box, Discrete, Env, EnvSpec, HostEnv, Space, UsageError
 
-__all__ = ["EnvInfo", "env_names", "make_env"]
+__all__ = ["EnvInfo", "env_names", "is_host", "make_env"]
 
 GYMNAX, CRAFTAX = "gymnax:", "craftax:"
 # name -> (rules, side of the picture, what to expect)
@@ -36,11 +41,6 @@ class EnvInfo(NamedTuple):
     description: str
 
 
-def is_host(name: str) -> bool:
-    """Whether an environment of that name would run in worker processes."""
-    return name.partition(":")[0] in SUITES
-
-
 def _steer_gas_brake(action: Array) -> Array:
     """CarRacing's controls; linearly rescaled, 0 would brake by half."""
     steer, gas, brake = action[..., 0], action[..., 1], action[..., 2]
@@ -50,54 +50,94 @@ def _steer_gas_brake(action: Array) -> Array:
 ACTION_MAPS = {"gym:CarRacing-v3": _steer_gas_brake}
 
 
-def make_env(name: str, *, image_size: int | None = None, action_repeat: int | None = None) -> Env | HostEnv:
+def make_env(
+    env: Any,
+    *,
+    image_size: int | None = None,
+    action_repeat: int | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    start_timeout: float | None = None,
+) -> Env | HostEnv:
     """Makes an environment: auto-resetting, with its own kind of actions (`wrappers.agent_actions` changes that).
 
     Args:
-      name: "catch", "pendulum", "racing", "probe:NAME", or, with the extras of these names, "gymnax:NAME" and
-        "craftax:NAME" (`env_names`). A name that begins with one of `suites.SUITES`, such as "gym:CartPole-v1", gives a
-        `HostEnv`.
+      env: "catch", "pendulum", "racing", "probe:NAME", or, with the extras of these names, "gymnax:NAME" and
+        "craftax:NAME" (`env_names`); a name that begins with one of `suites.SUITES`, such as "gym:CartPole-v1",
+        "gym:MODULE:NAME" or "gym:FILE.py:NAME", gives a `HostEnv`, and so does a class or function that makes a
+        `gymnasium.Env`. An `Env`, `RawEnv` or `HostEnv` is checked against its spec (`check.checked`).
       image_size: side of the picture in pixels, at least 8; None for the registered size (64; racing: 96; MinAtar:
         80, and any multiple of 10).
       action_repeat: frames that each action is taken for; None for 1.
+      env_args: arguments of the environment by name; JSON.
+      start_timeout: seconds for what runs in worker processes to be made; None for 120.
 
     Raises:
-      UsageError: unknown name (with the nearest valid one), a missing extra, an image size that the environment cannot
-        be drawn at or that observes no image, an action repeat below 1.
+      UsageError: unknown name (with the nearest valid one), a missing extra, an environment that was made already, an
+        image size that the environment cannot be drawn at or that observes no image, an action repeat below 1, an
+        argument that it does not have, a value that is not what its spec says.
     """
-    if is_host(name):
-        return _make_host(name, image_size, action_repeat)
-    raw = _make_raw(name, image_size)
-    return wrappers.auto_reset(wrappers.action_repeat(raw, 1 if action_repeat is None else action_repeat))
-
-
-def _make_host(name: str, image_size: int | None, action_repeat: int | None) -> HostEnv:
-    image_size = None if image_size is None else checks.number("image_size", image_size)
+    value, name, args = handed(env, env_args)
     repeat = checks.number("action_repeat", 1 if action_repeat is None else action_repeat)
-    suite_name, _, task = name.partition(":")
+    if name is None:
+        if (image_size, action_repeat) != (None, None):
+            raise UsageError("image_size, action_repeat: not valid with an Env value, which has its own")
+        return checked(value)
+    if not isinstance(value, str) or is_host(value):
+        return _make_host(value, name, args, image_size, repeat, start_timeout)
+    return wrappers.auto_reset(wrappers.action_repeat(_make_raw(value, image_size, args), repeat))
+
+
+def _make_host(
+    value: Any, name: str, args: dict[str, Any], image_size: int | None, repeat: int, start_timeout: float | None
+) -> HostEnv:
+    image_size = None if image_size is None else checks.number("image_size", image_size)
+    seconds = START_SECONDS if start_timeout is None else checks.number("start_timeout", start_timeout)
+    try:
+        if isinstance(value, str):
+            suite_name, _, task = value.partition(":")
+            _check_known(value)
+            found = suite(suite_name).find(task, suite_name, args)
+        else:
+            found = gym_suite.found(name.removeprefix(GYM), value, args)
+    except SuiteError as error:
+        raise UsageError(str(error)) from None
     action_map = ACTION_MAPS.get(name)
-    return from_gymnasium(suite_name, task, image_size=image_size, action_repeat=repeat, action_map=action_map)
+    how = dict(image_size=image_size, action_repeat=repeat, action_map=action_map, start_timeout=seconds)
+    return from_gymnasium(value if isinstance(value, str) else name, found, **how)
 
 
-def _make_raw(name: str, image_size: int | None) -> wrappers.RawEnv:
+def _check_known(name: str) -> None:
+    """Raises `UsageError` where an id that Gymnasium does not have has another name here."""
+    task = name.removeprefix(GYM)
+    if task == name or ":" in task or task in gym_suite.gymnasium().registry:
+        return
+    meant = hints.meant(task, _device_names())
+    if meant is not None and meant.removeprefix(GYM) != task:
+        raise UsageError(f"env: unknown name {name!r}; did you mean {meant!r}? (see wmjax list envs)")
+
+
+def _make_raw(name: str, image_size: int | None, args: Mapping[str, Any] = {}) -> wrappers.RawEnv:
     if name.startswith(GYMNAX):
         task = name.removeprefix(GYMNAX)
         if task not in from_gymnax.names():
             raise _unknown(name)
         _check_image_size(name, image_size, pictures=from_gymnax.is_image(task))
-        return from_gymnax.from_gymnax(task, image_size)
+        return from_gymnax.from_gymnax(task, image_size, args)
     if name.startswith(CRAFTAX):
         task = name.removeprefix(CRAFTAX)
         if task not in from_craftax.TASKS:
             raise _unknown(name)
         _check_image_size(name, image_size, pictures=from_craftax.is_image(task))
-        return from_craftax.from_craftax(task, image_size)
-    if name in PROBES:
-        _check_image_size(name, image_size, pictures=False)
-        return PROBES[name].make()
-    if name not in PICTURES:
+        return from_craftax.from_craftax(task, image_size, args)
+    if name not in PICTURES and name not in PROBES:
         raise _unknown(name)
-    _check_image_size(name, image_size, pictures=True)
+    try:
+        check_names(name, (), args)
+    except SuiteError as error:
+        raise UsageError(str(error)) from None
+    _check_image_size(name, image_size, pictures=name in PICTURES)
+    if name in PROBES:
+        return PROBES[name].make()
     rules, size, _ = PICTURES[name]
     return rules(size if image_size is None else image_size)
 
@@ -110,18 +150,17 @@ def _check_image_size(name: str, image_size: int | None, *, pictures: bool) -> N
     checks.number("image_size", image_size)
 
 
-def _unknown(name: str) -> UsageError:
-    builtin = [*PICTURES, *PROBES]
-    craftax = [CRAFTAX + task for task in from_craftax.TASKS]
+def _device_names() -> list[str]:
     gymnax = [GYMNAX + task for task in from_gymnax.names()] if from_gymnax.available() else []
-    spellings = {valid.lower(): valid for valid in builtin + gymnax + craftax}
-    # A task's name alone is near to its full name, whatever its suite.
-    spellings |= {valid.lower().split(":")[-1]: valid for valid in builtin + gymnax + craftax}
-    near = difflib.get_close_matches(name.lower(), spellings, 1, cutoff=0.5)
-    hint = f" did you mean {spellings[near[0]]!r}?" if near else ""
+    return [*PICTURES, *PROBES, *(CRAFTAX + task for task in from_craftax.TASKS), *gymnax]
+
+
+def _unknown(name: str) -> UsageError:
+    meant = hints.meant(name, _device_names())
+    hint = f" did you mean {meant!r}?" if meant else ""
     return UsageError(
-        f"env: unknown name {name!r};{hint} valid are {', '.join(builtin)}, {GYMNAX}NAME, {CRAFTAX}NAME, "
-        f"{', '.join(f'{suite_name}:NAME' for suite_name in SUITES)} (see wmjax list envs)"
+        f"env: unknown name {name!r:.80};{hint} valid are {', '.join([*PICTURES, *PROBES])}, {GYMNAX}NAME, "
+        f"{CRAFTAX}NAME, {', '.join(f'{suite_name}:NAME' for suite_name in SUITES)} (see wmjax list envs)"
     )
 
 

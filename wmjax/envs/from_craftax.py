@@ -10,12 +10,14 @@ import contextlib
 import importlib
 import importlib.util
 import io
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.envs.wrappers import Outcome, RawEnv, settled
+from wmjax.envs.wrappers import Outcome, RawEnv, settled, with_arguments
 from wmjax.types import Box, Discrete, EnvSpec, UsageError
 
 IMAGE_SIZE = 64
@@ -48,24 +50,26 @@ def spec(name: str, image_size: int | None = None) -> EnvSpec:
     return EnvSpec(obs, Discrete(ACTIONS[name]), 10_000 if name.startswith("Classic") else 100_000)
 
 
-def from_craftax(name: str, image_size: int | None = None) -> RawEnv:
+def from_craftax(name: str, image_size: int | None = None, args: Mapping[str, Any] = {}) -> RawEnv:
     """Makes the rules of a task.
 
     Args:
       name: in `TASKS`.
       image_size: side of a picture in pixels, to which craftax's (63x63; full game: 130x110) is resized; None for 64.
+      args: parameters of craftax that differ from its defaults, such as `max_timesteps`.
 
     Returns:
       A `RawEnv`: `{"image": uint8 [image_size, image_size, 3]}`, or `{"vector": float32 [D]}` of symbols.
 
     Raises:
-      UsageError: craftax is not installed.
+      UsageError: craftax is not installed, or a parameter is not valid.
     """
     if not available():
         raise UsageError('env: craftax is not installed; pip install "wmjax[craftax]"')
     with contextlib.redirect_stdout(io.StringIO()):  # it says that it draws textures
         env = importlib.import_module("craftax.craftax_env").make_craftax_env_from_name(TASKS[name][0], False)
-    about, params = spec(name, image_size), env.default_params
+    params = with_arguments(f"craftax:{name}", env.default_params, args)
+    about = spec(name, image_size)._replace(max_episode_steps=int(params.max_timesteps))
     endless = params.replace(max_timesteps=np.iinfo(np.int32).max)
 
     def step(key, state, action):

@@ -7,7 +7,6 @@ observations, rewards and actions through memory, and each steps several environ
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import mmap
@@ -22,18 +21,16 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, NamedTuple
 
-from wmjax.envs import own
-from wmjax.suites import SuiteError, suite
-from wmjax.suites.spaces import ActionReader, obs_reader
 from wmjax.suites.worker import Setup, arrays, layout
-from wmjax.types import Array, EnvSpec, HostEnv, RunError, TimeStep, UsageError
+from wmjax.types import Array, Box, Discrete, EnvSpec, HostEnv, MultiDiscrete, RunError, Space, TimeStep, UsageError
 
-START_SECONDS = 120.0  # for a worker to import its library and begin
+START_SECONDS = 120.0  # for a worker to import its library and begin, unless told otherwise
 STEP_SECONDS = 60.0  # until a worker counts as hanging, unless told otherwise
 MAX_RESTARTS = 10  # within `RESTART_SECONDS`, unless told otherwise
 RESTART_SECONDS = 3600.0
 POLL_SECONDS = 0.5  # between two looks at whether to stop
 CLOSE_SECONDS = 2.0
+LAST_SECONDS = 10.0  # for an environment that was described to end by itself
 
 
 class EnvironmentsLostError(RunError):
@@ -41,51 +38,50 @@ class EnvironmentsLostError(RunError):
 
 
 def from_gymnasium(
-    suite_name: str,
-    task: str,
+    name: str,
+    found: Any,
     *,
     image_size: int | None = None,
     action_repeat: int = 1,
     action_map: Callable[[Array], Array] | None = None,
+    start_timeout: float = START_SECONDS,
 ) -> HostEnv:
-    """Describes environments, after one was made and checked in a process of its own.
+    """Describes environments, after one was made and checked in a process of its own, which has ended.
 
     Args:
-      suite_name: one of `suites.SUITES`.
-      task: what that suite calls it, such as "CartPole-v1".
-      image_size: side of its pictures; None for its own, see `suites.spaces.obs_reader`.
+      name: as messages have it; it begins with one of `suites.SUITES`.
+      found: what `find` of that suite gave.
+      image_size: side of its pictures; None for its own, see `suites.spaces.ObsReader`.
       action_repeat: steps that each action is taken for; their rewards are summed.
       action_map: as in `EnvSpec`.
+      start_timeout: seconds for a process to import its library, make environments and begin episodes.
 
     Raises:
-      UsageError: unknown task, a missing extra, or an environment that breaks Gymnasium's rules (the message says how).
+      UsageError: an environment that cannot be made or sent to a process, or that breaks Gymnasium's rules (the message
+        says how).
     """
-    try:
-        found = suite(suite_name).find(task, suite_name)
-    except SuiteError as error:
-        raise UsageError(str(error)) from None
-    setup = Setup(suite_name, found, image_size, action_repeat, 0, 1, 1, None)
-    return host_env(setup, _describe(f"{suite_name}:{task}", setup), action_map)
+    setup = Setup(name.partition(":")[0], found, image_size, action_repeat, 0, 1, 1, None)
+    about = _describe(name, setup, start_timeout)
+    obs = {entry["name"]: _obs_space(entry) for entry in about["obs"]}
+    spec = EnvSpec(obs, _action_space(about["action"]), about["max_episode_steps"], action_map, about["frames"])
+    start = lambda num_envs, **how: Workers(setup, about, num_envs, start_timeout=start_timeout, **how)
+    return HostEnv(spec, start)
 
 
-def host_env(setup: Setup, about: dict[str, Any], action_map: Callable[[Array], Array] | None) -> HostEnv:
-    """The environment that a worker has described; its own spaces are read here as they are there."""
-    reader = obs_reader(about["native_obs"], about["image_size"])
-    obs = {entry["name"]: own.obs_space(entry) for entry in about["obs"]}
-    action = own.action_space(about["action"])
+def _obs_space(entry: dict[str, Any]) -> Space:
+    if "n" in entry:
+        return Discrete(entry["n"])
+    return Box(entry["low"], entry["high"], tuple(entry["shape"]), entry["dtype"])
 
-    def resized(size: int) -> HostEnv:
-        described = obs_reader(about["native_obs"], size).describe()
-        return host_env(setup._replace(image_size=size), about | {"obs": described, "image_size": size}, action_map)
 
-    return HostEnv(
-        EnvSpec(obs, action, about["max_episode_steps"], action_map, about["frames"]),
-        lambda num_envs, **options: Workers(setup, about, num_envs, **options),
-        read=functools.partial(own.accept, reader),
-        write=ActionReader(about["native_action"]).read,
-        resized=resized if reader.pictures() else None,
-        notes=tuple(reader.notes()),
-    )
+def _action_space(about: dict[str, Any]) -> Space:
+    if about["kind"] == "discrete":
+        return Discrete(about["n"])
+    if about["kind"] == "multi_discrete":
+        return MultiDiscrete(tuple(about["ns"]))
+    low, high = about["low"], about["high"]
+    alike = len(set(low)) == len(set(high)) == 1
+    return Box(*((low[0], high[0]) if alike else (tuple(low), tuple(high))), tuple(about["shape"]))
 
 
 class _Process(NamedTuple):
@@ -126,20 +122,30 @@ def _launch(setup: Setup) -> _Process:
         mine.send(tuple(setup))
     except BrokenPipeError:  # it died at once; whoever reads from it will see
         pass
+    except Exception:  # it cannot be pickled
+        process.end()
+        raise
     return process
 
 
-def _describe(name: str, setup: Setup) -> dict[str, Any]:
-    process = _launch(setup)
+def _describe(name: str, setup: Setup, seconds: float) -> dict[str, Any]:
     try:
-        if not process.connection.poll(START_SECONDS):
-            raise UsageError(f"env: {name!r} could not be made within {START_SECONDS:g} seconds")
+        process = _launch(setup)
+    except OSError as error:
+        raise UsageError(f"env: no process could be started for {name!r} ({error.strerror})") from None
+    except Exception as error:  # whatever pickling raises
+        raise UsageError(f"env: {name!r} cannot be sent to a process of its own: {error}") from error
+    try:
+        if not process.connection.poll(seconds):
+            raise UsageError(
+                f"env: {name!r} could not be made within {seconds:g} seconds; a larger start_timeout gives it longer"
+            )
         about = json.loads(process.connection.recv_bytes())
     except EOFError:
         code = process.popen.wait()
         raise UsageError(f"env: {name!r} ended the process that made it ({_ending(code)})") from None
     finally:
-        process.end(CLOSE_SECONDS)
+        process.end(LAST_SECONDS)  # of some simulators only one may exist: training begins without it
     if "usage" in about or "failed" in about:
         raise UsageError(about.get("usage") or f"env: {name!r} cannot be made: {about['failed']}")
     return about
@@ -160,6 +166,7 @@ class Workers:
       num_envs: environments in all.
       workers: processes; None for one per processor, at most `num_envs`.
       timeout: seconds for a step, after which a process counts as hanging.
+      start_timeout: the same for its start, and for a reset.
       max_restarts: environments that may be lost within an hour.
       training: whether to play for the sake of learning, where a suite makes a difference.
       say: is told what was lost and why.
@@ -174,12 +181,14 @@ class Workers:
         *,
         workers: int | None = None,
         timeout: float = STEP_SECONDS,
+        start_timeout: float = START_SECONDS,
         max_restarts: int = MAX_RESTARTS,
         training: bool = True,
         say: Callable[[str], None] = lambda text: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._about, self._timeout, self._max_restarts, self._say, self._stop = about, timeout, max_restarts, say, stop
+        self._about, self._timeout, self._start_timeout = about, timeout, start_timeout
+        self._max_restarts, self._say, self._stop = max_restarts, say, stop
         size, places = layout(about, num_envs)
         self._file = tempfile.TemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
         self._file.truncate(size)
@@ -213,7 +222,7 @@ class Workers:
         self._seeds = [list(seed) for seed in seeds]
         for setup, process in zip(self._setups, self._processes, strict=True):
             self._tell(process, self._seeds_of(setup))
-        return self._read() if self._wait(START_SECONDS) else None
+        return self._read() if self._wait(self._start_timeout) else None
 
     def _seeds_of(self, setup: Setup, *more: int) -> bytes:
         return json.dumps([[*seed, *more] for seed in self._seeds[setup.first : setup.first + setup.count]]).encode()
@@ -249,16 +258,16 @@ class Workers:
                     waiting.remove(index)
                 else:
                     self._replace(index, reason)
-                    left = max(left, START_SECONDS)
+                    left = max(left, self._start_timeout)
             # What an environment has started may hold the pipe of a process that is dead, so its end is looked for too.
             dead = [index for index in waiting if not ready and self._processes[index].popen.poll() is not None]
             for index in dead:
                 self._replace(index, f"died ({_ending(self._processes[index].popen.returncode)})")
-                left = max(left, START_SECONDS)
+                left = max(left, self._start_timeout)
             if not ready and not dead and left <= 0:
                 for index in waiting:
                     self._replace(index, f"gave no answer for {seconds:g} s")
-                left = START_SECONDS
+                left = self._start_timeout
         return True
 
     def _answer(self, index: int) -> str | None:

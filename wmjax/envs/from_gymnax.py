@@ -6,13 +6,14 @@ MinAtar's planes become RGB pictures; all other observations are vectors.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.envs.wrappers import Outcome, RawEnv, settled
+from wmjax.envs.wrappers import Outcome, RawEnv, settled, with_arguments
 from wmjax.types import Array, Box, Discrete, EnvSpec, PyTree, Space, UsageError
 
 GRID = 10  # MinAtar's side, in cells
@@ -59,12 +60,13 @@ def is_image(name: str) -> bool:
     return name.endswith("-MinAtar")
 
 
-def from_gymnax(name: str, image_size: int | None = None) -> RawEnv:
-    """Makes the rules of the gymnax environment `name`, with its default parameters.
+def from_gymnax(name: str, image_size: int | None = None, args: Mapping[str, Any] = {}) -> RawEnv:
+    """Makes the rules of the gymnax environment `name`.
 
     Args:
       name: a registered name, such as "Breakout-MinAtar".
       image_size: side of a MinAtar picture, a multiple of 10; None for 80. Not for other environments.
+      args: parameters of gymnax that differ from its defaults, such as `max_steps_in_episode`.
 
     Returns:
       A `RawEnv`: `{"image": uint8 [image_size, image_size, 3]}` for MinAtar, else `{"vector": float32 [D]}` (arrays are
@@ -72,7 +74,8 @@ def from_gymnax(name: str, image_size: int | None = None) -> RawEnv:
       truncated is `is_last`.
 
     Raises:
-      UsageError: gymnax is missing, the environment cannot be made, its spaces are not supported, or the image size.
+      UsageError: gymnax is missing, the environment cannot be made, its spaces are not supported, or the image size or
+        a parameter is not valid.
     """
     if is_image(name):
         image_size = IMAGE_SIZE if image_size is None else image_size
@@ -84,6 +87,7 @@ def from_gymnax(name: str, image_size: int | None = None) -> RawEnv:
         env, params = _gymnax().make(name)
     except OSError as error:  # MNISTBandit-bsuite fetches its data
         raise UsageError(f"env: 'gymnax:{name}' cannot be made: {error}") from error
+    params = with_arguments(f"gymnax:{name}", params, args)
     see, obs_space, observe = _observation(name, env.observation_space(params), image_size)
     limit = getattr(params, "max_steps_in_episode", None)
     spec = EnvSpec(obs_space, _action_space(name, env.action_space(params)), None if limit is None else int(limit))

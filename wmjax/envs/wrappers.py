@@ -7,15 +7,17 @@ both branches of a choice are computed) and a step that repeats its action still
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from wmjax import checks
+from wmjax.suites import SuiteError, check_names
 from wmjax.types import Array, Box, Discrete, Env, EnvSpec, HostEnv, MultiDiscrete, PyTree, TimeStep, UsageError
 
 
@@ -146,13 +148,13 @@ def agent_actions(env: Env | HostEnv) -> Env | HostEnv:
     `Box`: float32 of the box's shape, clipped to [-1, 1], then `spec.action_map` or linearly to [low, high].
     Raises `UsageError` for any other space, and for a box without bounds.
     """
-    convert = _converter(env.spec, isinstance(env, HostEnv))
+    convert = _converter(env.spec)
     if isinstance(env, HostEnv):
         return env._replace(native=convert)
     return Env(env.spec, env.reset, lambda key, state, action: env.step(key, state, convert(action)))
 
 
-def _converter(spec: EnvSpec, on_host: bool) -> Callable[[Array], Array]:
+def _converter(spec: EnvSpec) -> Callable[[Array], Array]:
     space = spec.action
     if isinstance(space, Discrete):
         return lambda action: jnp.argmax(action, -1).astype(jnp.int32)
@@ -162,27 +164,41 @@ def _converter(spec: EnvSpec, on_host: bool) -> Callable[[Array], Array]:
             [jnp.argmax(part, -1).astype(jnp.int32) for part in jnp.split(action, cuts, -1)], -1
         )
     if isinstance(space, Box) and jnp.issubdtype(space.dtype, jnp.floating):
-        return _box_converter(space, spec.action_map, on_host)
+        return _box_converter(space, spec.action_map)
     raise UsageError(f"action space: {space} is not supported; valid are Discrete, MultiDiscrete and a Box of floats")
 
 
-MAP = "give EnvSpec.action_map"
-BOUNDS = (
-    "give it some: gymnasium.wrappers.TransformAction(env, lambda a: a, gymnasium.spaces.Box(-1, 1, "
-    "env.action_space.shape)), or RescaleAction(env, -1, 1) in place of a ClipAction that took them away"
-)
-
-
-def _box_converter(space: Box, action_map: Callable[[Array], Array] | None, on_host: bool) -> Callable[[Array], Array]:
+def _box_converter(space: Box, action_map: Callable[[Array], Array] | None) -> Callable[[Array], Array]:
     if action_map is not None:
         return lambda action: action_map(jnp.clip(action, -1, 1)).astype(space.dtype)
-    with np.errstate(over="ignore"):  # what is infinite then has no bounds, as below
-        low, high = (np.broadcast_to(np.asarray(x, space.dtype), space.shape) for x in (space.low, space.high))
+    low, high = (np.broadcast_to(np.asarray(x, space.dtype), space.shape) for x in (space.low, space.high))
     # float32's largest number is how some libraries write "no bound".
     if not (np.abs([low, high]) < np.finfo(np.float32).max).all():
-        shown = f"{space.dtype} {space.shape} in [{np.min(low):g}, {np.max(high):g}]"
-        raise UsageError(f"action space: {shown} has no bounds to rescale [-1, 1] to; {BOUNDS if on_host else MAP}")
+        raise UsageError(f"action space: {space} has no bounds to rescale [-1, 1] to; give EnvSpec.action_map")
     # A weighted mean, and a clip after it, because rounding must not leave the bounds.
     return lambda action: jnp.clip(
         (1 - jnp.clip(action, -1, 1)) / 2 * low + (1 + jnp.clip(action, -1, 1)) / 2 * high, low, high
     ).astype(space.dtype)
+
+
+def with_arguments(name: str, params: Any, args: Mapping[str, Any]) -> Any:
+    """Parameters of an environment, a dataclass of numbers, some of which are given by name.
+
+    Raises `UsageError` for a name that is not there, and for a value that is no number of that kind.
+    """
+    fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+    try:
+        check_names(name, [field for field, value in fields.items() if np.shape(value) == ()], args)
+    except SuiteError as error:
+        raise UsageError(str(error)) from None
+    for field, value in args.items():
+        kinds = bool if isinstance(fields[field], bool) else (int, float) if _is_real(fields[field]) else int
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+            raise UsageError(
+                f"env_args: {field} of {name!r} is {value!r:.80}, which is not valid; such as {fields[field]} is"
+            )
+    return dataclasses.replace(params, **args)
+
+
+def _is_real(value: Any) -> bool:
+    return np.issubdtype(np.asarray(value).dtype, np.floating)

@@ -1,18 +1,20 @@
 """Environments of other libraries, as they run in worker processes.
 
-A suite is a module with `TITLE`, `names() -> list[str]`, `find(task, suite_name)`, which says in the main process what
-a worker needs to know, and `make(found, training) -> gymnasium.Env`, which is called in the worker. What it makes may
-have `frames` (that a step takes), `image_size`, `max_episode_steps` (in steps), and `observe()`, which is asked for
-what `step` then leaves out (None). Nothing here imports JAX or the rest of wmjax: a worker starts in half a second and
-stays small. Each library is imported in one module, lazily.
+A suite is a module with `TITLE`, `names() -> list[str]`, `find(task, suite_name, args)`, which says in the main process
+what a worker needs to know, and `make(found, training) -> gymnasium.Env`, which is called in the worker. `args` are the
+arguments that a user or a preset gives an environment, by name. What `make` makes may have `frames` (that a step
+takes), `image_size`, `max_episode_steps` (in steps), and `observe()`, which is asked for what `step` then leaves out
+(None). Nothing here imports JAX or the rest of wmjax: a worker starts in half a second and stays small. Each library is
+imported in one module, lazily.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from types import ModuleType
+from typing import Any, NamedTuple
 
 # The module of each suite, without `_suite`; what a name begins with is the key.
 SUITES = {
@@ -41,3 +43,52 @@ def unknown(suite_name: str, task: str, valid: Iterable[str], more: str = "(see 
     near = difflib.get_close_matches(task.rpartition(":")[2].lower(), spellings, 1, cutoff=0.5)
     hint = f"did you mean {f'{suite_name}:{spellings[near[0]]}'!r}? " if near else ""
     return SuiteError(f"env: unknown name {f'{suite_name}:{task}'!r}; {hint}{more}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments of an environment
+
+
+class Argument(NamedTuple):
+    """What an argument of an environment may be."""
+
+    valid: Callable[[Any], bool]
+    text: str  # the same in words
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+def whole(low: int) -> Argument:
+    """An integer of at least `low`."""
+    valid = lambda x: isinstance(x, int) and not isinstance(x, bool) and low <= x < 2**31
+    return Argument(valid, f"an integer of at least {low}")
+
+
+def choice(*names: str) -> Argument:
+    """One of some names."""
+    return Argument(lambda x: x in names, f"one of {', '.join(names)}")
+
+
+SWITCH = Argument(lambda x: isinstance(x, bool), "true or false")
+FRACTION = Argument(lambda x: _is_number(x) and 0 <= x <= 1, "a number in [0, 1]")
+
+
+def check_arguments(name: str, valid: Mapping[str, Argument], given: Mapping[str, Any]) -> None:
+    """Raises `SuiteError` for an argument that the environment `name` does not have, or for what is not valid there."""
+    check_names(name, valid, given)
+    for key, value in given.items():
+        if not valid[key].valid(value):
+            raise SuiteError(f"env_args: {key} of {name!r} is {value!r}, which is not valid; {valid[key].text} is")
+
+
+def check_names(name: str, valid: Iterable[str], given: Iterable[str]) -> None:
+    """Raises `SuiteError` for an argument that the environment `name` does not have."""
+    valid = list(valid)
+    for key in given:
+        if key not in valid:
+            near = difflib.get_close_matches(key, valid, 1, cutoff=0.6)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            have = f"valid are {', '.join(valid)}" if valid else "it has none"
+            raise SuiteError(f"env_args: {key!r} is not an argument of {name!r}; {hint}{have}")

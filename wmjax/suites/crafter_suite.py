@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from wmjax.suites import SuiteError
+from wmjax.suites import SuiteError, check_arguments, whole
 from wmjax.suites.gym_suite import gymnasium
 
 TITLE = "Crafter"
 STEPS = 10_000
+ARGUMENTS = {"length": whole(1)}  # steps after which an episode is cut
 
 
 def _crafter() -> Any:
@@ -27,33 +29,32 @@ def names() -> list[str]:
     return ["", "noreward"] if importlib.util.find_spec("crafter") else []
 
 
-def find(task: str, suite_name: str = "crafter") -> bool:
-    """Whether achievements are rewarded."""
+def find(task: str, suite_name: str = "crafter", args: Mapping[str, Any] = {}) -> tuple[bool, int]:
+    """Whether achievements are rewarded, and the steps of an episode at most."""
     _crafter()
     if task not in names():
         raise SuiteError(f"env: unknown name {f'{suite_name}:{task}'!r}; valid are crafter and crafter:noreward")
-    return task == ""
+    check_arguments("crafter", ARGUMENTS, args)
+    return task == "", args.get("length", STEPS)
 
 
-def make(found: bool, training: bool) -> Crafter:
+def make(found: tuple[bool, int], training: bool) -> Crafter:
     """Makes what `find` gave."""
-    return Crafter(found)
+    return Crafter(*found)
 
 
 class Crafter:
-    """Crafter as a Gymnasium environment: 64x64 RGB, 17 actions, 10,000 steps at most."""
+    """Crafter as a Gymnasium environment: 64x64 RGB, 17 actions."""
 
-    max_episode_steps = STEPS
-
-    def __init__(self, reward: bool) -> None:
+    def __init__(self, reward: bool, length: int = STEPS) -> None:
         spaces = gymnasium().spaces
-        self._reward, self._env = reward, None
+        self._reward, self._env, self.max_episode_steps = reward, None, length
         self.observation_space = spaces.Box(0, 255, (64, 64, 3), np.uint8)
         self._begin(0)
         self.action_space = spaces.Discrete(int(self._env.action_space.n))
 
     def _begin(self, seed: int) -> None:
-        self._env = _crafter().Env(reward=self._reward, length=STEPS, seed=seed)
+        self._env = _crafter().Env(reward=self._reward, length=self.max_episode_steps, seed=seed)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
         """A new world."""

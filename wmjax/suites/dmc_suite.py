@@ -6,15 +6,17 @@ import ctypes.util
 import importlib
 import importlib.util
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from wmjax.suites import SuiteError, unknown
+from wmjax.suites import SuiteError, check_arguments, unknown, whole
 from wmjax.suites.gym_suite import gymnasium
 
 TITLE = "DeepMind Control Suite"
 IMAGE_SIZE = 64
+ARGUMENTS = {"camera": whole(0)}  # number of the camera that sees it
 CAMERAS = {"quadruped": 2}  # from behind; the others are seen by their first camera
 # How MuJoCo draws without a screen, by the system library that each way needs, and Debian's package of that.
 BACKENDS = {"egl": ("EGL", "libegl1"), "osmesa": ("OSMesa", "libosmesa6")}
@@ -62,30 +64,35 @@ def names() -> list[str]:
     return sorted(f"{domain}_{task}" for domain, task in tasks)
 
 
-def find(task: str, suite_name: str = "dmc") -> tuple[str, str]:
-    """The task and the name of the suite, which says how it is observed; the library is left to the workers."""
+def find(task: str, suite_name: str = "dmc", args: Mapping[str, Any] = {}) -> tuple[str, str, dict[str, Any]]:
+    """The task, the name of the suite, which says how it is observed, and arguments; the library is for workers."""
     if not _installed():
         raise SuiteError('env: dm_control is not installed; pip install "wmjax[dmc]"')
-    return task, suite_name
+    check_arguments(f"{suite_name}:{task}", ARGUMENTS if suite_name == "dmc" else {}, args)
+    return task, suite_name, dict(args)
 
 
-def make(found: tuple[str, str], training: bool) -> Control:
+def make(found: tuple[str, str, dict[str, Any]], training: bool) -> Control:
     """Makes what `find` gave."""
-    task, suite_name = found
+    task, suite_name, args = found
     vision = suite_name == "dmc"
     tasks = {f"{domain}_{name}": (domain, name) for domain, name in _suite(draws=vision).ALL_TASKS}
     if task not in tasks:
         raise unknown(suite_name, task, tasks)
-    return Control(*tasks[task], vision=vision)
+    return Control(*tasks[task], vision=vision, **args)
 
 
 class Control:
     """One task as a Gymnasium environment. Pictures are 64x64 RGB; vectors keep the names of the suite."""
 
-    def __init__(self, domain: str, task: str, vision: bool) -> None:
+    def __init__(self, domain: str, task: str, vision: bool, camera: int | None = None) -> None:
         spaces = gymnasium().spaces
         self._env = _suite(draws=vision).load(domain, task, task_kwargs={"random": np.random.RandomState(0)})
-        self._vision, self._camera, self._timestep = vision, CAMERAS.get(domain, 0), None
+        self._vision, self._timestep = vision, None
+        self._camera = CAMERAS.get(domain, 0) if camera is None else camera
+        if vision and self._camera >= self._env.physics.model.ncam:
+            count = self._env.physics.model.ncam
+            raise SuiteError(f"env_args: camera {self._camera} is not valid for {domain!r}, which has {count}")
         limit = self._env._step_limit
         self.max_episode_steps = int(limit) if np.isfinite(limit) else None
         action = self._env.action_spec()

@@ -11,15 +11,17 @@ import importlib
 import importlib.util
 import os
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from wmjax.suites import SuiteError, unknown
+from wmjax.suites import SuiteError, check_arguments, unknown, whole
 from wmjax.suites.gym_suite import gymnasium
 
 TITLE = "ViZDoom"
 TICS = 2100  # of an episode, where the scenario does not say
+ARGUMENTS = {"limit": whole(1)}  # tics after which an episode is cut
 # Parts of ids: variants of what is not seen or pressed here, and a scenario that is also moved by numbers.
 HIDDEN = ("MultiBinary", "Audio", "Notifications", "Deathmatch")
 
@@ -45,28 +47,29 @@ def names() -> list[str]:
     return sorted(_scenarios()) if importlib.util.find_spec("vizdoom") else []
 
 
-def find(task: str, suite_name: str = "vizdoom") -> str:
-    """The scenario's id in Gymnasium's registry."""
+def find(task: str, suite_name: str = "vizdoom", args: Mapping[str, Any] = {}) -> tuple[str, int | None]:
+    """The scenario's id in Gymnasium's registry, and its time limit where one is given."""
     found = _scenarios()
     if task not in found:
         raise unknown(suite_name, task, found, f"valid are {', '.join(sorted(found))}")
-    return found[task]
+    check_arguments(f"{suite_name}:{task}", ARGUMENTS, args)
+    return found[task], args.get("limit")
 
 
-def make(found: str, training: bool) -> Doom:
+def make(found: tuple[str, int | None], training: bool) -> Doom:
     """Makes what `find` gave."""
-    return Doom(found)
+    return Doom(*found)
 
 
 class Doom:
     """One scenario as a Gymnasium environment."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, limit: int | None = None) -> None:
         resolution = _vizdoom().ScreenResolution.RES_160X120
         how = dict(max_buttons_pressed=1, screen_resolution=resolution, disable_env_checker=True)
         self._env = gymnasium().make(name, **how).unwrapped
-        if self._env.game.get_episode_timeout() <= 0:
-            self._env.game.set_episode_timeout(TICS)
+        if limit is not None or self._env.game.get_episode_timeout() <= 0:
+            self._env.game.set_episode_timeout(TICS if limit is None else limit)
         self.max_episode_steps = self._env.game.get_episode_timeout()
         self.observation_space = self._env.observation_space["screen"]
         self.action_space = self._env.action_space
