@@ -389,3 +389,57 @@ def test_a_controller_evolved_in_a_dream_of_catch_beats_random_play_in_catch():
     scores = jax.jit(play)(state.params)
     assert scores.mean() > 0.9  # random play earns -0.6
     assert scores.mean() == pytest.approx(float(state.opt_state["controller"].kept_return), abs=0.15)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A search that is done
+
+
+def flat_search(restarts: int | None, generations: int = 5) -> Evolve:
+    """Of one number, in an environment that pays the same for all: it is done once it was flat for long."""
+    return Evolve(
+        "search", evolution.make_iteration, make_strategy(StrategyConfig(1, 4)), get=lambda params: params,
+        set=lambda params, theta: theta, where="env", rollouts=1, max_steps=2, population=4, generations=generations,
+        mean_rollouts=1, restarts=restarts,
+    )  # fmt: skip
+
+
+def iterated(evolve: Evolve, iterations: int) -> list[tuple[AgentState, dict]]:
+    """State and metrics after each iteration."""
+    agent = exact_agent()._replace(
+        act_carry=lambda params, size: (),
+        act=lambda params, key, carry, step, explore: (carry, jnp.ones((len(key), 1)), ()),
+    )
+    env = countdown()
+    run = jax.jit(evolution.make_iteration(agent, env, evolve))
+    params = jnp.zeros(1)
+    state = AgentState(params, {"search": evolution.init_evolving(evolve, jax.random.key(0), params)}, (), jnp.int32(0))
+    found = []
+    for i in range(iterations):
+        state, metrics = run(state, jax.random.fold_in(jax.random.key(1), i), None)
+        found.append((state, metrics))
+    return found
+
+
+@pytest.mark.parametrize(
+    "restarts, played",
+    [
+        pytest.param(None, 50, marks=pytest.mark.slow),
+        pytest.param(0, 18, marks=pytest.mark.slow),  # 10 + 30 / 4 generations of equal returns
+        (1, 18 + 14),  # and 10 + 30 / 8
+    ],
+)
+def test_a_search_that_is_done_goes_on_ends_or_restarts_as_it_is_told(restarts, played):
+    evolve = flat_search(restarts)
+    found = iterated(evolve, 10)
+    assert [search.population for search in evolution.populations(evolve)] == [4, 8][: 1 + (restarts or 0)]
+    assert [int(state.step) for state, _ in found] == [min(5 * (i + 1), played) for i in range(10)]
+    state, metrics = found[-1]
+    assert float(metrics["done"]) == 1 and int(state.opt_state["search"].strategy.generation) <= 18 + 14
+    assert ("restarts" in metrics) == (restarts is not None)
+    if restarts is None:
+        return
+    assert metrics["restarts"] == restarts and np.isnan(metrics["fitness_mean"]) and np.isnan(metrics["mean_return"])
+    ended = found[played // 5][0]  # the iteration it ended in; all after it changes nothing
+    chex.assert_trees_all_equal(jax.tree.leaves(ended), jax.tree.leaves(state))
+    assert np.isfinite(found[played // 5][1]["fitness_mean"])

@@ -75,6 +75,7 @@ BOUNDS: dict[str, Bounds] = (
         "res_blocks",
     )
     | _whole(PICTURE, "patch attention encoder_padding")
+    | _whole(10, "restarts", why=", for each doubles the population")
     | _whole(
         ROWS,
         "num_envs batch_size tokenizer_batch world_model_batch actor_critic_batch vision_batch_size memory_batch_size "
@@ -87,7 +88,7 @@ BOUNDS: dict[str, Bounds] = (
     )
     | _whole(
         COUNT,
-        "replay_capacity prefill train_every warmup exploration_half_life slow_critic_every tokenizer_after "
+        "replay_capacity prefill train_every warmup exploration_half_life exploration_updates slow_critic_every tokenizer_after "
         "world_model_after actor_critic_after collect_epochs final_epochs vision_updates memory_updates collect_steps "
         "generations",
     )

@@ -7,7 +7,8 @@ episodes, which are noisy, tie often and may fail:
   candidates all take one weight, and the weights no longer sum to 1. CMA-ES itself depends on ranks only.)
 - A fitness that is not finite ranks last; a generation without a finite one changes nothing.
 - A run that has converged, is flat, or has an ill-conditioned covariance is `done` and freezes, so that many runs under
-  one `vmap` do not disturb each other. (The state turns to NaN where the deviation underflows.)
+  one `vmap` do not disturb each other. (The state turns to NaN where the deviation underflows.) A search for an agent's
+  parameters then goes on as it is, ends, or restarts with a larger population, as `Evolve.restarts` says.
 - The best candidate is kept by its true fitness, not by a rank, and never by a fitness with a penalty in it.
 - Weight decay makes large solutions worse. (The World Models code has the sign the wrong way around.)
 
@@ -287,20 +288,60 @@ def population_returns(
 # Evolution of an agent's parameters
 
 
+class Restarts(NamedTuple):
+    """How often a search was restarted, and from where it starts."""
+
+    count: Array  # int32 []
+    start: Array  # float [n]
+
+
 class Evolving(NamedTuple):
     """Where an `Evolve` stands; its entry in `AgentState.opt_state`."""
 
     strategy: StrategyState
     kept: Array  # float32 [n], the mean of the distribution that earned most when it was evaluated
     kept_return: Array  # float32 [], what it earned; the lowest number before the first evaluation
+    restarts: Restarts | tuple = ()  # () where `Evolve.restarts` is None
 
 
 def init_evolving(evolve: Evolve, key: Array, params: PyTree) -> Evolving:
     """The search's start: the distribution around the parameters as they are."""
     theta = evolve.get(params)
-    return Evolving(
-        evolve.strategy.init(key, theta), jnp.asarray(theta, jnp.float32), jnp.float32(jnp.finfo(jnp.float32).min)
-    )
+    restarts = () if evolve.restarts is None else Restarts(jnp.int32(0), theta)
+    kept, kept_return = jnp.asarray(theta, jnp.float32), jnp.float32(jnp.finfo(jnp.float32).min)
+    return Evolving(evolve.strategy.init(key, theta), kept, kept_return, restarts)
+
+
+def populations(evolve: Evolve) -> list[Evolve]:
+    """The search as it is before its first restart, after it, and so on: each time with twice the population."""
+    searches = [evolve]
+    for _ in range(evolve.restarts or 0):
+        config = searches[-1].strategy.config
+        larger = make_strategy(dataclasses.replace(config, population=2 * config.population))
+        searches.append(evolve._replace(strategy=larger, population=larger.config.population))
+    return searches
+
+
+def restarts_so_far(evolve: Evolve, state: AgentState) -> Array:
+    """How often the search was restarted, int32: an index of `populations`."""
+    return state.opt_state[evolve.name].restarts.count
+
+
+def is_over(evolve: Evolve, state: AgentState) -> Array:
+    """Whether a search whose `restarts` are not None is done and will not be restarted, bool."""
+    evolving: Evolving = state.opt_state[evolve.name]
+    return evolving.strategy.done & (evolving.restarts.count >= evolve.restarts)
+
+
+def restart_if_done(evolve: Evolve, key: Array, state: AgentState) -> AgentState:
+    """The state after a generation: where the search is done it begins anew, unless it did so often enough (IPOP)."""
+    evolving: Evolving = state.opt_state[evolve.name]
+    again = evolving.strategy.done & ~is_over(evolve, state)
+    # The first state is the same for all populations.
+    _, fresh = restart(evolve.strategy, key, evolving.strategy, evolving.restarts.start)
+    strategy = jax.tree.map(lambda new, old: jnp.where(again, new, old), fresh, evolving.strategy)
+    restarts = evolving.restarts._replace(count=evolving.restarts.count + again)
+    return _with(state, evolve, evolving._replace(strategy=strategy, restarts=restarts))
 
 
 def _world(agent: Agent, env: Env, evolve: Evolve, params: PyTree, key: Array, batch: Trajectory | None, axis_name):
@@ -343,13 +384,30 @@ def tell(
         "fitness_std": jnp.std(fitness, where=finite),
         "failed": jnp.mean(~finite),
         "length": jnp.mean(lengths.astype(jnp.float32)),
+    }
+    evolving = evolving._replace(strategy=strategy)
+    metrics = {name: jnp.float32(value) for name, value in metrics.items()} | _standing(evolving)
+    return _with(state, evolve, evolving)._replace(step=state.step + 1), metrics
+
+
+def _standing(evolving: Evolving) -> Metrics:
+    """The metrics of a search that need no episodes."""
+    strategy = evolving.strategy
+    metrics = {
         "sigma": strategy.sigma,
         "theta_rms": jnp.sqrt(jnp.mean(strategy.mean**2)),
         "generation": strategy.generation,
         "done": strategy.done,
     }
-    state = _with(state, evolve, evolving._replace(strategy=strategy))
-    return state._replace(step=state.step + 1), {name: jnp.float32(value) for name, value in metrics.items()}
+    if evolving.restarts:
+        metrics["restarts"] = evolving.restarts.count
+    return {name: jnp.float32(value) for name, value in metrics.items()}
+
+
+def rest(evolve: Evolve, state: AgentState) -> tuple[AgentState, Metrics]:
+    """A generation of a search that is over: nothing is played, and what `tell` says of episodes is NaN."""
+    played = ("fitness_mean", "fitness_best", "fitness_std", "failed", "length")
+    return state, dict.fromkeys(played, jnp.float32(jnp.nan)) | _standing(state.opt_state[evolve.name])
 
 
 def distribution_mean(evolve: Evolve, state: AgentState) -> Array:
@@ -373,10 +431,16 @@ def keep_mean(evolve: Evolve, state: AgentState, returns: Array) -> tuple[AgentS
     return state, {"mean_return": jnp.float32(score), "kept_return": evolving.kept_return}
 
 
+def keep_all(evolve: Evolve, state: AgentState) -> tuple[AgentState, Metrics]:
+    """As `keep_mean`, where the mean is as it was at its last evaluation."""
+    return state, {"mean_return": jnp.float32(jnp.nan), "kept_return": state.opt_state[evolve.name].kept_return}
+
+
 def means_of_generations(state: AgentState, evolve: Evolve, metrics: Metrics) -> Metrics:
     """Metrics of some generations, each `[generations]`: their means, and the number of the last generation."""
     generation = state.opt_state[evolve.name].strategy.generation
-    return {name: jnp.mean(x) for name, x in metrics.items()} | {"generation": jnp.float32(generation)}
+    mean = jnp.mean if evolve.restarts is None else jnp.nanmean  # of those that were played
+    return {name: mean(x) for name, x in metrics.items()} | {"generation": jnp.float32(generation)}
 
 
 def _with(state: AgentState, evolve: Evolve, evolving: Evolving) -> AgentState:
@@ -405,9 +469,29 @@ def make_generation(agent: Agent, env: Env, evolve: Evolve, axis_name: str | Non
 
     Returns:
       `(AgentState, key, Trajectory or None) -> (AgentState, Metrics)`; the trajectory supplies the starts of dreams.
-      To be compiled by the caller: nothing leaves the device in between. The metrics are those of `tell`.
+      To be compiled by the caller: nothing leaves the device in between. The metrics are those of `tell`, or of `rest`
+      once the search is over.
     """
+    if evolve.restarts is None:
+        return _make_generation(agent, env, evolve, axis_name)
+    sizes = [_make_generation(agent, env, search, axis_name) for search in populations(evolve)]
 
+    def generation(state: AgentState, key: Array, batch: Trajectory | None) -> tuple[AgentState, Metrics]:
+        key_restart, key = jax.random.split(key)
+
+        def play(state: AgentState) -> tuple[AgentState, Metrics]:
+            index = restarts_so_far(evolve, state)
+            state, metrics = jax.lax.switch(
+                index, [lambda state, play=play: play(state, key, batch) for play in sizes], state
+            )
+            return restart_if_done(evolve, key_restart, state), metrics
+
+        return jax.lax.cond(is_over(evolve, state), lambda state: rest(evolve, state), play, state)
+
+    return generation
+
+
+def _make_generation(agent: Agent, env: Env, evolve: Evolve, axis_name: str | None) -> Callable:
     def generation(state: AgentState, key: Array, batch: Trajectory | None) -> tuple[AgentState, Metrics]:
         key_ask, key_tell, key_play, key_starts = jax.random.split(key, 4)
         candidates, state = ask(evolve, key_ask, state)
@@ -433,14 +517,23 @@ def make_iteration(agent: Agent, env: Env, evolve: Evolve, axis_name: str | None
     def iteration(state: AgentState, key: Array, batch: Trajectory | None) -> tuple[AgentState, Metrics]:
         key_search, key_mean, key_starts = jax.random.split(key, 3)
         keys = jax.random.split(key_search, evolve.generations)
+        before = state
         state, metrics = jax.lax.scan(lambda state, key: generation(state, key, batch), state, keys)
-        world, act, act_carry = _world(agent, env, evolve, state.params, key_starts, batch, axis_name)
-        first, count = _share(evolve.mean_rollouts, axis_name)
-        keys = jax.lax.dynamic_slice_in_dim(noise.row_keys(key_mean, evolve.mean_rollouts), first, count)
-        params = evolve.set(state.params, distribution_mean(evolve, state))
-        returns, _ = population_returns(world, act, act_carry, params, keys, 1, evolve.max_steps, axis_name)
+
+        def evaluate(state: AgentState) -> tuple[AgentState, Metrics]:
+            world, act, act_carry = _world(agent, env, evolve, state.params, key_starts, batch, axis_name)
+            first, count = _share(evolve.mean_rollouts, axis_name)
+            keys = jax.lax.dynamic_slice_in_dim(noise.row_keys(key_mean, evolve.mean_rollouts), first, count)
+            params = evolve.set(state.params, distribution_mean(evolve, state))
+            returns, _ = population_returns(world, act, act_carry, params, keys, 1, evolve.max_steps, axis_name)
+            return keep_mean(evolve, state, returns)
+
         metrics = means_of_generations(state, evolve, metrics)
-        state, more = keep_mean(evolve, state, returns)
+        if evolve.restarts is None:
+            state, more = evaluate(state)
+        else:
+            over = is_over(evolve, before)
+            state, more = jax.lax.cond(over, lambda state: keep_all(evolve, state), evaluate, state)
         return state, metrics | more
 
     return iteration

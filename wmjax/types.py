@@ -203,6 +203,7 @@ class Sampling(NamedTuple):
     #   "in_order": windows one after the other, from the oldest on to the newest, and then again
     within_episode: bool = False  # trained steps of one episode only, wherever replay holds such windows
     prioritize_ends: bool = False  # within episodes: the last window of each counts 1 + length times
+    starts: str = "any"  # "first": windows begin where an episode does, wherever replay holds such windows
     pad: str | None = None  # "right": windows start at any step of an episode, what is beyond its end is masked;
     #   "left": windows end at any step of an episode but its last, what is before its start is masked
 
@@ -267,6 +268,8 @@ class Evolve(NamedTuple):
     starts: Callable | None = None  # dream: (params, key, Trajectory) -> States [N] to start from
     sampling: Sampling | None = None  # dream: of that trajectory, one for each iteration
     batch_size: int = 0  # dream: windows of it
+    restarts: int | None = None  # of a search that is done: how often it starts anew, with twice the population each
+    #   time, before it ends; None: it goes on to its last generation
 
 
 class Stage(NamedTuple):

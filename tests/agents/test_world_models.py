@@ -551,6 +551,18 @@ def test_dreams_start_from_what_replay_holds_and_never_from_an_end():
     assert starts.h.any()  # the memory has read what came before
 
 
+def test_dreams_that_start_from_first_frames_start_with_an_empty_memory():
+    _, config, _, state = tiny(controller_z="mean")
+    first = dataclasses.replace(config.evolve, where="dream", start_from="first")
+    evolve = wm.world_models(CATCH, dataclasses.replace(config, evolve=first)).recipe.stages[-1].evolve
+    assert (evolve.sampling.length, evolve.sampling.context, evolve.sampling.starts) == (1, 0, "first")
+    batch = trajectory(config, CATCH, 1, 8)
+    starts = evolve.starts(state.params, jax.random.key(0), batch)
+    assert starts.is_first.all() and not starts.h.any() and not starts.c.any()
+    mu = {tuple(row) for row in np.asarray(batch.latent["mu"][0], np.float32)}
+    assert {tuple(row) for row in np.asarray(starts.z)} <= mu
+
+
 @pytest.mark.slow
 def test_survival_pays_one_for_each_step_where_no_reward_is_predicted():
     agent, _, _, state = tiny(CATCH, reward_head="none", dream_reward="survival")

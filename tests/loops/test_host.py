@@ -336,14 +336,14 @@ def test_a_replay_larger_than_memory_or_disk_is_refused(tmp_path, monkeypatch):
     begin(resume=True)
 
 
-def searching_agent(slots):
+def searching_agent(slots, sigma_min=None, restarts=None):
     """Emits the action with the highest of its parameters, which are searched for, turned by one at every step."""
     size = 2 * ACTIONS
-    strategy = evolution.make_strategy(evolution.StrategyConfig(size, 4))
+    strategy = evolution.make_strategy(evolution.StrategyConfig(size, 4, sigma_min=sigma_min))
     evolve = Evolve(
         "search", evolution.make_iteration, strategy, lambda params: params["theta"],
         lambda params, theta: params | {"theta": theta}, "env", rollouts=2, max_steps=10, population=4, generations=3,
-        mean_rollouts=5,
+        mean_rollouts=5, restarts=restarts,
     )  # fmt: skip
 
     def init(key):
@@ -375,6 +375,20 @@ def test_a_search_tries_every_candidate_as_in_the_device_loop(slots):
     assert metrics[1]["search/kept_return"] > 4  # of 8; actions of random parameters earn 4
     records, _, _ = stored(loop)
     assert records.is_first[2].all()  # acting goes on in new episodes
+
+
+@pytest.mark.slow
+def test_a_search_that_is_done_restarts_and_ends_as_in_the_device_loop():
+    agent = searching_agent(4, sigma_min=0.0999, restarts=1)
+    _, state, metrics = run_host(agent, host_env()[0], [1, 4, 1])
+    expected, wanted = run_device(agent, counter_env(), [1, 4, 1])
+    search = expected.agent.opt_state["search"]
+    assert search.strategy.done and search.restarts.count == 1 and 2 <= int(expected.agent.step) < 12
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, state.agent.opt_state, expected.agent.opt_state)
+    assert int(state.agent.step) == int(expected.agent.step)
+    for name in wanted[1]:
+        np.testing.assert_allclose(metrics[1][name], wanted[1][name], rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("fate", ["lost", "stopped"])

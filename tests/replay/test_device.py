@@ -285,6 +285,38 @@ def test_where_no_episode_is_long_enough_windows_cross_their_ends():
     assert set(np.asarray(batch.step.obs["label"][0] // 100, int)) == set(range(10))
 
 
+def test_windows_that_begin_episodes_are_uniform_over_these():
+    # Rows 8..19 are kept; episodes begin at rows 11 and 16, and what is left of one before begins nothing.
+    replay = filled(rows=12, total=20, first_at=(11, 16))
+    for sampling in (Sampling(1, starts="first"), Sampling(4, over="episodes", pad="right", starts="first")):
+        replays.check(12 * ENVS, ENVS, sampling, 4)
+        _, batch, _ = sample(replay, jax.random.key(0), sampling, 2000)
+        starts, counts = np.unique(np.asarray(batch.step.obs["label"][0] // 100, int), return_counts=True)
+        assert starts.tolist() == [11, 16] and np.abs(counts - 1000).max() < 150
+        assert batch.step.is_first[0].all()
+    without = filled(rows=6, total=20, first_at=(11,))  # rows 14..19: no beginning is left
+    _, batch, _ = sample(without, jax.random.key(0), Sampling(1, starts="first"), 500)
+    assert set(np.asarray(batch.step.obs["label"][0] // 100, int)) == set(range(14, 20))
+    for wrong in (Sampling(2, starts="last"), Sampling(2, pad="left", starts="first")):
+        with pytest.raises(UsageError, match="starts"):
+            replays.check(ENVS * 10, ENVS, wrong, 1)
+
+
+def test_an_episode_is_drawn_first_and_then_a_window_within_it_the_last_one_more_often():
+    replay = filled(rows=12, total=20, first_at=(11, 16))  # episodes of 3, 5 and, still running, 4 rows
+    counts = {}
+    for ends in (False, True):
+        how = Sampling(3, over="episodes", within_episode=True, prioritize_ends=ends)
+        _, batch, _ = sample(replay, jax.random.key(0), how, 12_000)
+        found, number = np.unique(np.asarray(batch.step.obs["label"][0] // 100, int), return_counts=True)
+        counts[ends] = dict(zip(found.tolist(), number / 4000, strict=True))
+    wanted = {8: 1, 11: 1 / 3, 12: 1 / 3, 13: 1 / 3, 16: 1 / 2, 17: 1 / 2}
+    for row, share in wanted.items():
+        np.testing.assert_allclose(counts[False][row], share, rtol=0.15)
+    for row, share in (wanted | {11: 1 / 6, 12: 1 / 6, 13: 4 / 6}).items():
+        np.testing.assert_allclose(counts[True][row], share, rtol=0.15)
+
+
 def test_windows_in_order_cover_every_step_of_every_environment_and_begin_again():
     replay = filled(rows=10, total=17)  # rows 7..16 are kept
     sampling, seen = Sampling(4, over="in_order"), []

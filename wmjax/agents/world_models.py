@@ -61,7 +61,7 @@ sg = jax.lax.stop_gradient
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
 
-FULL_CMA = 1000  # parameters, beyond which a full covariance costs more than it gives
+FULL_CMA = 1100  # parameters, beyond which a full covariance costs more than it gives; Doom has 1,088
 ENCODE_LENGTH = 16  # steps of a window that is encoded at once, of every environment
 
 
@@ -81,6 +81,9 @@ class EvolveConfig:
     mean_rollouts: int = 1024  # episodes of such an evaluation
     horizon: int | None = None  # agent steps of an episode; None: the environment's limit, or 1000
     starts: int = 1024  # encoded records that dreams start from, drawn anew for every `mean_every` generations
+    start_from: Literal["any", "first"] = "any"  # of these: any, with M's memory of what was before; or first frames
+    restarts: int | None = None  # of a search that is done (converged, flat, ill-conditioned): how often it starts anew
+    #   from its first mean, with twice the population each time (IPOP), before it ends; None: it goes on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +200,9 @@ RULES = (
     )
     | rules(FRACTION, "memory_decay")
 )
-EVOLVE_RULES = rules(POSITIVE, "sigma_init population rollouts generations mean_every mean_rollouts horizon starts")
+EVOLVE_RULES = rules(
+    POSITIVE, "sigma_init population rollouts generations mean_every mean_rollouts horizon starts"
+) | rules(NOT_NEGATIVE, "restarts")
 
 
 def _check_choices(config) -> None:
@@ -707,10 +712,11 @@ def unpack_latent(latent: dict[str, Array]) -> dict[str, Array]:
     return {name: x.astype(jnp.float32) for name, x in latent.items()}
 
 
-def dream_starts(model: WorldModel, count: int) -> Callable:
+def dream_starts(model: WorldModel, count: int, first: bool = False) -> Callable:
     """States to dream from: `(params, key, Trajectory [T, B]) -> States [count]`.
 
-    M reads the records, and states are drawn from all of them but those that ended an episode.
+    M reads the records, and states are drawn from all of them but those that ended an episode. Where records are
+    `first` frames, T is 1 and M's memory is empty.
     """
 
     def starts(params, key, trajectory):
@@ -719,7 +725,8 @@ def dream_starts(model: WorldModel, count: int) -> Callable:
         prev_action = jnp.concatenate([jnp.zeros_like(trajectory.action[:1]), trajectory.action[:-1]])
         init = model.init_state(params, trajectory.action.shape[1])
         embed = unpack_latent(trajectory.latent)
-        _, states = dreaming.observe(model, params, keys, init, prev_action, embed, trajectory.step.is_first)
+        is_first = trajectory.step.is_first | first
+        _, states = dreaming.observe(model, params, keys, init, prev_action, embed, is_first)
         states = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
         going = ~trajectory.step.is_last.reshape(-1)
         logits = jnp.where(going | ~going.any(), 0.0, -jnp.inf)
@@ -825,8 +832,9 @@ def _evolve(spec: EnvSpec, config: WorldModelsConfig, model: WorldModel) -> Evol
     strategy = evolution.make_strategy(
         evolution.StrategyConfig(size, search.population, kind, search.sigma_init, weight_decay=search.weight_decay)
     )
-    length = min(32, config.memory_length)
-    rows = min(64, search.starts, config.replay_capacity // length)
+    first = search.start_from == "first"
+    length = 1 if first else min(32, config.memory_length)
+    rows = min(search.starts if first else 64, search.starts, config.replay_capacity // length)
     rows = 2 ** (rows.bit_length() - 1)  # a power of two, which devices can share
     return Evolve(
         "controller",
@@ -841,9 +849,10 @@ def _evolve(spec: EnvSpec, config: WorldModelsConfig, model: WorldModel) -> Evol
         generations=min(search.mean_every, search.generations),
         mean_rollouts=search.mean_rollouts,
         common=search.common,
-        starts=dream_starts(model, search.starts),
-        sampling=Sampling(length),
+        starts=dream_starts(model, search.starts, first),
+        sampling=Sampling(length, starts=search.start_from),
         batch_size=rows,
+        restarts=search.restarts,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -40,8 +41,11 @@ def make_iteration(agent: Agent, env: HostEnv, evolve: Evolve) -> Iteration:
     slots = agent.recipe.num_envs
     act = act_program(agent.act, env, explore=True)
     carry_of = jax.jit(lambda params: agent.act_carry(params, slots))
-    ask = jax.jit(lambda key, state: evolution.ask(evolve, key, state))
-    tell = jax.jit(lambda *args: evolution.tell(evolve, *args))
+    searches = evolution.populations(evolve)
+    asks = [jax.jit(functools.partial(evolution.ask, search)) for search in searches]
+    tells = [jax.jit(functools.partial(evolution.tell, search)) for search in searches]
+    over = jax.jit(lambda state: evolution.is_over(evolve, state))
+    again = jax.jit(lambda key, state: evolution.restart_if_done(evolve, key, state))
     keep = jax.jit(lambda state, returns: evolution.keep_mean(evolve, state, returns))
     keys_of = jax.jit(lambda key, count: noise.row_keys(jax.random.fold_in(key, count), slots))
 
@@ -66,21 +70,32 @@ def make_iteration(agent: Agent, env: HostEnv, evolve: Evolve) -> Iteration:
 
     def iteration(envs: HostEnvs, state: AgentState, key: Array, batch: None) -> tuple[AgentState, Metrics] | None:
         key_search, key_mean, _ = jax.random.split(key, 3)
-        rows = []
+        restarts, rows, index = evolve.restarts is not None, [], 0
+        nothing = restarts and bool(over(state))
         for key_generation in jax.random.split(key_search, evolve.generations):
+            if restarts:
+                key_restart, key_generation = jax.random.split(key_generation)
+                index = int(evolution.restarts_so_far(evolve, state))
+                if over(state):
+                    rows.append(evolution.rest(evolve, state)[1])
+                    continue
             key_ask, key_tell, key_play, _ = jax.random.split(key_generation, 4)
-            candidates, asked = ask(key_ask, state)
+            candidates, asked = asks[index](key_ask, state)
             played = play(envs, state.params, key_play, candidates, evolve.rollouts, evolve.common)
             if played is None:
                 return None
-            state, metrics = tell(key_tell, asked, candidates, *played)
+            state, metrics = tells[index](key_tell, asked, candidates, *played)
+            state = again(key_restart, state) if restarts else state
             rows.append(metrics)
+        metrics = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+        metrics = evolution.means_of_generations(state, evolve, metrics)
+        if nothing:
+            state, more = evolution.keep_all(evolve, state)
+            return state, metrics | more
         mean = evolution.distribution_mean(evolve, state)[None]
         played = play(envs, state.params, key_mean, mean, evolve.mean_rollouts, True)
         if played is None:
             return None
-        metrics = jax.tree.map(lambda *x: jnp.stack(x), *rows)
-        metrics = evolution.means_of_generations(state, evolve, metrics)
         state, more = keep(state, played[0])
         return state, metrics | more
 

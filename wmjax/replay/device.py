@@ -64,6 +64,8 @@ def check(capacity: int, num_envs: int, sampling: Sampling, batch_size: int) -> 
         raise UsageError(
             f"sampling {sampling}: valid are over 'steps', 'episodes' or 'in_order', pad None, 'left' or 'right'"
         )
+    if sampling.starts not in ("any", "first") or (sampling.starts == "first" and sampling.pad == "left"):
+        raise UsageError(f"sampling {sampling}: valid are starts 'any' or, without pad 'left', 'first'")
     if sampling.online and _bounded(sampling):
         raise UsageError(f"sampling {sampling}: online windows cross episodes, so they cannot be chosen by them")
     if sampling.over == "in_order" and (sampling.online or _bounded(sampling)):
@@ -153,7 +155,8 @@ def _starts(replay: Replay, key: Array, window: int, batch_size: int) -> Index:
 
 def _bounded(sampling: Sampling) -> bool:
     """Whether episodes matter to it."""
-    return sampling.over == "episodes" or sampling.within_episode or sampling.pad is not None
+    chosen = sampling.over == "episodes" or sampling.within_episode or sampling.starts == "first"
+    return chosen or sampling.pad is not None
 
 
 def _in_order(replay: Replay, x: Array) -> Array:
@@ -184,6 +187,9 @@ def _weights(replay: Replay, sampling: Sampling) -> tuple[Array, Array]:
         ends = inside & at(begins_next, window - 1) & sampling.prioritize_ends
         # Rather a window across episodes than none.
         weight = jnp.where(inside.any(), inside + sampling.length * ends, whole)
+    if sampling.starts == "first":
+        begun = jnp.where(begins, weight, 0)
+        weight = jnp.where((begun > 0).any(), begun, weight)
     return weight.T.astype(jnp.int32), (first & kept).T
 
 
@@ -255,12 +261,12 @@ def _one_after_the_other(replay: Replay, sampling: Sampling, batch_size: int) ->
 def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> tuple[Replay, Trajectory, Index]:
     """Draws a batch of windows of `T = context + length` steps.
 
-    All (start, environment) pairs are equally likely, or as `Sampling.over`, `within_episode`, `prioritize_ends` and
-    `pad` say. If no window lies in one episode, any window may come. With `sampling.online` the first slots go to
-    complete windows that were not read before, in the order in which they were completed (DreamerV3's online queue):
-    each stream is cut in consecutive windows of T steps and each of these comes once, unless it is overwritten first. A
-    replay serves one online sampling only, for there is one cursor; samplings "in_order", which draw nothing and begin
-    again after the newest window, share it: each goes on where the last was.
+    All (start, environment) pairs are equally likely, or as `Sampling.over`, `within_episode`, `prioritize_ends`,
+    `starts` and `pad` say. If no window lies in one episode, or begins one, any window may come. With `sampling.online`
+    the first slots go to complete windows that were not read before, in the order in which they were completed
+    (DreamerV3's online queue): each stream is cut in consecutive windows of T steps and each of these comes once,
+    unless it is overwritten first. A replay serves one online sampling only, for there is one cursor; samplings
+    "in_order", which draw nothing and begin again after the newest window, share it: each goes on where the last was.
 
     Args:
       replay: holds at least one window (`can_sample`).
