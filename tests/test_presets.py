@@ -1,8 +1,12 @@
+import ast
 import dataclasses
+import re
+from pathlib import Path
 
 import jax
 import pytest
 
+from tests.paper_settings import CONFIGS
 from wmjax import presets
 from wmjax.agents import AGENTS
 from wmjax.types import Box, Discrete, EnvSpec, UsageError
@@ -32,29 +36,96 @@ def test_small_changes_sizes_rates_and_scales_only():
     assert {name for name in paper if paper[name] != small[name]} <= sizes | rates
 
 
-def test_paper_is_what_the_authors_published():
-    paper, _ = presets.resolve("dreamer_v3", "paper")
-    assert (paper.batch_size, paper.length, paper.horizon, paper.learning_rate) == (16, 64, 15, 4e-5)
+def flat(config):
+    """Every field, those of a part as "part.field"."""
+    fields = {}
+    for name, value in dataclasses.asdict(config).items():
+        fields |= {f"{name}.{key}": x for key, x in value.items()} if isinstance(value, dict) else {name: value}
+    return fields
+
+
+def test_every_paper_preset_is_written_out_in_whole():
+    papers = [(agent, name) for agent in AGENTS for name in presets.PRESETS[agent] if name.startswith("paper")]
+    assert list(CONFIGS) == papers
+    whole = {}
+    for agent, name in papers:
+        whole[agent] = whole.get(agent) or CONFIGS[agent, name]
+        found = flat(presets.resolve(agent, name)[0])
+        assert found == whole[agent] | CONFIGS[agent, name], (agent, name)
+
+
+def tables(text):
+    """Of docs/papers.md: rows by agent and preset, each a field and three texts."""
+    found, rows = {}, []
+    for line in text.splitlines():
+        if heading := re.fullmatch(r"### `(\w+)`, `(\w+)`", line):
+            found[heading.groups()] = rows = []
+        elif row := re.fullmatch(r"\| `([\w.]+)` \| (.*?) \| `(.*?)` \| ?(.*?) ?\|", line):
+            rows.append(row.groups())
+        else:
+            assert not line.startswith("| `"), line
+    return found
+
+
+def test_the_documented_settings_of_the_papers_are_those_of_the_presets():
+    found = tables((Path(__file__).parents[1] / "docs" / "papers.md").read_text(encoding="utf-8"))
+    assert list(found) == list(CONFIGS)
+    for key, rows in found.items():
+        assert {field: ast.literal_eval(here) for field, _, here, _ in rows} == CONFIGS[key], key
+        for field, authors, here, why in rows:
+            assert (why != "") == (authors not in (here, "–")), (key, field)
+
+
+def test_a_paper_preset_trains_for_as_long_as_its_benchmark_does():
+    steps = {
+        ("dreamer_v1", "paper"): 5_000_000, ("dreamer_v1", "paper_discrete"): 2_000_000,
+        ("dreamer_v2", "paper"): 200_000_000, ("dreamer_v2", "paper_atari"): 200_000_000,
+        ("dreamer_v2", "paper_dmc"): 2_000_000, ("dreamer_v2", "paper_crafter"): 1_000_000,
+        ("dreamer_v3", "paper"): 1_000_000, ("dreamer_v3", "paper_atari100k"): 400_000,
+        ("dreamer_v3", "paper_crafter"): 1_000_000, ("dreamer_v3", "paper_dmc_proprio"): 500_000,
+        ("dreamer_v3", "paper_dmc_vision"): 1_000_000, ("world_models", "paper_car"): 10_000_000,
+        ("world_models", "paper_doom"): 3_080_000,
+    }  # fmt: skip
+    for (agent, preset), wanted in steps.items():
+        assert presets.resolve(agent, preset)[1].steps == wanted, (agent, preset)
+    steps = lambda env: presets.resolve("dreamer_v3", "paper", env)[1].steps
+    assert (steps("atari:Pong"), steps("atari200m:Pong"), steps("dmc:walker_walk")) == (400_000, 200_000_000, 1_000_000)
+    assert (steps("dmc_proprio:walker_walk"), steps("crafter")) == (500_000, 1_000_000)
+    settings = presets.resolve("dreamer_v2", "paper_atari", "atari200m:Pong")[1]
+    assert (settings.steps, settings.image_size) == (200_000_000, 64)
     assert presets.resolve("dreamer_v3", "paper", overrides={"size": "12m"})[0].dimensions.deter == 2048
 
 
-def test_paper_has_the_authors_settings_of_each_benchmark():
-    for name, ratio, envs, size in (
-        ("paper", 32, 16, "200m"),
-        ("paper_atari100k", 256, 1, "200m"),
-        ("paper_crafter", 512, 1, "200m"),
-        ("paper_dmc_proprio", 1024, 16, "1m"),
-        ("paper_dmc_vision", 256, 16, "200m"),
-    ):
-        config, _ = presets.resolve("dreamer_v3", name)
-        assert (config.train_ratio, config.num_envs, config.size) == (ratio, envs, size)
-    paper = presets.resolve("dreamer_v3", "paper")[0]
-    assert (paper.warmup, paper.grad_clip, paper.beta1, paper.beta2, paper.epsilon) == (1000, 0.3, 0.9, 0.999, 1e-20)
-    assert (paper.replay_capacity, paper.prefill, paper.actor_unimix, paper.eval_action) == (5e6, 1024, 0.01, "sample")
-    steps = lambda env: presets.resolve("dreamer_v3", "paper", env)[1].steps
-    assert (steps("atari:Pong"), steps("atari200m:Pong"), steps("dmc:walker_walk")) == (400_000, 200_000_000, 1_000_000)
-    settings = presets.resolve("dreamer_v2", "paper_atari", "atari200m:Pong")[1]
-    assert (settings.steps, settings.image_size) == (200_000_000, 64)
+def test_dreamer_v3_begins_to_train_with_as_many_windows_as_its_authors():
+    for preset in ("paper", "paper_atari100k", "paper_crafter", "paper_dmc_proprio", "paper_dmc_vision"):
+        config, _ = presets.resolve("dreamer_v3", preset)
+        recipe = AGENTS["dreamer_v3"][1](SPEC, dataclasses.replace(config, size="1m")).recipe
+        rows = recipe.stages[0].iterations * recipe.stages[0].collect
+        windows = recipe.num_envs * (rows - config.length)  # of 65 steps
+        assert windows == 1024, preset
+
+
+def test_dreamer_v1_and_v2_draw_episodes_as_their_authors_do():
+    for agent, preset, ends in (
+        ("dreamer_v1", "paper", False), ("dreamer_v2", "paper", True), ("dreamer_v2", "paper_dmc", False)
+    ):  # fmt: skip
+        recipe = AGENTS[agent][1](SPEC, presets.resolve(agent, preset)[0]).recipe
+        sampling = recipe.stages[-1].updates[0].sampling
+        assert (sampling.over, sampling.within_episode, sampling.prioritize_ends) == ("episodes", True, ends)
+
+
+def test_doom_in_the_papers_mapping_of_actions_is_searched_with_a_full_covariance():
+    config, _ = presets.resolve("world_models", "paper_doom")
+    for action, size, kind in ((Box(-1, 1, (1,)), 1088, "cma_es"), (Discrete(3), 3264, "sep_cma_es")):
+        agent = AGENTS["world_models"][1](SPEC._replace(action=action), config)
+        search = agent.recipe.stages[-1].evolve
+        assert (search.strategy.config.dims, search.strategy.config.kind, search.population) == (size, kind, 64)
+        assert (search.sampling.starts, search.max_steps) == ("first", 2100)
+        made = {stage.name: stage for stage in agent.recipe.stages}
+        updates = {name: made[name].iterations * made[name].updates[0].repeats for name in ("vision", "memory")}
+        assert updates == {"vision": 308_000, "memory": 24_400}
+        # Of a chunk of 500 records 499 are predicted; 61 fit in what each of 100 environments collects.
+        assert made["collect"].iterations * made["collect"].collect == 30_800
 
 
 def test_guide_has_the_numbers_of_the_guide():
@@ -99,55 +170,10 @@ def test_the_guides_dreamer_v2_has_its_numbers():
     assert (text.kl_mode, text.kl_balance) == ("balanced", 0.5)
 
 
-def test_the_papers_dreamer_v1_differs_between_continuous_and_discrete_actions():
-    continuous, discrete = (presets.resolve("dreamer_v1", name)[0] for name in ("paper", "paper_discrete"))
-    for config in (continuous, discrete):
-        assert config.within_episode and (config.batch_size, config.length, config.free_nats) == (50, 50, 3.0)
-        assert (config.model_lr, config.actor_lr, config.critic_lr, config.epsilon) == (6e-4, 8e-5, 8e-5, 1e-7)
-    assert fields(continuous, "use_continue kl_scale horizon exploration") == dict(
-        use_continue=False, kl_scale=1.0, horizon=15, exploration=0.3
-    )
-    assert fields(discrete, "use_continue kl_scale horizon exploration exploration_min cont_scale") == dict(
-        use_continue=True, kl_scale=0.1, horizon=10, exploration=0.4, exploration_min=0.1, cont_scale=10.0
-    )
-
-
-def test_the_papers_dreamer_v2_has_a_preset_for_each_of_its_published_settings():
-    names = "deter discount kl_scale free_nats entropy_scale model_lr actor_lr critic_lr cont_scale train_every"
-    expected = {
-        "paper": (600, 0.999, 0.1, 0.0, 1e-3, 2e-4, 4e-5, 1e-4, 5.0, 16),
-        "paper_atari": (600, 0.995, 0.1, 0.0, 1e-3, 2e-4, 4e-5, 1e-4, 5.0, 4),
-        "paper_dmc": (200, 0.99, 1.0, 1.0, 1e-4, 3e-4, 8e-5, 8e-5, 5.0, 5),
-        "paper_crafter": (1024, 0.999, 1.0, 0.0, 3e-3, 1e-4, 1e-4, 1e-4, 1.0, 5),
-    }
-    for preset, values in expected.items():
-        config, _ = presets.resolve("dreamer_v2", preset)
-        assert tuple(fields(config, names).values()) == values, preset
-        assert config.within_episode and config.prioritize_ends and config.kl_balance == 0.8
-        assert (config.epsilon, config.grad_clip, config.weight_decay) == (1e-5, 100.0, 1e-6)
-        assert config.hidden == config.deter and config.slow_critic_every == 100
-    assert presets.resolve("dreamer_v2", "paper_atari")[0].batch_size == 50
-    assert presets.resolve("dreamer_v2", "paper_crafter")[0].norm == "layer"
-    assert not presets.resolve("dreamer_v2", "paper_dmc")[0].use_continue
-
-
 def test_the_guides_iris_has_its_numbers():
     guide, _ = presets.resolve("iris", "guide")
     assert fields(guide, "vocab_size embed_dim width heads layers reward_tokens horizon norm ff") == dict(
         vocab_size=512, embed_dim=64, width=512, heads=8, layers=6, reward_tokens=True, horizon=15, norm="pre", ff=None
-    )
-
-
-def test_the_papers_iris_is_its_atari_100k():
-    paper, _ = presets.resolve("iris", "paper")
-    assert fields(paper, "collect_epochs collect num_envs final_epochs epsilon") == dict(
-        collect_epochs=500, collect=200, num_envs=1, final_epochs=100, epsilon=0.01
-    )
-    assert (paper.tokenizer_batch, paper.world_model_batch, paper.actor_critic_batch) == (256, 64, 64)
-    assert (paper.tokenizer_after, paper.world_model_after, paper.actor_critic_after) == (5, 25, 50)
-    assert {paper.tokenizer_rate, paper.world_model_rate, paper.actor_critic_rate} == {1e-4}
-    assert fields(paper, "discount lambda_ entropy_scale weight_decay grad_clip") == dict(
-        discount=0.995, lambda_=0.95, entropy_scale=1e-3, weight_decay=0.01, grad_clip=10.0
     )
 
 

@@ -88,9 +88,9 @@ BOUNDS: dict[str, Bounds] = (
     )
     | _whole(
         COUNT,
-        "replay_capacity prefill train_every warmup exploration_half_life exploration_updates slow_critic_every tokenizer_after "
-        "world_model_after actor_critic_after collect_epochs final_epochs vision_updates memory_updates collect_steps "
-        "generations",
+        "replay_capacity prefill train_every warmup exploration_half_life exploration_updates slow_critic_every "
+        "tokenizer_after world_model_after actor_critic_after collect_epochs final_epochs vision_updates "
+        "memory_updates collect_steps generations",
     )
     | {"train_ratio": Bounds(0, 1e6, whole=False, open=True)}
 )

@@ -52,8 +52,8 @@ PRESET_NOTES = {
     "paper_doom": "the authors' hyperparameters for Doom, evolved in dreams",
 }
 
-# DreamerV2 trains on windows within episodes, and on their ends more often.
-V2_EPISODES = dict(within_episode=True, prioritize_ends=True)
+# DreamerV1 and V2 draw an episode first, then a window within it.
+EPISODES = dict(within_episode=True, over="episodes")
 
 # Overrides of the paper's defaults, by agent and preset.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -107,15 +107,17 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             train_every=100,
             train_steps=100,
         ),
-        "paper": dict(within_episode=True),
-        "paper_discrete": dict(
-            within_episode=True,
+        # Replay keeps everything: as many steps as `PAPER_RUNS` has.
+        "paper": EPISODES | dict(replay_capacity=2_500_000),
+        "paper_discrete": EPISODES
+        | dict(
             use_continue=True,
             kl_scale=0.1,
             horizon=10,
             exploration=0.4,
             exploration_min=0.1,
-            exploration_half_life=100_000,  # 0.1 after 200 thousand steps
+            exploration_updates=200_000,
+            replay_capacity=2_000_000,
         ),
     },
     "dreamer_v2": {
@@ -188,9 +190,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             train_every=100,
             train_steps=100,
         ),
-        "paper": V2_EPISODES,
-        "paper_atari": V2_EPISODES | dict(batch_size=50, discount=0.995, train_every=4),
-        "paper_dmc": V2_EPISODES
+        # On Atari and Crafter the last window of an episode is drawn more often.
+        "paper": EPISODES | dict(prioritize_ends=True),
+        "paper_atari": EPISODES | dict(prioritize_ends=True, batch_size=50, discount=0.995, train_every=4),
+        "paper_dmc": EPISODES
         | dict(
             deter=200,
             hidden=200,
@@ -200,6 +203,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             reward_transform="identity",
             discount=0.99,
             entropy_scale=1e-4,
+            cont_scale=1.0,
             model_lr=3e-4,
             actor_lr=8e-5,
             critic_lr=8e-5,
@@ -207,8 +211,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             pretrain=100,
             train_every=5,
         ),
-        "paper_crafter": V2_EPISODES
+        "paper_crafter": EPISODES
         | dict(
+            prioritize_ends=True,
             deter=1024,
             hidden=1024,
             norm="layer",
@@ -236,6 +241,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             learning_rate=1e-3,
             warmup=100,
             train_ratio=16.0,
+            prefill=1024,
             entropy_scale=1.5e-2,
             image_scale=4.0,
         ),
@@ -254,13 +260,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             length=50,
             num_envs=1,
             train_ratio=2500.0,
+            prefill=1024,
             replay_capacity=1_000_000,
             learning_rate=6e-4,
         ),
         "paper": dict(),
-        # The authors' settings by benchmark, where they differ from the above.
-        "paper_atari100k": dict(train_ratio=256.0, num_envs=1),
-        "paper_crafter": dict(train_ratio=512.0, num_envs=1),
+        # The authors' settings by benchmark, where they differ from the above. One environment needs fewer steps for
+        # the 1,024 windows that training begins with.
+        "paper_atari100k": dict(train_ratio=256.0, num_envs=1, prefill=1088),
+        "paper_crafter": dict(train_ratio=512.0, num_envs=1, prefill=1088),
         "paper_dmc_proprio": dict(size="1m", train_ratio=1024.0),
         "paper_dmc_vision": dict(train_ratio=256.0),
     },
@@ -290,7 +298,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         # The defaults: CarRacing.
         "paper_car": dict(),
-        # Doom (Take Cover): evolved in dreams.
+        # Doom (Take Cover): evolved in dreams, which start at first frames. 10,000 episodes by random actions are about
+        # 3.08 million frames: V's log ends after 308 thousand updates, ten epochs of 100 each, and M's after 400 epochs
+        # of 61 chunks of 500 frames.
         "paper_doom": dict(
             latent=64,
             hidden=512,
@@ -301,14 +311,17 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             temperature=1.15,
             memory_decay=0.99999,
             memory_batch_size=100,
-            memory_length=500,
-            memory_updates=40_000,
+            memory_length=499,
+            memory_updates=24_400,
             memory_stateful=True,
             num_envs=100,
             inputs="zch",
             controller_bias=False,
             collection="held",
-            evolve=dict(where="dream", horizon=2100, generations=200),
+            collect_steps=3_080_000,
+            replay_capacity=3_080_000,
+            vision_updates=308_000,
+            evolve=dict(where="dream", start_from="first", horizon=2100, generations=200),
         ),
         # "Paper 1" of the guide: 96x96 pictures (its decoder, from a 3x3 map so that it really gives 96), 32 latents, a
         # plain ELBO summed over batches, one mixture of 5 for all latents, Gaussian reward, [z] -> 99 parameters.
@@ -456,10 +469,16 @@ PAPER_RUNS: dict[str, dict[str, RunSettings]] = {
         "paper_atari": RunSettings(200_000_000),
         "paper_dmc": RunSettings(2_000_000, action_repeat=2),
     },
+    "dreamer_v3": {
+        "paper_atari100k": RunSettings(400_000),
+        "paper_crafter": RunSettings(1_000_000),
+        "paper_dmc_proprio": RunSettings(500_000),
+        "paper_dmc_vision": RunSettings(1_000_000),
+    },
     # Frames to collect, and the size of picture that each is made for.
     "world_models": {
         "paper_car": RunSettings(10_000_000, image_size=64),
-        "paper_doom": RunSettings(10_000_000, image_size=64),
+        "paper_doom": RunSettings(3_080_000, image_size=64),
         "guide": RunSettings(1_000_000, image_size=96),
     },
 }

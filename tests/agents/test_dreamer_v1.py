@@ -295,6 +295,14 @@ def test_exploration_halves_with_the_steps_that_were_taken_and_stops_at_its_mini
     assert float(new.params["exploration"]) == pytest.approx(0.4 * 0.5 ** ((16 + 4) / 100))
 
 
+def test_the_papers_exploration_falls_evenly_to_its_minimum():
+    paper = presets.resolve("dreamer_v1", "paper_discrete")[0]  # 0.4 to 0.1 in 200 thousand updates
+    amounts = [float(v1.exploration_amount(paper, jnp.int32(n))) for n in (0, 50_000, 100_000, 200_000, 10**6)]
+    assert amounts == pytest.approx([0.4, 0.325, 0.25, 0.1, 0.1])
+    with pytest.raises(UsageError, match="exploration_half_life and exploration_updates are two schedules"):
+        dataclasses.replace(TINY_V1, exploration_half_life=5, exploration_updates=5).validate()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
 

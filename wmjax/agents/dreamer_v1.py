@@ -7,9 +7,8 @@ from the same weights.
 
 Departures: noise is independent between the rows of a batch, and the mode of the actor is chosen for each row (the code
 shares both by mistake); starts of imagination at terminal steps weigh nothing, where the code drops the last step of
-every sequence; windows end at the last step of an episode too; every window within an episode is equally likely, where
-the code draws an episode first; vector observations and images of other sizes than 64 are taken, as in DreamerV2
-(`nets.strided_codec`).
+every sequence; windows end at the last step of an episode too; vector observations and images of other sizes than 64
+are taken, as in DreamerV2 (`nets.strided_codec`). Numbers that differ: `docs/papers.md`.
 
 Read from top to bottom: configuration, networks, world model, losses, update, agent.
 """
@@ -92,7 +91,8 @@ class DreamerV1Config:
     bootstrap: bool = True  # end returns with the value of the last state; False: with its reward
     entropy_scale: float = 0.0
     exploration: float = 0.3  # deviation of the noise, or share of random actions, while collecting
-    exploration_half_life: int | None = None  # agent steps in which it halves; None: it stays
+    exploration_half_life: int | None = None  # agent steps in which it halves (the code); None: it does not
+    exploration_updates: int | None = None  # updates in which it falls evenly to `exploration_min` (the paper)
     exploration_min: float = 0.0
 
     # Optimizers: world model, actor, critic.
@@ -108,6 +108,7 @@ class DreamerV1Config:
     batch_size: int = 50
     length: int = 50  # trained steps of a sequence; one more supplies the action before them
     within_episode: bool = False  # sequences do not cross the end of an episode
+    over: Literal["steps", "episodes"] = "steps"  # all sequences are equally likely; or all episodes, then those of one
     num_envs: int = 1
     replay_capacity: int = 1_000_000
     prefill: int = 2500  # agent steps by random actions: 5000 frames
@@ -132,6 +133,11 @@ class DreamerV1Config:
             raise UsageError(
                 f"exploration_min must be at most exploration={self.exploration}, got {self.exploration_min}"
             )
+        if self.exploration_half_life is not None and self.exploration_updates is not None:
+            raise UsageError(
+                f"exploration_half_life and exploration_updates are two schedules: one of them must be None, got "
+                f"{self.exploration_half_life} and {self.exploration_updates}"
+            )
         if self.imagine_last > self.length:
             raise UsageError(f"imagine_last must be in [0, length={self.length}], got {self.imagine_last}")
         recipes.check_bursts(
@@ -143,8 +149,8 @@ class DreamerV1Config:
 RULES = (
     checks.rules(
         checks.POSITIVE,
-        "deter hidden stoch min_std depth embed units vector_layers exploration_half_life model_lr actor_lr critic_lr "
-        "epsilon grad_accum batch_size length num_envs replay_capacity train_every train_steps",
+        "deter hidden stoch min_std depth embed units vector_layers exploration_half_life exploration_updates model_lr "
+        "actor_lr critic_lr epsilon grad_accum batch_size length num_envs replay_capacity train_every train_steps",
     )
     | checks.rules(
         checks.NOT_NEGATIVE,
@@ -521,8 +527,14 @@ def grouped(params: dict) -> dict[str, dict]:
 
 
 def exploration_amount(config: DreamerV1Config, updates: Array) -> Array:
-    """How much to explore after so many updates, a float32 scalar; it halves every `exploration_half_life` steps."""
+    """How much to explore after so many updates, a float32 scalar.
+
+    It halves every `exploration_half_life` steps, or falls evenly in `exploration_updates`, down to `exploration_min`.
+    """
     amount = jnp.float32(config.exploration)
+    if config.exploration_updates is not None:
+        left = 1 - jnp.minimum(updates / config.exploration_updates, 1.0)
+        return config.exploration_min + (amount - config.exploration_min) * left
     if config.exploration_half_life is None:
         return amount
     bursts = jnp.maximum(updates - config.pretrain, 0) / config.train_steps
@@ -627,7 +639,7 @@ def dreamer_v1(spec: EnvSpec, config: DreamerV1Config, axis_name: str | None = N
     recipe = recipes.bursts(
         act,
         learn,
-        Sampling(config.length, context=1, within_episode=config.within_episode),
+        Sampling(config.length, context=1, over=config.over, within_episode=config.within_episode),
         num_envs=config.num_envs,
         replay_capacity=config.replay_capacity,
         batch_size=config.batch_size,

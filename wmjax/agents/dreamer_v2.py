@@ -4,10 +4,10 @@ Paper: Hafner, Lillicrap, Norouzi, Ba, "Mastering Atari with Discrete World Mode
 Implemented as the authors' code of 2022 does it: layer-normed GRU, REINFORCE for discrete and dynamics backpropagation
 for continuous actions, a critic with a slow target, Adam in TensorFlow's form with decoupled weight decay.
 
-Departures: every window within an episode is equally likely, where the code draws an episode first; Discrete
-observations are one-hot; images of other sizes than 64 are taken (`nets.strided_codec`); the slow critic starts as a
-copy of the critic (the code lets it start at random and copies after the first update); `kl_balance = 0.5` is the
-paper's equation, where the code turns balancing off (`kl_mode="plain"`, `free_mode="step"` here).
+Departures: Discrete observations are one-hot; images of other sizes than 64 are taken (`nets.strided_codec`); the slow
+critic starts as a copy of the critic (the code lets it start at random and copies after the first update);
+`kl_balance = 0.5` is the paper's equation, where the code turns balancing off (`kl_mode="plain"`, `free_mode="step"`
+here). Numbers that differ: `docs/papers.md`.
 
 Read from top to bottom: configuration, networks, world model, losses, update, agent.
 """
@@ -115,6 +115,7 @@ class DreamerV2Config:
     batch_size: int = 16
     length: int = 50
     within_episode: bool = False  # sequences do not cross the end of an episode
+    over: Literal["steps", "episodes"] = "steps"  # all sequences are equally likely; or all episodes, then those of one
     prioritize_ends: bool = False  # sample the last sequence of an episode more often
     num_envs: int = 1
     replay_capacity: int = 2_000_000
@@ -715,7 +716,12 @@ def dreamer_v2(spec: EnvSpec, config: DreamerV2Config, axis_name: str | None = N
     def learn(state, key, trajectory):
         return update(nets, model, spec, config, axis_name, state, key, trajectory)
 
-    sampling = Sampling(config.length, within_episode=config.within_episode, prioritize_ends=config.prioritize_ends)
+    sampling = Sampling(
+        config.length,
+        over=config.over,
+        within_episode=config.within_episode,
+        prioritize_ends=config.prioritize_ends,
+    )
     recipe = recipes.bursts(
         act,
         learn,

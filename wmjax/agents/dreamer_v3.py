@@ -117,7 +117,7 @@ class DreamerV3Config:
 
     # Actor and critic (equations 6 to 11).
     horizon: int = 15  # imagined steps
-    imagine_last: int = 0  # imagine from this many last steps of each sequence; 0: from all
+    imagine_last: int = 0  # imagine from this many last steps of each sequence, 2 or more; 0: from all
     discount_horizon: float = 333.0  # discount 1 - 1/333
     lambda_: float = 0.95
     actor_unimix: float = 0.01  # discrete actions; the paper's, 0 in the code
@@ -142,11 +142,11 @@ class DreamerV3Config:
 
     # Data.
     batch_size: int = 16
-    length: int = 64  # trained steps of a sequence; one more supplies its context
+    length: int = 64  # trained steps of a sequence, 2 or more; one more supplies its context
     num_envs: int = 16
     train_ratio: float = 32.0  # trained steps per collected agent step
     replay_capacity: int = 5_000_000
-    prefill: int = 1024  # agent steps, by the policy, before the first update
+    prefill: int = 2048  # agent steps, by the policy, before the first update: 1,024 windows of 65 steps in 16 envs
     online: bool = True  # train on each new window once, before uniform sampling
     latent_dtype: Literal["float32", "bfloat16"] = "float32"  # of `deter` in replay
 
@@ -199,18 +199,23 @@ RULES = (
     checks.rules(
         checks.POSITIVE,
         "deter hidden stoch classes depth units blocks encoder_units prior_layers posterior_layers horizon batch_size "
-        "length num_envs replay_capacity return_norm_limit learning_rate train_ratio epsilon",
+        "num_envs replay_capacity return_norm_limit learning_rate train_ratio epsilon",
     )
     | checks.rules(
         checks.NOT_NEGATIVE,
         "reward_layers cont_layers actor_layers critic_layers free_nats dyn_scale rep_scale image_scale vector_scale "
-        "reward_scale cont_scale imagine_last entropy_scale actor_scale critic_scale replay_critic_scale "
+        "reward_scale cont_scale entropy_scale actor_scale critic_scale replay_critic_scale "
         "slow_critic_scale warmup grad_clip prefill",
     )
     | checks.rules(checks.FRACTION, "lambda_ slow_critic_rate return_norm_rate")
     | checks.rules(checks.BELOW_ONE, "unimix actor_unimix beta1 beta2")
     | checks.rules(checks.PERCENTILE, "return_norm_low return_norm_high")
-    | {"bins": (lambda x: x >= 3, "3 or more"), "discount_horizon": (lambda x: x > 1, "above 1")}
+    | {
+        "bins": (lambda x: x >= 3, "3 or more"),
+        "discount_horizon": (lambda x: x > 1, "above 1"),
+        "length": (lambda x: x >= 2, "2 or more: the last step has no return"),
+        "imagine_last": (lambda x: x == 0 or x >= 2, "0 (all) or 2 or more: the last step has no return"),
+    }
 )
 
 
