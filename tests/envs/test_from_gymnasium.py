@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from wmjax.envs import env_names, make_env
 from wmjax.envs.from_gymnasium import EnvironmentsLostError
 from wmjax.envs.wrappers import agent_actions
 from wmjax.suites import SuiteError, worker
-from wmjax.types import Box, Discrete, MultiDiscrete, UsageError
+from wmjax.types import Box, Discrete, MultiDiscrete, RunError, UsageError
 
 
 def stream(env, actions, *, num_envs=2, steps=8, workers=2, seed=0, **options):
@@ -278,3 +279,27 @@ def test_a_function_of_the_users_own_script_reaches_the_workers():
     obs, flags, _ = stream(env, np.zeros(1, np.int32), num_envs=1, steps=4)
     assert obs["vector"][:, 0, 0].tolist() == [0, 1, 2, 3, 0]
     assert flags["is_last"][3, 0] and not flags["is_terminal"].any()
+
+
+def full(monkeypatch, disks):
+    """Has the first `disks` files not find room."""
+    allocate, calls = os.posix_fallocate, []
+
+    def posix_fallocate(*arguments):
+        calls.append(arguments)
+        if len(calls) <= disks:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        allocate(*arguments)
+
+    monkeypatch.setattr(os, "posix_fallocate", posix_fallocate)
+    return calls
+
+
+def test_shared_memory_that_has_no_room_is_taken_from_the_disk_or_refused_before_a_worker_starts(monkeypatch):
+    env = make_env("gym:tests.envs.gymnasium_envs:WmjaxCounter-v0")
+    calls = full(monkeypatch, 1)
+    assert stream(env, np.zeros(2, np.int32), steps=1)[2] == 0 and len(calls) == 2
+    full(monkeypatch, 2)
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a worker was started"))
+    with pytest.raises(RunError, match=r"MB of memory .* no room in /dev/shm .No space left .*num_envs"):
+        env.start(2, workers=2)

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from wmjax.suites.worker import Setup, arrays, layout
 from wmjax.types import Array, Box, Discrete, EnvSpec, HostEnv, MultiDiscrete, RunError, Space, TimeStep, UsageError
@@ -155,6 +155,31 @@ def _ending(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
+def _shared_file(size: int) -> BinaryIO:
+    """A file without a name, of memory that processes share.
+
+    All its room is taken now, for what is missing later ends the process that writes there. Raises `RunError` where
+    there is none, in memory or on the disk.
+    """
+    failures = []
+    for folder, name in (("/dev/shm", "/dev/shm"), (None, "the folder for temporary files")):
+        try:
+            with contextlib.ExitStack() as stack:
+                file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+                stack.pop_all()
+                return file
+        except OSError as error:
+            failures.append(f"{name} ({error.strerror})")
+    raise RunError(
+        f"environments share {size / 1e6:.3g} MB of memory with their processes, for which there is no room in "
+        f"{' or '.join(failures)}; fewer environments (num_envs) or smaller pictures need less"
+    )
+
+
 class Workers:
     """Worker processes with `num_envs` environments, as `types.HostEnvs`.
 
@@ -190,8 +215,7 @@ class Workers:
         self._about, self._timeout, self._start_timeout = about, timeout, start_timeout
         self._max_restarts, self._say, self._stop = max_restarts, say, stop
         size, places = layout(about, num_envs)
-        self._file = tempfile.TemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-        self._file.truncate(size)
+        self._file = _shared_file(size)
         self._views = arrays(mmap.mmap(self._file.fileno(), size), places)
         count = min(num_envs, workers or os.cpu_count() or 1)
         bounds = [num_envs * i // count for i in range(count + 1)]
