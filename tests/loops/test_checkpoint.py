@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import shutil
 from typing import NamedTuple
@@ -250,3 +251,151 @@ def test_a_save_that_could_not_begin_stays_a_failure_though_the_one_before_it_en
     assert saver.failed == {tmp_path} and "step 1 is kept" in said[0]  # it was waited for
     saver.close()
     assert saver.failed == {tmp_path} and len(said) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What others have put there
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_only_folders_of_twelve_digits_are_steps_and_nothing_else_is_touched(tmp_path):
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    checkpoint.save(elsewhere, 7, {"x": jnp.float32(7)})
+    for name in ("20261126", "²", "٠٠٠٠٠٠٠٠٠٠٠٩", "0000000000009", "000000000009.damaged", ".x.tmp", ".x.old", "notes"):
+        (folder / name).mkdir(parents=True)
+    (folder / "000000000008").write_text("a file")
+    (folder / "000000000007").symlink_to(elsewhere / "000000000007")
+    (folder / ".000000000006.old").symlink_to(elsewhere)
+    before = names(folder)
+    assert checkpoint.steps(folder) == [] and checkpoint.latest(folder) is None
+    for step in (1, 2, 3):
+        checkpoint.save(folder, step, {"x": jnp.float32(step)}, keep=2)
+    assert checkpoint.steps(folder) == [2, 3]
+    assert names(folder) == sorted({*before, "000000000002", "000000000003"} - {".000000000006.old"})
+    for step in (7, 8):  # their places are taken: what is there is set aside
+        checkpoint.save(folder, step, {"x": jnp.float32(step)}, keep=2)
+    assert checkpoint.steps(folder) == [7, 8] and (folder / "000000000008.damaged").read_text() == "a file"
+    assert (folder / "000000000007.damaged").is_symlink()
+    assert float(checkpoint.restore(elsewhere, SCALAR)["x"]) == 7
+
+
+def test_a_folder_that_is_a_link_is_not_written_to(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="link"):
+        checkpoint.save(tmp_path / "checkpoints", 1, {"x": jnp.float32(1)})
+    assert names(tmp_path / "elsewhere") == []
+
+
+def test_a_step_just_written_stays_though_later_ones_are_there(tmp_path):
+    for step in (10, 90):
+        checkpoint.save(tmp_path, step, {"x": jnp.float32(step)})
+    for step in (20, 30):
+        checkpoint.save(tmp_path, step, {"x": jnp.float32(step)}, keep=1)
+        assert checkpoint.steps(tmp_path) == [step, 90]
+
+
+def test_the_best_agents_are_kept_as_far_back_as_a_run_may_go_on_from(tmp_path):
+    for step, oldest, left in [(1, None, [1]), (3, None, [3]), (5, 4, [3, 5]), (8, 4, [3, 5, 8]), (9, 6, [5, 8, 9])]:
+        checkpoint.save(tmp_path, step, {"x": jnp.float32(step)}, keep=1, since=oldest)
+        assert checkpoint.steps(tmp_path) == left
+
+
+def rewrite(place, change):
+    """Edits a manifest, with the hash that fits."""
+    content = json.loads((place / "manifest.json").read_text())
+    del content["sha256"]
+    change(content)
+    checkpoint._write_manifest(place / "manifest.json", content)
+
+
+ENTRIES = [
+    (lambda c: c.pop("step"), "step"),
+    (lambda c: c.update(step=2), "step"),
+    (lambda c: c.update(step="1"), "step"),
+    (lambda c: c.update(step=True), "step"),
+    (lambda c: c.pop("leaves"), "leaves"),
+    (lambda c: c.update(leaves=[]), "leaves"),
+    (lambda c: c.pop("info"), "info"),
+    (lambda c: c.update(info=None), "info"),
+    (lambda c: c.pop("format"), "format"),
+    (lambda c: c.update(format="1"), "format"),
+    (lambda c: c["leaves"].update(x=None), "x"),
+    (lambda c: c["leaves"].update(x=[]), "x"),
+    (lambda c: c["leaves"].update(y=3), "y"),
+    (lambda c: c["leaves"]["x"].pop("dtype"), "x: dtype"),
+    (lambda c: c["leaves"]["x"].update(dtype=3), "x: dtype"),
+    (lambda c: c["leaves"]["x"].pop("shape"), "x: shape"),
+    (lambda c: c["leaves"]["x"].update(shape=4), "x: shape"),
+    (lambda c: c["leaves"]["x"].update(shape=[-1]), "x: shape"),
+    (lambda c: c["leaves"]["x"].update(shape=["4"]), "x: shape"),
+    (lambda c: c["leaves"]["x"].update(shape=[10**30]), "x: shape"),
+    (lambda c: c["leaves"]["x"].pop("sha256"), "x: sha256"),
+    (lambda c: c["leaves"]["x"].update(sha256="0" * 63), "x: sha256"),
+    (lambda c: c["leaves"]["key"].pop("impl"), "key: impl"),
+    (lambda c: c["leaves"]["key"].update(impl=3), "key: impl"),
+    (lambda c: c["leaves"]["key"].update(impl="rbg"), "key"),
+    (lambda c: c["leaves"]["key"].update(impl="none"), "key: impl"),
+]
+
+
+@pytest.fixture(scope="module")
+def steps_of_two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("steps")
+    tree = {"x": jnp.zeros(4), "key": jax.random.key(0)}
+    for step in (0, 1):
+        checkpoint.save(folder, step, tree)
+    return folder, jax.eval_shape(lambda: tree)
+
+
+@pytest.mark.parametrize(("change", "entry"), ENTRIES, ids=[f"{i}-{entry}" for i, (_, entry) in enumerate(ENTRIES)])
+def test_a_manifest_with_an_odd_entry_is_damaged_by_its_name_and_the_step_before_is_used(
+    change, entry, steps_of_two, tmp_path
+):
+    folder, shapes = tmp_path / "steps", steps_of_two[1]
+    shutil.copytree(steps_of_two[0], folder)
+    rewrite(folder / "000000000001", change)
+    with pytest.raises(checkpoint.CheckpointCorruptError, match=entry):
+        checkpoint.restore(folder, shapes)
+    said = []
+    assert checkpoint.restore_newest(folder, shapes, said.append)[0] == 0
+    assert len(said) == 1 and entry in said[0]
+
+
+def test_what_would_need_terabytes_is_refused_before_it_is_allocated(steps_of_two, tmp_path):
+    folder = tmp_path / "steps"
+    shutil.copytree(steps_of_two[0], folder)
+    rewrite(folder / "000000000001", lambda c: c["leaves"]["x"].update(shape=[2**45]))
+    with pytest.raises(UsageError, match="35184372088832"):
+        checkpoint.restore(folder, steps_of_two[1])
+
+
+def test_steps_that_were_swapped_and_arrays_that_are_no_files_are_damage(steps_of_two, tmp_path):
+    folder, shapes = tmp_path / "steps", steps_of_two[1]
+    shutil.copytree(steps_of_two[0], folder)
+    (folder / "000000000001").rename(folder / "000000000009")
+    with pytest.raises(checkpoint.CheckpointCorruptError, match="'step' must be 9"):
+        checkpoint.restore(folder, shapes)
+    assert checkpoint.restore_newest(folder, shapes, lambda text: None)[0] == 0
+    os.mkfifo(folder / "000000000000" / "arrays" / "pipe")  # who opens it waits forever
+    with pytest.raises(checkpoint.CheckpointCorruptError, match="pipe"):
+        checkpoint.restore(folder, shapes, 0)
+    shutil.rmtree(folder / "000000000000" / "arrays")
+    with pytest.raises(checkpoint.CheckpointCorruptError, match="arrays"):
+        checkpoint.restore(folder, shapes, 0)
+
+
+def test_whether_a_state_fits_is_told_by_the_newest_step_that_can_be_read(steps_of_two, tmp_path):
+    folder, shapes = tmp_path / "steps", steps_of_two[1]
+    shutil.copytree(steps_of_two[0], folder)
+    (folder / "000000000009").mkdir()
+    checkpoint.check(folder, shapes)
+    with pytest.raises(UsageError, match="holds 'x' too"):
+        checkpoint.check(folder, {"key": shapes["key"]})
+    for step in (0, 1):
+        (folder / f"{step:012d}" / "manifest.json").unlink()
+    with pytest.raises(checkpoint.CheckpointCorruptError, match="000000000009"):
+        checkpoint.check(folder, shapes)

@@ -1,12 +1,15 @@
 import io
 import json
 import math
+import os
+import resource
 import sys
 
 import jax.numpy as jnp
 import pytest
 
 from wmjax.loops.report import Report, read_metrics
+from wmjax.types import UsageError
 
 
 class Terminal(io.StringIO):
@@ -144,3 +147,114 @@ def test_a_run_goes_on_without_wandb_when_that_fails(tmp_path, monkeypatch):
         report.log("train", 6, 3, {"loss": 1.5})
     assert stream.getvalue().count("warning: wandb: no network; training goes on without it") == 1
     assert len(read_metrics(tmp_path)) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lines that are not of metrics
+
+GOOD = [json.dumps({"step": step, "iteration": step, "time": 1.5, "updates": 0, "stage": "x"}) for step in (10, 20, 30)]
+BAD = [
+    b"garbage",
+    b"3",
+    b"null",
+    b"[]",
+    b"{}",
+    b'"step"',
+    b'{"step": null}',
+    b'{"step": "10"}',
+    b'{"step": true}',
+    b'{"step": 1.5}',
+    b'{"step": -1}',
+    b'{"step": 15, "loss": "high"}',
+    b'{"step": 15, "loss": [1]}',
+    b'{"step": 15, "loss": {}}',
+    b'{"step": 15, "loss": NaN}',
+    b'{"step": 15, "loss": 1e999}',
+    b'{"step": 15, "updates": true}',
+    b'{"step": 15, "iteration": null}',
+    b'{"step": 15, "iteration": 1.5}',
+    b'{"step": 15, "stage": 3}',
+    b'{"step": 15, "step": 16}',
+    b'{"step": 1' + b"0" * 30 + b"}",
+    b'{"step": 15, "lo',
+    b"\xff\xfe\x00",
+    b"\0" * 100,
+    b"[" * 100_000,
+    b'{"step": 15, "x": "' + b"y" * 3_000_000 + b'"}',
+]
+
+
+def test_lines_that_are_not_of_metrics_are_counted_skipped_and_kept_and_nothing_after_them_is_lost(tmp_path):
+    path, said = tmp_path / "metrics.jsonl", []
+    good = [line.encode() for line in GOOD]
+    path.write_bytes(b"\n".join([good[0], *BAD, good[1], b"more", b"", good[2], b'{"step": 40, "upd']))
+    assert [line["step"] for line in read_metrics(tmp_path, said.append)] == [10, 20, 30]
+    assert len(said) == 1 and f"{len(BAD) + 1} lines are not of metrics" in said[0] and str(path) in said[0]
+    stream = io.StringIO()
+    with quick(tmp_path, stream, resume_step=20) as report:
+        report.log("train", 25, 5, {})
+    assert stream.getvalue().count(f"{len(BAD) + 1} lines are not of metrics") == 1
+    *kept, new, end = path.read_bytes().split(b"\n")
+    assert kept == [good[0], *BAD, good[1], b"more", b""] and json.loads(new)["step"] == 25 and not end
+
+
+def test_metrics_without_times_or_updates_are_gone_on_with(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3}\n{"step": 4, "time": null}')
+    with quick(tmp_path, resume_step=4) as report:
+        report.log("train", 5, 1, {})
+        report.log("train", 6, 3, {})
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [3, 4, 5, 6]
+    assert "updates_per_second" not in lines[2] and lines[3]["updates_per_second"] > 0
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.truncate(path.open("w").name, 2**40)])
+def test_metrics_that_cannot_be_read_are_refused_and_cost_a_run_its_metrics_only(make, tmp_path):
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(UsageError, match=r"metrics.jsonl' cannot be read"):
+        read_metrics(tmp_path)
+    stream = io.StringIO()
+    with quick(tmp_path, stream, resume_step=4) as report:
+        report.log("train", 5, 1, {})
+    assert stream.getvalue().count("warning: metrics in") == 1
+
+
+def test_metrics_that_are_a_link_are_not_written_to(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text('{"step": 3}\n')
+    for number, link in enumerate((os.symlink, os.link)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        link(victim, folder / "metrics.jsonl")
+        with quick(folder, resume_step=4) as report:
+            report.log("train", 5, 1, {})
+        assert victim.read_text() == '{"step": 3}\n'
+        assert [line["step"] for line in read_metrics(folder)] == [3, 5]
+
+
+def test_a_line_that_does_not_fit_on_the_disk_spoils_none_after_it(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    stream = io.StringIO()
+    with Report(tmp_path, stream=stream) as report:
+        report.log("train", 1, 1, {"loss": 1.0})
+        size = (tmp_path / "metrics.jsonl").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
+        try:
+            report.log("train", 2, 2, {"loss": 1.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        report.log("train", 3, 3, {"loss": 1.0})
+    assert [line["step"] for line in read_metrics(tmp_path, pytest.fail)] == [1, 3]
+    assert stream.getvalue().count("training goes on") == 1
+
+
+def test_a_full_disk_at_the_start_costs_the_metrics_not_the_run(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    stream = io.StringIO()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with Report(tmp_path, stream=stream) as report:
+            report.log("train", 1, 1, {"loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stream.getvalue().count("training goes on") == 1
