@@ -104,7 +104,7 @@ class Signalling(io.StringIO):
     """A stream that has the process interrupted when training first reports."""
 
     def write(self, text):
-        if text.startswith("train  ") and "\ntrain  " not in self.getvalue():
+        if "train  " in text and "train  " not in self.getvalue():
             os.kill(os.getpid(), signal.SIGTERM)
         return super().write(text)
 

@@ -46,7 +46,7 @@ class Signalling(io.StringIO):
         self.signum = signum
 
     def write(self, text):
-        if text.startswith("train") and self.signum:
+        if "train  " in text and "env steps" in text and self.signum:
             os.kill(os.getpid(), self.signum)
             self.signum = None
         return super().write(text)

@@ -45,7 +45,7 @@ def begin(out, env, *more, steps):
         command(out, *more, steps=steps), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     for line in process.stdout:
-        if line.startswith("train  "):
+        if "train  " in line and "env steps" in line:
             return process
     raise AssertionError(process.stderr.read()[-3000:])
 

@@ -95,7 +95,7 @@ def test_a_signal_saves_the_run_and_leaves_with_its_code(whole, tmp_path, signum
         command(tmp_path / "run"), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     for line in process.stdout:
-        if line.startswith("train  "):  # a line of progress
+        if "train  " in line and "env steps" in line:  # a line of progress
             process.send_signal(signum)
             break
     _, complaint = process.communicate()

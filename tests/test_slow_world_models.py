@@ -35,7 +35,7 @@ class Signalling(io.StringIO):
         self.stage = stage
 
     def write(self, text):
-        if self.stage and text.startswith(self.stage + " "):
+        if self.stage and re.search(rf"\b{self.stage} .*env steps", text):
             self.stage = None
             os.kill(os.getpid(), signal.SIGTERM)
         return super().write(text)

@@ -30,6 +30,7 @@ from wmjax.folder import (
     write_json,
 )
 from wmjax.loops import checkpoint, host, wandb_log
+from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Interrupted, Plan, catch_signals, evaluation_key, make_evaluator
 from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
 from wmjax.scores import Scores, summarize_seeds, with_human_normalized
@@ -42,6 +43,7 @@ FINAL_EPISODES = 100
 FINAL_HOST_EPISODES = 16  # where environments run on the host, and take their time
 CHECKPOINT_SECONDS = 180.0
 MAX_SKIPPED = 100
+Callback = Callable[[dict[str, Any], "Run"], bool | None]
 ACT_KEY = 0x41435431  # folded into the seed, so that no draw of training is met again
 
 
@@ -257,6 +259,7 @@ def train(
     no_lock: bool = False,
     wandb: str | None = None,
     progress: bool | TextIO = True,
+    callback: Callback | None = None,
     **overrides: Any,
 ) -> Run:
     """Trains an agent into a run folder, and evaluates it over 100 episodes (16 where environments are on the host).
@@ -294,7 +297,12 @@ def train(
       memory_map: read replay from its files instead of keeping it in memory; it may then be larger than memory.
       no_lock: train without a lock on the run folder, for file systems that have none.
       wandb: a project of Weights & Biases to send metrics to as well.
-      progress: where lines of progress go: True for standard output, False for nowhere.
+      progress: where lines of progress go: True for standard output, False for nowhere, or a text stream, which may
+        fail without ending the run.
+      callback: `callback(metrics, run)` is called with every line of progress: the line of `metrics.jsonl` as a dict,
+        and a `Run` of the agent at this moment, whose arrays are valid until the callback returns. Returning False
+        stops the run, which is saved, evaluated and may be resumed; None or True go on. Its errors stop the run too,
+        and are raised when it is saved. Time spent in it counts for no speed.
       overrides: fields of the agent's configuration.
 
     Raises:
@@ -317,32 +325,60 @@ def train(
     if wandb is not None:
         wandb_log.check()
     options = host.Options(workers, worker_timeout, max_restarts, memory_map)
-    stream = {True: sys.stdout, False: None}.get(progress, progress)
-    say = lambda text: print(text, file=stream, flush=True) if stream is not None else None
-    fits = lambda folder: _check_state(made, folder)
-    with open_folder(out, resume, made.description, fits, say, no_lock=no_lock) as path:
-        say(describe(made, path))
-        with catch_signals() as caught, _programs(made, path, options, resume, say, caught) as run_programs:
-            plan = Plan(
-                made.agent, made.env, path, made.seeds, made.steps, eval_every, checkpoint_seconds, max_skipped, stream,
-                options, wandb,
-            )  # fmt: skip
-            driver = Driver(plan, run_programs, caught)
-            state = driver.run(driver.start(resume, say))
-            if caught:
-                raise Interrupted(caught[0], path)
-            digest = checkpoint.digest(driver.gather(state))
-        agent_state = driver.local(state)
-        episodes = FINAL_HOST_EPISODES if isinstance(made.env, HostEnv) else FINAL_EPISODES
+    if callback is not None and not callable(callback):
+        raise UsageError(f"callback: {callback!r} is not valid; a function (metrics, run) is")
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(_display(progress))
+        fits = lambda folder: _check_state(made, folder)
+        path = stack.enter_context(open_folder(out, resume, made.description, fits, display.say, no_lock=no_lock))
+        display.say(describe(made, path))
+        told = None if callback is None else lambda metrics, state: callback(metrics, _run_of(made, path, state))
+        plan = Plan(
+            made.agent, made.env, path, made.seeds, made.steps, eval_every, checkpoint_seconds, max_skipped, display,
+            options, wandb, told,
+        )  # fmt: skip
+        driver, agent_state, digest = _run_plan(made, plan, resume)
+        _evaluate_end(made, path, driver, agent_state, display)
+        display.say(f"state sha256 {digest}")
+    return _run_of(made, path, agent_state)
+
+
+def _display(progress: bool | TextIO) -> Display:
+    if not isinstance(progress, bool) and not callable(getattr(progress, "write", None)):
+        raise UsageError(f"progress: {progress!r} is not valid; True, False or a text stream is")
+    return Display(progress if not isinstance(progress, bool) else sys.stdout if progress else None)
+
+
+def _run_of(made: Setup, path: Path, state: AgentState) -> Run:
+    run, count = Run(path, made.description, made.config, made.agent, made.env, state), len(made.seeds)
+    return run if count == 1 else _with_members(run, [tree_of_seed(state, i) for i in range(count)])
+
+
+def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, AgentState, str]:
+    """Trains to the end of the plan, or until the callback stops it: the agent, and the digest of the run's state."""
+    say = plan.display.say
+    with contextlib.ExitStack() as stack:
+        caught = stack.enter_context(catch_signals())
+        with plan.display.working("preparing environments and replay", say=False):
+            run_programs = stack.enter_context(_programs(made, plan.path, plan.host, resume, say, caught))
+        driver = Driver(plan, run_programs, caught)
+        state = driver.run(driver.start(resume, say))
+        if caught:
+            raise Interrupted(caught[0], plan.path)
+        if driver.stopped:
+            say(f"stopped by the callback at {driver.env_steps(state):,} env steps; saved, and may be resumed")
+        return driver, driver.local(state), checkpoint.digest(driver.gather(state))
+
+
+def _evaluate_end(made: Setup, path: Path, driver: Driver, agent_state: AgentState, display: Display) -> None:
+    """Fresh episodes of the trained agent: their scores, printed and in `eval.json`."""
+    episodes = FINAL_HOST_EPISODES if isinstance(made.env, HostEnv) else FINAL_EPISODES
+    with display.working(f"evaluating over {episodes} episodes", say=False):
         returns = driver.evaluator(agent_state.params, driver.per_seed(evaluation_key), episodes)
-        scores = summarize_seeds(dict(zip(made.seeds, np.atleast_2d(returns), strict=True)))
-        _write_scores(made, path, scores, say)
-        say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
-        say(f"run folder {path}")
-        say(f"state sha256 {digest}")
-    run = Run(path, made.description, made.config, made.agent, made.env, agent_state)
-    count = len(made.seeds)
-    return run if count == 1 else _with_members(run, [tree_of_seed(agent_state, i) for i in range(count)])
+    scores = summarize_seeds(dict(zip(made.seeds, np.atleast_2d(returns), strict=True)))
+    _write_scores(made, path, scores, display.say)
+    display.say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
+    display.say(f"run folder {path}")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.folder import CHECKPOINTS
 from wmjax.loops import checkpoint
+from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Plan
 from wmjax.loops.host import HostLoop, programs
 from wmjax.loops.host_rollout import Options
@@ -30,7 +31,20 @@ def drive(path, env, steps, *, resume=False, caught=(), actions=3, said=None, **
         agent, env, path, path / CHECKPOINTS, options, said.append, kwargs.pop("stop", lambda: bool(caught))
     )
     with contextlib.closing(loop):
-        plan = Plan(agent, env, path, (0,), steps, kwargs.get("eval_every", 10**6), seconds, 100, stream, options)
+        callback = kwargs.get("callback")
+        plan = Plan(
+            agent,
+            env,
+            path,
+            (0,),
+            steps,
+            kwargs.get("eval_every", 10**6),
+            seconds,
+            100,
+            Display(stream),
+            options,
+            callback=callback,
+        )
         driver = Driver(plan, programs(loop), caught)
         state = driver.start(resume, said.append)
         try:
@@ -120,3 +134,33 @@ def test_it_trains_in_an_environment_of_gymnasium(tmp_path):
     lines = read_metrics(tmp_path)
     assert lines[-1]["envs/restarts"] == 0 and 8 <= max(line.get("eval/return") or 0 for line in lines) <= 11
     assert np.isfinite(jax.tree.leaves(state.agent.params)[0]).all()
+
+
+@pytest.mark.parametrize("answer", [False, np.False_])
+def test_a_callback_sees_every_line_and_its_false_stops_the_run_which_goes_on_later(answer, tmp_path):
+    seen = []
+
+    def callback(metrics, agent):
+        seen.append((metrics, int(agent.step)))
+        return answer if metrics["updates"] else None
+
+    state, _ = drive(tmp_path, host_env()[0], 1000, callback=callback)
+    assert [metrics for metrics, _ in seen] == read_metrics(tmp_path)
+    assert [metrics["updates"] for metrics, _ in seen] == [step for _, step in seen]
+    step = seen[-1][0]["step"]
+    assert step < 1000 and checkpoint.latest(tmp_path / CHECKPOINTS) == step
+    assert int(state.agent.step) == seen[-1][1] > 0
+    drive(tmp_path, host_env()[0], step + 8, resume=True, callback=lambda metrics, agent: seen.append(metrics))
+    assert read_metrics(tmp_path)[-1]["step"] == step + 8
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("of a logger"), SystemExit(3)], ids=lambda error: str(error))
+def test_what_a_callback_raises_comes_after_the_run_is_saved(error, tmp_path):
+    def callback(metrics, agent):
+        if metrics["updates"]:
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        drive(tmp_path, host_env()[0], 1000, callback=callback)
+    assert caught.value is error
+    assert checkpoint.latest(tmp_path / CHECKPOINTS) == read_metrics(tmp_path)[-1]["step"] < 1000

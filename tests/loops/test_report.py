@@ -8,7 +8,8 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from wmjax.loops.report import Report, read_metrics
+from wmjax.loops.display import Display
+from wmjax.loops.report import Left, Report, read_metrics
 from wmjax.types import UsageError
 
 
@@ -18,7 +19,7 @@ class Terminal(io.StringIO):
 
 
 def quick(folder, stream=None, **kwargs):
-    return Report(folder, stream=stream, tensorboard=False, **kwargs)
+    return Report(folder, display=Display(stream), tensorboard=False, **kwargs)
 
 
 def test_each_report_is_one_json_object_with_null_for_what_is_not_finite(tmp_path):
@@ -52,7 +53,8 @@ def test_stages_that_take_no_env_steps_are_resumed_by_their_iterations(tmp_path)
     with quick(tmp_path, stream) as report:
         report.log("collect", 64, 0, {}, iteration=2)
         for i in (3, 4, 5):
-            report.log("vision", 64, i, {"search/mean_return": float(i)}, iteration=i, done=f"{i - 2}/3")
+            left = Left(i - 2, 3, last=False, collects=False)
+            report.log("vision", 64, i, {"search/mean_return": float(i)}, iteration=i, left=left)
     assert "vision 3/3  64 env steps" in stream.getvalue() and "return 5.000" in stream.getvalue()
     with quick(tmp_path, resume_step=64, resume_iteration=3):
         pass
@@ -69,8 +71,8 @@ def test_a_new_run_starts_its_metrics_afresh(tmp_path):
 def test_progress_says_where_the_run_is_in_plain_lines(tmp_path):
     stream = io.StringIO()
     with quick(tmp_path, stream, total_steps=40_000) as report:
-        report.log("train", 12_000, 120, {"episode/return": 0.25}, 16.0)
-        report.log("train", 20_000, 200, {"episode/return": math.nan}, 16.0)
+        report.log("train", 12_000, 120, {"episode/return": 0.25}, 16.0, left=Left(120, 400))
+        report.log("train", 20_000, 200, {"episode/return": math.nan}, 16.0, left=Left(200, 400))
         report.say("saved")
     first, second, third = stream.getvalue().splitlines()
     for word in (
@@ -90,9 +92,9 @@ def test_progress_says_where_the_run_is_in_plain_lines(tmp_path):
 def test_on_a_terminal_the_line_is_redrawn_in_place(tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    with quick(tmp_path, stream) as report:
+    with Display(stream) as display, Report(tmp_path, display=display, tensorboard=False) as report:
         for step in (1_000, 2_000):
-            report.log("train", step, 1, {})
+            report.log("train", step, 1, {}, left=Left(step, 4_000))
     assert "\x1b[2K" in stream.getvalue() and "2,000 env steps" in stream.getvalue()
 
 
@@ -235,7 +237,7 @@ def test_metrics_that_are_a_link_are_not_written_to(tmp_path):
 def test_a_line_that_does_not_fit_on_the_disk_spoils_none_after_it(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     stream = io.StringIO()
-    with Report(tmp_path, stream=stream) as report:
+    with Report(tmp_path, display=Display(stream)) as report:
         report.log("train", 1, 1, {"loss": 1.0})
         size = (tmp_path / "metrics.jsonl").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
@@ -253,7 +255,7 @@ def test_a_full_disk_at_the_start_costs_the_metrics_not_the_run(tmp_path):
     stream = io.StringIO()
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
-        with Report(tmp_path, stream=stream) as report:
+        with Report(tmp_path, display=Display(stream)) as report:
             report.log("train", 1, 1, {"loss": 1.0})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

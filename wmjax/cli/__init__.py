@@ -5,12 +5,14 @@ Whatever a user gets wrong is a `UsageError`, shown as one line on standard erro
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import wmjax
 from wmjax.cli import lists, results, train
@@ -51,36 +53,71 @@ def _dispatch(argv: Sequence[str]) -> None:
         print(f"wmjax {wmjax.__version__}")
     elif argv[0] in COMMANDS:
         COMMANDS[argv[0]](argv[1:])
+        if argv[0] != "train" and sys.stdout is not None:  # there what is printed is not what it is for
+            sys.stdout.flush()
     else:
         near = difflib.get_close_matches(argv[0], COMMANDS, 1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UsageError(f"command: unknown {argv[0]!r}; {hint}valid are {', '.join(COMMANDS)}")
 
 
-def _fail(text: object) -> None:
-    print("wmjax: error: " + " ".join(str(text).split()), file=sys.stderr)
+def _complain(text: object) -> None:
+    """One line on standard error, where there is one."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"wmjax: {' '.join(str(text).split())}\n")
+        sys.stderr.flush()
+
+
+def _open_descriptors() -> None:
+    """Puts the null device where a standard stream is closed, so that no file of a run comes to be one."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def _let_go(stream: Any) -> None:
+    """Drops what a stream still holds and cannot write; the interpreter would fail on it when it ends."""
+    try:
+        stream.flush()
+    except (OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0; 1 a run that cannot go on; 2 a user's error; 130, 143 interrupted."""
+    """Runs the command; returns the exit code: 0; 1 a run that cannot go on; 2 a user's error; 130, 143 interrupted.
+
+    A run that is whole gives 0, also where what it said could not be written.
+    """
+    if argv is None:
+        _open_descriptors()
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _let_go(stream)
+
+
+def _main(argv: Sequence[str]) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is as it should be
     try:
-        _dispatch(sys.argv[1:] if argv is None else argv)
+        _dispatch(argv)
     except UntrustedError as error:
-        _fail(f"{error}: wmjax {shlex.join([*(sys.argv[1:] if argv is None else argv), '--trust-env'])}")
+        _complain(f"error: {error}: wmjax {shlex.join([*argv, '--trust-env'])}")
         return 2
     except UsageError as error:
-        _fail(error)
+        _complain(f"error: {error}")
         return 2
     except SystemExit as end:  # help was asked for
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except KeyboardInterrupt as stop:
-        print(f"wmjax: {str(stop) or 'interrupted'}", file=sys.stderr)
+        _complain(str(stop) or "interrupted")
         return 128 + getattr(stop, "signum", 2)
     except BrokenPipeError:  # as in `wmjax list envs | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (RunError, OSError) as error:  # OSError: a disk that is full or gone
-        _fail(error)
+        _complain(f"error: {error}")
         return 1
     return 0

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
 
+import wmjax
 from wmjax.cli.arguments import TrainArgs, env_args, parse, split_agent, value_of
+from wmjax.loops.display import SafeStream
 from wmjax.types import UsageError
 
 
 def train(argv: Sequence[str]) -> None:
+    with contextlib.ExitStack() as stack:
+        if sys.stdout is not None:  # what is printed cannot end a run
+            stack.enter_context(contextlib.redirect_stdout(SafeStream(sys.stdout)))
+        _train(argv)
+
+
+def _train(argv: Sequence[str]) -> None:
+    agent, argv = split_agent(argv)
+    if agent is not None and not {"-h", "--help"} & set(argv):
+        print(f"wmjax {wmjax.__version__}: {agent}", flush=True)  # the imports take a second or more
     from wmjax import presets
 
-    agent, argv = split_agent(argv)
     if agent is None:
         if {"-h", "--help"} & set(argv):
             parse(TrainArgs, argv, "wmjax train AGENT")

@@ -6,6 +6,7 @@ What happens between chunks depends on the clock; what is computed does not, so 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import signal
 import threading
@@ -13,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,10 @@ from wmjax import checks
 from wmjax.folder import BEST, CHECKPOINTS, member_path
 from wmjax.loops import checkpoint, device
 from wmjax.loops.device import RunState, first
+from wmjax.loops.display import Clock, Display
 from wmjax.loops.host_rollout import HostEvaluator, Options
 from wmjax.loops.parallel import Programs, tree_of_seed
-from wmjax.loops.report import Report
+from wmjax.loops.report import Left, Report
 from wmjax.loops.rollout import evaluate
 from wmjax.ops import noise
 from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, Stage
@@ -124,9 +126,11 @@ class Plan(NamedTuple):
     eval_every: int  # env steps
     checkpoint_seconds: float
     max_skipped: int  # updates in a row
-    stream: TextIO | None  # where progress goes
+    display: Display | None = None  # where progress goes
     host: Options = Options()  # of environments on the host
     wandb: str | None = None  # a project of Weights & Biases
+    # (what a line of progress has, by name; the agent at that moment, which is donated afterwards) -> False to stop
+    callback: Callable[[dict[str, Any], AgentState], Any] | None = None
 
 
 class Driver:
@@ -147,10 +151,17 @@ class Driver:
         self._saved = time.monotonic()
         self._save_seconds = 0.0
         self._report: Report | None = None
+        self._display, self._clock = plan.display or Display(None), Clock()
+        self._error: BaseException | None = None  # that the callback raised
+        self.stopped = False  # whether the callback said so, or failed
 
     def _say(self, text: str) -> None:
         if self._report is not None:
             self._report.say(text)
+
+    def _ends(self) -> bool:
+        """Whether something keeps the run from going on."""
+        return bool(self._caught or self.stopped or self._programs.failure())
 
     def env_steps(self, state: RunState) -> int:
         """Frames so far, of each seed."""
@@ -178,14 +189,16 @@ class Driver:
         """
         folder = self._plan.path / CHECKPOINTS
         if not resume or checkpoint.latest(folder) is None:
-            return self._programs.init(self.per_seed(jax.random.key))
-        step, state = checkpoint.restore_newest(folder, self._programs.template, warn, exact=True)
-        checkpoint.set_aside(folder, after=step)
-        state = state._replace(skips=device.count_anew(state.skips, self._plan.max_skipped))
-        return self._programs.place(state)
+            with self._display.working("compiling the run's first state (once, then cached)"):
+                return self._programs.init(self.per_seed(jax.random.key))
+        with self._display.working("reading the newest checkpoint"):
+            step, state = checkpoint.restore_newest(folder, self._programs.template, warn, exact=True)
+            checkpoint.set_aside(folder, after=step)
+            state = state._replace(skips=device.count_anew(state.skips, self._plan.max_skipped))
+            return self._programs.place(state)
 
     def run(self, state: RunState) -> RunState:
-        """Trains, and saves the whole run where it ends.
+        """Trains, and saves the whole run where it ends. What the callback raises is raised after that.
 
         Raises:
           NotFiniteError: more than `max_skipped` updates in a row were not finite, in every seed.
@@ -195,10 +208,11 @@ class Driver:
         plan, stages = self._plan, self._plan.agent.recipe.stages
         resume = {"resume_step": self.env_steps(state), "resume_iteration": self._iteration(state)}
         with contextlib.ExitStack() as stack:
-            report = Report(plan.path, total_steps=plan.steps, stream=plan.stream, wandb=plan.wandb, **resume)
+            shared = {"clock": self._clock, **resume}
+            report = Report(plan.path, total_steps=plan.steps, display=self._display, wandb=plan.wandb, **shared)
             self._report = stack.enter_context(report)
             members = self._folders if self._several else []
-            self._members = [stack.enter_context(Report(folder, **resume)) for folder in members]
+            self._members = [stack.enter_context(Report(folder, **shared)) for folder in members]
             self._saver = checkpoint.Saver(report.say)
             stack.callback(self._saver.close)
             self._best = [self._best_before(folder / BEST) for folder in self._folders]
@@ -206,7 +220,7 @@ class Driver:
                 index = first(state.stage)
                 state = self._run_stage(state, index)
                 cut = first(state.iteration) < (stages[index].iterations or 0)  # the steps were used up before its end
-                if self._caught or cut or self._programs.failure() or index + 1 == len(stages):
+                if self._ends() or cut or index + 1 == len(stages):
                     break
                 state = device.next_stage(state)
                 if self._due(state, STAGE_SECONDS):
@@ -214,7 +228,7 @@ class Driver:
             self._programs.check_replicas(state)
             self._save(state)
             self._saver.close()
-        if failure := self._programs.failure():
+        if failure := self._programs.failure() or self._error:
             raise failure
         if self._saver.failed:
             raise RunError(f"the end of the run could not be saved: {', '.join(map(str, sorted(self._saver.failed)))}")
@@ -265,44 +279,72 @@ class Driver:
         plan = self._plan
         stage = plan.agent.recipe.stages[index]
         total, done = self._iterations(index), first(state.iteration)
-        advance = self._programs.compile_stage(stage)
+        advance = self._telling(stage.name, self._programs.compile_stage(stage))
         frames = stage.collect * plan.agent.recipe.num_envs * plan.env.spec.action_repeat
         chunk = 1  # the first line of progress comes as soon as it can
-        while done < total and not self._caught and not self._programs.failure():
+        self._report.starts(stage.name, done)
+        while done < total and not self._ends():
             step = self.env_steps(state)
             to_evaluation = plan.eval_every - step % plan.eval_every
             size = min(chunk, total - done, max(1, math.ceil(to_evaluation / max(frames, 1))))
             before = self._milestone(stage, step, done, total)
             if stage.evolve:
                 size = min(size, math.ceil((before + 1) * total / SEARCH_EVALUATIONS) - done)
-            start = time.monotonic()
-            state, metrics = jax.block_until_ready(advance(state, size))
-            seconds = time.monotonic() - start
+            start = self._clock.seconds()
+            state, metrics = advance(state, size)
+            seconds = self._clock.seconds() - start
             done = first(state.iteration)  # fewer than asked for where a stage on the host was interrupted
             metrics = {name: np.asarray(value) for name, value in metrics.items()}
-            if self._milestone(stage, self.env_steps(state), done, total) > before:
+            now = self._milestone(stage, self.env_steps(state), done, total)
+            if now > before:
                 metrics["eval/return"] = self._evaluate(state)
-            position = "" if stage.collect else f"{done:,}/{total:,}"
-            self._log(stage.name, state, metrics, self._replay_ratio(index, done), position)
+            end = self._milestone(stage, self.env_steps(state) + (total - done) * frames, total, total)
+            last = index + 1 == len(plan.agent.recipe.stages)
+            left = Left(done, total, last, max(0, end - now), collects=bool(stage.collect))
+            self._log(stage.name, state, metrics, self._replay_ratio(index, done), left)
             self._saver.poll()
             self._stop_if_not_finite(state)
-            # The first chunk's time is mostly the compiler's: then grow by at most eight times.
+            # The first chunk tells little: then grow by at most eight times.
             chunk = max(1, min(8 * size, round(size * LOG_SECONDS / max(seconds, 1e-3)))) if done > size else 8
             if done < total and self._due(state, self._plan.checkpoint_seconds):
                 self._save(state)
         return state
 
-    def _log(self, stage: str, state: RunState, metrics: Mapping[str, np.ndarray], ratio: float, done: str) -> None:
+    def _telling(self, stage: str, advance: Callable) -> Callable:
+        """`advance` of a stage, blocking; its first call compiles, and the display says so."""
+        calls = itertools.count()
+
+        def run(state: RunState, size: int) -> tuple[RunState, Mapping[str, Array]]:
+            if next(calls):
+                return jax.block_until_ready(advance(state, size))
+            with self._display.working(f"compiling the stage `{stage}` (once, then cached)"):
+                return jax.block_until_ready(advance(state, size))
+
+        return run
+
+    def _log(self, stage: str, state: RunState, metrics: Mapping[str, np.ndarray], ratio: float, left: Left) -> None:
         """One line of the run, with means over seeds, and one of every seed."""
         step, updates = self.env_steps(state), np.ravel(self._programs.replica(state.agent.step))
         metrics = {**metrics, "skipped": np.asarray(self._programs.replica(state.skips.total))}
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # no seed has a value yet
             means = {name: np.nanmean(value) for name, value in metrics.items()}
         iteration = self._iteration(state)
-        self._report.log(stage, step, int(updates.max()), means, ratio, iteration=iteration, done=done)
+        record = self._report.log(stage, step, int(updates.max()), means, ratio, iteration=iteration, left=left)
         for i, report in enumerate(self._members):
             own = {name: value[i] for name, value in metrics.items()}
             report.log(stage, step, int(updates[i]), own, ratio, iteration=iteration)
+        if self._plan.callback is not None:
+            with self._clock.pause():
+                self._call_back(record, state)
+
+    def _call_back(self, record: dict[str, Any], state: RunState) -> None:
+        """The run ends after a callback that returned False or raised; what it raised is kept until all is saved."""
+        try:
+            answer = self._plan.callback(record, self.local(state))
+        except BaseException as error:
+            self._error, self.stopped = error, True
+        else:
+            self.stopped = isinstance(answer, bool | np.bool_) and not answer
 
     def _stop_if_not_finite(self, state: RunState) -> None:
         plan, folder = self._plan, self._plan.path / CHECKPOINTS
@@ -322,7 +364,8 @@ class Driver:
         """Mean return of the periodic evaluation, of each seed; keeps the agents that are the best so far."""
         step, agent = self.env_steps(state), self._programs.replica(state.agent)
         keys = noise.fold_in(self.per_seed(evaluation_key), step)
-        means = self.evaluator(agent.params, keys, PERIODIC_EPISODES).mean(-1)
+        with self._report.evaluating(f"evaluating over {PERIODIC_EPISODES} episodes"):
+            means = self.evaluator(agent.params, keys, PERIODIC_EPISODES).mean(-1)
         for i, (folder, mean) in enumerate(zip(self._folders, np.atleast_1d(means), strict=True)):
             if mean > self._best[i]:
                 self._best[i] = float(mean)
@@ -337,6 +380,10 @@ class Driver:
 
     def _save(self, state: RunState) -> None:
         """Saves the whole run, and of several seeds every agent by itself."""
+        with self._clock.pause():
+            self._save_all(state)
+
+    def _save_all(self, state: RunState) -> None:
         start, step = time.monotonic(), self.env_steps(state)
         folder = self._plan.path / CHECKPOINTS
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import errno
 import json
 import math
@@ -12,16 +12,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, NamedTuple, Self
 
 from wmjax import files
 from wmjax.folder import METRICS, warn
+from wmjax.loops.display import Clock, Display, duration
 from wmjax.loops.wandb_log import WandbLog
 from wmjax.types import UsageError
 
 LINE_BYTES = 2**20
 FILE_BYTES = 2**32
 TEXT = {"stage"}  # names whose values are text; all others are numbers, or null
+PACE_SECONDS = 60.0  # over which the pace of a stage is averaged
 
 
 def read_metrics(folder: str | Path, say: Callable[[str], None] = warn) -> list[dict[str, Any]]:
@@ -153,18 +155,46 @@ class _Appender:
         os.close(self._descriptor)
 
 
-class Report:
-    """Writes a run's metrics to its folder, and one line of progress to a stream.
+class Left(NamedTuple):
+    """What a stage still has to do."""
 
-    On a terminal the line is redrawn in place; elsewhere every report is a line of its own. To be used as a context
-    manager. Nothing is read from the device but the metrics that are given.
+    done: int  # iterations
+    total: int
+    last: bool = True  # whether the run ends with it
+    evaluations: int = 0  # still to come
+    collects: bool = True  # whether it takes env steps, which then tell how far it is
+
+
+class _Pace:
+    """Seconds that an iteration of a stage takes: a mean over its last minute or so.
+
+    What is heard first holds until there is more: the first iteration of a program is slower than the others.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self._heard = 0.0, None
+
+    def add(self, iterations: int, seconds: float) -> None:
+        if iterations > 0:
+            first, heard = self._heard is None, (self._heard or 0.0) + seconds
+            weight = max(seconds / max(heard, 1e-9), 1 - math.exp(-seconds / PACE_SECONDS))
+            self.seconds += weight * (seconds / iterations - self.seconds)
+            self._heard = 0.0 if first else heard
+
+
+class Report:
+    """Writes a run's metrics to its folder, and one line of progress to a display.
+
+    Speeds, and the time that is left, are of training: without compiling, and without what the clock was paused for.
+    To be used as a context manager. Nothing is read from the device but the metrics that are given.
 
     Args:
       folder: of the run; made if absent.
-      total_steps: env steps that the run is to do, for the time that is left; None if unknown.
+      total_steps: env steps that the run is to do; None if unknown.
       resume_step: env steps already done; later lines of an earlier attempt are dropped. 0 starts afresh.
       resume_iteration: iterations already done, for stages that take no env steps.
-      stream: where progress goes; None for nowhere.
+      display: where progress goes.
+      clock: of the time spent training; its own by default.
       tensorboard: whether to write TensorBoard events too.
       wandb: the project of Weights & Biases to send them to; None for none.
     """
@@ -176,32 +206,29 @@ class Report:
         total_steps: int | None = None,
         resume_step: int = 0,
         resume_iteration: int = 2**31,
-        stream: TextIO | None = None,
+        display: Display | None = None,
+        clock: Clock | None = None,
         tensorboard: bool = True,
         wandb: str | None = None,
     ) -> None:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._total, self._tensorboard, self._wandb = total_steps, tensorboard, wandb
-        self._stream = stream
-        self._file = self._events = self._live = self._remote = None
+        self._display, self._clock = display or Display(None), clock or Clock()
+        self._file = self._events = self._remote = None
         self._warned, lines = False, []
         self._guard(lambda: lines.extend(_rewind(self._folder, resume_step or -1, resume_iteration, self.say)))
         last = lines[-1] if lines else {}
         self._before = last.get("time") or 0.0  # seconds that earlier attempts took
-        self._start = self._last_time = time.monotonic()
+        self._start, self._last_time = time.monotonic(), self._clock.seconds()
         self._last_step, self._return = resume_step, None
         self._last_updates = last.get("updates") if lines or resume_step else 0
         self._resume_step = resume_step
+        self._pace: tuple[str, int, _Pace] | None = None  # of a stage, after some of its iterations
+        self._evaluation_seconds = 0.0  # of the last one
 
     def __enter__(self) -> Self:
         self._guard(self._open)
-        if self._stream is not None and self._stream.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(console=Console(file=self._stream), auto_refresh=False)
-            self._live.start()
         if self._wandb is not None:
             self._remote = WandbLog(self._folder, self._wandb, self.say)
         return self
@@ -212,8 +239,6 @@ class Report:
         for part in (self._file, self._events, self._remote):
             if part is not None:
                 self._guard(part.close)
-        if self._live is not None:
-            self._live.stop()
 
     def _open(self) -> None:
         self._file = _Appender(self._folder / METRICS)
@@ -229,6 +254,22 @@ class Report:
                 self.say(f"warning: metrics in {self._folder} cannot be written ({error.strerror}); training goes on")
             self._warned = True
 
+    def say(self, text: str) -> None:
+        """Prints one line of text above the progress line."""
+        self._display.say(text)
+
+    def starts(self, stage: str, done: int) -> None:
+        """A stage begins, or goes on after some of its iterations: time is counted from here."""
+        self._pace, self._last_time = (stage, done, _Pace()), self._clock.seconds()
+
+    @contextlib.contextmanager
+    def evaluating(self, what: str) -> Iterator[None]:
+        """An evaluation goes on within; its time counts for the time that is left, and for no speed."""
+        start = time.monotonic() - self._clock.compiled()
+        with self._clock.pause(), self._display.working(what, say=False):
+            yield
+        self._evaluation_seconds = time.monotonic() - self._clock.compiled() - start
+
     def log(
         self,
         stage: str,
@@ -238,8 +279,8 @@ class Report:
         replay_ratio: float = 0.0,
         *,
         iteration: int = 0,
-        done: str = "",
-    ) -> str:
+        left: Left | None = None,
+    ) -> dict[str, Any]:
         """Writes one line of metrics and shows progress.
 
         Args:
@@ -249,26 +290,40 @@ class Report:
           metrics: scalars by name; those that are not finite become null.
           replay_ratio: trained steps per collected step so far.
           iteration: iterations of all stages so far.
-          done: how far the stage is, shown after its name.
+          left: how far the stage is; None if unknown.
 
         Returns:
-          The line of progress.
+          What was written, by name; None for what is not finite.
         """
-        now = time.monotonic()
+        now = self._clock.seconds()
         seconds = max(now - self._last_time, 1e-9)
-        speed = (step - self._last_step) / seconds
+        speed, learned = (step - self._last_step) / seconds, updates - (self._last_updates or 0)
         numbers = {name: _number(value) for name, value in metrics.items()}
-        head = {"step": step, "updates": updates, "time": round(self._before + now - self._start, 3), "stage": stage}
+        wall = time.monotonic() - self._start
+        head = {"step": step, "updates": updates, "time": round(self._before + wall, 3), "stage": stage}
         if self._last_updates is not None:  # unknown where an earlier attempt is resumed
-            head["updates_per_second"] = round((updates - self._last_updates) / seconds, 3)
+            head["updates_per_second"] = round(learned / seconds, 3)
         head |= {"steps_per_second": round(speed, 2), "replay_ratio": round(replay_ratio, 4), "iteration": iteration}
         self._guard(lambda: self._write(step, head, numbers))
         self._last_time, self._last_step, self._last_updates = now, step, updates
         returns = [x for name, x in numbers.items() if name == "episode/return" or name.endswith("/mean_return")]
         self._return = next((x for x in returns if x is not None), self._return)
-        line = self._progress(f"{stage} {done}".strip(), step, updates, speed, replay_ratio, numbers.get("skipped"))
-        self._show(line)
-        return line
+        rates = [f"{_rate(speed)} steps/s"] if speed > 0 else [f"{_rate(learned / seconds)} updates/s"] * (learned > 0)
+        self._progress(stage, head, rates, numbers.get("skipped"), left, self._time_left(stage, left, seconds))
+        return head | numbers
+
+    def _time_left(self, stage: str, left: Left | None, seconds: float) -> float | None:
+        """Seconds until the stage ends, after a report over so many; None if unknown."""
+        if left is None:
+            return None
+        if self._pace is None or self._pace[0] != stage:
+            self._pace = stage, 0, _Pace()
+        _, before, pace = self._pace
+        pace.add(left.done - before, seconds)
+        self._pace = stage, left.done, pace
+        if not pace.seconds:
+            return None
+        return (left.total - left.done) * pace.seconds + left.evaluations * self._evaluation_seconds
 
     def _write(self, step: int, head: dict[str, Any], numbers: dict[str, float | None]) -> None:
         if self._file is not None:
@@ -279,29 +334,24 @@ class Report:
             self._remote.write({name: x for name, x in head.items() if name != "stage"} | numbers)
 
     def _progress(
-        self, stage: str, step: int, updates: int, speed: float, replay_ratio: float, skipped: float | None
-    ) -> str:
+        self,
+        stage: str,
+        head: dict[str, Any],
+        rates: list[str],
+        skipped: float | None,
+        left: Left | None,
+        time_left: float | None,
+    ) -> None:
+        """Shows the line: what one looks for first, then what a narrow terminal has no room for."""
+        first = [f"return {self._return:.3f}"] if self._return is not None else []
+        if time_left is not None:
+            first.append(f"{'' if left.last else 'stage '}ETA {duration(time_left)}")
         total = f"/{self._total:,}" if self._total else ""
-        parts = [f"{stage}", f"{step:,}{total} env steps", f"{updates:,} updates", f"{speed:,.0f} steps/s"]
-        parts += [f"replay ratio {replay_ratio:.3g}"]
-        parts += [f"return {self._return:.3f}"] if self._return is not None else []
-        parts += [f"skipped {skipped:g}"] if skipped else []
-        if self._total and speed > 0:
-            left = datetime.timedelta(seconds=round(max(self._total - step, 0) / speed))
-            parts += [f"ETA {left}"]
-        return "  ".join(parts)
+        done = f" {left.done:,}/{left.total:,}" if left and not left.collects else ""
+        rest = [f"{stage}{done}", f"{head['step']:,}{total} env steps", *rates, f"{head['updates']:,} updates"]
+        rest += [f"replay ratio {head['replay_ratio']:.3g}"] + ([f"skipped {skipped:g}"] if skipped else [])
+        self._display.show(left.done / max(left.total, 1) if left else 0.0, first, rest)
 
-    def _show(self, line: str) -> None:
-        if self._live is not None:
-            from rich.text import Text
 
-            self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
-        elif self._stream is not None:
-            print(line, file=self._stream, flush=True)
-
-    def say(self, text: str) -> None:
-        """Prints one line of text above the progress line."""
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        elif self._stream is not None:
-            print(text, file=self._stream, flush=True)
+def _rate(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
