@@ -66,14 +66,3 @@ def tree(weights: dict[str, np.ndarray]) -> dict:
             node = node.setdefault(key, {})
         node[leaf] = jnp.asarray(value)
     return result
-
-
-def flatten(params: dict, prefix: str = "") -> dict:
-    """Nested parameters by their paths."""
-    if not isinstance(params, dict):
-        return {prefix: params}
-    return {
-        path: leaf
-        for key, value in params.items()
-        for path, leaf in flatten(value, f"{prefix}/{key}" if prefix else key).items()
-    }

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 TOKENIZER = [
-    (r"(encoder|decoder)\.(down|up)\.(\d)\.block\.(\d)", r"\1/res\3_\4"),
-    (r"(encoder|decoder)\.(down|up)\.(\d)\.attn\.(\d)", r"\1/attn\3_\4"),
-    (r"encoder\.down\.(\d)\.downsample", r"encoder/down\1"),
+    (r"(encoder|decoder)\.(down|up)\.(\d+)\.block\.(\d+)", r"\1/res\3_\4"),
+    (r"(encoder|decoder)\.(down|up)\.(\d+)\.attn\.(\d+)", r"\1/attn\3_\4"),
+    (r"encoder\.down\.(\d+)\.downsample", r"encoder/down\1"),
     (r"(encoder|decoder)\.mid\.block_1", r"\1/mid_res0"),
     (r"(encoder|decoder)\.mid\.block_2", r"\1/mid_res1"),
     (r"(encoder|decoder)\.mid\.attn_1", r"\1/mid_attn"),
@@ -20,10 +20,10 @@ TOKENIZER = [
     (r"proj_out", "proj"),
 ]
 WORLD_MODEL = [
-    (r"transformer\.blocks\.(\d)\.attn", r"blocks_\1"),
-    (r"transformer\.blocks\.(\d)\.mlp\.0", r"blocks_\1/mlp_in"),
-    (r"transformer\.blocks\.(\d)\.mlp\.2", r"blocks_\1/mlp_out"),
-    (r"transformer\.blocks\.(\d)\.ln(\d)", r"blocks_\1/norm\2"),
+    (r"transformer\.blocks\.(\d+)\.attn", r"blocks_\1"),
+    (r"transformer\.blocks\.(\d+)\.mlp\.0", r"blocks_\1/mlp_in"),
+    (r"transformer\.blocks\.(\d+)\.mlp\.2", r"blocks_\1/mlp_out"),
+    (r"transformer\.blocks\.(\d+)\.ln(\d+)", r"blocks_\1/norm\2"),
     (r"transformer\.ln_f", "norm_out"),
     (r"pos_emb\.weight", "position_table"),
     (r"embedder\.embedding_tables\.0\.weight", "action_table"),
@@ -36,7 +36,7 @@ WORLD_MODEL = [
     (r"head_ends\.head_module\.2", "end_out"),
 ]
 ACTOR_CRITIC = [
-    (r"conv(\d)", lambda match: f"convs/conv{int(match[1]) - 1}"),
+    (r"conv(\d+)", lambda match: f"convs/conv{int(match[1]) - 1}"),
     (r"lstm\.weight_ih", "input_gates.weight"),
     (r"lstm\.bias_ih", "input_gates.bias"),
     (r"lstm\.weight_hh", "hidden_gates.weight"),
@@ -48,7 +48,7 @@ ACTOR_CRITIC = [
 def our_name(rules: list, official: str) -> str:
     """`decoder.up.1.upsample.conv.weight` -> `decoder/up0/conv/kernel`."""
     # The official decoder's level i leads to level i - 1.
-    name = re.sub(r"decoder\.up\.(\d)\.upsample", lambda match: f"decoder/up{int(match[1]) - 1}", official)
+    name = re.sub(r"decoder\.up\.(\d+)\.upsample", lambda match: f"decoder/up{int(match[1]) - 1}", official)
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     name = name.replace(".", "/")

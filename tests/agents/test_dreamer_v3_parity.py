@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.agents.dreamer_v3_weights import flatten, our_name, tree
+from tests.agents.closeness import close, flatten, relative, swap
+from tests.agents.dreamer_v3_weights import our_name, tree
 from tests.parity import load
 from wmjax import dreaming
 from wmjax.agents import dreamer_v3 as v3
@@ -18,18 +19,6 @@ from wmjax.ops import distributions, noise, normalize
 from wmjax.types import Box, Discrete, EnvSpec, TimeStep
 
 pytestmark = pytest.mark.parity
-
-
-def close(ours, theirs, tolerance):
-    """Largest difference, relative to the largest entry where that is above 1."""
-    theirs = np.asarray(theirs, np.float64)
-    error = np.max(np.abs(np.asarray(ours, np.float64) - theirs))
-    assert error <= tolerance * max(1.0, np.max(np.abs(theirs))), f"off by {error}"
-
-
-def swap(x):
-    """Batch first <-> time first."""
-    return np.swapaxes(x, 0, 1)
 
 
 @pytest.fixture
@@ -80,7 +69,11 @@ def encoder_of(nets, section):
     obs = nets.tree(f"in/{section}")
     spaces = tuple(sorted((name, space_of(nets, value)) for name, value in obs.items()))
     sizes = nets.config["sizes"]
-    return Encoder(spaces, sizes["depth"], (sizes["units"],) * 3), obs, spaces
+    return Encoder(spaces, sizes["depth"], units_of(nets)), obs, spaces
+
+
+def units_of(nets):
+    return (nets.config["sizes"]["units"],) * nets.config["encoder"]["layers"]
 
 
 def space_of(nets, value):
@@ -102,7 +95,7 @@ def test_encoder_equals_the_authors_with_the_vector_part_first(nets, section):
 def test_decoder_equals_the_authors(nets, section):
     sizes = nets.config["sizes"]
     _, _, spaces = encoder_of(nets, section.replace("dec", "enc"))
-    decoder = Decoder(spaces, sizes["depth"], (sizes["units"],) * 3, nets.config["bspace"])
+    decoder = Decoder(spaces, sizes["depth"], units_of(nets), nets.config["bspace"])
     params = tree({f"dec/{k}": v for k, v in nets.tree(f"params/{section}").items()})["decoder"]
     out = jax.jit(decoder.apply)({"params": params}, nets[f"in/{section}/deter"], nets[f"in/{section}/stoch"])
     close(out["image"], nets[f"out/{section}/pred_image"], 1e-4)
@@ -191,6 +184,17 @@ def losses():
     return load("dreamer_v3_losses")
 
 
+def config_of(losses, **fields):
+    given = losses.config
+    imagination, norm = given["imag_loss"], given["retnorm"]
+    return v3.DreamerV3Config(
+        unimix=given["unimix"], free_nats=given["free_nats"], discount_horizon=given["horizon"],
+        lambda_=imagination["lam"], entropy_scale=imagination["actent"], slow_critic_scale=imagination["slowreg"],
+        return_norm_rate=norm["rate"], return_norm_low=norm["perclo"], return_norm_high=norm["perchi"],
+        return_norm_limit=norm["limit"], **fields,
+    )  # fmt: skip
+
+
 def test_imagination_losses_equal_the_authors(losses):
     for section in ("imag_disc", "imag_cont"):
         given = losses.tree("in/imag")
@@ -213,7 +217,7 @@ def test_imagination_losses_equal_the_authors(losses):
                 distributions.TwoHot(value_logits, bins),
                 distributions.TwoHot(jnp.asarray(swap(given["slowvalue_logits"])), bins),
                 normalize.ReturnRange(given["retnorm_lo"], given["retnorm_hi"]),
-                v3.DreamerV3Config(),
+                config_of(losses),
             )
             return terms["actor"].mean() + terms["critic"].mean(), (terms, target, state)
 
@@ -234,12 +238,6 @@ def test_imagination_losses_equal_the_authors(losses):
             relative(swap(grads[1]), expected["value_logits"])
 
 
-def relative(ours, theirs, tolerance=1e-4):
-    """Difference of a gradient tensor against its norm."""
-    difference = np.linalg.norm(np.asarray(ours, np.float64) - theirs)
-    assert difference <= tolerance * np.linalg.norm(theirs) + 1e-9, (difference, np.linalg.norm(theirs))
-
-
 def test_replay_critic_loss_equals_the_authors(losses):
     given, out = losses.tree("in/repl"), losses.tree("out/repl")
     zeros = jnp.zeros_like(given["last"])
@@ -249,7 +247,7 @@ def test_replay_critic_loss_equals_the_authors(losses):
         bins = distributions.exponential_bins(value_logits.shape[-1])
         slow = distributions.TwoHot(jnp.asarray(swap(given["slowvalue_logits"])), bins)
         critic = distributions.TwoHot(value_logits, bins)
-        loss = v3.replay_critic_loss(critic, slow, step, jnp.asarray(swap(given["boot"])), v3.DreamerV3Config())
+        loss = v3.replay_critic_loss(critic, slow, step, jnp.asarray(swap(given["boot"])), config_of(losses))
         return loss.mean(), loss
 
     grad, loss = jax.grad(mean, has_aux=True)(jnp.asarray(swap(given["value_logits"])))
@@ -267,10 +265,18 @@ def agent(request, losses):
     obs = {"image": Box(0, 255, given["image"].shape[2:], "uint8"), "vec": vector}
     spec = EnvSpec(obs, Discrete(sizes["nact"]) if discrete else Box(-1.0, 1.0, given["prevact"].shape[2:]))
     dims = {name: sizes[name] for name in ("deter", "hidden", "stoch", "classes", "depth", "units", "blocks")}
-    config = v3.DreamerV3Config(**dims, horizon=losses.config["imag_length"], actor_unimix=0.0)
+    params, scales = tree(losses.tree(f"params/{section}")), losses.config[section]["scales"]
+    layers = lambda module: sum(name.startswith("linear") for name in params[module]["mlp"])
+    config = config_of(
+        losses, **dims, horizon=losses.config["imag_length"], actor_unimix=0.0,
+        bins=len(params["critic"]["logits"]["bias"]), encoder_units=(sizes["units"],) * layers("encoder"),
+        dyn_scale=scales["dyn"], rep_scale=scales["rep"], image_scale=scales["image"], vector_scale=scales["vec"],
+        reward_scale=scales["rew"], cont_scale=scales["con"], actor_scale=scales["policy"],
+        critic_scale=scales["value"], replay_critic_scale=scales["repval"],
+        **{f"{head}_layers": layers(head) for head in ("reward", "cont", "actor", "critic")},
+    )  # fmt: skip
     nets = v3.networks(spec, config)
     model = v3.world_model(nets, spec, config)
-    params = tree(losses.tree(f"params/{section}"))
     action = np.eye(sizes["nact"], dtype=np.float32)[given["prevact"]] if discrete else given["prevact"]
     start = RSSMState(given["carry_deter"], given["carry_stoch"], jnp.zeros_like(given["carry_stoch"]))
     step = TimeStep(

@@ -78,7 +78,10 @@ def vae():
 
 def make_vae(w):
     depth, latent = w["encoder.conv1.weight"].shape[0], w["encoder.fc_mu.weight"].shape[0]
-    encoder, decoder = Encoder(latent, depth), Decoder(64, 3, w["decoder.deconv3.weight"].shape[1], relu=True)
+    encoder, decoder = (
+        Encoder(latent, depth),
+        Decoder(64, w["decoder.deconv4.weight"].shape[1], w["decoder.deconv3.weight"].shape[1], relu=True),
+    )
     return wm.Networks(encoder, decoder, None), vae_params(w)
 
 

@@ -294,9 +294,10 @@ def test_continuous_policy_agrees_with_the_official_code():
     f = load("dreamer_v3_heads")
     out = f.tree("out/pol_cont")
     # Raw outputs are not stored: invert the two squashing functions.
-    share = (out["stddev"].astype(np.float64) - 0.1) / 0.9
+    low, high = f.config["minstd"], f.config["maxstd"]
+    share = (out["stddev"].astype(np.float64) - low) / (high - low)
     policy = bounded_normal(
-        jnp.array(np.arctanh(out["mean"].astype(np.float64))), jnp.array(np.log(share / (1 - share)) - 2)
+        jnp.array(np.arctanh(out["mean"].astype(np.float64))), jnp.array(np.log(share / (1 - share)) - 2), low, high
     )
     np.testing.assert_allclose(policy.mode(), out["mean"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(policy.stddev(), out["stddev"], rtol=1e-5)

@@ -80,13 +80,14 @@ def test_is_float32_under_bfloat16_logits():
 def test_values_and_gradients_agree_with_the_official_code():
     f = load("dreamer_v3_losses")
     post, prior = jnp.array(f["in/kl/post_logit"]), jnp.array(f["in/kl/prior_logit"])
-    dyn, rep = balanced_kl(post, prior, 1.0, 0.01)
+    free, unimix = f.config["free_nats"], f.config["unimix"]
+    dyn, rep = balanced_kl(post, prior, free, unimix)
     np.testing.assert_allclose(dyn, f["out/kl/dyn"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(rep, f["out/kl/rep"], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(balanced_kl(post, prior, 0.0, 0.01)[0], f["out/kl/unclipped"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(balanced_kl(post, prior, 0.0, unimix)[0], f["out/kl/unclipped"], rtol=1e-5, atol=1e-5)
 
     def loss(post, prior):
-        dyn, rep = balanced_kl(post, prior, 1.0, 0.01)
+        dyn, rep = balanced_kl(post, prior, free, unimix)
         return dyn.mean() + 0.1 * rep.mean()
 
     for gradient, name in zip(jax.grad(loss, (0, 1))(post, prior), ("post_logit", "prior_logit"), strict=True):

@@ -57,7 +57,9 @@ def test_no_gradient_flows_through_the_range():
 @pytest.mark.parity
 def test_agrees_with_the_official_normalizer_update_by_update():
     f = load("dreamer_v3_losses")
-    state, update = normalize.init(), jax.jit(normalize.update)
+    given = f.config["retnorm"]
+    options = dict(rate=given["rate"], low=given["perclo"], high=given["perchi"])
+    state, update = normalize.init(), jax.jit(functools.partial(normalize.update, **options))
     for i, x in enumerate(f["in/retnorm/x"]):
         state = update(state, jnp.array(x))
         np.testing.assert_allclose(state.low, f["out/retnorm_perc/state/lo"][i], rtol=1e-5, atol=1e-6)
