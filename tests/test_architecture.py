@@ -29,7 +29,7 @@ ALLOWED = {
     "presets": BASE | {"agents"},
 }
 TOP = {"__init__", "__main__", "settings", "run", "figures", "cli"}  # may import everything
-CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "distrax", "orbax", "tyro", "rich", "tensorboardX"}
+CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "chex", "distrax", "orbax", "tyro", "rich", "tensorboardX"}
 CORE |= {"matplotlib", "imageio", "evosax", "filelock"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

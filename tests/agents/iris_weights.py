@@ -18,6 +18,7 @@ TOKENIZER = [
     (r"post_quant_conv", "post_quant"),
     (r"embedding\.weight", "codebook"),
     (r"proj_out", "proj"),
+    (r"nin_shortcut", "skip"),
 ]
 WORLD_MODEL = [
     (r"transformer\.blocks\.(\d+)\.attn", r"blocks_\1"),

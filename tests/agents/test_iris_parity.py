@@ -65,7 +65,7 @@ def tokenizer():
     config = dataclasses.replace(
         PAPER, vocab_size=size("vocab_size"), embed_dim=size("embed_dim"), latents=size("z_channels"),
         channels=size("ch"), multipliers=sizes("ch_mult"), res_blocks=size("num_res_blocks"),
-        attention=sizes("attn_resolutions"),
+        attention=sizes("attn_resolutions"), policy_channels=(1,),
     )  # fmt: skip
     params = {"tokenizer": tree(TOKENIZER, data.tree("w"))}
     return data, iris.networks(spec_of(size("resolution"), size("in_channels")), config), config, params
@@ -337,7 +337,7 @@ def actor():
     number = lambda name: float(data[f"cfg/{name}"])
     config = dataclasses.replace(
         PAPER, policy_channels=tuple(int(c) for c in data["cfg/conv_channels"]), lstm_units=int(number("lstm_dim")),
-        discount=number("gamma"), lambda_=number("lambda"), entropy_scale=number("entropy_weight"),
+        multipliers=(1,), discount=number("gamma"), lambda_=number("lambda"), entropy_scale=number("entropy_weight"),
     )  # fmt: skip
     side, channels = data["fwd_in/frames_u8"].shape[-1], data["fwd_in/frames_u8"].shape[-3]
     nets = iris.networks(spec_of(side, channels, int(number("num_actions"))), config)

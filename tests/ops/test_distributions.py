@@ -260,7 +260,7 @@ def test_two_hot_agrees_with_the_official_code():
     bins = exponential_bins(f["out/twohot/bins"].shape[0])
     np.testing.assert_allclose(bins, f["out/twohot/bins"], rtol=2e-6, atol=0)
     logits, target = jnp.array(f["in/twohot/logits"]), jnp.array(f["in/twohot/target"])
-    head = TwoHot(logits[:, None], bins)
+    head = TwoHot(jnp.broadcast_to(logits[:, None], (len(logits), len(target), len(bins))), bins)
     loss = -head.log_prob(jnp.broadcast_to(target, (len(logits), len(target))))
     np.testing.assert_allclose(loss, f["out/twohot/loss"], rtol=1e-5, atol=1e-4)
     error = np.abs(head.mean()[:, 0] - f["out/twohot/pred"])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wmjax.ops import noise
+from wmjax.ops import contracts, noise
 from wmjax.ops.distributions import split_choices
 from wmjax.types import Array
 
@@ -32,6 +32,7 @@ class TanhNormal(NamedTuple):
     def _draw(self, seed: Array, draws: int) -> Array:
         """Normal variables `[draws, ..., A]`."""
         *batch, size = self.mean.shape
+        contracts.keys(*batch, seed=seed)
         eps = jnp.moveaxis(noise.normal(seed, (*batch, draws, size)), -2, 0)
         return self.mean + self.std * eps
 
@@ -43,10 +44,13 @@ class TanhNormal(NamedTuple):
 
     def sample(self, seed: Array) -> Array:
         """Reparameterized, `[..., A]` in (-1, 1)."""
+        contracts.keys(*self.mean.shape[:-1], seed=seed)
         return jnp.tanh(self.mean + self.std * noise.normal(seed, self.mean.shape))
 
     def log_prob(self, action: Array) -> Array:
         """`[...]`, summed over A; actions at the very bounds count as just inside."""
+        contracts.alike(mean=self.mean, action=action)
+        contracts.floating(action=action)
         return self._log_prob_of(jnp.arctanh(jnp.clip(action, -INSIDE, INSIDE)))
 
     def mode(self, seed: Array, draws: int = 100) -> Array:
@@ -76,6 +80,9 @@ def tanh_normal(mean: Array, std: Array, mean_scale: float = 5.0, init_std: floa
     >>> round(tanh_normal(jnp.zeros(1), jnp.zeros(1)).std.item(), 4)
     5.0001
     """
+    contracts.shaped(None, mean=mean, std=std)
+    contracts.alike(mean=mean, std=std)
+    contracts.floating(mean=mean, std=std)
     mean, std = mean.astype(jnp.float32), std.astype(jnp.float32)
     raw_init = math.log(math.expm1(init_std))
     return TanhNormal(mean_scale * jnp.tanh(mean / mean_scale), jax.nn.softplus(std + raw_init) + 1e-4)
@@ -101,6 +108,7 @@ class TruncatedNormal(NamedTuple):
         That is not the derivative of the truncated sample (TensorFlow treats the bounds as inputs of their own), but
         what DreamerV2 learned with. The clip passes gradients unchanged.
         """
+        contracts.keys(*self.loc.shape[:-1], seed=seed)
         low, high, _ = self._bounds()
         eps = jax.lax.stop_gradient(truncated_noise(seed, low, high))
         action = self.loc + self.scale * eps
@@ -108,6 +116,8 @@ class TruncatedNormal(NamedTuple):
 
     def log_prob(self, action: Array) -> Array:
         """`[...]`, summed over A, of actions in [-1, 1]."""
+        contracts.alike(loc=self.loc, action=action)
+        contracts.floating(action=action)
         _, _, inside = self._bounds()
         normal = -0.5 * ((action - self.loc) / self.scale) ** 2 - jnp.log(self.scale) - LOG_ROOT_2PI
         return (normal - jnp.log(inside)).sum(-1)
@@ -126,6 +136,9 @@ class TruncatedNormal(NamedTuple):
 
 def truncated_noise(key: Array, low: Array, high: Array) -> Array:
     """Standard normal noise between bounds `[..., A]`, by inversion of the distribution function."""
+    contracts.alike(low=low, high=high)
+    contracts.floating(low=low, high=high)
+    contracts.keys(*low.shape, key=key)
     below, above = jax.scipy.special.ndtr(low), jax.scipy.special.ndtr(high)
     uniform = noise.uniform(key, low.shape)
     return jnp.clip(jax.scipy.special.ndtri(below + uniform * (above - below)), low, high)
@@ -139,6 +152,9 @@ def truncated_normal(loc: Array, scale: Array, min_std: float = 0.1) -> Truncate
     >>> round(truncated_normal(jnp.zeros(1), jnp.zeros(1)).scale.item(), 4)
     1.1
     """
+    contracts.shaped(None, loc=loc, scale=scale)
+    contracts.alike(loc=loc, scale=scale)
+    contracts.floating(loc=loc, scale=scale)
     loc, scale = jnp.tanh(loc.astype(jnp.float32)), scale.astype(jnp.float32)
     return TruncatedNormal(loc, 2 * jax.nn.sigmoid(scale / 2) + min_std)
 
@@ -154,6 +170,9 @@ def explore(key: Array, action: Array, amount: Array | float, counts: Sequence[i
 
     Source: DreamerV1, appendix A, and the code of DreamerV1 and DreamerV2.
     """
+    contracts.shaped(None if counts is None else sum(counts), action=action)
+    contracts.floating(action=action)
+    contracts.keys(*action.shape[:-1], key=key)
     if counts is None:
         return jnp.clip(action + amount * noise.normal(key, action.shape), -1.0, 1.0)
     if len(counts) == 1:

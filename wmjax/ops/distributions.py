@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.ops import noise
+from wmjax.ops import contracts, noise
 from wmjax.ops.symlog import symexp, symlog
 from wmjax.types import Array, UsageError
 
@@ -39,6 +39,8 @@ def unimix_logits(logits: Array, unimix: float) -> Array:
     >>> jnp.exp(unimix_logits(jnp.array([200.0, 0.0]), 0.5)).round(4).tolist()
     [0.75, 0.25]
     """
+    contracts.shaped(None, logits=logits)
+    contracts.floating(logits=logits)
     logits = logits.astype(jnp.float32)
     if unimix == 0:
         return jax.nn.log_softmax(logits)
@@ -60,6 +62,9 @@ def straight_through_sample(key: Array, logits: Array) -> Array:
     >>> straight_through_sample(jax.random.key(0), jnp.array([[0.0, 99.0], [99.0, 0.0]])).tolist()
     [[0.0, 1.0], [1.0, 0.0]]
     """
+    contracts.shaped(None, logits=logits)
+    contracts.floating(logits=logits)
+    contracts.keys(*logits.shape[:-1], key=key)
     logits = logits.astype(jnp.float32)
     index = jnp.argmax(logits + noise.gumbel(key, logits.shape), -1)
     probs = jax.nn.softmax(logits)
@@ -94,6 +99,7 @@ class OneHotCategorical(distrax.OneHotCategorical):
 
 def split_choices(action: Array, counts: Sequence[int]) -> list[Array]:
     """One-hot vectors of some sizes that lie side by side, `[..., sum K]`, each by itself."""
+    contracts.shaped(sum(counts), action=action)
     return jnp.split(action, np.cumsum(counts)[:-1].tolist(), -1)
 
 
@@ -104,6 +110,7 @@ class OneHotCategoricals(NamedTuple):
 
     def sample(self, *, seed: Array) -> Array:
         """Straight-through, `[..., sum K]`."""
+        contracts.keys(*self.parts[0].batch_shape, seed=seed)
         seeds = noise.split(seed, len(self.parts))
         return jnp.concatenate([part.sample(seed=key) for part, key in zip(self.parts, seeds, strict=True)], -1)
 
@@ -113,6 +120,7 @@ class OneHotCategoricals(NamedTuple):
 
     def log_prob(self, action: Array) -> Array:
         """`[...]`, summed over the choices."""
+        contracts.floating(action=action)
         pieces = split_choices(action, [part.num_categories for part in self.parts])
         return sum(part.log_prob(piece) for part, piece in zip(self.parts, pieces, strict=True))
 
@@ -146,6 +154,8 @@ def bernoulli_log_prob(logits: Array, target: Array) -> Array:
     >>> bernoulli_log_prob(jnp.array(-200.0), jnp.array(1.0)).item()
     -200.0
     """
+    contracts.floating(logits=logits, target=target)
+    contracts.broadcasts(logits=logits, target=target)
     logits, target = logits.astype(jnp.float32), target.astype(jnp.float32)
     return target * jax.nn.log_sigmoid(logits) + (1 - target) * jax.nn.log_sigmoid(-logits)
 
@@ -191,6 +201,7 @@ class TwoHot(NamedTuple):
 
     def mean(self) -> Array:
         """Expected value Σ pᵢ bᵢ: float32 `[...]`, exactly 0 for uniform logits."""
+        contracts.exactly(self.logits.shape[-1], bins=self.bins)
         probs = jax.nn.softmax(self.logits.astype(jnp.float32))
         half = self.bins.shape[0] // 2
         # A plain sum of ±1e8 terms does not cancel in float32. Subtracting mirrored probabilities first does.
@@ -207,6 +218,8 @@ class TwoHot(NamedTuple):
         Returns:
           float32 `[...]`.
         """
+        contracts.exactly(*self.logits.shape[:-1], target=target)
+        contracts.floating(target=target)
         logits = self.logits.astype(jnp.float32)
         target = jnp.clip(jax.lax.stop_gradient(target).astype(jnp.float32), self.bins[0], self.bins[-1])
         # Two gathered logits per row are cheaper than [..., K] targets, forward and backward.
@@ -234,6 +247,8 @@ class SymlogMSE(NamedTuple):
 
     def log_prob(self, target: Array) -> Array:
         """-(prediction - symlog(target))², float32 `[...]`: a log-likelihood up to scale and constant."""
+        contracts.alike(prediction=self.prediction, target=target)
+        contracts.floating(target=target)
         return -((self.prediction.astype(jnp.float32) - symlog(target)) ** 2)
 
 
@@ -253,6 +268,8 @@ class UnitNormal(NamedTuple):
 
     def log_prob(self, target: Array) -> Array:
         """-½ Σ (x - mean)² - ½ ln 2π for each number of the event, float32 `[...]`."""
+        contracts.alike(prediction=self.prediction, target=target)
+        contracts.floating(target=target)
         error = 0.5 * (target.astype(jnp.float32) - self.mean()) ** 2 + 0.5 * jnp.log(2 * jnp.pi)
         return -error.sum(tuple(range(-self.event_dims, 0)))
 
@@ -285,5 +302,8 @@ def bounded_normal(mean: Array, std: Array, min_std: float = 0.1, max_std: float
     >>> bounded_normal(jnp.zeros(2), jnp.full(2, 99.0)).stddev().tolist()
     [1.0, 1.0]
     """
+    contracts.shaped(None, mean=mean, std=std)
+    contracts.alike(mean=mean, std=std)
+    contracts.floating(mean=mean, std=std)
     mean, std = jnp.tanh(mean.astype(jnp.float32)), jax.nn.sigmoid(std.astype(jnp.float32) + 2)
     return distrax.Independent(_Normal(mean, min_std + (max_std - min_std) * std), 1)

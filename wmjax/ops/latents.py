@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wmjax.ops import distributions, noise
+from wmjax.ops import contracts, distributions, noise
 from wmjax.types import Array, UsageError
 
 
@@ -35,6 +35,8 @@ class Categorical(NamedTuple):
         Raises:
           UsageError: for any other estimator.
         """
+        contracts.shaped(None, None, logits=self.logits)
+        contracts.keys(*self.logits.shape[:-2], key=key)
         if estimator == "straight_through":
             return distributions.straight_through_sample(key, self.logits)
         if estimator == "gumbel_straight_through":
@@ -60,6 +62,8 @@ class Categorical(NamedTuple):
         >>> Categorical(jnp.zeros((1, 4))).kl(Categorical(jnp.zeros((1, 4)))).tolist()
         [0.0]
         """
+        contracts.alike(self=self.logits, other=other.logits)
+        contracts.floating(self=self.logits, other=other.logits)
         mine, theirs = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
         return (jnp.exp(mine) * (mine - theirs)).sum(-1)
 
@@ -75,6 +79,8 @@ class Gaussian(NamedTuple):
 
     def sample(self, key: Array) -> Array:
         """Reparameterized, `[..., Z]`: the noise differs from row to row (DreamerV1's code shares it, by mistake)."""
+        contracts.alike(mean=self.mean, std=self.std)
+        contracts.keys(*self.mean.shape[:-1], key=key)
         return self.mean + self.std * noise.normal(key, self.mean.shape)
 
     def mode(self) -> Array:
@@ -91,6 +97,8 @@ class Gaussian(NamedTuple):
         >>> Gaussian(jnp.ones(1), jnp.ones(1)).kl(Gaussian(jnp.zeros(1), jnp.ones(1))).tolist()
         [0.5]
         """
+        contracts.alike(mean=self.mean, std=self.std, other=other.mean, other_std=other.std)
+        contracts.floating(self=self.mean, other=other.mean)
         ratio = self.std / other.std
         shift = (self.mean - other.mean) / other.std
         return 0.5 * (ratio**2 + shift**2 - 1) - jnp.log(ratio)

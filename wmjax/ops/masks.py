@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from wmjax.ops import contracts
 from wmjax.types import Array
 
 
@@ -20,6 +21,8 @@ def masked_mean(x: Array, mask: Array, axis_name: str | None = None) -> Array:
     >>> masked_mean(jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])).item()
     2.0
     """
+    contracts.floating(x=x)
+    contracts.broadcasts(x=x, mask=mask)
     mask = jnp.broadcast_to(mask, x.shape).astype(jnp.float32)
     count = mask.sum()
     if axis_name is not None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.ops import noise
+from wmjax.ops import contracts, noise
 from wmjax.types import Array
 
 
@@ -36,6 +36,8 @@ class Mixture(NamedTuple):
 
         ln Σₖ wₖ N(x; μₖ, σₖ), by logsumexp.
         """
+        contracts.exactly(*self.mean.shape[:-2], self.mean.shape[-1], x=x)
+        contracts.floating(x=x)
         logits, mean, log_std = (y.astype(jnp.float32) for y in self)
         error = (x.astype(jnp.float32)[..., None, :] - mean) * jnp.exp(-log_std)
         log_normal = -0.5 * (error**2 + np.log(2 * np.pi)) - log_std
@@ -45,8 +47,9 @@ class Mixture(NamedTuple):
 
     def sample(self, key: Array, temperature: float | Array = 1.0) -> Array:
         """Draws float32 `[..., D]`; see `draw`. `key` is one key, or keys `[...]`, one for each row; consumed."""
-        key_choice, key_normal = noise.split(key, 2)
         lead = self.mean.shape[:-2]
+        contracts.keys(*lead, key=key)
+        key_choice, key_normal = noise.split(key, 2)
         uniform = noise.uniform(key_choice, (*lead, self.logits.shape[-1]))
         return self.draw(uniform, noise.normal(key_normal, (*lead, self.mean.shape[-1])), temperature)
 
@@ -64,6 +67,9 @@ class Mixture(NamedTuple):
 
         Source: World Models, "temperature"; √τ (not τ) scales the deviation, as in the authors' code.
         """
+        contracts.exactly(*self.logits.shape[:-2], self.logits.shape[-1], uniform=uniform)
+        contracts.exactly(*self.mean.shape[:-2], self.mean.shape[-1], normal=normal)
+        contracts.floating(uniform=uniform, normal=normal)
         below = jnp.cumsum(jax.nn.softmax(self.logits.astype(jnp.float32) / temperature, -2), -2)
         passed = below < uniform[..., None, :]
         # Rounding may leave the last cumulated probability below 1: the last component takes what is left.

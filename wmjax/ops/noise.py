@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from wmjax.ops import contracts
 from wmjax.types import Array
 
 
@@ -22,12 +23,14 @@ def row_keys(key: Array, rows: int, axis_name: str | None = None) -> Array:
     Returns:
       Keys `[rows]`. Row i of device d gets the key of global row d * rows + i, so one device and many draw the same.
     """
+    contracts.keys(key=key)
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
 
 
 def fold_in(key: Array, data: Array | int) -> Array:
     """`jax.random.fold_in` for one key or an array of keys `[...]`; `data` is an int32 scalar."""
+    contracts.keys(*key.shape, key=key)
     if key.ndim == 0:
         return jax.random.fold_in(key, data)
     return jax.vmap(fold_in, (0, None))(key, data)
@@ -35,16 +38,16 @@ def fold_in(key: Array, data: Array | int) -> Array:
 
 def split(key: Array, num: int) -> Array:
     """Splits one key, or each of an array of keys `[...]`, in `num`: `[num, ...]`, to be unpacked."""
+    contracts.keys(*key.shape, key=key)
     if key.ndim == 0:
         return jax.random.split(key, num)
     return jax.vmap(split, (0, None), 1)(key, num)
 
 
 def _draw(sampler: Callable, key: Array, shape: tuple[int, ...]) -> Array:
+    contracts.keys(*shape, key=key)
     if key.ndim == 0:
         return sampler(key, shape)
-    if shape[: key.ndim] != key.shape:
-        raise ValueError(f"keys {key.shape} must lead the shape {shape}")
     rows = jax.vmap(lambda k: sampler(k, shape[key.ndim :]))(key.reshape(math.prod(key.shape)))
     return rows.reshape(shape)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from wmjax.ops import contracts
 from wmjax.types import Array
 
 
@@ -50,6 +51,8 @@ def update(
     >>> [round(x.item(), 3) for x in update(init(), jnp.arange(101.0), rate=0.5)]
     [2.5, 47.5]
     """
+    contracts.floating(x=x, low=state.low, high=state.high)
+    contracts.exactly(low=state.low, high=state.high)
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
     if axis_name is not None:
         x = jax.lax.all_gather(x, axis_name)
@@ -68,4 +71,6 @@ def scale(state: ReturnRange, limit: float = 1.0) -> Array:
     >>> scale(ReturnRange(jnp.array(-1.0), jnp.array(3.0))).item(), scale(init()).item()
     (4.0, 1.0)
     """
+    contracts.exactly(low=state.low, high=state.high)
+    contracts.floating(low=state.low, high=state.high)
     return jnp.maximum(limit, state.high - state.low)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from wmjax.ops import contracts
 from wmjax.types import Array
 
 
@@ -35,7 +36,11 @@ def lambda_returns(reward: Array, discount: Array, value: Array, lambda_: float 
     >>> lambda_returns(jnp.ones(2), jnp.full(2, 0.5), jnp.array([0.0, 2.0]), 1.0).tolist()
     [2.0, 2.0]
     """
+    contracts.floating(reward=reward, discount=discount, value=value)
     reward, discount, value = (jnp.asarray(x, jnp.float32) for x in (reward, discount, value))
+    contracts.alike(reward=reward, discount=discount, value=value)
+    contracts.leading(1, reward=reward)
+    contracts.broadcasts(reward=reward, lambda_=jnp.asarray(lambda_))
     lambda_ = jnp.broadcast_to(jnp.asarray(lambda_, jnp.float32), reward.shape)
     # What does not depend on the recursion is computed for all steps at once.
     now = reward + discount * (1 - lambda_) * value
@@ -65,6 +70,8 @@ def discount_weights(cont: Array) -> Array:
     >>> discount_weights(jnp.array([0.5, 0.5, 0.0])).tolist()
     [0.5, 0.25, 0.0]
     """
+    contracts.leading(1, cont=cont)
+    contracts.floating(cont=cont)
     return jnp.cumprod(jnp.asarray(cont, jnp.float32), 0)
 
 
@@ -82,4 +89,6 @@ def discount_weights_before(cont: Array) -> Array:
     >>> discount_weights_before(jnp.array([0.5, 0.5, 0.0])).tolist()
     [1.0, 0.5, 0.25]
     """
+    contracts.leading(1, cont=cont)
+    contracts.floating(cont=cont)
     return discount_weights(jnp.concatenate([jnp.ones_like(cont[:1]), cont[:-1]]))

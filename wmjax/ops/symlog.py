@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from wmjax.ops import contracts
 from wmjax.types import Array
 
 
@@ -15,6 +16,7 @@ def symlog(x: Array) -> Array:
     >>> symlog(jnp.array([0.0, 1e3, -1e6])).round(2).tolist() == jnp.array([0.0, 6.91, -13.82]).tolist()
     True
     """
+    contracts.floating(x=x)
     return jnp.sign(x) * jnp.log1p(jnp.abs(x))
 
 
@@ -26,6 +28,7 @@ def symexp(x: Array) -> Array:
     >>> bool(jnp.allclose(symexp(symlog(jnp.array([-3.0, 0.0, 5.0]))), jnp.array([-3.0, 0.0, 5.0])))
     True
     """
+    contracts.floating(x=x)
     return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from wmjax.ops import contracts
 from wmjax.types import Array, Metrics
 
 sg = jax.lax.stop_gradient
@@ -27,12 +28,17 @@ def distances(z: Array, codebook: Array) -> Array:
     >>> distances(jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 2.0]])).tolist()
     [[0.0, 5.0]]
     """
+    contracts.exactly(None, None, codebook=codebook)
+    contracts.shaped(codebook.shape[-1], z=z)
+    contracts.floating(z=z, codebook=codebook)
     z, codebook = z.astype(jnp.float32), codebook.astype(jnp.float32)
     return jnp.sum(z * z, -1, keepdims=True) + jnp.sum(codebook * codebook, -1) - 2 * z @ codebook.T
 
 
 def normalize(x: Array) -> Array:
     """Vectors of length 1, along the last axis; a zero vector stays zero."""
+    contracts.shaped(None, x=x)
+    contracts.floating(x=x)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
 
 
@@ -55,6 +61,8 @@ def straight_through(z: Array, quantized: Array) -> Array:
     >>> jax.grad(lambda z: straight_through(z, jnp.float32(5.0)) ** 2)(jnp.float32(1.0)).item()
     10.0
     """
+    contracts.alike(z=z, quantized=quantized)
+    contracts.floating(z=z, quantized=quantized)
     return z + sg(quantized - z)
 
 
@@ -71,6 +79,8 @@ def codebook_losses(z: Array, quantized: Array) -> tuple[Array, Array]:
 
     Source: van den Oord et al. 2017, equation 3; means over all entries as IRIS takes them.
     """
+    contracts.alike(z=z, quantized=quantized)
+    contracts.floating(z=z, quantized=quantized)
     z, quantized = z.astype(jnp.float32), quantized.astype(jnp.float32)
     return jnp.mean((sg(z) - quantized) ** 2), jnp.mean((z - sg(quantized)) ** 2)
 
@@ -89,6 +99,8 @@ class CodebookState(NamedTuple):
 
 def init_state(codebook: Array) -> CodebookState:
     """As if every entry had been taken once by a latent equal to it; usage is even."""
+    contracts.exactly(None, None, codebook=codebook)
+    contracts.floating(codebook=codebook)
     size = codebook.shape[0]
     return CodebookState(jnp.full(size, 1.0 / size), jnp.ones(size), codebook.astype(jnp.float32))
 
@@ -99,6 +111,10 @@ def _sum_over(x: Array, axis_name: str | None) -> Array:
 
 def assigned(z: Array, tokens: Array, size: int, axis_name: str | None = None) -> tuple[Array, Array]:
     """How many latents took each entry, and their sum: float32 `[V]` and `[V, D]`, over all devices."""
+    contracts.shaped(None, z=z)
+    contracts.floating(z=z)
+    contracts.integers(tokens=tokens)
+    contracts.leading(z.ndim - 1, z=z, tokens=tokens)
     z, tokens = z.reshape(-1, z.shape[-1]).astype(jnp.float32), tokens.reshape(-1)
     onehot = jax.nn.one_hot(tokens, size, dtype=jnp.float32)
     return _sum_over(onehot.sum(0), axis_name), _sum_over(onehot.T @ z, axis_name)
@@ -106,6 +122,8 @@ def assigned(z: Array, tokens: Array, size: int, axis_name: str | None = None) -
 
 def update_usage(state: CodebookState, counts: Array, decay: float) -> CodebookState:
     """Lets `usage` follow the share of each entry in `counts` `[V]`: u ← β u + (1 - β) n / Σ n."""
+    contracts.exactly(*state.usage.shape, counts=counts)
+    contracts.floating(counts=counts)
     share = counts / jnp.maximum(counts.sum(), 1.0)
     return state._replace(usage=decay * state.usage + (1 - decay) * share)
 
@@ -128,6 +146,9 @@ def ema_update(
 
     Source: van den Oord et al. 2017, appendix A.1, with Laplace smoothing.
     """
+    contracts.exactly(*state.counts.shape, counts=counts)
+    contracts.exactly(*state.sums.shape, sums=sums)
+    contracts.floating(counts=counts, sums=sums)
     size = counts.shape[0]
     new_counts = decay * state.counts + (1 - decay) * counts
     new_sums = decay * state.sums + (1 - decay) * sums
@@ -143,6 +164,10 @@ def cosine_update(codebook: Array, counts: Array, sums: Array, rate: float = 0.0
 
     An entry that nobody took keeps its direction. Source: Micheli et al. 2024 (Δ-IRIS).
     """
+    contracts.exactly(None, None, codebook=codebook)
+    contracts.exactly(codebook.shape[0], counts=counts)
+    contracts.exactly(*codebook.shape, sums=sums)
+    contracts.floating(codebook=codebook, counts=counts, sums=sums)
     mean = sums / jnp.maximum(counts, 1.0)[:, None]
     return normalize((1 - rate) * codebook + rate * normalize(mean))
 
@@ -167,6 +192,9 @@ def health(counts: Array, usage: Array, dead_below: float) -> Metrics:
     >>> {name: round(float(value), 3) for name, value in m.items()}
     {'perplexity': 2.0, 'usage': 0.5, 'dead': 0.5}
     """
+    contracts.exactly(None, counts=counts)
+    contracts.alike(counts=counts, usage=usage)
+    contracts.floating(counts=counts, usage=usage)
     share = counts / jnp.maximum(counts.sum(), 1.0)
     entropy = -jnp.sum(share * jnp.log(jnp.maximum(share, 1e-12)))
     return {
@@ -205,6 +233,14 @@ def revive(
     Source: the random restarts of Dhariwal et al. 2020 (Jukebox), section 3.1, with the draw of Arthur & Vassilvitskii
     2007 (k-means++).
     """
+    contracts.keys(key=key)
+    contracts.exactly(None, None, codebook=codebook)
+    contracts.shaped(codebook.shape[1], z=z)
+    contracts.exactly(*z.shape[:-1], tokens=tokens)
+    contracts.exactly(codebook.shape[0], counts=counts)
+    contracts.exactly(*codebook.shape, sums=sums)
+    contracts.floating(codebook=codebook, z=z, counts=counts, sums=sums)
+    contracts.integers(tokens=tokens)
     z, tokens = z.reshape(-1, z.shape[-1]).astype(jnp.float32), tokens.reshape(-1)
     size, rows = codebook.shape[0], z.shape[0]
     count, mean, square = (_sum_over(x, axis_name) for x in (jnp.float32(rows), z.sum(0), jnp.sum(z * z)))

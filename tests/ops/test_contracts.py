@@ -1,0 +1,194 @@
+"""Every public function of `ops` names the argument whose rank, shape or dtype is wrong."""
+
+import importlib
+import inspect
+import pkgutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wmjax import ops
+from wmjax.ops import action_distributions, contracts, distributions, latents, mixture, normalize, vq
+
+B, S, K, A, V, D, T = 2, 3, 4, 5, 6, 7, 8
+KEY = jax.random.key(0)
+floats = lambda *shape: jnp.full(shape, 0.25)
+ints = lambda *shape: jnp.zeros(shape, jnp.int32)
+
+TANH = action_distributions.TanhNormal(floats(B, A), floats(B, A))
+TRUNCATED = action_distributions.TruncatedNormal(floats(B, A), floats(B, A))
+ONE_HOTS = distributions.OneHotCategoricals((distributions.OneHotCategorical(floats(B, A)),) * 2)
+TWO_HOT = distributions.TwoHot(floats(B, 3), distributions.exponential_bins(3))
+MIXTURE = mixture.Mixture(floats(B, K, D), floats(B, K, D), floats(B, K, D))
+CODES = vq.init_state(floats(V, D))
+COUNTED = dict(counts=floats(V), sums=floats(V, D))
+# Right arguments of each function. Those that a loose rule reads, or that are no arrays, are left as they are: `FREE`.
+RIGHT = {
+    "action_distributions.TanhNormal.sample": (TANH.sample, dict(seed=KEY)),
+    "action_distributions.TanhNormal.log_prob": (TANH.log_prob, dict(action=floats(B, A))),
+    "action_distributions.TanhNormal.mode": (TANH.mode, dict(seed=KEY)),
+    "action_distributions.TanhNormal.entropy": (TANH.entropy, dict(seed=KEY)),
+    "action_distributions.TruncatedNormal.sample": (TRUNCATED.sample, dict(seed=KEY)),
+    "action_distributions.TruncatedNormal.log_prob": (TRUNCATED.log_prob, dict(action=floats(B, A))),
+    "action_distributions.tanh_normal": dict(mean=floats(B, A), std=floats(B, A)),
+    "action_distributions.truncated_normal": dict(loc=floats(B, A), scale=floats(B, A)),
+    "action_distributions.truncated_noise": dict(key=KEY, low=floats(B, A), high=floats(B, A)),
+    "action_distributions.explore": dict(key=KEY, action=floats(B, A), amount=0.5, counts=(2, 3)),
+    "distributions.unimix_logits": dict(logits=floats(B, K), unimix=0.0),
+    "distributions.straight_through_sample": dict(key=KEY, logits=floats(B, S, K)),
+    "distributions.split_choices": dict(action=floats(B, A), counts=(2, 3)),
+    "distributions.OneHotCategoricals.sample": (ONE_HOTS.sample, dict(seed=KEY)),
+    "distributions.OneHotCategoricals.log_prob": (ONE_HOTS.log_prob, dict(action=floats(B, 2 * A))),
+    "distributions.choices": dict(outputs={"logits": floats(B, A)}),
+    "distributions.bernoulli_log_prob": dict(logits=floats(B), target=floats(B)),
+    "distributions.TwoHot.log_prob": (TWO_HOT.log_prob, dict(target=floats(B))),
+    "distributions.SymlogMSE.log_prob": (distributions.SymlogMSE(floats(B)).log_prob, dict(target=floats(B))),
+    "distributions.UnitNormal.log_prob": (
+        distributions.UnitNormal(floats(B, A), 1).log_prob, dict(target=floats(B, A))
+    ),
+    "distributions.bounded_normal": dict(mean=floats(B, A), std=floats(B, A)),
+    "kl.categorical_kl": dict(post_logits=floats(B, S, K), prior_logits=floats(B, S, K)),
+    "kl.balanced_kl": dict(post_logits=floats(B, S, K), prior_logits=floats(B, S, K), free_nats=1.0, unimix=0.0),
+    "kl.above_free_nats": dict(value=floats(B, S), free_nats=1.0),
+    "kl.kl_loss": dict(post=latents.Categorical(floats(B, S, K)), prior=latents.Categorical(floats(B, S, K))),
+    "latents.Categorical.sample": (latents.Categorical(floats(B, S, K)).sample, dict(key=KEY)),
+    "latents.Categorical.kl": (
+        latents.Categorical(floats(B, S, K)).kl, dict(other=latents.Categorical(floats(B, S, K)))
+    ),
+    "latents.Gaussian.sample": (latents.Gaussian(floats(B, A), floats(B, A)).sample, dict(key=KEY)),
+    "latents.Gaussian.kl": (
+        latents.Gaussian(floats(B, A), floats(B, A)).kl, dict(other=latents.Gaussian(floats(B, A), floats(B, A)))
+    ),
+    "masks.masked_mean": dict(x=floats(T, B), mask=floats(T, B)),
+    "mixture.Mixture.log_prob": (MIXTURE.log_prob, dict(x=floats(B, D))),
+    "mixture.Mixture.sample": (MIXTURE.sample, dict(key=KEY)),
+    "mixture.Mixture.draw": (MIXTURE.draw, dict(uniform=floats(B, D), normal=floats(B, D))),
+    "noise.row_keys": dict(key=KEY, rows=3),
+    "noise.fold_in": dict(key=KEY, data=3),
+    "noise.split": dict(key=KEY, num=2),
+    "noise.gumbel": dict(key=KEY, shape=(B, A)),
+    "noise.normal": dict(key=KEY, shape=(B, A)),
+    "noise.uniform": dict(key=KEY, shape=(B, A)),
+    "normalize.update": dict(state=normalize.init(), x=floats(T, B)),
+    "normalize.scale": dict(state=normalize.init()),
+    "returns.lambda_returns": dict(reward=floats(T, B), discount=floats(T, B), value=floats(T, B), lambda_=0.95),
+    "returns.discount_weights": dict(cont=floats(T, B)),
+    "returns.discount_weights_before": dict(cont=floats(T, B)),
+    "symlog.symlog": dict(x=floats(B)),
+    "symlog.symexp": dict(x=floats(B)),
+    "vq.distances": dict(z=floats(B, D), codebook=floats(V, D)),
+    "vq.normalize": dict(x=floats(B, D)),
+    "vq.nearest": dict(z=floats(B, D), codebook=floats(V, D)),
+    "vq.straight_through": dict(z=floats(B, D), quantized=floats(B, D)),
+    "vq.codebook_losses": dict(z=floats(B, D), quantized=floats(B, D)),
+    "vq.init_state": dict(codebook=floats(V, D)),
+    "vq.assigned": dict(z=floats(B, D), tokens=ints(B), size=V),
+    "vq.update_usage": dict(state=CODES, counts=floats(V), decay=0.9),
+    "vq.ema_update": dict(state=CODES, **COUNTED),
+    "vq.cosine_update": dict(codebook=floats(V, D), **COUNTED),
+    "vq.health": dict(counts=floats(V), usage=floats(V), dead_below=0.1),
+    "vq.revive": dict(
+        key=KEY, state=CODES, codebook=floats(V, D), z=floats(B, D), tokens=ints(B), **COUNTED, dead_below=0.1
+    ),
+}  # fmt: skip
+ANY_SHAPE = {"symlog.symlog", "symlog.symexp"}  # one argument, and all is done entry by entry
+ANY_DTYPE = {("masks.masked_mean", "mask"), ("distributions.split_choices", "action")}
+FREE = {("vq.update_usage", "state"), ("vq.ema_update", "state"), ("vq.revive", "state")}  # other arguments follow them
+
+
+def takes_arrays(function) -> bool:
+    kinds = [str(p.annotation) for p in inspect.signature(function).parameters.values() if p.name != "self"]
+    return any(word in kind for kind in kinds for word in ("Array", "Latent", "Categorical", "Gaussian", "ReturnRange"))
+
+
+def public_functions() -> set[str]:
+    """Functions, and methods of classes, that take arrays and are defined in `ops`."""
+    found = set()
+    for info in pkgutil.iter_modules(ops.__path__):
+        module = importlib.import_module(f"wmjax.ops.{info.name}")
+        for name, value in vars(module).items():
+            if module is contracts or name.startswith("_") or getattr(value, "__module__", "") != module.__name__:
+                continue
+            if inspect.isfunction(value):
+                found |= {f"{info.name}.{name}"} if takes_arrays(value) else set()
+            elif inspect.isclass(value):
+                methods = {n: m for n, m in vars(value).items() if inspect.isfunction(m) and not n.startswith("_")}
+                found |= {f"{info.name}.{name}.{n}" for n, m in methods.items() if takes_arrays(m)}
+    return found
+
+
+def call_of(name):
+    if isinstance(RIGHT[name], tuple):
+        return RIGHT[name]
+    module, function = name.split(".")
+    return getattr(importlib.import_module(f"wmjax.ops.{module}"), function), RIGHT[name]
+
+
+def is_key(x) -> bool:
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def of_other_dtype(x):
+    if is_key(x):
+        return jax.random.PRNGKey(0)  # how keys looked before
+    return x.astype(jnp.int32 if x.dtype == jnp.float32 else jnp.float32)
+
+
+def of_other_shapes(x):
+    if is_key(x):
+        return [jax.random.split(KEY, 3)]
+    return [jnp.zeros((), x.dtype), jnp.zeros((*x.shape, 9), x.dtype), jnp.zeros((9, *x.shape), x.dtype)]
+
+
+def complaints(function, given, name, wrong):
+    """What the function says, traced, of an argument whose every leaf is replaced."""
+    message = "nothing"
+    try:
+        jax.eval_shape(lambda: function(**given | {name: wrong}))
+    except AssertionError as error:
+        message = str(error)
+    return message
+
+
+def test_every_public_function_that_takes_arrays_has_a_row():
+    assert public_functions() == set(RIGHT)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_wrong_argument_is_named(name):
+    function, given = call_of(name)
+    jax.eval_shape(lambda: function(**given))
+    for argument, value in given.items():
+        leaves = jax.tree.leaves(value)
+        if (name, argument) in FREE or not all(isinstance(leaf, jax.Array) for leaf in leaves):
+            continue
+        named = lambda text, argument=argument, value=value: any(
+            word in text for word in (argument, *(value if isinstance(value, dict) else getattr(value, "_fields", ())))
+        )
+        if (name, argument) not in ANY_DTYPE:
+            said = complaints(function, given, argument, jax.tree.map(of_other_dtype, value))
+            assert named(said), f"{argument} of another dtype: {said}"
+        if name not in ANY_SHAPE and not (name == "noise.fold_in" or name == "noise.split"):
+            tries = zip(*map(of_other_shapes, leaves), strict=True)
+            structure = jax.tree.structure(value)
+            said = [complaints(function, given, argument, jax.tree.unflatten(structure, wrong)) for wrong in tries]
+            assert any(map(named, said)), f"{argument} of another shape: {said}"
+
+
+def test_what_functions_demand_leaves_nothing_in_the_program():
+    logits, target = floats(B, 3), floats(B)
+    loss = lambda logits, target: distributions.TwoHot(logits, TWO_HOT.bins).log_prob(target).sum()
+    checked = str(jax.make_jaxpr(jax.grad(loss))(logits, target))
+    chex.disable_asserts()
+    try:
+        assert str(jax.make_jaxpr(jax.grad(loss))(logits, target)) == checked
+    finally:
+        chex.enable_asserts()
+
+
+def test_numbers_of_python_and_numpy_are_arrays_too():
+    assert float(distributions.symexp(0.0)) == 0.0
+    assert np.isfinite(distributions.bernoulli_log_prob(np.float32(0.0), np.float32(1.0)))

@@ -1,0 +1,70 @@
+"""What a function demands of its arguments: ranks, shapes and dtypes, with chex.
+
+Arguments are given by name, and an `AssertionError` names the one that breaks a contract. All is checked while a
+function is traced: compiled programs are the same with and without.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+
+from wmjax.types import Array
+
+
+def shaped(*shape: int | None, **arrays: Array) -> None:
+    """The last axes have this shape, `None` any size; before them there may be others."""
+    for name, x in arrays.items():
+        chex.assert_shape(x, (..., *shape), custom_message=name)
+
+
+def exactly(*shape: int | None, **arrays: Array) -> None:
+    """All axes have this shape, `None` any size."""
+    for name, x in arrays.items():
+        chex.assert_rank(x, len(shape), custom_message=name)
+        chex.assert_shape(x, shape, custom_message=name)
+
+
+def alike(**arrays: Array) -> None:
+    """All have one shape."""
+    chex.assert_equal_shape(list(arrays.values()), custom_message=", ".join(arrays))
+
+
+def leading(axes: int, **arrays: Array) -> None:
+    """All have the first axes in common."""
+    for name, x in arrays.items():
+        chex.assert_shape(x, (*[None] * axes, ...), custom_message=name)
+    chex.assert_equal_shape_prefix(list(arrays.values()), axes, custom_message=", ".join(arrays))
+
+
+def floating(**arrays: Array) -> None:
+    """Real numbers, of any precision."""
+    for name, x in arrays.items():
+        chex.assert_type(x, float, custom_message=name)
+
+
+def integers(**arrays: Array) -> None:
+    """Whole numbers, of any precision."""
+    for name, x in arrays.items():
+        chex.assert_type(x, int, custom_message=name)
+
+
+def booleans(**arrays: Array) -> None:
+    """True or False."""
+    for name, x in arrays.items():
+        chex.assert_type(x, bool, custom_message=name)
+
+
+def broadcasts(**arrays: Array) -> None:
+    """Can be broadcast to the shape of the first, which stays what it is."""
+    first = next(iter(arrays.values()))
+    for x in arrays.values():
+        chex.assert_is_broadcastable(x.shape, first.shape, custom_message=", ".join(arrays))
+
+
+def keys(*shape: int, **arrays: Array) -> None:
+    """Keys of `jax.random.key`: one, or an array of them with some first axes of `shape`."""
+    for name, x in arrays.items():
+        if not jax.dtypes.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key):
+            raise AssertionError(f"{name}: expected keys of jax.random.key, not {jax.typeof(x)}")
+        chex.assert_shape(x, shape[: x.ndim], custom_message=name)
