@@ -110,7 +110,7 @@ class OneHotCategoricals(NamedTuple):
 
     def sample(self, *, seed: Array) -> Array:
         """Straight-through, `[..., sum K]`."""
-        contracts.keys(*self.parts[0].batch_shape, seed=seed)
+        contracts.keys(*self.parts[0].logits.shape[:-1], seed=seed)
         seeds = noise.split(seed, len(self.parts))
         return jnp.concatenate([part.sample(seed=key) for part, key in zip(self.parts, seeds, strict=True)], -1)
 

@@ -115,6 +115,7 @@ def assigned(z: Array, tokens: Array, size: int, axis_name: str | None = None) -
     contracts.floating(z=z)
     contracts.integers(tokens=tokens)
     contracts.leading(z.ndim - 1, z=z, tokens=tokens)
+    contracts.exactly(*z.shape[:-1], tokens=tokens)
     z, tokens = z.reshape(-1, z.shape[-1]).astype(jnp.float32), tokens.reshape(-1)
     onehot = jax.nn.one_hot(tokens, size, dtype=jnp.float32)
     return _sum_over(onehot.sum(0), axis_name), _sum_over(onehot.T @ z, axis_name)
