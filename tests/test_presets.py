@@ -115,7 +115,10 @@ def test_dreamer_v1_and_v2_draw_episodes_as_their_authors_do():
 
 
 def test_doom_in_the_papers_mapping_of_actions_is_searched_with_a_full_covariance():
-    config, _ = presets.resolve("world_models", "paper_doom")
+    config, settings = presets.resolve("world_models", "paper_doom", "vizdoom:TakeCover")
+    assert settings.env_args == {"actions": "axis"}
+    for preset, env in (("small", "vizdoom:TakeCover"), ("paper_doom", "vizdoom:Basic"), ("paper_doom", "catch")):
+        assert not presets.resolve("world_models", preset, env)[1].env_args
     for action, size, kind in ((Box(-1, 1, (1,)), 1088, "cma_es"), (Discrete(3), 3264, "sep_cma_es")):
         agent = AGENTS["world_models"][1](SPEC._replace(action=action), config)
         search = agent.recipe.stages[-1].evolve

@@ -462,6 +462,8 @@ ENV_ARGS: dict[tuple[str, str], dict[str, Any]] = {
     ("dreamer_v3", "atari"): V3_PICTURES,
     ("dreamer_v3", "atari200m"): V3_PICTURES | dict(gray_last=True),
 }
+# The same, for one preset and one environment.
+PRESET_ENV_ARGS = {("paper_doom", "vizdoom:TakeCover"): dict(actions="axis")}
 PAPER_RUNS: dict[str, dict[str, RunSettings]] = {
     "dreamer_v1": {"paper": RunSettings(5_000_000, action_repeat=2), "paper_discrete": RunSettings(2_000_000)},
     "dreamer_v2": {
@@ -524,7 +526,7 @@ def resolve(
     config = replace(replace(config_class(), PRESETS[agent][preset]), overrides or {})
     config.validate()
     suite = (env or "").partition(":")[0]
-    args = dict(ENV_ARGS.get((agent, suite), {}))
+    args = ENV_ARGS.get((agent, suite), {}) | PRESET_ENV_ARGS.get((preset, env), {})
     if preset == "small":
         return config, RUNS.get(agent, {}).get(env, SUITE_RUNS.get(suite, DEFAULT_RUN))._replace(env_args=args)
     settings = PAPER_RUNS.get(agent, {}).get(preset) or PAPER_SUITE_RUNS.get(suite, PAPER_RUN)

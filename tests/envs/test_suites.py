@@ -231,6 +231,25 @@ def test_doom_shows_its_screen_and_cuts_take_cover_after_a_minute(tmp_path, monk
         suite("vizdoom").find("takecover")
 
 
+def test_two_buttons_of_doom_may_be_an_axis_whose_middle_third_presses_none(tmp_path, monkeypatch):
+    pytest.importorskip("vizdoom", reason="needs the extra `vizdoom`")
+    monkeypatch.chdir(tmp_path)
+    doom, axis = suite("vizdoom"), {"actions": "axis"}
+    env = doom.make(doom.find("TakeCover", args=axis), True)
+    assert env.action_space.shape == (1,) and (env.action_space.low, env.action_space.high) == (-1, 1)
+    env.reset(seed=0)
+    pressed = []
+    for value in (-1, -0.34, -0.33, 0, 0.33, 0.34, 1):
+        env.step(np.array([value], np.float32))
+        pressed.append(tuple(env._env.game.get_last_action()))  # left, right
+    assert pressed == [(1, 0)] * 2 + [(0, 0)] * 3 + [(0, 1)] * 2
+    env.close()
+    with pytest.raises(SuiteError, match=r"actions 'axis' is not valid for .*Basic.*, which has not two buttons"):
+        doom.make(doom.find("Basic", args=axis), True)
+    with pytest.raises(SuiteError, match="actions of 'vizdoom:TakeCover' is 'keys'"):
+        doom.find("TakeCover", args={"actions": "keys"})
+
+
 def test_a_suite_that_is_not_installed_names_its_extra(monkeypatch):
     for module in ("ale_py", "crafter", "vizdoom", "vizdoom.gymnasium_wrapper"):
         monkeypatch.setitem(sys.modules, module, None)
