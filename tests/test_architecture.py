@@ -19,7 +19,7 @@ ALLOWED = {
     "files": set(),
     "folder": {"types", "checks", "files"},
     "cache": set(),
-    "scores": {"envs"},
+    "scores": {"envs", "files", "folder"},
     "recipes": {"types"},
     "agents": BASE | {"nets", "optim", "dreaming", "evolution", "recipes"},
     "suites": set(),

@@ -91,7 +91,7 @@ def test_evaluation_of_a_run(run, capsys):
     capsys.readouterr()
     assert main(["eval", str(run), "--episodes", "20", "--seed", "1", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert list(scores) == ["mean", "std", "iqm", "ci95", "episodes", "returns"]
+    assert list(scores)[:8] == ["mean", "std", "iqm", "ci95", "episodes", "returns", "lengths", "cut"]
     assert scores["episodes"] == len(scores["returns"]) == 20
     assert scores["mean"] == pytest.approx(sum(scores["returns"]) / 20)
     saved = json.loads((run / "eval.json").read_text())
@@ -99,7 +99,9 @@ def test_evaluation_of_a_run(run, capsys):
     assert main(["eval", str(run), "--episodes", "20", "--seed", "1"]) == 0
     out = capsys.readouterr().out
     assert f"mean return {scores['mean']:.3f}" in out
-    assert out.splitlines()[-1] == f"wrote {run / 'eval.json'}"
+    (file,) = (run / "evals").glob("step-60-latest-probe-act_obs-*-sample-seed-1-20-episodes.json")
+    assert f"{ENV}, latest checkpoint, step 60; seed 1, action sample" in out and "were cut" not in out
+    assert out.splitlines()[-1] == f"wrote {file} and {run / 'eval.json'}"
     fails(capsys, ["eval", str(run), "--episodes", "0"], "episodes", "0")
     fails(capsys, ["eval", str(run), "--env", "catch"], "obs", "image", "vector")
     fails(capsys, ["eval", str(run), "--video"], "video", "vector")

@@ -15,7 +15,6 @@ from wmjax import settings
 from wmjax.loops import checkpoint
 from wmjax.loops.driver import NotFiniteError
 from wmjax.loops.report import read_metrics
-from wmjax.scores import summarize
 from wmjax.types import Agent, Box, Env, EnvSpec, RunError, UsageError
 
 TINY = dict(
@@ -110,12 +109,25 @@ def test_evaluation_depends_on_its_seed_and_not_on_how_many_episodes_follow(trai
 def test_evaluation_refuses_what_it_cannot_do(trained):
     run, _ = trained
     for arguments, words in (
-        (dict(episodes=0), "episodes: 0"),
-        (dict(action="modes"), "eval_action: 'modes'"),
+        *((dict(episodes=value), f"episodes: {value!r}") for value in (0, -1, 1.5, True, 10**10, "3", None)),
+        *((dict(seed=value), f"seed: {value!r}") for value in (-1, 0.5, True, 2**31, None)),
+        *((dict(max_steps=value), f"max_steps: {value!r}") for value in (0, 2.0, True)),
+        *((dict(eval_envs=value), f"eval_envs: {value!r}") for value in (0, -1, 1.5)),
+        *((dict(action=value), f"eval_action: {value!r}") for value in ("modes", 3, "")),
+        *((dict(env=value), re.escape(f"env: {value!r}")) for value in (5, ())),
         (dict(env="probe:act_continuous"), "action Box"),
     ):
         with pytest.raises(UsageError, match=words):
             run.evaluate(**{"episodes": 1, **arguments})
+
+
+def test_a_run_is_shown_in_one_line(trained, tmp_path):
+    run, _ = trained
+    assert (
+        repr(run) == str(run) == f"Run(dreamer_v3 on {ENV}, preset small, seed 0, step 60 (latest), {str(run.path)!r})"
+    )
+    best = wmjax.load(run.path, which="best")
+    assert f"step {checkpoint.latest(run.path / 'best')} (best)" in repr(best)
 
 
 def test_acting_repeats_itself_after_a_reset_and_gives_native_actions(trained):
@@ -146,15 +158,6 @@ def test_an_environment_may_be_a_value_and_another_seed_is_another_run(trained, 
     assert loaded.evaluate(4).returns == run.evaluate(4).returns
 
 
-def test_scores_of_numbers_that_can_be_checked_by_hand():
-    scores = summarize([7.0, 0.0, 100.0, 3.0, 4.0, 5.0, 6.0, -50.0])
-    assert scores.mean == pytest.approx(9.375)
-    assert scores.iqm == pytest.approx((3 + 4 + 5 + 6) / 4)  # without -50, 0, 7 and 100
-    assert scores.ci95[0] < scores.iqm < scores.ci95[1]
-    assert summarize([2.0, 2.0]).ci95 == (2.0, 2.0)
-    assert summarize(np.tile([0.0, 1.0], 500)).ci95[1] - scores.iqm < 1  # narrows with more episodes
-
-
 def test_a_folder_is_not_overwritten_and_a_run_not_continued_with_other_settings(trained, tmp_path):
     path = trained[0].path
     before = sorted(p.name for p in path.iterdir())
@@ -168,7 +171,7 @@ def test_a_folder_is_not_overwritten_and_a_run_not_continued_with_other_settings
         (dict(out=None, resume=True), "resume: needs"),
         (dict(out=tmp_path / "a", steps=0), "steps: 0"),
         (dict(out=tmp_path / "a", seed=-1), "seed: -1"),
-        (dict(out=tmp_path / "a", eval_every=0), "eval_every: 0"),
+        (dict(out=tmp_path / "a", eval_every=-1), "eval_every: -1"),
         (dict(out=tmp_path / "a", env="catc"), "'catch'"),
         (dict(out=tmp_path / "a", env=wmjax.make_env(ENV), image_size=32), "image_size"),
     ):

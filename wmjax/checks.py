@@ -51,8 +51,9 @@ def _whole(high: int, names: str, low: int = 0, why: str = "") -> dict[str, Boun
 
 BOUNDS: dict[str, Bounds] = (
     # Of a run, its evaluation and its pictures.
-    _whole(COUNT, "seed max_skipped max_restarts")
-    | _whole(COUNT, "steps eval_every workers", low=1)
+    _whole(COUNT, "seed max_skipped max_restarts eval_every")
+    | _whole(COUNT, "steps max_steps workers", low=1)
+    | _whole(10_000, "eval_envs")
     | _whole(10_000, "seeds", low=1, why=", as far as memory reaches, and a folder for each")
     | _whole(10_000, "devices", low=1)
     | _whole(1_000_000, "episodes", low=1)

@@ -1,8 +1,9 @@
 """The run folder: what lies where in it, who may write to it, and how it is read.
 
 A run folder holds `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` (the newest states of the whole
-run), `best/` (the agent at its highest periodic evaluation), `eval.json`, and the pictures drawn of it. A run of
-several seeds has a folder of this kind for each of them, `seed-0/` and so on, with the agent alone in its checkpoints.
+run), `best/` (the agent at its highest periodic evaluation), `evals/` (a file for each evaluation of these),
+`eval.json` (the newest of these files once more), and the pictures drawn of it. A run of several seeds has a folder of
+this kind for each of them, `seed-0/` and so on, with the agent alone in its checkpoints.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from wmjax import checks, files
 from wmjax.types import UsageError
 
 CONFIG, EVAL, LOCK = "config.json", "eval.json", ".lock"
-METRICS = "metrics.jsonl"
+EVALS, METRICS = "evals", "metrics.jsonl"
 CHECKPOINTS, BEST, REPLAY = "checkpoints", "best", "replay"
 # Settings without which a saved state means something else. Others may change where a run is resumed, as long as the
 # state keeps its shapes.
@@ -252,7 +253,7 @@ def _lock(path: Path) -> Any:
 def _check_names(path: Path, description: dict[str, Any]) -> None:
     """Raises `UsageError` where what a run writes to has the name of another thing, such as a link to elsewhere."""
     for folder in (path, *members(path, description).values()):
-        inner = [folder / name for name in (CHECKPOINTS, BEST, REPLAY, "wandb")] + [folder] * (folder != path)
+        inner = [folder / name for name in (CHECKPOINTS, BEST, EVALS, REPLAY, "wandb")] + [folder] * (folder != path)
         for place, is_valid, text in [
             *((place, stat.S_ISDIR, "a folder") for place in inner),
             *((folder / name, stat.S_ISREG, "a file") for name in (LOCK, METRICS)),

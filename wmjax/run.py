@@ -14,26 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import wmjax
 from wmjax import checks, figures, presets
 from wmjax.agents import AGENTS
+from wmjax.envs import own
 from wmjax.envs.handed import check_args, check_trust
 from wmjax.envs.wrappers import agent_actions
-from wmjax.folder import (
-    BEST,
-    CHECKPOINTS,
-    EVAL,
-    member_description,
-    members,
-    open_folder,
-    read_description,
-    warn,
-    write_json,
-)
+from wmjax.folder import BEST, CHECKPOINTS, EVAL, member_description, members, open_folder, read_description, warn
 from wmjax.loops import checkpoint, host, wandb_log
 from wmjax.loops.display import Display
-from wmjax.loops.driver import Driver, Interrupted, Plan, catch_signals, evaluation_key, make_evaluator
+from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key, make_evaluator
 from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
-from wmjax.scores import Scores, summarize_seeds, with_human_normalized
+from wmjax.loops.signals import catch_signals
+from wmjax.scores import Scores, keep, record, summarize_seeds
 from wmjax.settings import Setup, check_idle, describe, make, other_env, setup
 from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, TimeStep, UsageError
 
@@ -65,7 +58,16 @@ class Run:
     env: Env | HostEnv  # takes what the agent emits
     state: AgentState  # of several seeds: every leaf has a leading axis of them
     members: tuple[Run, ...] = ()  # of several seeds: each as a run of its own
+    step: int = 0  # env steps that the agent was trained for; of several seeds, the one trained longest
+    which: str = "latest"  # the checkpoint, as in `load`
     _acting: Any = dataclasses.field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        about = self.description
+        seeds = [run.description.get("seed") for run in self.members or (self,)]
+        seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+        what = f"{about.get('agent')} on {about.get('env') or 'an Env value'}, preset {about.get('preset')}"
+        return f"Run({what}, {seeds}, step {self.step:,} ({self.which}), {str(self.path)!r})"
 
     def evaluate(
         self,
@@ -74,19 +76,53 @@ class Run:
         *,
         env: Any = None,
         action: str | None = None,
+        max_steps: int | None = None,
+        eval_envs: int | None = None,
     ) -> Scores:
         """Scores over the first episodes of fresh environments; of several seeds, over the episodes of all.
+
+        Nothing is written; `wmjax eval` keeps what it finds in the run's folder.
 
         Args:
           episodes: of each seed, at least 1.
           seed: of the evaluation; the same seed gives the same episodes.
           env: another environment, as for `train`, with the same observations and actions.
           action: "sample" or "mode"; by default what the agent's configuration says (`eval_action`).
+          max_steps: agent steps after which an episode is cut; by default the environment's own limit, or 10,000 where
+            it has none. `Scores.cut` says how many were.
+          eval_envs: environments on the host to play in at once, never more than episodes; by default as many as in
+            training, at most 16. The scores do not depend on it.
+
+        Raises:
+          UsageError: one of these is not valid.
+          RunError: too many environments on the host were lost.
         """
+        max_steps = None if max_steps is None else checks.number("max_steps", max_steps)
+        some = checks.BOUNDS["eval_envs"]._replace(low=1)
+        eval_envs = None if eval_envs is None else checks.number("eval_envs", eval_envs, some)
+        episodes = checks.number("episodes", episodes)
         agent, where = self._playing(seed, env, action)
-        evaluator, key = make_evaluator(agent, where), evaluation_key(seed)
-        returns = {run.seed: evaluator(run.state.params, key, episodes) for run in self.members or (self,)}
-        return summarize_seeds(returns)
+        options = {"options": host.Options(eval_envs=eval_envs)} if isinstance(where, HostEnv) else {}
+        evaluator, key = make_evaluator(agent, where, max_steps=max_steps, **options), evaluation_key(seed)
+        return summarize_seeds(
+            {run.seed: evaluator(run.state.params, key, episodes) for run in self.members or (self,)}
+        )
+
+    def records(
+        self, scores: Scores, seed: int | None = None, *, env: str | None = None, action: str | None = None, **more: Any
+    ) -> dict[Path, dict[str, Any]]:
+        """An evaluation as it is kept in the run's folder, and of several seeds in that of each; by folder.
+
+        Args:
+          scores: what it came to.
+          seed, env, action, more: as given to `evaluate`. Seed None: each seed of the run, under its own.
+        """
+        one = lambda run, scores: record(
+            scores, env=env or self.description["env"], env_args=self.description.get("env_args") or {},
+            action=action or self.config.eval_action, seed=run.seed if seed is None else seed, step=run.step,
+            which=run.which, **more, version=wmjax.__version__,
+        )  # fmt: skip
+        return {self.path: one(self, scores)} | {run.path: one(run, scores.seeds[run.seed]) for run in self.members}
 
     def write_episode(self, seed: int = 0, *, env: Any = None, action: str | None = None) -> list[Path]:
         """Plays an episode and writes what is seen in it to the run's folder (`figures.write_episode`).
@@ -118,27 +154,33 @@ class Run:
                 raise UsageError(f"env: its {name} {other} is not what the agent was trained on, {mine}")
         return agent_actions(env)
 
-    def act(self, obs: Any, *, is_first: bool = False, reward: float = 0.0, seed: int = 0) -> np.ndarray:
+    def act(self, obs: Any, *, is_first: bool = False, reward: float = 0.0, seed: int = 0) -> Any:
         """Chooses an action for one environment, which may be any program that gives such observations.
 
         This is the one method with a memory: the agent's belief, its last action and a key are kept in the run from
         call to call, and set back by `is_first=True` (or by the first call).
 
         Args:
-          obs: what `env.spec.obs` says, without batch axes; a bare array where there is one entry.
+          obs: an observation of the environment's own, which is read as in training (a picture is resized, a `Dict`
+            flattened); or what `env.spec.obs` says, without batch axes, as a dictionary or, where there is one entry,
+            a bare array. Of an environment on the device pictures may have any size.
           is_first: whether an episode begins here.
           reward: that arrived with `obs`.
           seed: of the action's draws; read when the memory is set back.
 
         Returns:
-          The action in the environment's own form: an int32, or floats within the bounds.
+          The action in the environment's own form, which its action space contains: of one on the device an int32, or
+          floats within the bounds; of Gymnasium's what `step` takes.
+
+        Raises:
+          UsageError: an observation that cannot be read; the message names the entry, what was found and what is valid.
         """
         if self.members:
             raise UsageError(f"act: this run has {len(self.members)} seeds; choose one, as in run.members[0].act(...)")
-        spaces = self.env.spec.obs
-        obs = obs if isinstance(obs, dict) else dict.fromkeys(spaces, obs)
-        if set(obs) != set(spaces):
-            raise UsageError(f"obs: entries {sorted(obs)} are not valid; {sorted(spaces)} are")
+        seed = checks.number("seed", seed)
+        if np.shape(reward) != () or not np.isfinite(np.asarray(reward, np.float32)):
+            raise UsageError(f"reward: {reward!r} is not valid; a finite number is")
+        obs = {name: value[None] for name, value in own.read(self.env, obs).items()}
         if self._acting is None:
             self._acting = {"step": _act_program(self.agent, self.env), "carry": None}
         memory = self._acting
@@ -147,11 +189,10 @@ class Run:
             key = jax.random.fold_in(jax.random.key(seed), ACT_KEY)
             memory |= {"carry": self.agent.act_carry(self.state.params, 1), "key": key}
         memory["key"], key = jax.random.split(memory["key"])
-        obs = {name: np.asarray(value, getattr(spaces[name], "dtype", "int32"))[None] for name, value in obs.items()}
         flag = np.zeros(1, bool)
         step = TimeStep(obs, np.full(1, reward, np.float32), np.full(1, is_first), flag, flag)
         memory["carry"], action = memory["step"](self.state.params, key, memory["carry"], step)
-        return np.asarray(action)
+        return own.write(self.env, np.asarray(action))
 
 
 def _act_program(agent: Agent, env: Env | HostEnv) -> Any:
@@ -205,27 +246,32 @@ def load(
     env = description["env"] if env is None else env
     made = make(description | {"devices": 1}, config, env, 1, start_timeout)
     if description["seeds"] == 1:
-        return Run(path, description, config, made.agent, made.env, _read_agent(path, made.agent, which))
-    states = [_read_agent(folder, made.agent, which) for folder in members(path, description).values()]
-    return _with_members(Run(path, description, config, made.agent, made.env, states[0]), states)
+        step, state = _read_agent(path, made.agent, which)
+        return Run(path, description, config, made.agent, made.env, state, step=step, which=which)
+    found = [_read_agent(folder, made.agent, which) for folder in members(path, description).values()]
+    return _with_members(Run(path, description, config, made.agent, made.env, found[0][1], which=which), found)
 
 
-def _read_agent(path: Path, agent: Agent, which: str) -> AgentState:
+def _read_agent(path: Path, agent: Agent, which: str) -> tuple[int, AgentState]:
     folder = path / (CHECKPOINTS if which == "latest" else BEST)
     if checkpoint.latest(folder) is None:
         raise UsageError(f"run: {str(path)!r} has no checkpoint in {folder.name}/ yet")
     template = {"agent": jax.eval_shape(agent.init, jax.random.key(0))}
-    return checkpoint.restore_newest(folder, template, warn)[1]["agent"]
+    step, saved = checkpoint.restore_newest(folder, template, warn)
+    return step, saved["agent"]
 
 
-def _with_members(run: Run, states: list[AgentState]) -> Run:
-    """The run of several seeds, from the state of each."""
+def _with_members(run: Run, found: list[tuple[int, AgentState]]) -> Run:
+    """The run of several seeds, from the env steps and the state of each."""
     folders = members(run.path, run.description)
     each = tuple(
-        dataclasses.replace(run, path=path, description=member_description(run.description, seed), state=state)
-        for (seed, path), state in zip(folders.items(), states, strict=True)
+        dataclasses.replace(
+            run, path=path, description=member_description(run.description, seed), state=state, step=step
+        )
+        for (seed, path), (step, state) in zip(folders.items(), found, strict=True)
     )
-    return dataclasses.replace(run, state=jax.tree.map(lambda *x: jnp.stack(x), *states), members=each)
+    steps, states = zip(*found, strict=True)
+    return dataclasses.replace(run, state=jax.tree.map(lambda *x: jnp.stack(x), *states), members=each, step=max(steps))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -248,6 +294,7 @@ def train(
     action_repeat: int | None = None,
     env_args: Mapping[str, Any] | None = None,
     eval_every: int | None = None,
+    eval_envs: int | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     max_skipped: int = MAX_SKIPPED,
     workers: int | None = None,
@@ -285,7 +332,12 @@ def train(
       image_size, action_repeat: of the environment; the preset's by default.
       env_args: arguments of the environment, by name; `config.json` keeps them, with those of the preset that are not
         given (`docs/protocols.md`).
-      eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default.
+      eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default, 0 for none while it
+        trains. Iterations that take no env steps count like those before them.
+      eval_envs: environments on the host that evaluations play in at once, never more than episodes; by default as many
+        as in training, at most 16. 0: in the place of those of training, which are closed for an evaluation and begin
+        new episodes after it, for simulators of which so many may run at once and no more. Results of an evaluation do
+        not depend on it.
       checkpoint_seconds: least time between two checkpoints, which are written in the background.
       max_skipped: updates in a row whose loss or gradient may be other than finite; each is skipped and counted.
       workers: processes that step environments on the host, which these four are for; one per processor by default.
@@ -307,7 +359,7 @@ def train(
 
     Raises:
       UsageError: something asked for cannot be done; found before training starts.
-      Interrupted: Ctrl-C or SIGTERM came; the run was saved. A second signal stops at once.
+      Interrupted: Ctrl-C, SIGTERM or SIGHUP came; the run was saved. A second signal stops at once.
       RunError: the run cannot go on: its updates are not finite, its checkpoints are damaged, its end cannot be saved.
     """
     made = setup(
@@ -317,6 +369,7 @@ def train(
         before=read_description(out, warn) if resume and out is not None else None,
     )  # fmt: skip
     eval_every = checks.number("eval_every", max(1, made.steps // 10) if eval_every is None else eval_every)
+    eval_envs = None if eval_envs is None else checks.number("eval_envs", eval_envs)
     max_skipped = checks.number("max_skipped", max_skipped)
     checkpoint_seconds = checks.number("checkpoint_seconds", checkpoint_seconds)
     workers = None if workers is None else checks.number("workers", workers)
@@ -324,7 +377,7 @@ def train(
     worker_timeout = checks.number("worker_timeout", worker_timeout)
     if wandb is not None:
         wandb_log.check()
-    options = host.Options(workers, worker_timeout, max_restarts, memory_map)
+    options = host.Options(workers, worker_timeout, max_restarts, memory_map, eval_envs=eval_envs)
     if callback is not None and not callable(callback):
         raise UsageError(f"callback: {callback!r} is not valid; a function (metrics, run) is")
     with contextlib.ExitStack() as stack:
@@ -332,15 +385,16 @@ def train(
         fits = lambda folder: _check_state(made, folder)
         path = stack.enter_context(open_folder(out, resume, made.description, fits, display.say, no_lock=no_lock))
         display.say(describe(made, path))
-        told = None if callback is None else lambda metrics, state: callback(metrics, _run_of(made, path, state))
+        run_of = lambda step, state: _run_of(made, path, step, state)
+        told = None if callback is None else lambda metrics, state: callback(metrics, run_of(metrics["step"], state))
         plan = Plan(
             made.agent, made.env, path, made.seeds, made.steps, eval_every, checkpoint_seconds, max_skipped, display,
             options, wandb, told,
         )  # fmt: skip
-        driver, agent_state, digest = _run_plan(made, plan, resume)
-        _evaluate_end(made, path, driver, agent_state, display)
+        driver, run, digest = _run_plan(made, plan, resume)
+        _evaluate_end(made, run, driver, display)
         display.say(f"state sha256 {digest}")
-    return _run_of(made, path, agent_state)
+    return run
 
 
 def _display(progress: bool | TextIO) -> Display:
@@ -349,36 +403,37 @@ def _display(progress: bool | TextIO) -> Display:
     return Display(progress if not isinstance(progress, bool) else sys.stdout if progress else None)
 
 
-def _run_of(made: Setup, path: Path, state: AgentState) -> Run:
-    run, count = Run(path, made.description, made.config, made.agent, made.env, state), len(made.seeds)
-    return run if count == 1 else _with_members(run, [tree_of_seed(state, i) for i in range(count)])
+def _run_of(made: Setup, path: Path, step: int, state: AgentState) -> Run:
+    run, count = Run(path, made.description, made.config, made.agent, made.env, state, step=step), len(made.seeds)
+    return run if count == 1 else _with_members(run, [(step, tree_of_seed(state, i)) for i in range(count)])
 
 
-def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, AgentState, str]:
-    """Trains to the end of the plan, or until the callback stops it: the agent, and the digest of the run's state."""
+def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, Run, str]:
+    """Trains to the end of the plan, or until the callback stops it: the run, and the digest of its state."""
     say = plan.display.say
     with contextlib.ExitStack() as stack:
-        caught = stack.enter_context(catch_signals())
+        caught = stack.enter_context(catch_signals(say))
         with plan.display.working("preparing environments and replay", say=False):
             run_programs = stack.enter_context(_programs(made, plan.path, plan.host, resume, say, caught))
         driver = Driver(plan, run_programs, caught)
         state = driver.run(driver.start(resume, say))
         if caught:
             raise Interrupted(caught[0], plan.path)
+        step = driver.env_steps(state)
         if driver.stopped:
-            say(f"stopped by the callback at {driver.env_steps(state):,} env steps; saved, and may be resumed")
-        return driver, driver.local(state), checkpoint.digest(driver.gather(state))
+            say(f"stopped by the callback at {step:,} env steps; saved, and may be resumed")
+        run = _run_of(made, plan.path, step, driver.local(state))
+        return driver, run, checkpoint.digest(driver.gather(state))
 
 
-def _evaluate_end(made: Setup, path: Path, driver: Driver, agent_state: AgentState, display: Display) -> None:
-    """Fresh episodes of the trained agent: their scores, printed and in `eval.json`."""
+def _evaluate_end(made: Setup, run: Run, driver: Driver, display: Display) -> None:
+    """Fresh episodes of the trained agent: their scores, said and kept."""
     episodes = FINAL_HOST_EPISODES if isinstance(made.env, HostEnv) else FINAL_EPISODES
     with display.working(f"evaluating over {episodes} episodes", say=False):
-        returns = driver.evaluator(agent_state.params, driver.per_seed(evaluation_key), episodes)
-    scores = summarize_seeds(dict(zip(made.seeds, np.atleast_2d(returns), strict=True)))
-    _write_scores(made, path, scores, display.say)
-    display.say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
-    display.say(f"run folder {path}")
+        played = driver.evaluator(run.state.params, driver.per_seed(evaluation_key), episodes)
+    by_seed = zip(*map(np.atleast_2d, played), strict=True)
+    _tell_scores(run, summarize_seeds(dict(zip(made.seeds, by_seed, strict=True))), display.say)
+    display.say(f"run folder {run.path}")
 
 
 @contextlib.contextmanager
@@ -425,13 +480,15 @@ def _device_programs(made: Setup) -> Programs:
     )
 
 
-def _write_scores(made: Setup, path: Path, scores: Scores, say: Callable[[str], None]) -> None:
-    """`eval.json` of the run and of its seeds; a full disk costs the files, not what is printed."""
-    about = {"env": made.description["env"], "action": None}
+def _tell_scores(run: Run, scores: Scores, say: Callable[[str], None]) -> None:
+    """Says and keeps what the evaluation at the end came to; a full disk costs the files, not what is said."""
+    if not math.isfinite(scores.mean):
+        say(f"warning: not evaluated; `wmjax eval {run.path}` plays these episodes again")
+        return
+    say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
+    if line := scores.cut_line():
+        say(line)
     try:
-        write_json(path / EVAL, with_human_normalized(scores, about["env"]) | about | {"seed": made.seeds[0]})
-        for seed, folder in members(path, made.description).items():
-            found = with_human_normalized(scores.seeds[seed], about["env"])
-            write_json(folder / EVAL, found | about | {"seed": seed})
+        keep(run.records(scores))
     except OSError as error:
-        say(f"warning: {EVAL} in {str(path)!r} cannot be written ({error.strerror})")
+        say(f"warning: {EVAL} in {str(run.path)!r} cannot be written ({error.strerror})")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import device
 from wmjax.loops.parallel import AXIS, BACKENDS, check_devices, share
 from wmjax.suites import gym_suite
-from wmjax.types import Agent, Env, HostEnv, UsageError
+from wmjax.suites.pictures import DEFAULT_SIZE
+from wmjax.types import Agent, Env, EnvSpec, HostEnv, UsageError
 
 
 class Setup(NamedTuple):
@@ -111,10 +113,11 @@ def setup(
             f"steps: {steps} is not valid; the stages of {agent} have lengths of their own, which fields of its "
             f"configuration set: {fixed} env steps in all"
         )
-    return made._replace(steps=fixed, description=description | {"steps": fixed})
+    return made._replace(steps=fixed, description=made.description | {"steps": fixed})
 
 
 def make(description: dict[str, Any], config: Any, env: Any, steps: int, start_timeout: float | None = None) -> Setup:
+    named = handed(env).name is not None
     env = agent_actions(make_env(env, **env_settings(description, env), start_timeout=start_timeout))
     if isinstance(env, HostEnv):
         for field in ("seeds", "devices"):
@@ -124,11 +127,27 @@ def make(description: dict[str, Any], config: Any, env: Any, steps: int, start_t
                     "be started side by side)"
                 )
     axis_name = AXIS if description["devices"] > 1 else None
-    agent = AGENTS[description["agent"]][1](env.spec, config, axis_name)
+    factory = AGENTS[description["agent"]][1]
+    if isinstance(env, HostEnv) and (not named or description["image_size"] is None):
+        env, size = _sized(env, lambda spec: factory(spec, config, axis_name))
+        description = description | ({} if size is None else {"image_size": size})
+    agent = factory(env.spec, config, axis_name)
     device.check(agent)
     if axis_name is not None:
         device.check(agent._replace(recipe=share(agent.recipe, description["devices"])))
     return Setup(description, config, agent, env, steps)
+
+
+def _sized(env: HostEnv, make_agent: Callable[[EnvSpec], Agent]) -> tuple[HostEnv, int | None]:
+    """The environment, with pictures of 64x64 where an agent takes those and not their own; and that size, if so."""
+    if env.resized is not None:
+        try:
+            make_agent(env.spec)
+        except UsageError:
+            with contextlib.suppress(UsageError):  # the first says what is wrong
+                make_agent(env.resized(DEFAULT_SIZE).spec)
+                return env.resized(DEFAULT_SIZE), DEFAULT_SIZE
+    return env, None
 
 
 def env_settings(description: Mapping[str, Any], env: Any) -> dict[str, Any]:
@@ -177,4 +196,5 @@ def describe(made: Setup, path: Path) -> str:
     fields = " ".join(f"{name}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in flat.items())
     obs = ", ".join(f"{name} {space}" for name, space in made.env.spec.obs.items())
     lines = [f"{head}, {made.steps:,} env steps", f"observes {obs}; acts in {made.env.spec.action}"]
-    return "\n".join([*lines, *textwrap.wrap(fields, 118), f"run folder {path}"])
+    notes = made.env.notes if isinstance(made.env, HostEnv) else ()
+    return "\n".join([*lines, *notes, *textwrap.wrap(fields, 118), f"run folder {path}"])

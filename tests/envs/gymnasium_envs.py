@@ -170,6 +170,33 @@ class Seeded(gymnasium.Env):
         return self.number, float(action[0] * 10 + action[1]), True, False, {}
 
 
+class Sampled(gymnasium.Env):
+    """Observes samples of a space, keeps the last one, and takes exactly what samples of its action space are like."""
+
+    def __init__(self, obs=None, act=None, length=20):
+        self.observation_space = spaces.Box(-1, 1, (2,)) if obs is None else obs
+        self.action_space = spaces.Discrete(2) if act is None else act
+        self.length = length
+
+    def observe(self):
+        self.seen = self.observation_space.sample()
+        return self.seen
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.count = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), f"{action!r} is not of {self.action_space}"
+        sample = self.action_space.sample()
+        assert type(action) is type(sample) and action.dtype == sample.dtype, f"{action!r} is not like {sample!r}"
+        self.count += 1
+        return self.observe(), 1.0, False, self.count >= self.length, {}
+
+
 class Broken(Counter):
     """Breaks a rule of Gymnasium from the start."""
 

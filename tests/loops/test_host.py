@@ -272,8 +272,8 @@ def test_lost_environments_end_the_stage_with_its_state():
 def test_evaluation_plays_the_first_episode_of_every_seed():
     env, begun = host_env()
     agent = fake_agent()
-    evaluate = HostEvaluator(agent, env, 2)
-    assert evaluate({}, jax.random.key(0), 3).tolist() == [4.0 * (ACTIONS - 1)] * 3
+    evaluate = HostEvaluator(agent, env)
+    assert evaluate({}, jax.random.key(0), 3).returns.tolist() == [4.0 * (ACTIONS - 1)] * 3
     assert len(begun[0].log) == 3 and len({str(log) for log in begun[0].log}) == 3  # two rounds, then closed
     evaluate({}, jax.random.key(0), 2)
     assert begun[1].log[0] == begun[0].log[0]
@@ -284,10 +284,10 @@ def test_evaluation_plays_the_first_episode_of_every_seed():
 def test_an_evaluation_whose_environments_are_lost_is_told_or_an_error():
     said = []
     broken = host_env(breaks=2)[0]
-    assert np.isnan(HostEvaluator(fake_agent(), broken, 2, say=said.append)({}, jax.random.key(0), 2)).all()
+    assert np.isnan(HostEvaluator(fake_agent(), broken, say=said.append)({}, jax.random.key(0), 2).returns).all()
     assert "evaluation was given up: the environments are gone" in said[0]
     with pytest.raises(RunError):
-        HostEvaluator(fake_agent(), broken, 2)({}, jax.random.key(0), 2)
+        HostEvaluator(fake_agent(), broken)({}, jax.random.key(0), 2)
 
 
 def test_an_evaluation_episode_that_is_begun_again_is_played_to_its_end():
@@ -305,8 +305,9 @@ def test_an_evaluation_episode_that_is_begun_again_is_played_to_its_end():
     act = act_program(agent.act, env, explore=False)
     carry = agent.act_carry({}, 2)
     keys = noise.row_keys(jax.random.key(0), 2)
-    returns, lengths = first_episodes(envs, act, {}, keys, carry, [[0], [1]], 8)
-    assert returns.tolist() == [16, 16] and lengths.tolist() == [8, 8] and envs.steps == 6 + 8
+    played = first_episodes(envs, act, {}, keys, carry, [[0], [1]], 8)
+    assert played.returns.tolist() == [16, 16] and played.lengths.tolist() == [8, 8] and envs.steps == 6 + 8
+    assert played.cut.all()
 
 
 def test_played_records_follow_each_other():

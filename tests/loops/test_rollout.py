@@ -95,7 +95,7 @@ def test_evaluation_sums_the_rewards_of_exactly_one_episode():
     result = evaluate(5)
     assert result.returns.tolist() == [8.0] * 5  # four steps of reward 2, and none of the episode after
     assert result.lengths.tolist() == [4] * 5
-    assert int(result.unfinished) == 0
+    assert not result.cut.any()
 
 
 def test_evaluation_explores_only_if_told_to():
@@ -112,9 +112,9 @@ def test_an_episode_of_an_evaluation_does_not_depend_on_how_many_there_are(monke
 
 def test_episodes_that_do_not_end_are_cut_at_the_limit_and_counted():
     result = evaluate(3, max_steps=2)
-    assert (result.returns.tolist(), result.lengths.tolist(), int(result.unfinished)) == ([4.0] * 3, [2] * 3, 3)
+    assert (result.returns.tolist(), result.lengths.tolist(), result.cut.tolist()) == ([4.0] * 3, [2] * 3, [True] * 3)
     result = evaluate(2, env=counter_env(limit=3))
-    assert (result.lengths.tolist(), int(result.unfinished)) == ([3, 3], 2)
+    assert (result.lengths.tolist(), result.cut.tolist()) == ([3, 3], [True, True])
 
 
 def test_no_episodes_are_refused():

@@ -22,12 +22,12 @@ HELP = """\
 World models in JAX: train agents, evaluate them, look at their dreams.
 
 wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N] [--devices N]
-                  [--parallel shard_map|pmap] [--image-size N] [--action-repeat N] [--eval-every N]
+                  [--parallel shard_map|pmap] [--image-size N] [--action-repeat N] [--eval-every N] [--eval-envs N]
                   [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
                   [--checkpoint-seconds S] [--max-skipped N] [--workers N] [--worker-timeout S] [--max-restarts N]
                   [--memory-map] [--wandb PROJECT] [--out DIR] [--no-lock] [--resume] [--agent.FIELD VALUE ...]
 wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
-                  [--action sample|mode] [--which latest|best] [--json] [--video]
+                  [--action sample|mode] [--which latest|best] [--max-steps N] [--eval-envs N] [--json] [--video]
 wmjax dream RUN   [--context N] [--horizon N] [--which latest|best] [--start-timeout S] [--trust-env]
 wmjax plot  RUN...  [--out FILE.png]
 wmjax list  agents|envs|presets
@@ -87,7 +87,7 @@ def _let_go(stream: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0; 1 a run that cannot go on; 2 a user's error; 130, 143 interrupted.
+    """Runs the command; returns the exit code: 0; 1 a run that cannot go on; 2 a user's error; 128 + N signal N.
 
     A run that is whole gives 0, also where what it said could not be written.
     """

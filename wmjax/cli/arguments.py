@@ -41,7 +41,10 @@ class TrainArgs:
     parallel: Literal["shard_map", "pmap"] | None = None
     """How to spread over devices; shard_map by default."""
     eval_every: int | None = None
-    """Env steps between evaluations of 16 episodes; a tenth of the steps by default."""
+    """Env steps between evaluations of 16 episodes; a tenth of the steps by default, 0 for none."""
+    eval_envs: int | None = None
+    """Environments on the host that evaluations play in at once, at most one for each episode; as many as in training
+    by default, at most 16. 0: in the place of those of training, which then begin new episodes."""
     checkpoint_seconds: float = 180.0
     """Least time between two checkpoints."""
     max_skipped: int = 100
@@ -77,7 +80,7 @@ class TrainArgs:
 
 @dataclasses.dataclass(frozen=True)
 class EvalArgs:
-    """Play fresh episodes with a trained agent; scores go to the run's eval.json."""
+    """Play fresh episodes with a trained agent; scores go to a file in the run's evals/, the newest to eval.json."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
@@ -97,8 +100,14 @@ class EvalArgs:
     """How actions come from the policy; what the agent's configuration says by default."""
     which: Literal["latest", "best"] = "latest"
     """The agent as it was saved last, or at the highest of the periodic evaluations."""
+    max_steps: int | None = None
+    """Agent steps after which an episode is cut; the environment's own limit by default, or 10,000."""
+    eval_envs: int | None = None
+    """Environments on the host to play in at once, at most one for each episode; as many as in training by default, at
+    most 16. The scores do not depend on it."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object: mean, std, iqm, ci95 (of the IQM), episodes, returns."""
+    """Print what is kept as one JSON object: mean, std, iqm, ci95 (of the IQM), episodes, returns, lengths, cut (how
+    many episodes), and of what: env, action, seed, step, which."""
     video: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write an episode as episode.gif, too: at most 1000 steps of it."""
 

@@ -42,28 +42,44 @@ def _load_to_play(args: EvalArgs) -> tuple[Any, Any]:
 
 def evaluate(argv: Sequence[str]) -> None:
     from wmjax import figures
-    from wmjax.folder import EVAL, write_json
-    from wmjax.scores import with_human_normalized
+    from wmjax.scores import keep
 
     args = parse(EvalArgs, argv, "wmjax eval")
     run, where = _load_to_play(args)
     if args.video:
         figures.pictures(run.env.spec)
-    scores = run.evaluate(args.episodes, args.seed, env=where, action=args.action)
-    name = args.env or run.description["env"]
-    found = with_human_normalized(scores, name)
-    write_json(run.path / EVAL, found | {"seed": args.seed, "env": name, "action": args.action})
+    how = {"action": args.action}
+    scores = run.evaluate(
+        args.episodes, args.seed, env=where, **how, max_steps=args.max_steps, eval_envs=args.eval_envs
+    )
+    records = run.records(scores, args.seed, env=args.env, **how, max_steps=args.max_steps)
+    found = records[run.path]
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(found), flush=True)
     else:
-        what = f"{run.description['agent']} on {name}"
-        for seed, own in (scores.seeds or {}).items():
-            print(f"{what}, seed {seed}, {_score_line(own)}")
-        print(f"{what}{', all seeds' if scores.seeds else ''}, {_score_line(scores)}")
-        if "human_normalized" in found:
-            print(f"human-normalized mean {found['human_normalized']:.3f} (0 random, 1 human)")
-    written = [run.path / EVAL, *(run.write_episode(args.seed, env=where, action=args.action) if args.video else [])]
-    print(f"wrote {' and '.join(map(str, written))}", file=sys.stderr if args.json else sys.stdout)
+        _print_scores(run, scores, found)
+    written = []
+    try:
+        written = keep(records)
+    except OSError as error:  # the scores are shown: what is lost is the file
+        print(f"wmjax: warning: the scores cannot be kept in {str(run.path)!r} ({error.strerror})", file=sys.stderr)
+    written += run.write_episode(args.seed, env=where, **how) if args.video else []
+    if written:
+        print(f"wrote {' and '.join(map(str, written))}", file=sys.stderr if args.json else sys.stdout)
+
+
+def _print_scores(run: Any, scores: Any, found: dict[str, Any]) -> None:
+    what = f"{run.description['agent']} on {found['env']}"
+    print(
+        f"{what}, {found['which']} checkpoint, step {found['step']:,}; seed {found['seed']}, action {found['action']}"
+    )
+    for seed, own in (scores.seeds or {}).items():
+        print(f"{what}, seed {seed}, {_score_line(own)}")
+    print(f"{what}{', all seeds' if scores.seeds else ''}, {_score_line(scores)}", flush=True)
+    if line := scores.cut_line():
+        print(line)
+    if "human_normalized" in found:
+        print(f"human-normalized mean {found['human_normalized']:.3f} (0 random, 1 human)", flush=True)
 
 
 def _score_line(scores: Any) -> str:

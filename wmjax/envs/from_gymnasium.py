@@ -7,6 +7,7 @@ observations, rewards and actions through memory, and each steps several environ
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import mmap
@@ -21,8 +22,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, BinaryIO, NamedTuple
 
+from wmjax.envs import own
+from wmjax.suites.spaces import ActionReader, obs_reader
 from wmjax.suites.worker import Setup, arrays, layout
-from wmjax.types import Array, Box, Discrete, EnvSpec, HostEnv, MultiDiscrete, RunError, Space, TimeStep, UsageError
+from wmjax.types import Array, EnvSpec, HostEnv, RunError, TimeStep, UsageError
 
 START_SECONDS = 120.0  # for a worker to import its library and begin, unless told otherwise
 STEP_SECONDS = 60.0  # until a worker counts as hanging, unless told otherwise
@@ -51,7 +54,7 @@ def from_gymnasium(
     Args:
       name: as messages have it; it begins with one of `suites.SUITES`.
       found: what `find` of that suite gave.
-      image_size: side of its pictures; None for its own, see `suites.spaces.ObsReader`.
+      image_size: side of its pictures; None for its own, see `suites.spaces.obs_reader`.
       action_repeat: steps that each action is taken for; their rewards are summed.
       action_map: as in `EnvSpec`.
       start_timeout: seconds for a process to import its library, make environments and begin episodes.
@@ -61,27 +64,30 @@ def from_gymnasium(
         says how).
     """
     setup = Setup(name.partition(":")[0], found, image_size, action_repeat, 0, 1, 1, None)
-    about = _describe(name, setup, start_timeout)
-    obs = {entry["name"]: _obs_space(entry) for entry in about["obs"]}
-    spec = EnvSpec(obs, _action_space(about["action"]), about["max_episode_steps"], action_map, about["frames"])
-    start = lambda num_envs, **how: Workers(setup, about, num_envs, start_timeout=start_timeout, **how)
-    return HostEnv(spec, start)
+    return host_env(setup, _describe(name, setup, start_timeout), action_map, start_timeout)
 
 
-def _obs_space(entry: dict[str, Any]) -> Space:
-    if "n" in entry:
-        return Discrete(entry["n"])
-    return Box(entry["low"], entry["high"], tuple(entry["shape"]), entry["dtype"])
+def host_env(
+    setup: Setup, about: dict[str, Any], action_map: Callable[[Array], Array] | None, start_timeout: float
+) -> HostEnv:
+    """The environment that a worker has described; its own spaces are read here as they are there."""
+    reader = obs_reader(about["native_obs"], about["image_size"])
+    obs = {entry["name"]: own.obs_space(entry) for entry in about["obs"]}
+    action = own.action_space(about["action"])
 
+    def resized(size: int) -> HostEnv:
+        described = obs_reader(about["native_obs"], size).describe()
+        about_it = about | {"obs": described, "image_size": size}
+        return host_env(setup._replace(image_size=size), about_it, action_map, start_timeout)
 
-def _action_space(about: dict[str, Any]) -> Space:
-    if about["kind"] == "discrete":
-        return Discrete(about["n"])
-    if about["kind"] == "multi_discrete":
-        return MultiDiscrete(tuple(about["ns"]))
-    low, high = about["low"], about["high"]
-    alike = len(set(low)) == len(set(high)) == 1
-    return Box(*((low[0], high[0]) if alike else (tuple(low), tuple(high))), tuple(about["shape"]))
+    return HostEnv(
+        EnvSpec(obs, action, about["max_episode_steps"], action_map, about["frames"]),
+        lambda num_envs, **options: Workers(setup, about, num_envs, start_timeout=start_timeout, **options),
+        read=functools.partial(own.accept, reader),
+        write=ActionReader(about["native_action"]).read,
+        resized=resized if reader.pictures() else None,
+        notes=tuple(reader.notes()),
+    )
 
 
 class _Process(NamedTuple):

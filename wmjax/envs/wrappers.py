@@ -148,13 +148,13 @@ def agent_actions(env: Env | HostEnv) -> Env | HostEnv:
     `Box`: float32 of the box's shape, clipped to [-1, 1], then `spec.action_map` or linearly to [low, high].
     Raises `UsageError` for any other space, and for a box without bounds.
     """
-    convert = _converter(env.spec)
+    convert = _converter(env.spec, isinstance(env, HostEnv))
     if isinstance(env, HostEnv):
         return env._replace(native=convert)
     return Env(env.spec, env.reset, lambda key, state, action: env.step(key, state, convert(action)))
 
 
-def _converter(spec: EnvSpec) -> Callable[[Array], Array]:
+def _converter(spec: EnvSpec, on_host: bool) -> Callable[[Array], Array]:
     space = spec.action
     if isinstance(space, Discrete):
         return lambda action: jnp.argmax(action, -1).astype(jnp.int32)
@@ -164,17 +164,26 @@ def _converter(spec: EnvSpec) -> Callable[[Array], Array]:
             [jnp.argmax(part, -1).astype(jnp.int32) for part in jnp.split(action, cuts, -1)], -1
         )
     if isinstance(space, Box) and jnp.issubdtype(space.dtype, jnp.floating):
-        return _box_converter(space, spec.action_map)
+        return _box_converter(space, spec.action_map, on_host)
     raise UsageError(f"action space: {space} is not supported; valid are Discrete, MultiDiscrete and a Box of floats")
 
 
-def _box_converter(space: Box, action_map: Callable[[Array], Array] | None) -> Callable[[Array], Array]:
+MAP = "give EnvSpec.action_map"
+BOUNDS = (
+    "give it some: gymnasium.wrappers.TransformAction(env, lambda a: a, gymnasium.spaces.Box(-1, 1, "
+    "env.action_space.shape)), or RescaleAction(env, -1, 1) in place of a ClipAction that took them away"
+)
+
+
+def _box_converter(space: Box, action_map: Callable[[Array], Array] | None, on_host: bool) -> Callable[[Array], Array]:
     if action_map is not None:
         return lambda action: action_map(jnp.clip(action, -1, 1)).astype(space.dtype)
-    low, high = (np.broadcast_to(np.asarray(x, space.dtype), space.shape) for x in (space.low, space.high))
+    with np.errstate(over="ignore"):  # what is infinite then has no bounds, as below
+        low, high = (np.broadcast_to(np.asarray(x, space.dtype), space.shape) for x in (space.low, space.high))
     # float32's largest number is how some libraries write "no bound".
     if not (np.abs([low, high]) < np.finfo(np.float32).max).all():
-        raise UsageError(f"action space: {space} has no bounds to rescale [-1, 1] to; give EnvSpec.action_map")
+        shown = f"{space.dtype} {space.shape} in [{np.min(low):g}, {np.max(high):g}]"
+        raise UsageError(f"action space: {shown} has no bounds to rescale [-1, 1] to; {BOUNDS if on_host else MAP}")
     # A weighted mean, and a clip after it, because rounding must not leave the bounds.
     return lambda action: jnp.clip(
         (1 - jnp.clip(action, -1, 1)) / 2 * low + (1 + jnp.clip(action, -1, 1)) / 2 * high, low, high

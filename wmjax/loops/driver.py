@@ -8,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +26,11 @@ from wmjax.loops.display import Clock, Display
 from wmjax.loops.host_rollout import HostEvaluator, Options
 from wmjax.loops.parallel import Programs, tree_of_seed
 from wmjax.loops.report import Left, Report
-from wmjax.loops.rollout import evaluate
+from wmjax.loops.rollout import PERIODIC_EPISODES, Evaluation, evaluate
 from wmjax.ops import noise
-from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, Stage
+from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, UsageError
 
 KEEP = 2  # checkpoints of the whole run; what is best holds the agent alone
-PERIODIC_EPISODES = 16  # also how many play at once, so that one compiled program serves every evaluation
 SEARCH_EVALUATIONS = 10  # over a search for parameters
 LOG_SECONDS = 10.0  # aimed at between two lines of progress
 CHECKPOINT_SHARE = 0.05  # of the run's time at most; large replays are saved less often
@@ -53,27 +50,6 @@ class NotFiniteError(RunError):
     """Too many updates in a row had a loss or gradient that was not finite; the message says what there is to go on."""
 
 
-@contextlib.contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list instead of stopping; the second one stops. Only in the main thread."""
-    caught: list[int] = []
-
-    def handle(signum: int, frame: Any) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Evaluation
 
@@ -84,31 +60,36 @@ def evaluation_key(seed: int) -> Array:
 
 
 class Evaluator:
-    """Plays evaluation episodes; compiled once, whatever their number. Episode i depends on the key and i only.
+    """Plays evaluation episodes, `PERIODIC_EPISODES` at once, so that one compiled program serves any number.
+
+    Episode i depends on the key and i only.
 
     Args:
       agent: who acts.
       env: takes what the agent emits.
       seeds: whether parameters and keys have a leading axis of seeds.
+      max_steps: agent steps after which an episode is cut; by default `rollout.step_limit`.
     """
 
-    def __init__(self, agent: Agent, env: Env, *, seeds: bool = False) -> None:
-        play = lambda params, key: evaluate(agent, env, params, key, PERIODIC_EPISODES).returns
+    def __init__(self, agent: Agent, env: Env, *, seeds: bool = False, max_steps: int | None = None) -> None:
+        play = lambda params, key: evaluate(agent, env, params, key, PERIODIC_EPISODES, max_steps=max_steps)
         self._play = jax.jit(jax.vmap(play) if seeds else play)
 
-    def __call__(self, params: PyTree, key: Array, episodes: int) -> np.ndarray:
-        """Returns float32 `[(seeds,) episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
+    def __call__(self, params: PyTree, key: Array, episodes: int) -> Evaluation:
+        """Of `[(seeds,) episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
         episodes = checks.number("episodes", episodes)
         rounds = range(math.ceil(episodes / PERIODIC_EPISODES))
-        played = [np.asarray(self._play(params, noise.fold_in(key, i))) for i in rounds]
-        return np.concatenate(played, -1)[..., :episodes]
+        played = [jax.device_get(self._play(params, noise.fold_in(key, i))) for i in rounds]
+        return Evaluation(*(np.concatenate(x, -1)[..., :episodes] for x in zip(*played, strict=True)))
 
 
-def make_evaluator(agent: Agent, env: Env | HostEnv, *, seeds: bool = False, **host: Any) -> Evaluator | HostEvaluator:
+def make_evaluator(
+    agent: Agent, env: Env | HostEnv, *, seeds: bool = False, max_steps: int | None = None, **host: Any
+) -> Evaluator | HostEvaluator:
     """An `Evaluator`, or for environments on the host a `HostEvaluator`, which alone takes the rest."""
     if isinstance(env, HostEnv):
-        return HostEvaluator(agent, env, PERIODIC_EPISODES, **host)
-    return Evaluator(agent, env, seeds=seeds)
+        return HostEvaluator(agent, env, max_steps=max_steps, **host)
+    return Evaluator(agent, env, seeds=seeds, max_steps=max_steps)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,7 +104,7 @@ class Plan(NamedTuple):
     path: Path
     seeds: tuple[int, ...]  # more than one: the state has a leading axis of seeds
     steps: int  # env steps to train for
-    eval_every: int  # env steps
+    eval_every: int  # env steps; 0: never
     checkpoint_seconds: float
     max_skipped: int  # updates in a row
     display: Display | None = None  # where progress goes
@@ -145,10 +126,11 @@ class Driver:
     def __init__(self, plan: Plan, programs: Programs, caught: list[int]) -> None:
         self._plan, self._programs, self._caught = plan, programs, caught
         self._several = len(plan.seeds) > 1
-        host = dict(options=plan.host, say=self._say, stop=lambda: bool(caught))
+        host = dict(options=plan.host, say=self._say, stop=lambda: bool(caught), make_way=programs.make_way)
         self.evaluator = make_evaluator(plan.agent, plan.env, seeds=self._several, **host)
         self._folders = [member_path(plan.path, seed) for seed in plan.seeds] if self._several else [plan.path]
         self._saved = time.monotonic()
+        self._saved_steps: list[int] = []  # the last, which may be on its way to the disk
         self._save_seconds = 0.0
         self._report: Report | None = None
         self._display, self._clock = plan.display or Display(None), Clock()
@@ -189,13 +171,34 @@ class Driver:
         """
         folder = self._plan.path / CHECKPOINTS
         if not resume or checkpoint.latest(folder) is None:
+            self._set_aside(-1, 0, warn)
             with self._display.working("compiling the run's first state (once, then cached)"):
                 return self._programs.init(self.per_seed(jax.random.key))
         with self._display.working("reading the newest checkpoint"):
             step, state = checkpoint.restore_newest(folder, self._programs.template, warn, exact=True)
-            checkpoint.set_aside(folder, after=step)
+            self._set_aside(step, self._iteration(state), warn)
             state = state._replace(skips=device.count_anew(state.skips, self._plan.max_skipped))
             return self._programs.place(state)
+
+    def _set_aside(self, step: int, iteration: int, warn: Callable[[str], None]) -> None:
+        """Takes what was saved after a step out of the way of a run that goes on from there."""
+        for folder in {self._plan.path, *self._folders}:
+            checkpoint.set_aside(folder / CHECKPOINTS, after=step)
+        for folder in self._folders:
+            later = checkpoint.set_aside(folder / BEST, after=step)
+            with contextlib.suppress(checkpoint.CheckpointCorruptError, UsageError):
+                # The steps of a search for parameters may take none of the environment.
+                if checkpoint.info(folder / BEST, step).get("iteration", 0) > iteration:
+                    checkpoint.put_aside(folder / BEST / f"{step:012d}")
+                    later.append(step)
+            if later:
+                there = checkpoint.latest(folder / BEST)
+                now = "none yet" if there is None else f"that of step {there}"
+                which = ", ".join(map(str, later))
+                warn(
+                    f"warning: {folder / BEST}: step {which} is set aside (.damaged), for the run goes on from step "
+                    f"{max(step, 0)}; the best agent is {now}"
+                )
 
     def run(self, state: RunState) -> RunState:
         """Trains, and saves the whole run where it ends. What the callback raises is raised after that.
@@ -235,14 +238,18 @@ class Driver:
         return state
 
     def _best_before(self, folder: Path) -> float:
-        """The mean return of the best agent saved so far."""
-        if checkpoint.latest(folder) is None:
-            return -math.inf
-        try:
-            return checkpoint.info(folder)["mean"]
-        except checkpoint.CheckpointCorruptError as error:
-            self._report.say(f"warning: {error}; the next evaluation replaces it")
-            return -math.inf
+        """The mean return of the best agent saved so far. One that cannot be read is set aside, and that is said."""
+        for step in reversed(checkpoint.steps(folder)):
+            try:
+                mean = checkpoint.info(folder, step).get("mean")
+                if isinstance(mean, int | float):
+                    return float(mean)
+                reason = f"{folder}: step {step} does not say its mean return"
+            except checkpoint.CheckpointCorruptError as error:
+                reason = error
+            checkpoint.put_aside(folder / f"{step:012d}")
+            self._report.say(f"warning: {reason}; it is set aside (.damaged)")
+        return -math.inf
 
     def _iterations(self, index: int) -> int:
         """Of a stage; an open one uses up the step budget, and no stage collects more than that."""
@@ -260,11 +267,34 @@ class Driver:
         before = self._plan.agent.recipe.stages[: first(state.stage)]
         return sum(stage.iterations for stage in before) + first(state.iteration)
 
-    def _milestone(self, stage: Stage, step: int, done: int, total: int) -> int:
-        """Periodic evaluations that are due: after each `eval_every` env steps, and after each tenth of a search."""
+    def _pace(self, index: int) -> int:
+        """Env steps that an iteration of a stage counts for, as to when evaluations are due.
+
+        Those that it takes. Where it takes none, those of the last stage before it that collected and learned; 0 if
+        there was none.
+        """
+        recipe = self._plan.agent.recipe
+        learned = (s.collect for s in reversed(recipe.stages[:index]) if s.collect and s.updates)
+        collect = recipe.stages[index].collect or next(learned, 0)
+        return collect * recipe.num_envs * self._plan.env.spec.action_repeat
+
+    def _position(self, state: RunState) -> int:
+        """Env steps so far, and those that iterations without any counted for (`_pace`)."""
+        stages, index = self._plan.agent.recipe.stages, first(state.stage)
+        done = [*(stage.iterations for stage in stages[:index]), first(state.iteration)]
+        still = sum(n * self._pace(i) for i, n in enumerate(done) if not stages[i].collect)
+        return self.env_steps(state) + still
+
+    def _milestone(self, state: RunState, total: int, more: int = 0) -> int:
+        """Periodic evaluations that are due: after each `eval_every` env steps, and after each tenth of a search.
+
+        With `more`, after so many more iterations of the stage.
+        """
+        index, every = first(state.stage), self._plan.eval_every
+        stage = self._plan.agent.recipe.stages[index]
         if stage.evolve:
-            return SEARCH_EVALUATIONS * done // total
-        return step // self._plan.eval_every if stage.updates else 0
+            return SEARCH_EVALUATIONS * (first(state.iteration) + more) // total if every else 0
+        return (self._position(state) + more * self._pace(index)) // every if stage.updates and every else 0
 
     def _replay_ratio(self, index: int, iteration: int) -> float:
         recipe = self._plan.agent.recipe
@@ -280,25 +310,25 @@ class Driver:
         stage = plan.agent.recipe.stages[index]
         total, done = self._iterations(index), first(state.iteration)
         advance = self._telling(stage.name, self._programs.compile_stage(stage))
-        frames = stage.collect * plan.agent.recipe.num_envs * plan.env.spec.action_repeat
+        pace = self._pace(index)
         chunk = 1  # the first line of progress comes as soon as it can
         self._report.starts(stage.name, done)
         while done < total and not self._ends():
-            step = self.env_steps(state)
-            to_evaluation = plan.eval_every - step % plan.eval_every
-            size = min(chunk, total - done, max(1, math.ceil(to_evaluation / max(frames, 1))))
-            before = self._milestone(stage, step, done, total)
-            if stage.evolve:
+            size, before = min(chunk, total - done), self._milestone(state, total)
+            if plan.eval_every and pace:
+                to_evaluation = plan.eval_every - self._position(state) % plan.eval_every
+                size = min(size, math.ceil(to_evaluation / pace))
+            if plan.eval_every and stage.evolve:
                 size = min(size, math.ceil((before + 1) * total / SEARCH_EVALUATIONS) - done)
             start = self._clock.seconds()
             state, metrics = advance(state, size)
             seconds = self._clock.seconds() - start
             done = first(state.iteration)  # fewer than asked for where a stage on the host was interrupted
             metrics = {name: np.asarray(value) for name, value in metrics.items()}
-            now = self._milestone(stage, self.env_steps(state), done, total)
+            now = self._milestone(state, total)
             if now > before:
-                metrics["eval/return"] = self._evaluate(state)
-            end = self._milestone(stage, self.env_steps(state) + (total - done) * frames, total, total)
+                metrics |= self._evaluate(state)
+            end = self._milestone(state, total, more=total - done)
             last = index + 1 == len(plan.agent.recipe.stages)
             left = Left(done, total, last, max(0, end - now), collects=bool(stage.collect))
             self._log(stage.name, state, metrics, self._replay_ratio(index, done), left)
@@ -360,18 +390,25 @@ class Driver:
             "run may be resumed from it with other settings, such as a lower learning rate"
         )
 
-    def _evaluate(self, state: RunState) -> np.ndarray:
-        """Mean return of the periodic evaluation, of each seed; keeps the agents that are the best so far."""
+    def _evaluate(self, state: RunState) -> dict[str, np.ndarray]:
+        """Metrics of the periodic evaluation, of each seed; keeps the agents that are the best so far."""
         step, agent = self.env_steps(state), self._programs.replica(state.agent)
-        keys = noise.fold_in(self.per_seed(evaluation_key), step)
+        keys = noise.fold_in(self.per_seed(evaluation_key), self._position(state))
         with self._report.evaluating(f"evaluating over {PERIODIC_EPISODES} episodes"):
-            means = self.evaluator(agent.params, keys, PERIODIC_EPISODES).mean(-1)
+            played = self.evaluator(agent.params, keys, PERIODIC_EPISODES)
+        means = played.returns.mean(-1)
         for i, (folder, mean) in enumerate(zip(self._folders, np.atleast_1d(means), strict=True)):
             if mean > self._best[i]:
                 self._best[i] = float(mean)
                 best = tree_of_seed(agent, i) if self._several else agent
-                self._saver.save(folder / BEST, step, {"agent": best}, keep=1, info={"mean": float(mean)})
-        return means
+                info = {"mean": float(mean), "iteration": self._iteration(state)}
+                self._saver.save(folder / BEST, step, {"agent": best}, keep=1, since=self._oldest(), info=info)
+        told = {"eval/return": means, "eval/length": played.lengths.mean(-1), "eval/cut": played.cut.sum(-1)}
+        return {name: np.where(np.isnan(means), np.nan, value) for name, value in told.items()}
+
+    def _oldest(self) -> int | None:
+        """The step of the oldest checkpoint. A run that goes on from it needs what was best until then."""
+        return min([*checkpoint.steps(self._plan.path / CHECKPOINTS), *self._saved_steps], default=None)
 
     def _due(self, state: RunState, seconds: float) -> bool:
         """Whether to save so long after the last time: seldom enough, and not while updates are being skipped."""
@@ -394,5 +431,6 @@ class Driver:
             agent = self._programs.replica(state.agent)
             for i, folder in enumerate(self._folders):
                 self._saver.save(folder / CHECKPOINTS, step, {"agent": tree_of_seed(agent, i)}, keep=KEEP)
+        self._saved_steps = [step]
         self._saved = time.monotonic()
         self._save_seconds = self._saved - start

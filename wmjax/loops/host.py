@@ -98,6 +98,7 @@ class HostLoop:
         self.template = jax.eval_shape(lambda tree: tree, run)._replace(replay=self.replay.template())
         self.failure: RunError | None = None  # why a stage ended early
         self._envs: HostEnvs | None = None
+        self._lost = 0  # of environments that are closed
         self._timestep: TimeStep | None = None  # not acted on yet
         self._pool = ThreadPoolExecutor(1, "loader")
         self._latents = Latents(self.replay)
@@ -210,10 +211,16 @@ class HostLoop:
         if self._checkpoints is not None and set(checkpoint.steps(self._checkpoints)) <= self._named.keys():
             chunks.keep(self._folder, self.replay.digests().union(*self._named.values()))
 
+    def make_way(self) -> None:
+        """Ends the environments; where they are needed again, they are started, and begin new episodes."""
+        if self._envs is not None:
+            self._lost += self._envs.restarts
+            self._envs.close()
+        self._envs = self._timestep = None
+
     def close(self) -> None:
         """Ends environments and threads."""
-        if self._envs is not None:
-            self._envs.close()
+        self.make_way()
         self._pool.shutdown()
         self.replay.close()
 
@@ -255,7 +262,7 @@ class HostLoop:
         done = stage._replace(updates=updates, evolve=stage.evolve if iterations else None)
         metrics = device.means(done, sums.get("", {}), sums, jnp.float32(iterations)) | clock.shares()
         return metrics | {
-            "envs/restarts": np.float32(self._envs.restarts),
+            "envs/restarts": np.float32(self._lost + (self._envs.restarts if self._envs else 0)),
             "memory/resident_gb": np.float32(resident_bytes() / 1e9),
         }
 
@@ -325,6 +332,8 @@ class HostLoop:
                 return run, None
             self._latents.flush()
             batch = self.replay.sample(key_sample, evolve.sampling, evolve.batch_size)[0]
+        if evolve.where == "env" and self._envs is None and not self._begin_again(run):
+            return run, None
         try:
             found = search(self._envs, run.agent, key_search, batch)
         except RunError as error:
@@ -344,7 +353,10 @@ class HostLoop:
     def _begin_again(self, run: RunState) -> bool:
         """Begins new episodes; False where it was told to stop, or too many environments were lost."""
         try:
-            self._begin_episodes(run)
+            if self._envs is None:
+                self._start_envs(run)
+            else:
+                self._begin_episodes(run)
         except RunError as error:
             self.failure = error
         return self._timestep is not None
@@ -377,5 +389,5 @@ def programs(loop: HostLoop) -> Programs:
     same = lambda tree: tree
     return Programs(
         loop.init, loop.compile_stage, loop.place, loop.gather, same, lambda run: None, loop.template,
-        lambda: loop.failure,
+        lambda: loop.failure, loop.make_way,
     )  # fmt: skip

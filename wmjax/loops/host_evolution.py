@@ -64,7 +64,7 @@ def make_iteration(agent: Agent, env: HostEnv, evolve: Evolve) -> Iteration:
             played = first_episodes(envs, act, own, keys_of(key, begin), carry_of(own), seeds, evolve.max_steps)
             if played is None:
                 return None
-            for (i, k), earned, length in zip(flown, *played, strict=False):
+            for (i, k), earned, length in zip(flown, played.returns, played.lengths, strict=False):
                 returns[i, k], lengths[i, k] = earned, length
         return returns, lengths
 

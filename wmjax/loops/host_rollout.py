@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 
 from wmjax import checks
-from wmjax.loops.rollout import EVALUATION_STEPS
+from wmjax.loops.rollout import PERIODIC_EPISODES, Evaluation, step_limit
 from wmjax.ops import noise
 from wmjax.replay.device import Record
 from wmjax.types import Agent, Array, Discrete, EnvSpec, HostEnv, HostEnvs, PyTree, RunError, TimeStep
@@ -24,6 +23,7 @@ class Options(NamedTuple):
     max_restarts: int = 10  # environments that may be lost within an hour
     memory_map: bool = False  # whether replay is read from its files instead of kept in memory
     overlap: bool = True  # whether to learn while environments step
+    eval_envs: int | None = None  # that evaluations play in at once; 0: in the place of those of training
 
 
 DEFAULTS = Options()
@@ -60,64 +60,96 @@ def seed_words(key: Array) -> list[int]:
 class HostEvaluator:
     """Plays evaluation episodes in processes of their own, some at once. Episode i depends on the key and i only.
 
+    By default there are as many environments as in training, at most `PERIODIC_EPISODES`: who trains in one may have
+    room for one. There are never more than episodes.
+
     Args:
       agent: who acts.
       env: takes what the agent emits.
-      width: episodes at once.
       options: how to run.
       say: is told of environments that are lost; where too many are, returns are NaN. None: that is an error.
       stop: whether to give up; returns are then NaN.
+      make_way: ends the environments of training, which begin again when they are needed. With `eval_envs` 0 it is
+        called before each evaluation; otherwise once an evaluation beside them has failed, which is then tried again.
+      max_steps: agent steps after which an episode is cut; by default `step_limit`.
     """
 
     def __init__(
         self,
         agent: Agent,
         env: HostEnv,
-        width: int,
         options: Options = DEFAULTS,
         say: Callable[[str], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
+        make_way: Callable[[], None] | None = None,
+        max_steps: int | None = None,
     ) -> None:
-        self._agent, self._env, self._width, self._options, self._say, self._stop = (
-            agent,
-            env,
-            width,
-            options,
-            say,
-            stop,
-        )
+        self._env, self._options, self._say, self._stop, self._make_way = env, options, say, stop, make_way
+        self._most = options.eval_envs or min(PERIODIC_EPISODES, agent.recipe.num_envs)
+        self._beside = options.eval_envs != 0 and make_way is not None  # training's environments stay as they are
+        self._max_steps = max_steps or step_limit(env.spec)
         self._act = act_program(agent.act, env, explore=False)
-        self._carry = jax.jit(lambda params: agent.act_carry(params, width))
-        self._keys = jax.jit(lambda key: noise.row_keys(key, width))
+        self._carry = jax.jit(agent.act_carry, static_argnums=1)
+        self._draws = jax.jit(self._keys_and_words)
 
-    def __call__(self, params: PyTree, key: Array, episodes: int) -> np.ndarray:
-        """Returns float32 `[episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
+    def __call__(self, params: PyTree, key: Array, episodes: int) -> Evaluation:
+        """Of `[episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
         episodes = checks.number("episodes", episodes)
         try:
-            say = self._say or (lambda text: None)
-            envs = start(self._env, self._width, self._options, training=False, say=say, stop=self._stop)
-            try:
-                rounds = range(math.ceil(episodes / self._width))
-                played = [self._play(envs, params, noise.fold_in(key, i)) for i in rounds]
-            finally:
-                envs.close()
+            if self._beside:
+                try:
+                    return self._evaluate(params, key, episodes)
+                except RunError as error:
+                    self._beside = False
+                    self._tell(
+                        f"warning: an evaluation beside the environments of training failed ({error}); from now on "
+                        "they are closed for evaluations, and begin new episodes after them (as with eval_envs 0)"
+                    )
+            if self._make_way is not None:
+                self._make_way()
+            return self._evaluate(params, key, episodes)
         except RunError as error:
             if self._say is None:
                 raise
             self._say(f"warning: evaluation was given up: {error}")
-            return np.full(episodes, np.nan, np.float32)
-        return np.concatenate(played)[:episodes]
+            return _not_played(episodes)
 
-    def _play(self, envs: HostEnvs, params: PyTree, key: Array) -> np.ndarray:
-        seeds = [[*seed_words(key), i] for i in range(self._width)]
-        steps = self._env.spec.max_episode_steps or EVALUATION_STEPS
-        played = first_episodes(envs, self._act, params, self._keys(key), self._carry(params), seeds, steps)
-        return np.full(self._width, np.nan, np.float32) if played is None else played[0]
+    def _tell(self, text: str) -> None:
+        if self._say is not None:
+            self._say(text)
+
+    def _evaluate(self, params: PyTree, key: Array, episodes: int) -> Evaluation:
+        width = min(self._most, episodes)
+        envs = start(self._env, width, self._options, training=False, say=self._tell, stop=self._stop)
+        try:
+            rounds = [self._play(envs, params, key, np.arange(i, i + width)) for i in range(0, episodes, width)]
+        finally:
+            envs.close()
+        return Evaluation(*(np.concatenate(x)[:episodes] for x in zip(*rounds, strict=True)))
+
+    def _play(self, envs: HostEnvs, params: PyTree, key: Array, numbers: np.ndarray) -> Evaluation:
+        keys, words = self._draws(key, numbers)
+        last = (numbers % PERIODIC_EPISODES).tolist()
+        seeds = [[*row, i] for row, i in zip(np.asarray(words).tolist(), last, strict=True)]
+        carry = self._carry(params, len(numbers))
+        played = first_episodes(envs, self._act, params, keys, carry, seeds, self._max_steps)
+        return _not_played(len(numbers)) if played is None else played
+
+    @staticmethod
+    def _keys_and_words(key: Array, numbers: Array) -> tuple[Array, Array]:
+        """For each episode, its key to act by and what its environment's seed begins with."""
+        rounds = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers // PERIODIC_EPISODES)
+        return jax.vmap(jax.random.fold_in)(rounds, numbers % PERIODIC_EPISODES), jax.random.key_data(rounds)
+
+
+def _not_played(episodes: int) -> Evaluation:
+    nothing = np.zeros(episodes, np.int32)
+    return Evaluation(np.full(episodes, np.nan, np.float32), nothing, nothing.astype(bool))
 
 
 def first_episodes(
     envs: HostEnvs, act: Callable, params: PyTree, key: Array, carry: PyTree, seeds: list[list[int]], max_steps: int
-) -> tuple[np.ndarray, np.ndarray] | None:
+) -> Evaluation | None:
     """Plays the first episode of every environment, all at once; one that is lost with its environment is begun again.
 
     Args:
@@ -125,21 +157,23 @@ def first_episodes(
       act: `act_program`.
       params, key, carry: of `act`.
       seeds: of the episodes, one for each environment.
-      max_steps: steps after which an episode ends.
+      max_steps: steps after which an episode is cut.
 
     Returns:
-      Undiscounted returns, float32, and lengths in steps, int32; None where the environments were told to stop.
+      The episodes; None where the environments were told to stop.
     """
     width = len(seeds)
-    returns, lengths, ended = np.zeros(width, np.float32), np.zeros(width, np.int32), np.zeros(width, bool)
+    returns, lengths = np.zeros(width, np.float32), np.zeros(width, np.int32)
+    ended, cut = np.zeros((2, width), bool)
     timestep, t = envs.reset(seeds), 0
     while timestep is not None:
         again = timestep.is_first & ~ended  # at the start, or lost with its environment
         returns = np.where(again, 0, returns) + np.where(ended, 0, timestep.reward)
         lengths = np.where(again, 0, lengths + ~ended)
-        ended |= timestep.is_last | (lengths >= max_steps)
+        cut |= (lengths >= max_steps) & ~ended & ~timestep.is_last
+        ended |= timestep.is_last | cut
         if ended.all():
-            return returns.astype(np.float32), lengths
+            return Evaluation(returns.astype(np.float32), lengths.astype(np.int32), cut)
         carry, _, native, _ = act(params, key, t, carry, timestep)
         envs.send(np.asarray(native))
         timestep, t = envs.receive(), t + 1

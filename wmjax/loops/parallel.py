@@ -42,6 +42,7 @@ class Programs(NamedTuple):
     check_replicas: Callable  # (RunState) -> None; raises `ReplicasDifferError`
     template: RunState  # shapes and dtypes of what `gather` gives
     failure: Callable = lambda: None  # () -> the `RunError` that ended a stage early, or None; of the host loop
+    make_way: Callable = lambda: None  # () -> None; ends environments on the host until they are needed again
 
 
 def share(recipe: Recipe, devices: int) -> Recipe:

@@ -14,6 +14,7 @@ from wmjax.types import Agent, Array, Box, Discrete, Env, EnvSpec, MultiDiscrete
 
 EVALUATION_STEPS = 10_000  # where an environment has no limit of its own
 EVALUATION_ENVS = 128  # that run at once
+PERIODIC_EPISODES = 16  # of an evaluation while training; also how many share a key, see `driver.Evaluator`
 
 
 class Position(NamedTuple):
@@ -25,11 +26,11 @@ class Position(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """One episode of each of several environments."""
+    """One episode of each of several environments; arrays `[(seeds,) episodes]`."""
 
-    returns: Array  # float32 [episodes], undiscounted sums of reward
-    lengths: Array  # int32 [episodes], in agent steps
-    unfinished: Array  # int32, episodes that were still going when the step limit came
+    returns: Array  # float32, undiscounted sums of reward
+    lengths: Array  # int32, in agent steps
+    cut: Array  # bool, still going when the step limit came, so the return is that of a part
 
 
 def random_action(space: Space, key: Array) -> Array:
@@ -100,6 +101,11 @@ def rollout(
     return jax.lax.scan(body, Position(*position), jnp.arange(steps))
 
 
+def step_limit(spec: EnvSpec) -> int:
+    """Agent steps after which an evaluation cuts an episode: the environment's own limit, or `EVALUATION_STEPS`."""
+    return spec.max_episode_steps or EVALUATION_STEPS
+
+
 def _first_episodes(agent: Agent, env: Env, params: PyTree, keys: Array, explore: bool, max_steps: int):
     """Runs one environment per key until each has ended its first episode; returns, lengths and which ended."""
     count = keys.shape[0]
@@ -143,15 +149,14 @@ def evaluate(
       key: consumed.
       episodes: how many; at most `EVALUATION_ENVS` run at once.
       explore: whether to act as while collecting.
-      max_steps: agent steps after which an episode is left unfinished; by default the environment's own limit, or
-        `EVALUATION_STEPS`.
+      max_steps: agent steps after which an episode is cut; by default `step_limit`.
     """
     if episodes < 1:
         raise UsageError(f"episodes {episodes}: must be at least 1")
-    limit = max_steps or env.spec.max_episode_steps or EVALUATION_STEPS
+    limit = max_steps or step_limit(env.spec)
     chunks = -(-episodes // EVALUATION_ENVS)
     width = -(-episodes // chunks)
     keys = noise.row_keys(key, chunks * width).reshape(chunks, width)
     play = lambda keys: _first_episodes(agent, env, params, keys, explore, limit)
     returns, lengths, ended = (x.reshape(-1)[:episodes] for x in jax.lax.map(play, keys))
-    return Evaluation(returns, lengths, jnp.sum(~ended, dtype=jnp.int32))
+    return Evaluation(returns, lengths, ~ended)

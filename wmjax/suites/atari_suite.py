@@ -18,7 +18,7 @@ import numpy as np
 
 from wmjax.suites import FRACTION, SWITCH, SuiteError, check_arguments, choice, unknown, whole
 from wmjax.suites.gym_suite import gymnasium
-from wmjax.suites.spaces import resize
+from wmjax.suites.pictures import resize
 
 TITLE = "Atari"
 FRAMES, FRAME_LIMIT = 4, 108_000

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wmjax.suites import SuiteError, suite
-from wmjax.suites.spaces import ActionReader, Fault, ObsReader
+from wmjax.suites.spaces import ActionReader, Fault, ObsReader, obs_reader, plain
 
 ALIGN = 64
 
@@ -77,8 +77,7 @@ class _Served:
         if self._env is not None:
             self.close()  # it is broken already
         self._env = self._make()
-        self._obs = obs_reader(self._env, self._image_size)
-        self._action = ActionReader(self._env.action_space)
+        self._obs, self._action = readers(self._env, self._image_size)
 
     def close(self) -> None:
         """Ends what the environment has started."""
@@ -97,7 +96,7 @@ class _Served:
 
     def _write(self, obs: Any, reward: float, is_first: bool, is_last: bool, is_terminal: bool) -> None:
         views, i = self._views, self._index
-        for name, value in self._obs.read(obs):
+        for name, value in self._obs.read(obs).items():
             views[f"obs/{name}"][i] = value
         views["reward"][i] = reward
         views["is_first"][i], views["is_last"][i], views["is_terminal"][i] = is_first, is_last, is_terminal
@@ -145,31 +144,37 @@ def gymnasium_seed(entropy: list[int]) -> int:
 # What an environment is
 
 
-def obs_reader(env: Any, image_size: int | None) -> ObsReader:
+def readers(env: Any, image_size: int | None) -> tuple[ObsReader, ActionReader]:
     """Of an environment; `image_size` None is its own choice."""
     size = getattr(env, "image_size", None) if image_size is None else image_size
     if size is not None and hasattr(env, "resize_to"):
         env.resize_to(size)
-    return ObsReader(env.observation_space, size)
+    return obs_reader(plain(env.observation_space), size), ActionReader(plain(env.action_space))
 
 
 def describe(env: Any, image_size: int | None, action_repeat: int) -> dict[str, Any]:
-    """Spaces of an environment as JSON. Raises `SuiteError` where it does not do what Gymnasium asks of it."""
+    """Spaces of an environment as JSON. Raises `SuiteError` where it does not do what Gymnasium asks of it.
+
+    `obs` and `action` are what is read from the environment's own, `native_obs` and `native_action`.
+    """
     for name in ("observation_space", "action_space"):
         if getattr(env, name, None) is None:
             raise SuiteError(f"env: the environment has no {name}")
-    reader, action_reader = obs_reader(env, image_size), ActionReader(env.action_space)
-    _check_rules(env, reader)
+    reader, action_reader = readers(env, image_size)
+    _check_rules(env, reader, action_reader)
     limit = getattr(getattr(env, "spec", None), "max_episode_steps", getattr(env, "max_episode_steps", None))
     return {
         "obs": reader.describe(),
         "action": action_reader.describe(),
+        "native_obs": reader.space,
+        "native_action": action_reader.space,
+        "image_size": reader.image_size,
         "max_episode_steps": None if limit is None else -(-limit // action_repeat),
         "frames": getattr(env, "frames", 1) * action_repeat,
     }
 
 
-def _check_rules(env: Any, reader: ObsReader) -> None:
+def _check_rules(env: Any, reader: ObsReader, action_reader: ActionReader) -> None:
     def ask(what: str, length: int, call: Callable[[], Any]) -> tuple:
         try:
             given = call()
@@ -179,14 +184,14 @@ def _check_rules(env: Any, reader: ObsReader) -> None:
             shown = f"a tuple of {len(given)}" if isinstance(given, tuple) else type(given).__name__
             raise SuiteError(f"env: its {what} must return a tuple of {length}, not {shown}")
         try:
-            list(reader.read(env.observe() if given[0] is None and hasattr(env, "observe") else given[0]))
+            reader.read(env.observe() if given[0] is None and hasattr(env, "observe") else given[0])
         except Fault as fault:
             raise SuiteError(f"env: its {what} breaks its observation_space: {fault}") from None
         return given
 
     ask("reset(seed=0)", 2, lambda: env.reset(seed=0))
-    env.action_space.seed(0)
-    _, reward, terminated, truncated, _ = ask("step", 5, lambda: env.step(env.action_space.sample()))
+    action = action_reader.read(action_reader.sample(np.random.default_rng(0)))  # of the type that steps of a run take
+    _, reward, terminated, truncated, _ = ask("step", 5, lambda: env.step(action))
     try:
         if not np.isfinite(float(reward)):
             raise ValueError

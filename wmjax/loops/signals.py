@@ -1,0 +1,67 @@
+"""Signals that ask a run to stop: it is saved first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, `kill` and batch systems, a terminal that is closed
+PATIENCE = 5.0  # seconds that a second signal gives Python to stop by itself
+
+
+@contextlib.contextmanager
+def catch_signals(say: Callable[[str], None]) -> Iterator[list[int]]:
+    """Collects the signals of `NAMES` in a list instead of stopping; the second one stops. Only in the main thread.
+
+    Python hears of a signal when the compiler or a compiled program returns, which may take minutes. So a thread is
+    told of it at once: it says that the run is going to stop, and after a second signal ends a process that is still
+    there after `PATIENCE` seconds. A hangup that is ignored, as under `nohup`, stays so.
+    """
+    caught: list[int] = []
+
+    def handle(signum: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    numbers = [x for x in numbers if not (signal.getsignal(x) is signal.SIG_IGN and x != signal.SIGINT)]
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(ours, set(numbers), ended, say), name="signals", daemon=True)
+    watcher.start()
+    before = {signum: signal.signal(signum, handle) for signum in numbers}
+    wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    try:
+        yield caught
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(wakeup)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        theirs.close()  # upon which the thread ends
+        watcher.join()
+        ours.close()
+
+
+def _watch(source: socket.socket, numbers: set[int], ended: threading.Event, say: Callable[[str], None]) -> None:
+    count = 0
+    while received := source.recv(1):  # a byte for each signal, its number
+        if received[0] not in numbers:
+            continue
+        count += 1
+        if count == 1:
+            name = signal.Signals(received[0]).name
+            with contextlib.suppress(OSError, ValueError):  # where it is said may have gone with the terminal
+                say(f"{name}: the run is saved and stops after what is compiled or computed now; another ends it")
+        elif not ended.wait(PATIENCE):
+            os._exit(128 + received[0])

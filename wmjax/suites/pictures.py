@@ -1,0 +1,90 @@
+"""How pictures lie in arrays of bytes, which arrays look like pictures without being such, and how they are resized."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Literal
+
+import numpy as np
+
+CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
+MOST_CHANNELS = 32
+LARGEST = 128  # pixels; larger pictures, and those that are not square, are resized unless a size is given
+DEFAULT_SIZE = 64
+
+
+def axes(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The axes of pictures in the order height, width, and the others, which are channels; None where that is unclear.
+
+    Valid are `[H, W]`, `[H, W, C]`, `[C, H, W]`, and stacks of K pictures, `[K, H, W, C]` and `[K, C, H, W]`, where C
+    and K are at most 32 and half of either side (or 1, 3 or 4 and less than either side).
+    """
+    if len(shape) == 2:
+        return 0, 1
+    if len(shape) == 3:
+        last, first = _are_channels(shape[2], shape[:2]), _are_channels(shape[0], shape[1:])
+        return None if first == last else (0, 1, 2) if last else (1, 2, 0)
+    inner = axes(shape[1:]) if len(shape) == 4 else None
+    if inner is None or not _are_channels(shape[0], [shape[1 + axis] for axis in inner[:2]]):
+        return None
+    height, width, channel = (1 + axis for axis in inner)
+    return height, width, 0, channel
+
+
+def _are_channels(count: int, sides: tuple[int, ...] | list[int]) -> bool:
+    return count <= min(MOST_CHANNELS, min(sides) // 2) or (count in CHANNELS and count < min(sides))
+
+
+def resemble(shape: tuple[int, ...], low: float, high: float) -> bool:
+    """Whether an array that does not hold bytes may be meant as pictures.
+
+    So it is where it has three or four axes, two of which are nearly alike and at least 8; and where it has only these
+    two, of at least 32, and holds what gray pictures hold.
+    """
+    gray = low in (-1, 0) and high in (1, 255)
+    sides = sorted(size for size in shape if size >= (32 if len(shape) == 2 else 8))
+    alike = any(large <= 2 * small for small, large in itertools.pairwise(sides))
+    return alike and (len(shape) in (3, 4) or (len(shape) == 2 and gray))
+
+
+def default_size(height: int, width: int) -> int:
+    """The side that pictures are read at where none is given: their own where they are square and not large."""
+    return height if height == width <= LARGEST else DEFAULT_SIZE
+
+
+def arrange(array: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
+    """Pictures whose axes are ordered as `axes` says, as uint8 `[H, W, C]`; a stack lies in the channels."""
+    height, width = (array.shape[axis] for axis in order[:2])
+    return np.transpose(array, order).reshape(height, width, -1)
+
+
+def resize(image: np.ndarray, size: int, how: Literal["BOX", "BILINEAR"] = "BOX") -> np.ndarray:
+    """A picture uint8 `[H, W, C]` as `[size, size, C]`, by Pillow.
+
+    "BOX" is the mean over the pixels that fall into each new one; "BILINEAR" weighs them, and some around them.
+    """
+    from PIL import Image
+
+    of = lambda plane: np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling[how]))
+    return of(image) if image.shape[-1] == 3 else np.stack([of(plane) for plane in np.moveaxis(image, -1, 0)], -1)
+
+
+def remedy(name: str, bare: bool, shape: tuple[int, ...], dtype: str, low: float, high: float) -> str:
+    """What to do with an entry that may be meant as pictures, for an error's text; `bare` if there is no other."""
+    transform, box = "gymnasium.wrappers.TransformObservation", f"gymnasium.spaces.Box(0, 255, {shape}, 'uint8')"
+    one = f"observation {name!r}, {dtype} {shape} in [{low:g}, {high:g}], may be meant as pictures or as numbers"
+    vector = (
+        f"gymnasium.wrappers.{'FlattenObservation(env)' if bare else 'TransformObservation'} for numbers, of one axis"
+    )
+    if dtype == "uint8":
+        return (
+            f"{one}; valid are {vector}, or {transform} for pictures: (height, width[, channels]), (channels, height, "
+            f"width) or a stack of such, with at most {MOST_CHANNELS} channels, and half of either side"
+        )
+    scaled = "x" if 0 <= low and 1 < high <= 255 else "255 * x" if (low, high) == (0, 1) else None
+    if scaled is None:
+        scaled = f"255 * (x - {low:g}) / {high - low:g}" if math.isfinite(high - low) else "numpy.clip(x, 0, 255)"
+    to_bytes = f"({scaled}).astype('uint8')"
+    wrapped = f"{transform}(env, lambda x: {to_bytes}, {box})" if bare else f"{transform} with {to_bytes} and {box}"
+    return f"{one}; valid are {vector}, or {wrapped} for pictures"
