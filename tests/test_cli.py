@@ -107,6 +107,52 @@ def test_evaluation_of_a_run(run, capsys):
     fails(capsys, ["eval", str(run), "--video"], "video", "vector")
 
 
+def test_evaluations_of_a_run_are_kept_side_by_side(run, capsys):
+    assert main(["eval", str(run), "--episodes", "5", "--action", "mode"]) == 0
+    kept = {path.name.split("-act_obs-")[-1].partition("-")[2] for path in (run / "evals").iterdir()}
+    assert kept >= {
+        "sample-seed-0-100-episodes.json",
+        "mode-seed-0-5-episodes.json",
+    }  # what training ended with, and this
+    (whole,) = (run / "evals").glob("*-sample-seed-0-100-episodes.json")
+    found = json.loads(whole.read_text())
+    assert len(found["returns"]) == len(found["lengths"]) == 100
+    assert {name: found[name] for name in ("step", "which", "env", "action", "seed", "cut")} == {
+        "step": 60, "which": "latest", "env": ENV, "action": "sample", "seed": 0, "cut": 0,
+    }  # fmt: skip
+    newest = json.loads((run / "eval.json").read_text())
+    assert (newest["action"], newest["episodes"]) == ("mode", 5)
+    assert main(["eval", str(run), "--episodes", "5", "--which", "best"]) == 0
+    assert "best checkpoint, step " in capsys.readouterr().out and list(
+        (run / "evals").glob("*-best-*-5-episodes.json")
+    )
+
+
+@pytest.mark.parametrize("how", ["read only", "a file"])
+def test_where_scores_cannot_be_kept_they_are_shown_all_the_same(run, how, capsys, monkeypatch, tmp_path):
+    import errno
+    import shutil
+
+    from wmjax import folder
+
+    copy, code = tmp_path / "run", errno.EROFS if how == "read only" else None
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "evals")
+    if code is None:
+        (copy / "evals").write_text("")
+
+    def fails(path, *parts):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(folder.files, "write", fails if code else folder.files.write)
+    for arguments in ([], ["--json"]):
+        assert main(["eval", str(copy), "--episodes", "3", *arguments]) == 0
+        out, err = capsys.readouterr()
+        assert "3 episodes: mean return" in out or json.loads(out)["episodes"] == 3
+        assert err.startswith("wmjax: warning: the scores cannot be kept") and err.count("\n") == 1
+        assert "wrote" not in out
+
+
 def test_a_dream_of_a_run(run, capsys):
     assert main(["dream", str(run), "--context", "2", "--horizon", "3"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"wrote {run / 'dream.json'}"  # a vector has no picture

@@ -109,18 +109,24 @@ class Run:
         )
 
     def records(
-        self, scores: Scores, seed: int | None = None, *, env: str | None = None, action: str | None = None, **more: Any
+        self,
+        scores: Scores,
+        seed: int | None = None,
+        *,
+        env: str | None = None,
+        action: str | None = None,
+        max_steps: int | None = None,
     ) -> dict[Path, dict[str, Any]]:
         """An evaluation as it is kept in the run's folder, and of several seeds in that of each; by folder.
 
         Args:
           scores: what it came to.
-          seed, env, action, more: as given to `evaluate`. Seed None: each seed of the run, under its own.
+          seed, env, action, max_steps: as given to `evaluate`. Seed None: each seed of the run, under its own.
         """
         one = lambda run, scores: record(
-            scores, env=env or self.description["env"], env_args=self.description.get("env_args") or {},
+            scores, env=env or self.description["env"], env_args=None if env else self.description.get("env_args"),
             action=action or self.config.eval_action, seed=run.seed if seed is None else seed, step=run.step,
-            which=run.which, **more, version=wmjax.__version__,
+            which=run.which, max_steps=max_steps, version=wmjax.__version__,
         )  # fmt: skip
         return {self.path: one(self, scores)} | {run.path: one(run, scores.seeds[run.seed]) for run in self.members}
 

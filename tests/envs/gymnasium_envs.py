@@ -1,5 +1,6 @@
 """Gymnasium environments that can be worked out by hand, some of which break; workers import this module."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -232,6 +233,26 @@ class Broken(Counter):
         if self.rule == "reward":
             reward = None
         return obs, reward, 0 if self.rule == "flag" else terminated, truncated, info
+
+
+class Alone(gymnasium.Env):
+    """A simulator of which one may exist: it locks a file until its process ends. Pays 1 for each of its steps."""
+
+    action_space = spaces.Discrete(2)
+    observation_space = spaces.Box(-1, 9, (2,), np.float32)
+
+    def __init__(self, lock, length=4):
+        self.length, self.count, self.file = length, 0, open(lock, "w")
+        fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        return np.full(2, self.count % 9, np.float32), 1.0, self.count == self.length, False, {}
 
 
 def register(name, entry, **kwargs):

@@ -316,6 +316,18 @@ def test_played_records_follow_each_other():
     assert records.action.shape == (6, 2, ACTIONS)
 
 
+def test_played_records_do_not_depend_on_how_many_are_played_at_once():
+    results, explore = [], fake_agent().act
+    for num_envs, rounds in ((1, 5), (2, 3), (8, 1)):
+        agent = with_recipe(num_envs=num_envs)._replace(act=lambda *args, **_: explore(*args, explore=True))
+        env, begun = host_env()
+        results.append(play(agent, env, {}, jax.random.key(0), 5, 6))
+        assert len(begun[0].count) == min(num_envs, 5) and len(begun[0].log) == rounds + 1
+    for other in results[1:]:
+        jax.tree.map(np.testing.assert_array_equal, other, results[0])
+    assert len(np.unique(results[0].action.argmax(-1), axis=1).T) > 1
+
+
 def test_a_replay_larger_than_memory_or_disk_is_refused(tmp_path, monkeypatch):
     said = []
     begin = lambda resume=False: HostLoop(

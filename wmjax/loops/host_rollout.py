@@ -194,19 +194,25 @@ def start(
     return env.start(num_envs, **how, training=training, say=say, stop=stop)
 
 
-def play(agent: Agent, env: HostEnv, params: PyTree, key: Array, num_envs: int, steps: int) -> Record:
-    """Records `[steps, num_envs, ...]` of acting as in evaluation, without latents."""
-    act, keys = act_program(agent.act, env, explore=False), noise.row_keys(key, num_envs)
-    envs = start(env, num_envs, DEFAULTS, training=False)
-    records = []
+def play(agent: Agent, env: HostEnv, params: PyTree, key: Array, streams: int, steps: int) -> Record:
+    """Records `[steps, streams, ...]` of acting as in evaluation, without latents.
+
+    As many at once as there are environments in training; stream i depends on the key and i only.
+    """
+    act, words = act_program(agent.act, env, explore=False), seed_words(key)
+    keys_of = jax.jit(lambda numbers: jax.vmap(jax.random.fold_in, (None, 0))(key, numbers))
+    width = min(streams, agent.recipe.num_envs)
+    envs, played = start(env, width, DEFAULTS, training=False), []
     try:
-        carry, seed = agent.act_carry(params, num_envs), seed_words(key)
-        timestep = envs.reset([[*seed, i] for i in range(num_envs)])
-        for t in range(steps):
-            carry, action, native, _ = act(params, keys, t, carry, timestep)
-            records.append(Record(timestep, np.asarray(action), ()))
-            envs.send(np.asarray(native))
-            timestep = envs.receive()
+        for numbers in (np.arange(i, i + width) for i in range(0, streams, width)):
+            carry, keys, records = agent.act_carry(params, width), keys_of(numbers), []
+            timestep = envs.reset([[*words, i] for i in numbers.tolist()])
+            for t in range(steps):
+                carry, action, native, _ = act(params, keys, t, carry, timestep)
+                records.append(Record(timestep, np.asarray(action), ()))
+                envs.send(np.asarray(native))
+                timestep = envs.receive()
+            played.append(jax.tree.map(lambda *x: np.stack(x), *records))
     finally:
         envs.close()
-    return jax.tree.map(lambda *x: np.stack(x), *records)
+    return jax.tree.map(lambda *x: np.concatenate(x, 1)[:, :streams], *played)
