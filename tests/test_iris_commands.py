@@ -7,6 +7,7 @@ import pytest
 from tests.agents.batches import TINY_IRIS
 from wmjax.agents.iris import IRISConfig
 from wmjax.cli import main
+from wmjax.loops.report import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 PAPER = vars(IRISConfig())
@@ -50,3 +51,11 @@ def test_two_seeds_resume_byte_for_byte_across_the_stages_of_the_recipe(seeds, t
     assert train(tmp_path / "parts", "--seeds", "2", "--resume") == 0
     assert capsys.readouterr().out.splitlines()[-1] == whole
     assert whole.startswith("state sha256 ")
+
+
+def test_epochs_at_the_end_that_collect_nothing_are_evaluated_too(tmp_path):
+    epochs = ["--agent.collect_epochs", "6", "--agent.final_epochs", "5"]  # of 16 env steps each
+    arguments = ["train", "iris", "--env", "catch", "--image-size", "16", "--out", str(tmp_path / "run"), *FIELDS]
+    assert main([*arguments, *epochs, "--eval-every", "32"]) == 0
+    lines = [line for line in read_metrics(tmp_path / "run") if "eval/return" in line]
+    assert [(line["iteration"], line["step"]) for line in lines if line["stage"] == "final"] == [(8, 96), (10, 96)]
