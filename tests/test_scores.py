@@ -2,10 +2,13 @@
 
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from wmjax.run import Run
 from wmjax.scores import keep, record, summarize, summarize_seeds
 
 ABOUT = dict(env="catch", env_args={}, action="sample", seed=0, step=60, which="latest", max_steps=None, version="1")
@@ -93,3 +96,21 @@ def test_evaluations_of_seeds_are_kept_in_their_folders_and_nothing_is_written_b
         with pytest.raises(OSError, match="link"):
             keep({run: one, run / name: one})
     assert not list(elsewhere.iterdir())
+
+
+def test_a_record_says_the_checkpoint_the_action_that_was_taken_and_the_arguments_of_the_environment():
+    config = SimpleNamespace(eval_action="mode")
+    run = Run(
+        Path("run"), {"env": "gym:Lake-v1", "env_args": {"slippery": True}, "seed": 7}, config, *[None] * 3, step=5
+    )
+    said = lambda *args, **how: {
+        name: run.records(summarize([1.0]), *args, **how)[run.path][name]
+        for name in ("env", "env_args", "action", "seed", "step", "which", "max_steps")
+    }
+    own = {"env": "gym:Lake-v1", "env_args": {"slippery": True}, "action": "mode", "seed": 7, "step": 5}
+    assert said() == own | {"which": "latest", "max_steps": None}
+    assert said(3, action="sample", max_steps=9) == own | {
+        "action": "sample", "seed": 3, "which": "latest", "max_steps": 9,
+    }  # fmt: skip
+    other = said(3, env="gym:Pond-v1", env_args={"deep": 2})
+    assert (other["env"], other["env_args"]) == ("gym:Pond-v1", {"deep": 2})

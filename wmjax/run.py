@@ -114,6 +114,7 @@ class Run:
         seed: int | None = None,
         *,
         env: str | None = None,
+        env_args: Mapping[str, Any] | None = None,
         action: str | None = None,
         max_steps: int | None = None,
     ) -> dict[Path, dict[str, Any]]:
@@ -122,9 +123,10 @@ class Run:
         Args:
           scores: what it came to.
           seed, env, action, max_steps: as given to `evaluate`. Seed None: each seed of the run, under its own.
+          env_args: of another environment.
         """
         one = lambda run, scores: record(
-            scores, env=env or self.description["env"], env_args=None if env else self.description.get("env_args"),
+            scores, env=env or self.description["env"], env_args=env_args if env else self.description.get("env_args"),
             action=action or self.config.eval_action, seed=run.seed if seed is None else seed, step=run.step,
             which=run.which, max_steps=max_steps, version=wmjax.__version__,
         )  # fmt: skip

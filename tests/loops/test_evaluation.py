@@ -11,6 +11,7 @@ from tests.loops.fakes import counter_env, fake_agent, fake_recipe, learn
 from tests.loops.test_host import CounterEnvs, host_env
 from tests.loops.test_host_driver import drive
 from wmjax.loops.device import RunState, Skips
+from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Evaluator, Plan, make_evaluator
 from wmjax.loops.host_rollout import HostEvaluator, Options
 from wmjax.loops.parallel import Programs
@@ -173,7 +174,7 @@ class Counting:
         same = lambda tree: tree
         counted = Programs(None, self.compile_stage, same, same, same, lambda run: None, None)
         steps = sum(stage.collect * stage.iterations for stage in stages) * 2 * 2
-        plan = Plan(agent, counter_env(), path, (0,), steps, eval_every, 1e6, 100, io.StringIO())
+        plan = Plan(agent, counter_env(), path, (0,), steps, eval_every, 1e6, 100, Display(io.StringIO()))
         self.driver, self.keys = Driver(plan, counted, []), []
         self.driver.evaluator = self.evaluate
 

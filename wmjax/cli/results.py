@@ -48,11 +48,9 @@ def evaluate(argv: Sequence[str]) -> None:
     run, where = _load_to_play(args)
     if args.video:
         figures.pictures(run.env.spec)
-    how = {"action": args.action}
-    scores = run.evaluate(
-        args.episodes, args.seed, env=where, **how, max_steps=args.max_steps, eval_envs=args.eval_envs
-    )
-    records = run.records(scores, args.seed, env=args.env, **how, max_steps=args.max_steps)
+    how = {"action": args.action, "max_steps": args.max_steps}
+    scores = run.evaluate(args.episodes, args.seed, env=where, eval_envs=args.eval_envs, **how)
+    records = run.records(scores, args.seed, env=args.env, env_args=env_args(args.env_arg), **how)
     found = records[run.path]
     if args.json:
         print(json.dumps(found), flush=True)
@@ -63,7 +61,7 @@ def evaluate(argv: Sequence[str]) -> None:
         written = keep(records)
     except OSError as error:  # the scores are shown: what is lost is the file
         print(f"wmjax: warning: the scores cannot be kept in {str(run.path)!r} ({error.strerror})", file=sys.stderr)
-    written += run.write_episode(args.seed, env=where, **how) if args.video else []
+    written += run.write_episode(args.seed, env=where, action=args.action) if args.video else []
     if written:
         print(f"wrote {' and '.join(map(str, written))}", file=sys.stderr if args.json else sys.stdout)
 
