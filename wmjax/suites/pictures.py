@@ -10,6 +10,7 @@ import numpy as np
 
 CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
 MOST_CHANNELS = 32
+SMALLEST = 8  # pixels of a side, where only the sides can tell a picture from a table
 LARGEST = 128  # pixels; larger pictures, and those that are not square, are resized unless a size is given
 DEFAULT_SIZE = 64
 
@@ -18,10 +19,11 @@ def axes(shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """The axes of pictures in the order height, width, and the others, which are channels; None where that is unclear.
 
     Valid are `[H, W]`, `[H, W, C]`, `[C, H, W]`, and stacks of K pictures, `[K, H, W, C]` and `[K, C, H, W]`, where C
-    and K are at most 32 and half of either side (or 1, 3 or 4 and less than either side).
+    and K are at most 32 and half of either side (or 1, 3 or 4 and less than either side). Of `[H, W]` with a side below
+    8 none are: it is a board, or a table.
     """
     if len(shape) == 2:
-        return 0, 1
+        return (0, 1) if min(shape) >= SMALLEST else None
     if len(shape) == 3:
         last, first = _are_channels(shape[2], shape[:2]), _are_channels(shape[0], shape[1:])
         return None if first == last else (0, 1, 2) if last else (1, 2, 0)
@@ -43,7 +45,7 @@ def resemble(shape: tuple[int, ...], low: float, high: float) -> bool:
     two, of at least 32, and holds what gray pictures hold.
     """
     gray = low in (-1, 0) and high in (1, 255)
-    sides = sorted(size for size in shape if size >= (32 if len(shape) == 2 else 8))
+    sides = sorted(size for size in shape if size >= (32 if len(shape) == 2 else SMALLEST))
     alike = any(large <= 2 * small for small, large in itertools.pairwise(sides))
     return alike and (len(shape) in (3, 4) or (len(shape) == 2 and gray))
 

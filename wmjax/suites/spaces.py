@@ -87,7 +87,6 @@ class Entry(NamedTuple):
     """One entry of observations: what is given for it, and what is read."""
 
     name: str
-    path: tuple[str | int, ...]  # of keys that lead to it
     kind: str  # "image", "vector", "choice" or "one_hot"
     given: tuple[int, ...]  # shape of what is given
     dtype: np.dtype  # of that, or of what its numbers can be cast to
@@ -250,10 +249,11 @@ def _described(about: dict[str, Any], any_size: bool) -> Entry:
     name, shape, dtype = about["name"], tuple(about["shape"]), np.dtype(about["dtype"])
     low, high = about.get("low", 0), about.get("high", about.get("n", 0) - 1)
     if "n" in about:
-        return Entry(name, (name,), "choice", (), dtype, (), low, high, counts=(about["n"],), starts=(0,))
+        return Entry(name, "choice", (), dtype, (), low, high, counts=(about["n"],), starts=(0,))
     if dtype == np.uint8 and len(shape) == 3:
-        return Entry(name, (name,), "image", shape, dtype, shape, 0, 255, order=(0, 1, 2), any_size=any_size)
-    return Entry(name, (name,), "vector", shape, dtype, shape, low, high)
+        any_size = any_size and shape[0] == shape[1]
+        return Entry(name, "image", shape, dtype, shape, 0, 255, order=(0, 1, 2), any_size=any_size)
+    return Entry(name, "vector", shape, dtype, shape, low, high)
 
 
 def _accept(entry: Entry, value: Any) -> np.ndarray:
@@ -315,37 +315,36 @@ def _entry(path: tuple, about: dict[str, Any], image_size: int | None) -> Entry:
             f"env: observation {named or kind.lower()!r} is a {kind} space, which is not supported; valid are Box, "
             "Discrete, MultiDiscrete, MultiBinary, and a Dict or Tuple of these"
         )
-    picture = kind == "Box" and about["dtype"] == "uint8" and len(about["shape"]) > 1
+    picture = kind == "Box" and about["dtype"] == "uint8" and pictures.axes(tuple(about["shape"]))
     name = named or ("image" if picture else "choice" if kind == "Discrete" else "vector")
     _check_size(f"observation {name!r}", about)
     shape, dtype = tuple(about["shape"]), np.dtype(about["dtype"])
     if kind == "Box":
-        return _box(name, path, shape, dtype, about, image_size)
+        return _box(name, not path, about, image_size)
     if kind == "Discrete":
         start, count = about["start"], about["n"]
-        return Entry(name, path, "choice", (), dtype, (), start, start + count - 1, counts=(count,), starts=(start,))
+        return Entry(name, "choice", (), dtype, (), start, start + count - 1, counts=(count,), starts=(start,))
     if kind == "MultiDiscrete":
         counts, starts = tuple(about["nvec"]), tuple(about["start"])
         low = np.reshape(starts, shape)
         high = low + np.reshape(counts, shape) - 1
-        return Entry(name, path, "one_hot", shape, dtype, (sum(counts),), low, high, counts=counts, starts=starts)
-    return Entry(name, path, "vector", shape, dtype, (math.prod(shape),), 0, 1)
+        return Entry(name, "one_hot", shape, dtype, (sum(counts),), low, high, counts=counts, starts=starts)
+    return Entry(name, "vector", shape, dtype, (math.prod(shape),), 0, 1)
 
 
-def _box(
-    name: str, path: tuple, shape: tuple[int, ...], dtype: np.dtype, about: dict[str, Any], image_size: int | None
-) -> Entry:
+def _box(name: str, bare: bool, about: dict[str, Any], image_size: int | None) -> Entry:
+    shape, dtype = tuple(about["shape"]), np.dtype(about["dtype"])
     low, high = (np.asarray(about[x]) if isinstance(about[x], list) else about[x] for x in ("low", "high"))
-    order = pictures.axes(shape) if dtype == np.uint8 and len(shape) > 1 else None
+    order = pictures.axes(shape) if dtype == np.uint8 else None
     if order is not None:
         height, width = (shape[axis] for axis in order[:2])
         size = pictures.default_size(height, width) if image_size is None else image_size
         channels = math.prod(shape) // (height * width)
-        return Entry(name, path, "image", shape, dtype, (size, size, channels), low, high, order=order)
+        return Entry(name, "image", shape, dtype, (size, size, channels), low, high, order=order)
     least, most = float(np.min(low)), float(np.max(high))
     if (dtype == np.uint8 and len(shape) == 3) or pictures.resemble(shape, least, most):
-        raise SuiteError(f"env: {pictures.remedy(name, not path, shape, str(dtype), least, most)}")
-    return Entry(name, path, "vector", shape, dtype, (math.prod(shape),), low, high)
+        raise SuiteError(f"env: {pictures.remedy(name, bare, shape, str(dtype), least, most)}")
+    return Entry(name, "vector", shape, dtype, (math.prod(shape),), low, high)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
