@@ -178,6 +178,11 @@ class HostEnv(NamedTuple):
     spec: EnvSpec
     start: Callable  # (num_envs, *, workers, timeout, max_restarts, training, say, stop) -> HostEnvs
     native: Callable[[Array], Array] = lambda action: action  # from a given action to the space's own; jittable
+    # Its observations and actions as they are there, before the workers make the stream of them; None: as in `spec`.
+    read: Callable[[Any], dict[str, Any]] | None = None  # (its own observation) -> as `spec.obs` says
+    write: Callable[[Any], Any] | None = None  # (action of `spec.action`) -> what its `step` takes
+    resized: Callable[[int], HostEnv] | None = None  # (side of pictures) -> the same, seen at that size
+    notes: tuple[str, ...] = ()  # what is done to its observations, a line each
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def trial(obs, act):
         about = worker.describe(env, None, 1)
         assert json.loads(json.dumps(about)) == about
         setup = worker.Setup("gym", None, None, 1, 0, 1, 1, None)
-        host = agent_actions(host_env(setup, about, None))
+        host = agent_actions(host_env(setup, about, None, 60.0))
     except (SuiteError, UsageError) as error:
         return str(error)
     size, places = worker.layout(about, 1)
@@ -162,7 +162,7 @@ def picture(shape, dtype=np.uint8, low=0, high=255):
 def hosted(obs, act=None, image_size=None):
     """A `HostEnv` whose workers are not started, as `wmjax.make_env` gives it."""
     about = worker.describe(suite.Sampled(obs, act), image_size, 1)
-    return agent_actions(host_env(worker.Setup("gym", None, image_size, 1, 0, 1, 1, None), about, None))
+    return agent_actions(host_env(worker.Setup("gym", None, image_size, 1, 0, 1, 1, None), about, None, 60.0))
 
 
 @pytest.mark.parametrize(
