@@ -445,5 +445,5 @@ def test_runs_train_in_strict_environments_and_act_on_their_own_observations(nam
     for step in range(4):
         seen = mine.step(run.act(seen, is_first=step == 0))[0]
     if name == "resized":  # as a new process would read it
-        again = wmjax.load(run.path)
+        again = wmjax.load(run.path, trust_env=True)
         assert mine.action_space.contains(again.act(seen)) and again.env.notes == run.env.notes != ()
