@@ -13,65 +13,76 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from wmjax.cache import enable_compilation_cache
+    from wmjax.cli.configs import read_config
     from wmjax.dreaming import dream_env, imagine, observe, open_loop
-    from wmjax.envs import env_names, make_env
-    from wmjax.envs.wrappers import RawEnv, auto_reset
+    from wmjax.envs import EnvInfo, env_names, make_env
+    from wmjax.envs.wrappers import Outcome, RawEnv, action_repeat, auto_reset, time_limit
     from wmjax.loops.checkpoint import CheckpointCorruptError
-    from wmjax.run import Run, load, train
+    from wmjax.run import Interrupted, Run, load, train
+    from wmjax.scores import Scores
     from wmjax.types import (
         Agent,
+        AgentState,
         Box,
         Discrete,
         Env,
         EnvSpec,
         HostEnv,
+        MultiDiscrete,
+        Recipe,
         RunError,
+        Sampling,
+        Stage,
         TimeStep,
+        Trajectory,
+        Update,
         UsageError,
         WorldModel,
     )
 
 # Imported when first used: `import wmjax.ops` should not wait for an agent's imports.
 _HOME = {
-    "dream_env": "dreaming",
-    "imagine": "dreaming",
-    "observe": "dreaming",
-    "open_loop": "dreaming",
-    "env_names": "envs",
-    "make_env": "envs",
-    "RawEnv": "envs.wrappers",
-    "auto_reset": "envs.wrappers",
-    "CheckpointCorruptError": "loops.checkpoint",
-    "Run": "run",
     "enable_compilation_cache": "cache",
-    "load": "run",
-    "train": "run",
-    "Agent": "types",
-    "Box": "types",
-    "Discrete": "types",
-    "Env": "types",
-    "EnvSpec": "types",
-    "HostEnv": "types",
-    "RunError": "types",
-    "TimeStep": "types",
-    "UsageError": "types",
-    "WorldModel": "types",
+    "read_config": "cli.configs",
+    **dict.fromkeys("dream_env imagine observe open_loop".split(), "dreaming"),
+    **dict.fromkeys("EnvInfo env_names make_env".split(), "envs"),
+    **dict.fromkeys("Outcome RawEnv action_repeat auto_reset time_limit".split(), "envs.wrappers"),
+    "CheckpointCorruptError": "loops.checkpoint",
+    **dict.fromkeys("Interrupted Run load train".split(), "run"),
+    "Scores": "scores",
+    **dict.fromkeys(
+        "Agent AgentState Box Discrete Env EnvSpec HostEnv MultiDiscrete Recipe RunError Sampling Stage TimeStep "
+        "Trajectory Update UsageError WorldModel".split(),
+        "types",
+    ),
 }
 
 __all__ = [
     "Agent",
+    "AgentState",
     "Box",
     "CheckpointCorruptError",
     "Discrete",
     "Env",
+    "EnvInfo",
     "EnvSpec",
     "HostEnv",
+    "Interrupted",
+    "MultiDiscrete",
+    "Outcome",
     "RawEnv",
+    "Recipe",
     "Run",
     "RunError",
+    "Sampling",
+    "Scores",
+    "Stage",
     "TimeStep",
+    "Trajectory",
+    "Update",
     "UsageError",
     "WorldModel",
+    "action_repeat",
     "auto_reset",
     "dream_env",
     "enable_compilation_cache",
@@ -81,6 +92,8 @@ __all__ = [
     "make_env",
     "observe",
     "open_loop",
+    "read_config",
+    "time_limit",
     "train",
 ]
 
@@ -89,3 +102,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

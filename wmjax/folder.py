@@ -298,7 +298,7 @@ def _check_resumable(description: dict[str, Any], path: Path, fits: Callable[[Pa
     before = read_description(path)
     if before.get("part_of_seeds"):
         raise UsageError(f"resume: {str(path)!r} has the agent of one seed only; resume the run it is part of")
-    plain = lambda d: {k: v for k, v in d.items() if k not in ("config", "version", "steps")} | d["config"]
+    plain = lambda d: {k: v for k, v in d.items() if k not in ("config", "version", "steps", "about")} | d["config"]
     flat = lambda d: plain(d) | {"env_args": d.get("env_args") or {}}
     was, now = flat(before), flat(json.loads(json.dumps(description)))
     changed = {name: (was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)}

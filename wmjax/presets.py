@@ -7,7 +7,6 @@ the sizes of the implementation guide. `paper` is the authors' own.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from wmjax.agents import AGENTS
+from wmjax.names import nearest
 from wmjax.types import UsageError
 
 DEFAULT_PRESET = "small"
@@ -484,16 +484,6 @@ PAPER_RUNS: dict[str, dict[str, RunSettings]] = {
         "guide": RunSettings(1_000_000, image_size=96),
     },
 }
-
-
-def nearest(kind: str, name: str, valid: Iterable[str]) -> UsageError:
-    """The error for an unknown name: one line with the nearest valid name, and all of them where they are few."""
-    valid = list(valid)
-    near = difflib.get_close_matches(name, valid, 1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else ""
-    if len(valid) < 12 or not near:
-        hint += f" valid are {', '.join(valid)}"
-    return UsageError(f"{kind}: unknown name {name!r}; {hint.strip()}")
 
 
 def default_env(agent: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import wmjax
-from wmjax import checks, figures, presets
+from wmjax import checks, estimate, figures, presets
 from wmjax.agents import AGENTS
 from wmjax.envs import own
 from wmjax.envs.handed import check_args, check_trust
@@ -370,6 +371,7 @@ def train(
       Interrupted: Ctrl-C, SIGTERM or SIGHUP came; the run was saved. A second signal stops at once.
       RunError: the run cannot go on: its updates are not finite, its checkpoints are damaged, its end cannot be saved.
     """
+    _check_names(agent, overrides)
     made = setup(
         agent, env, preset=preset, seed=seed, seeds=seeds, steps=steps, devices=devices, parallel=parallel,
         image_size=image_size, action_repeat=action_repeat, env_args=env_args, start_timeout=start_timeout,
@@ -385,6 +387,7 @@ def train(
     worker_timeout = checks.number("worker_timeout", worker_timeout)
     if wandb is not None:
         wandb_log.check()
+    made = made._replace(description=made.description | {"about": estimate.about(made)})
     options = host.Options(workers, worker_timeout, max_restarts, memory_map, eval_envs=eval_envs)
     if callback is not None and not callable(callback):
         raise UsageError(f"callback: {callback!r} is not valid; a function (metrics, run) is")
@@ -403,6 +406,22 @@ def train(
         _evaluate_end(made, run, driver, display)
         display.say(f"state sha256 {digest}")
     return run
+
+
+def _check_names(agent: Any, overrides: Mapping[str, Any]) -> None:
+    """Raises `UsageError` for the first argument of `train` that is neither its own nor a field of the agent."""
+    if not isinstance(agent, str) or agent not in AGENTS:
+        return  # which is said elsewhere
+    fields = [field.name for field in dataclasses.fields(AGENTS[agent][0])]
+    for name in overrides:
+        if name == "config":
+            raise UsageError(
+                "config: is not an argument, but its fields are (learning_rate=1e-4); those of a file are "
+                "wmjax.read_config(FILE): wmjax.train(**wmjax.read_config(FILE))"
+            )
+        if name not in fields:
+            own = [parameter for parameter in inspect.signature(train).parameters if parameter != "overrides"]
+            raise presets.nearest("field", name, [*fields, *own])
 
 
 def _display(progress: bool | TextIO) -> Display:

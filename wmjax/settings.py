@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import wmjax
-from wmjax import checks, presets
+from wmjax import checks, estimate, presets
 from wmjax.agents import AGENTS
 from wmjax.envs import make_env
 from wmjax.envs.handed import check_args, check_trust, handed
@@ -182,19 +182,19 @@ def check_idle() -> None:
         )
 
 
-def describe(made: Setup, path: Path) -> str:
+def describe(made: Setup, path: Path | None) -> str:
     """The resolved configuration in some lines of text."""
     d = made.description
+    told = d.get("about") or estimate.about(made)
     repeat = f", action repeat {made.env.spec.action_repeat}" if made.env.spec.action_repeat > 1 else ""
     seeds = f"seed {d['seed']}" if d["seeds"] == 1 else f"seeds {made.seeds[0]} to {made.seeds[-1]}"
     spread = f", {d['devices']} devices ({d['parallel']})" if d["devices"] > 1 else ""
     args = "".join(f", {name} {value}" for name, value in d["env_args"].items())
     head = f"{d['agent']} on {d['env'] or 'an Env value'}{args}{repeat}, preset {d['preset']}, {seeds}{spread}"
-    flat: dict[str, Any] = {}
-    for name, value in d["config"].items():
-        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-    fields = " ".join(f"{name}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in flat.items())
+    shown = lambda value: "x".join(map(str, value)) if isinstance(value, list) else value
+    fields = " ".join(f"{name}={shown(value)}" for name, value in told["config"].items())
     obs = ", ".join(f"{name} {space}" for name, space in made.env.spec.obs.items())
     lines = [f"{head}, {made.steps:,} env steps", f"observes {obs}; acts in {made.env.spec.action}"]
     notes = made.env.notes if isinstance(made.env, HostEnv) else ()
-    return "\n".join([*lines, *notes, *textwrap.wrap(fields, 118), f"run folder {path}"])
+    folder = [] if path is None else [f"run folder {path}"]
+    return "\n".join([*lines, *notes, *textwrap.wrap(fields, 118), *estimate.header(told), *folder])

@@ -55,71 +55,71 @@ class DreamerV1Config:
     """Hyperparameters; the defaults are those of the released code for the DeepMind Control Suite."""
 
     # Networks (appendix A).
-    deter: int = 200
-    hidden: int = 200
-    stoch: int = 30
+    deter: int = 200  # size of the recurrent state
+    hidden: int = 200  # width of the layers of the RSSM
+    stoch: int = 30  # latents
     min_std: float = 0.1  # of a latent
     depth: int = 32  # channels of the first convolution
     embed: int | None = None  # size of a linear layer after the convolutions; None: no layer
-    encoder_padding: Literal["VALID", "SAME"] | int = "VALID"
+    encoder_padding: Literal["VALID", "SAME"] | int = "VALID"  # of the convolutions of the encoder
     units: int = 400  # 300 in the paper
     vector_layers: int = 4  # of encoder and decoder, for observations that are no images
-    reward_layers: int = 2
-    cont_layers: int = 3
-    actor_layers: int = 4
-    critic_layers: int = 3
-    cell: Literal["gru", "layer_norm_gru"] = "gru"
+    reward_layers: int = 2  # hidden layers of the reward head
+    cont_layers: int = 3  # hidden layers of the continue head
+    actor_layers: int = 4  # hidden layers of the actor
+    critic_layers: int = 3  # hidden layers of the critic
+    cell: Literal["gru", "layer_norm_gru"] = "gru"  # the recurrent cell
     input_layer: bool = True  # between [z, a] and the GRU
-    activation: Literal["elu", "relu", "silu"] = "elu"
-    conv_activation: Literal["elu", "relu", "silu"] = "relu"
+    activation: Literal["elu", "relu", "silu"] = "elu"  # of the dense layers
+    conv_activation: Literal["elu", "relu", "silu"] = "relu"  # of the convolutions
 
     # World model loss (equation 10).
     free_nats: float = 3.0  # of the KL's mean over a batch
     use_continue: bool = False  # predict when episodes end, as the discount
-    reward_transform: Literal["identity", "tanh", "symlog"] = "identity"
-    kl_scale: float = 1.0
-    image_scale: float = 1.0
-    vector_scale: float = 1.0
-    reward_scale: float = 1.0
-    cont_scale: float = 10.0
+    reward_transform: Literal["identity", "tanh", "symlog"] = "identity"  # of the reward that is learned
+    kl_scale: float = 1.0  # weight of the KL in the loss
+    image_scale: float = 1.0  # weight of images in the loss
+    vector_scale: float = 1.0  # weight of vectors in the loss
+    reward_scale: float = 1.0  # weight of the reward in the loss
+    cont_scale: float = 10.0  # weight of the continue head in the loss
 
     # Actor and critic (equations 6 to 8).
     horizon: int = 15  # imagined steps
     imagine_last: int = 0  # imagine from this many last steps of each sequence; 0: from all
-    discount: float = 0.99
-    lambda_: float = 0.95
+    discount: float = 0.99  # of rewards, per agent step
+    lambda_: float = 0.95  # of the lambda-returns
     bootstrap: bool = True  # end returns with the value of the last state; False: with its reward
-    entropy_scale: float = 0.0
+    entropy_scale: float = 0.0  # weight of the actor's entropy
     exploration: float = 0.3  # deviation of the noise, or share of random actions, while collecting
     exploration_half_life: int | None = None  # agent steps in which it halves (the code); None: it does not
     exploration_updates: int | None = None  # updates in which it falls evenly to `exploration_min` (the paper)
-    exploration_min: float = 0.0
+    exploration_min: float = 0.0  # least exploration, however long the run
 
     # Optimizers: world model, actor, critic.
-    model_lr: float = 6e-4
-    actor_lr: float = 8e-5
-    critic_lr: float = 8e-5
-    epsilon: float = 1e-7
+    model_lr: float = 6e-4  # learning rate of the world model
+    actor_lr: float = 8e-5  # learning rate of the actor
+    critic_lr: float = 8e-5  # learning rate of the critic
+    epsilon: float = 1e-7  # of Adam
     grad_clip: float = 100.0  # norm of all gradients of an optimizer; 0 turns it off
     weight_decay: float = 0.0  # of every weight, not scaled by the learning rate
     grad_accum: int = 1  # updates whose gradients make one step
 
     # Data.
-    batch_size: int = 50
+    batch_size: int = 50  # sequences of an update
     length: int = 50  # trained steps of a sequence; one more supplies the action before them
     within_episode: bool = False  # sequences do not cross the end of an episode
     over: Literal["steps", "episodes"] = "steps"  # all sequences are equally likely; or all episodes, then those of one
-    num_envs: int = 1
-    replay_capacity: int = 1_000_000
+    num_envs: int = 1  # environments that are stepped at once
+    replay_capacity: int = 1_000_000  # agent steps that replay holds, over all environments
     prefill: int = 2500  # agent steps by random actions: 5000 frames
     pretrain: int = 100  # updates on these
     train_every: int = 500  # agent steps of all environments between bursts of updates: 1000 frames
     train_steps: int = 100  # updates of a burst
 
     # Computation.
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of networks; parameters and losses stay float32
     remat: bool = False  # recompute the RSSM step in the backward pass
-    eval_action: Literal["sample", "mode"] = "mode"
+    eval_action: Literal["sample", "mode"] = "mode"  # how actions come from the policy when it is evaluated
 
     def validate(self) -> None:
         """Raises `UsageError` on the first field that is out of range or contradicts another."""

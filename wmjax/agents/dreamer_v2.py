@@ -53,82 +53,84 @@ class DreamerV2Config:
     """Hyperparameters; the defaults are those of the released code for Atari."""
 
     # Networks.
-    deter: int = 600
-    hidden: int = 600
-    latent: Literal["categorical", "gaussian"] = "categorical"
+    deter: int = 600  # size of the recurrent state
+    hidden: int = 600  # width of the layers of the RSSM
+    latent: Literal["categorical", "gaussian"] = "categorical"  # kind of the latents
     stoch: int = 32  # latents
     classes: int = 32  # of each categorical latent
     depth: int = 48  # channels of the first convolution
     embed: int | None = None  # size of a linear layer after the convolutions; None: no layer
-    encoder_padding: Literal["VALID", "SAME"] | int = "VALID"
-    units: int = 400
+    encoder_padding: Literal["VALID", "SAME"] | int = "VALID"  # of the convolutions of the encoder
+    units: int = 400  # width of the layers of the heads
     vector_layers: int = 4  # of encoder and decoder, for observations that are no images
-    reward_layers: int = 4
-    cont_layers: int = 4
-    actor_layers: int = 4
-    critic_layers: int = 4
-    cell: Literal["gru", "layer_norm_gru"] = "layer_norm_gru"
+    reward_layers: int = 4  # hidden layers of the reward head
+    cont_layers: int = 4  # hidden layers of the continue head
+    actor_layers: int = 4  # hidden layers of the actor
+    critic_layers: int = 4  # hidden layers of the critic
+    cell: Literal["gru", "layer_norm_gru"] = "layer_norm_gru"  # the recurrent cell
     input_layer: bool = True  # between [z, a] and the GRU
     norm: Literal["none", "layer"] = "none"  # of all layers; the GRU has its own
-    activation: Literal["elu", "relu", "silu"] = "elu"
-    reward_head: Literal["normal", "symlog_mse"] = "normal"
-    critic_head: Literal["normal", "symlog_mse"] = "normal"
+    activation: Literal["elu", "relu", "silu"] = "elu"  # of the dense layers
+    reward_head: Literal["normal", "symlog_mse"] = "normal"  # how the reward is predicted
+    critic_head: Literal["normal", "symlog_mse"] = "normal"  # how the value is predicted
 
     # World model loss (equation 2, algorithms 1 and 2).
-    latent_estimator: Literal["straight_through", "gumbel_straight_through", "argmax"] = "straight_through"
-    kl_mode: Literal["balanced", "plain", "guide_code"] = "balanced"
+    latent_estimator: Literal["straight_through", "gumbel_straight_through", "argmax"] = (
+        "straight_through"  # of gradients
+    )
+    kl_mode: Literal["balanced", "plain", "guide_code"] = "balanced"  # how the two sides of the KL are weighed
     kl_balance: float = 0.8  # share of the term that trains the prior
-    kl_forward: bool = False
+    kl_forward: bool = False  # whether the prior comes first in the KL
     free_nats: float = 0.0  # of each KL term
-    free_mode: Literal["avg", "step", "latent"] = "avg"
+    free_mode: Literal["avg", "step", "latent"] = "avg"  # what the free nats are held against
     use_continue: bool = True  # predict when episodes end, as the discount
-    reward_transform: Literal["identity", "tanh", "symlog"] = "tanh"
-    kl_scale: float = 0.1
-    image_scale: float = 1.0
-    vector_scale: float = 1.0
-    reward_scale: float = 1.0
-    cont_scale: float = 5.0
+    reward_transform: Literal["identity", "tanh", "symlog"] = "tanh"  # of the reward that is learned
+    kl_scale: float = 0.1  # weight of the KL in the loss
+    image_scale: float = 1.0  # weight of images in the loss
+    vector_scale: float = 1.0  # weight of vectors in the loss
+    reward_scale: float = 1.0  # weight of the reward in the loss
+    cont_scale: float = 5.0  # weight of the continue head in the loss
 
     # Actor and critic (equations 4 to 6).
     horizon: int = 15  # imagined steps
     imagine_last: int = 0  # imagine from this many last steps of each sequence; 0: from all
-    discount: float = 0.999
-    lambda_: float = 0.95
+    discount: float = 0.999  # of rewards, per agent step
+    lambda_: float = 0.95  # of the lambda-returns
     bootstrap: bool = True  # end returns with the value of the last state; False: with its reward
     actor_grad: Literal["auto", "reinforce", "dynamics", "both"] = "auto"  # auto: by the kind of action
     actor_grad_mix: float = 0.1  # share of the dynamics gradient in `both`
-    entropy_scale: float = 1e-3
+    entropy_scale: float = 1e-3  # weight of the actor's entropy
     slow_critic_every: int = 100  # updates between two moves of the slow critic
     slow_critic_rate: float = 1.0  # 1 copies
     exploration: float = 0.0  # share of random actions, or deviation of the noise, while collecting
 
     # Optimizers: world model, actor, critic.
-    model_lr: float = 2e-4
-    actor_lr: float = 4e-5
-    critic_lr: float = 1e-4
-    epsilon: float = 1e-5
+    model_lr: float = 2e-4  # learning rate of the world model
+    actor_lr: float = 4e-5  # learning rate of the actor
+    critic_lr: float = 1e-4  # learning rate of the critic
+    epsilon: float = 1e-5  # of Adam
     grad_clip: float = 100.0  # norm of all gradients of an optimizer; 0 turns it off
     weight_decay: float = 1e-6  # of every weight, not scaled by the learning rate
     grad_accum: int = 1  # updates whose gradients make one step
 
     # Data.
-    batch_size: int = 16
-    length: int = 50
+    batch_size: int = 16  # sequences of an update
+    length: int = 50  # steps of a sequence
     within_episode: bool = False  # sequences do not cross the end of an episode
     over: Literal["steps", "episodes"] = "steps"  # all sequences are equally likely; or all episodes, then those of one
     prioritize_ends: bool = False  # sample the last sequence of an episode more often
-    num_envs: int = 1
-    replay_capacity: int = 2_000_000
+    num_envs: int = 1  # environments that are stepped at once
+    replay_capacity: int = 2_000_000  # agent steps that replay holds, over all environments
     prefill: int = 50_000  # agent steps by random actions
     pretrain: int = 1  # updates on these
     train_every: int = 16  # agent steps of all environments between bursts of updates
     train_steps: int = 1  # updates of a burst
 
     # Computation.
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of networks; parameters and losses stay float32
     remat: bool = False  # recompute the RSSM step in the backward pass
-    eval_action: Literal["sample", "mode"] = "mode"
-    eval_latent: Literal["sample", "mode"] = "sample"
+    eval_action: Literal["sample", "mode"] = "mode"  # how actions come from the policy when it is evaluated
+    eval_latent: Literal["sample", "mode"] = "sample"  # how latents come from the posterior when it is evaluated
 
     def validate(self) -> None:
         """Raises `UsageError` on the first field that is out of range or contradicts another."""

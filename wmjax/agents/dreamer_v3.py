@@ -84,76 +84,76 @@ class DreamerV3Config:
 
     # Sizes (table 3 of the paper; the code's `size*` presets). A field that is not None replaces that of `size`.
     size: Literal["1m", "12m", "25m", "50m", "100m", "200m", "400m", "small", "guide"] = "200m"
-    deter: int | None = None
-    hidden: int | None = None
-    stoch: int | None = None
-    classes: int | None = None
-    depth: int | None = None
-    units: int | None = None
+    deter: int | None = None  # size of the recurrent state; None: that of `size`
+    hidden: int | None = None  # width of the layers of the RSSM; None: that of `size`
+    stoch: int | None = None  # latents; None: that of `size`
+    classes: int | None = None  # of each latent; None: that of `size`
+    depth: int | None = None  # channels of the first convolution; None: that of `size`
+    units: int | None = None  # width of the layers of the heads; None: that of `size`
     blocks: int = 8  # of the block-diagonal GRU
     bins: int = 255  # of the two-hot heads; odd
     stem: Literal["pool", "patch", "flat"] = "pool"  # of the image encoder, see nets.codec
     encoder_units: tuple[int, ...] | None = None  # None: three layers of `units`
-    cell: Literal["block_gru", "gru"] = "block_gru"
-    norm: Literal["rms", "layer", "none"] = "rms"
-    activation: Literal["silu", "relu", "elu"] = "silu"
-    prior_layers: int = 2
-    posterior_layers: int = 1
-    reward_layers: int = 1
-    cont_layers: int = 1
-    actor_layers: int = 3
-    critic_layers: int = 3
-    reward_head: Literal["two_hot", "symlog_mse"] = "two_hot"
+    cell: Literal["block_gru", "gru"] = "block_gru"  # the recurrent cell
+    norm: Literal["rms", "layer", "none"] = "rms"  # of the layers
+    activation: Literal["silu", "relu", "elu"] = "silu"  # of the dense layers
+    prior_layers: int = 2  # hidden layers of the prior
+    posterior_layers: int = 1  # hidden layers of the posterior
+    reward_layers: int = 1  # hidden layers of the reward head
+    cont_layers: int = 1  # hidden layers of the continue head
+    actor_layers: int = 3  # hidden layers of the actor
+    critic_layers: int = 3  # hidden layers of the critic
+    reward_head: Literal["two_hot", "symlog_mse"] = "two_hot"  # how the reward is predicted
 
     # World model loss (equations 4 and 5).
     unimix: float = 0.01  # uniform share of the latent distributions
     free_nats: float = 1.0  # per time step, for each of the two KL terms
-    dyn_scale: float = 1.0
-    rep_scale: float = 0.1
-    image_scale: float = 1.0
-    vector_scale: float = 1.0
-    reward_scale: float = 1.0
-    cont_scale: float = 1.0
+    dyn_scale: float = 1.0  # weight of the KL that trains the prior
+    rep_scale: float = 0.1  # weight of the KL that trains the posterior
+    image_scale: float = 1.0  # weight of images in the loss
+    vector_scale: float = 1.0  # weight of vectors in the loss
+    reward_scale: float = 1.0  # weight of the reward in the loss
+    cont_scale: float = 1.0  # weight of the continue head in the loss
 
     # Actor and critic (equations 6 to 11).
     horizon: int = 15  # imagined steps
     imagine_last: int = 0  # imagine from this many last steps of each sequence, 2 or more; 0: from all
-    discount_horizon: float = 333.0  # discount 1 - 1/333
-    lambda_: float = 0.95
+    discount_horizon: float = 333.0  # the discount is 1 - 1 / this
+    lambda_: float = 0.95  # of the lambda-returns
     actor_unimix: float = 0.01  # discrete actions; the paper's, 0 in the code
-    entropy_scale: float = 3e-4
-    actor_scale: float = 1.0
-    critic_scale: float = 1.0
-    replay_critic_scale: float = 0.3
-    slow_critic_rate: float = 0.02
+    entropy_scale: float = 3e-4  # weight of the actor's entropy
+    actor_scale: float = 1.0  # weight of the actor in the loss
+    critic_scale: float = 1.0  # weight of the critic in the loss
+    replay_critic_scale: float = 0.3  # weight of the critic's loss on replayed steps
+    slow_critic_rate: float = 0.02  # share of the critic that its slow copy takes on per update
     slow_critic_scale: float = 1.0  # pull of the critic towards its slow copy
-    return_norm_rate: float = 0.01
+    return_norm_rate: float = 0.01  # of the moving percentiles of returns, per update
     return_norm_low: float = 5.0  # percentiles
-    return_norm_high: float = 95.0
-    return_norm_limit: float = 1.0
+    return_norm_high: float = 95.0  # the upper percentile
+    return_norm_limit: float = 1.0  # the least range that returns are divided by
 
     # Optimizer: one for everything.
-    learning_rate: float = 4e-5
+    learning_rate: float = 4e-5  # one for everything
     warmup: int = 1000  # updates; the first has learning rate 0
     grad_clip: float = 0.3  # adaptive, per tensor; 0 turns it off
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-20
+    beta1: float = 0.9  # of Adam: decay of the first moment
+    beta2: float = 0.999  # of Adam: decay of the second moment
+    epsilon: float = 1e-20  # of Adam
 
     # Data.
-    batch_size: int = 16
+    batch_size: int = 16  # sequences of an update
     length: int = 64  # trained steps of a sequence, 2 or more; one more supplies its context
-    num_envs: int = 16
+    num_envs: int = 16  # environments that are stepped at once
     train_ratio: float = 32.0  # trained steps per collected agent step
-    replay_capacity: int = 5_000_000
+    replay_capacity: int = 5_000_000  # agent steps that replay holds, over all environments
     prefill: int = 2048  # agent steps, by the policy, before the first update: 1,024 windows of 65 steps in 16 envs
     online: bool = True  # train on each new window once, before uniform sampling
     latent_dtype: Literal["float32", "bfloat16"] = "float32"  # of `deter` in replay
 
     # Computation.
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of networks; parameters and losses stay float32
     remat: bool = False  # recompute the RSSM step in the backward pass
-    eval_action: Literal["sample", "mode"] = "sample"
+    eval_action: Literal["sample", "mode"] = "sample"  # how actions come from the policy when it is evaluated
 
     @property
     def dimensions(self) -> Dimensions:

@@ -71,12 +71,12 @@ class EvolveConfig:
 
     where: Literal["env", "dream"] = "env"  # dream: from encoded records, at `temperature`, without a real step
     strategy: Literal["auto", "cma_es", "sep_cma_es"] = "auto"  # sep_cma_es for more than `FULL_CMA` parameters
-    population: int = 64
-    sigma_init: float = 0.1
+    population: int = 64  # candidates of a generation
+    sigma_init: float = 0.1  # standard deviation of the first distribution
     weight_decay: float = 0.0  # subtracts this times mean(theta²) from the fitness that ranks; 0.01 is usual
     rollouts: int = 16  # episodes of a candidate
     common: bool = True  # all candidates play the same episodes
-    generations: int = 1800
+    generations: int = 1800  # of the search
     mean_every: int = 25  # generations between evaluations of the distribution's mean
     mean_rollouts: int = 1024  # episodes of such an evaluation
     horizon: int | None = None  # agent steps of an episode; None: the environment's limit, or 1000
@@ -94,57 +94,57 @@ class WorldModelsConfig:
     latent: int = 32  # size of z; 64 in Doom
     depth: int = 32  # channels of the encoder are depth * (1, 2, 4, 8)
     decoder_depth: int | None = None  # None: depth; more makes the decoder wider
-    encoder_padding: Literal["VALID", "SAME"] = "VALID"
+    encoder_padding: Literal["VALID", "SAME"] = "VALID"  # of the convolutions of the encoder
     decoder_relu: bool = False  # a ReLU after the decoder's linear layer, as Tallec
     kl_tolerance: float = 0.5  # nats per latent dimension; floor of the sum over them, for each image
     beta: float = 1.0  # weight of the KL
     recon_scale: float = 1.0  # weight of the squared error, summed over the picture; 0 leaves the perceptual loss alone
     reduction: Literal["mean", "sum"] = "mean"  # over the batch
-    perceptual: Literal["none", "random_features", "multiscale", "lpips"] = "none"
+    perceptual: Literal["none", "random_features", "multiscale", "lpips"] = "none"  # features of the perceptual loss
     perceptual_scale: float = 100.0  # beside errors that are summed over the picture
     lpips_weights: str | None = None  # file with the weights of `lpips`
-    vision_learning_rate: float = 1e-4
-    vision_batch_size: int = 100
+    vision_learning_rate: float = 1e-4  # of V
+    vision_batch_size: int = 100  # pictures of an update of V
     vision_updates: int = 1_000_000  # 10 epochs
 
     # Memory (appendix "Recurrent neural network").
     hidden: int = 256  # 512 in Doom
-    mixtures: int = 5
+    mixtures: int = 5  # components of the mixture of each latent
     mixture: Literal["per_dim", "shared"] = "per_dim"  # the likelihood's unit: a mean over dimensions, or a sum
-    reward_head: Literal["none", "mse", "gaussian"] = "none"
-    done_head: bool = False
+    reward_head: Literal["none", "mse", "gaussian"] = "none"  # how M predicts the reward, if it does
+    done_head: bool = False  # whether M predicts the end of episodes
     done_pos_weight: float = 1.0  # weight of ends in the cross-entropy; 10 in Doom
     restart_input: bool = False  # an input that says where an episode begins, in Doom
-    layer_norm: bool = False
-    forget_bias: float = 1.0
+    layer_norm: bool = False  # whether the LSTM has layer normalization
+    forget_bias: float = 1.0  # added to the forget gate
     z_source: Literal["sample", "mean"] = "sample"  # z that M learns from
     temperature: float = 1.0  # τ of dreams: 1.15 is the paper's best in Doom
     dream_reward: Literal["predicted", "survival"] = "predicted"  # survival: 1 for each step
-    memory_learning_rate: float = 1e-3
-    memory_final_learning_rate: float = 1e-5
+    memory_learning_rate: float = 1e-3  # of M, at first
+    memory_final_learning_rate: float = 1e-5  # of M, in the end
     memory_decay: float = 1.0  # of the rate per update, towards the final one; 0.99999 in Doom
     clip: Literal["value", "norm", "none"] = "value"  # of M's gradients, entry by entry or by their global norm
-    clip_limit: float = 1.0
+    clip_limit: float = 1.0  # what gradients of M are clipped to
     prediction_penalty: float = 0.0  # weight of the mean square of predicted means
-    memory_batch_size: int = 100
-    memory_length: int = 999
+    memory_batch_size: int = 100  # sequences of an update of M
+    memory_length: int = 999  # steps of a sequence for M
     memory_updates: int = 4000  # 0 leaves M untrained
     memory_within_episode: bool = True  # sequences rather lie in one episode; without `memory_stateful`
     memory_stateful: bool = False  # sequences follow each other and hand on the state, as in Doom
 
     # Controller (appendix "CMA-ES").
-    inputs: Literal["z", "zh", "zc", "zch"] = "zh"
+    inputs: Literal["z", "zh", "zc", "zch"] = "zh"  # what the controller sees of V and M
     controller_units: int = 0  # hidden tanh units; 0: linear
-    controller_bias: bool = True
+    controller_bias: bool = True  # whether the controller has biases
     controller_z: Literal["sample", "mean"] = "sample"  # z that C acts on
-    evolve: EvolveConfig = EvolveConfig()
+    evolve: EvolveConfig = EvolveConfig()  # the search for the controller
     eval_action: Literal["mode"] = "mode"  # a controller is deterministic
 
     # Data.
-    collection: Literal["random", "held", "linear", "brown"] = "linear"
+    collection: Literal["random", "held", "linear", "brown"] = "linear"  # how actions are drawn while data is collected
     collect_steps: int = 10_000_000  # agent steps of all environments, by the collection policy
-    num_envs: int = 64
-    replay_capacity: int = 10_000_000
+    num_envs: int = 64  # environments that are stepped at once
+    replay_capacity: int = 10_000_000  # agent steps that replay holds, over all environments
     latent_dtype: Literal["float32", "float16"] = "float16"  # of mu and logvar in replay
 
     def validate(self) -> None:

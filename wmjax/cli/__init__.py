@@ -26,11 +26,13 @@ wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N
                   [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
                   [--checkpoint-seconds S] [--max-skipped N] [--workers N] [--worker-timeout S] [--max-restarts N]
                   [--memory-map] [--wandb PROJECT] [--out DIR] [--no-lock] [--resume] [--agent.FIELD VALUE ...]
+                  [--config FILE] [--print-config] [--dry-run]
+wmjax train --resume --out RUN
 wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
                   [--action sample|mode] [--which latest|best] [--max-steps N] [--eval-envs N] [--json] [--video]
 wmjax dream RUN   [--context N] [--horizon N] [--which latest|best] [--start-timeout S] [--trust-env]
 wmjax plot  RUN...  [--out FILE.png]
-wmjax list  agents|envs|presets
+wmjax list  agents|envs|presets [PATTERN]
 wmjax --version
 
 `wmjax COMMAND --help` explains a command, `wmjax train AGENT --help` the fields of an agent with the preset's values.

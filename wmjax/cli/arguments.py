@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import json
 import re
@@ -15,67 +14,80 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from wmjax.names import did_you_mean, meant
 from wmjax.types import UsageError
 
 # Names and values, as they are typed.
 EnvArgs = Annotated[tuple[tuple[str, str], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME VALUE")]
 
 
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+def unless_given(default: str, metavar: str = "INT") -> Any:
+    """What help says of an option that is None where it is not given."""
+    hint = lambda value: f"(default: {default if value == 'None' else value})"
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainArgs:
     """Train an agent into a run folder."""
 
-    env: str | None = None
-    """Environment, see `wmjax list envs`; the agent's own example by default."""
-    preset: str | None = None
-    """Configuration, see `wmjax list presets`; small by default."""
-    seed: int | None = None
-    """Of everything that training draws; 0 by default."""
-    seeds: int | None = None
-    """How many seeds to train at once, in one program, from --seed upwards; 1 by default. Not for environments on the
-    host, and nor is --devices."""
-    steps: int | None = None
-    """Env steps (frames) to train for; the preset's by default. A run may be resumed with more."""
-    devices: int | None = None
-    """How many devices to spread environments, replay and batches over; 1 by default."""
-    parallel: Literal["shard_map", "pmap"] | None = None
-    """How to spread over devices; shard_map by default."""
-    eval_every: int | None = None
-    """Env steps between evaluations of 16 episodes; a tenth of the steps by default, 0 for none."""
-    eval_envs: int | None = None
-    """Environments on the host that evaluations play in at once, at most one for each episode; as many as in training
-    by default, at most 16. 0: in the place of those of training, which then begin new episodes."""
+    env: Annotated[str | None, unless_given("the agent's own example", "NAME")] = None
+    """Environment, see `wmjax list envs`."""
+    preset: Annotated[str | None, unless_given("small", "NAME")] = None
+    """Configuration, see `wmjax list presets`."""
+    seed: Annotated[int | None, unless_given("0")] = None
+    """Of everything that training draws."""
+    seeds: Annotated[int | None, unless_given("1")] = None
+    """How many to train at once, from --seed upwards. As --devices, not for environments on the host."""
+    steps: Annotated[int | None, unless_given("the preset's")] = None
+    """Env steps (frames) to train for. A run may be resumed with more."""
+    devices: Annotated[int | None, unless_given("1")] = None
+    """How many devices to spread environments, replay and batches over."""
+    parallel: Annotated[Literal["shard_map", "pmap"] | None, unless_given("shard_map", "{shard_map,pmap}")] = None
+    """How to spread over devices."""
+    eval_every: Annotated[int | None, unless_given("a tenth of the steps")] = None
+    """Env steps between evaluations of 16 episodes; 0 for none."""
+    eval_envs: Annotated[int | None, unless_given("as many as in training, at most 16")] = None
+    """Environments on the host that evaluations play in at once; 0: those of training, which then begin anew."""
     checkpoint_seconds: float = 180.0
     """Least time between two checkpoints."""
     max_skipped: int = 100
     """Updates in a row that may be skipped because their loss or gradient is not finite."""
-    image_size: int | None = None
-    """Side of the pictures in pixels; the preset's by default."""
-    action_repeat: int | None = None
-    """Steps of the environment that each action is taken for; the preset's by default."""
+    image_size: Annotated[int | None, unless_given("the preset's, or the environment's")] = None
+    """Side of the pictures in pixels."""
+    action_repeat: Annotated[int | None, unless_given("the preset's")] = None
+    """Steps of the environment that each action is taken for."""
     env_arg: EnvArgs = ()
     """An argument of the environment; may be given again for others. Kept in config.json."""
-    workers: int | None = None
-    """Processes that step environments on the host; one per processor by default."""
+    workers: Annotated[int | None, unless_given("one per processor")] = None
+    """Processes that step environments on the host."""
     worker_timeout: float = 60.0
     """Seconds for a step, after which a worker counts as hanging and is replaced."""
     max_restarts: int = 10
     """Environments that may be lost within an hour before the run stops, with everything saved."""
-    start_timeout: float | None = None
-    """Seconds for a worker to make its environments and begin episodes; 120 by default."""
-    trust_env: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """With --resume: run the code that config.json names as the environment's, though it is not installed."""
-    wandb: str | None = None
+    start_timeout: Annotated[float | None, unless_given("120", "FLOAT")] = None
+    """Seconds for a worker to make its environments and begin episodes."""
+    trust_env: Switch = False
+    """With --resume or --config: run the code that the file names as the environment's, though it is not installed."""
+    wandb: Annotated[str | None, unless_given("none", "PROJECT")] = None
     """A project of Weights & Biases to send metrics to as well."""
-    memory_map: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    memory_map: Switch = False
     """Read replay from its files instead of keeping it in memory; it may then be larger than memory."""
-    no_lock: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    no_lock: Switch = False
     """Train without a lock on the run folder, for file systems that have none."""
-    out: Path | None = None
-    """Run folder; by default a new one in runs/."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the run in --out. Settings that are not given stay as they are; those that keep the shapes of its
-    state may change."""
+    out: Annotated[Path | None, unless_given("a new one in runs/", "DIR")] = None
+    """Run folder."""
+    resume: Switch = False
+    """Go on with the run in --out, and with its settings; those given may keep the shapes of its state only."""
+    config: Annotated[Path | None, unless_given("none", "FILE")] = None
+    """Settings in YAML or JSON, such as a run's config.json; options that are given go before."""
+    print_config: Switch = False
+    """Print all settings as a file for --config, and stop."""
+    dry_run: Switch = False
+    """Print settings, sizes, parameters, memory and updates, and stop. Nothing is written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +106,7 @@ class EvalArgs:
     """An argument of the environment that differs from the run's; may be given again for others."""
     start_timeout: float | None = None
     """Seconds for a worker to make its environments and begin episodes; 120 by default."""
-    trust_env: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    trust_env: Switch = False
     """Run the code that config.json names as the environment's, though it is not installed."""
     action: Literal["sample", "mode"] | None = None
     """How actions come from the policy; what the agent's configuration says by default."""
@@ -105,10 +117,10 @@ class EvalArgs:
     eval_envs: int | None = None
     """Environments on the host to play in at once, at most one for each episode; as many as in training by default, at
     most 16. The scores do not depend on it."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    json: Switch = False
     """Print what is kept as one JSON object: mean, std, iqm, ci95 (of the IQM), episodes, returns, lengths, cut (how
     many episodes), and of what: env, action, seed, step, which."""
-    video: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    video: Switch = False
     """Write an episode as episode.gif, too: at most 1000 steps of it."""
 
 
@@ -127,7 +139,7 @@ class DreamArgs:
     """Steps that it predicts from the actions alone."""
     start_timeout: float | None = None
     """Seconds for a worker to make its environments and begin episodes; 120 by default."""
-    trust_env: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    trust_env: Switch = False
     """Run the code that config.json names as the environment's, though it is not installed."""
     which: Literal["latest", "best"] = "latest"
     """The agent as it was saved last, or at the highest of the periodic evaluations."""
@@ -152,6 +164,8 @@ class ListArgs:
 
     what: tyro.conf.Positional[Literal["agents", "envs", "presets"]]
     """Of what."""
+    pattern: Annotated[tyro.conf.Positional[str | None], unless_given("all, of environments some", "PATTERN")] = None
+    """A part of a name, or a glob such as gym:*Pole*; in any case."""
 
 
 def parse(args_class: Any, argv: Sequence[str], prog: str, default: Any = None) -> Any:
@@ -201,8 +215,8 @@ def _check_flags(args_class: Any, argv: Sequence[str]) -> None:
     for token in argv:
         flag = token.partition("=")[0]
         if flag.startswith("--") and spell(flag) not in map(spell, valid):
-            near = difflib.get_close_matches(flag, valid, 1, cutoff=0.5)
-            raise UsageError(f"{flag}: unknown option; " + (f"did you mean {near[0]}?" if near else "see --help"))
+            near = did_you_mean(meant(flag, valid))
+            raise UsageError(f"{flag}: unknown option; {near or 'see --help'}")
 
 
 def value_of(flag: str, argv: Sequence[str], default: str | None) -> str | None:
@@ -217,18 +231,15 @@ def value_of(flag: str, argv: Sequence[str], default: str | None) -> str | None:
 
 def split_agent(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """The first argument that is neither an option nor an option's value, and the rest."""
+    hints = typing.get_type_hints(TrainArgs, include_extras=True)
+    switches = {"-h", "--help", *(f"--{name}" for name, hint in hints.items() if hint is Switch)}
     position = 0
     while position < len(argv):
         token = argv[position]
         if not token.startswith("-"):
             return token, [*argv[:position], *argv[position + 1 :]]
-        position += (
-            3
-            if token in ("--env-arg", "--env_arg")
-            else 1
-            if "=" in token or token in ("--resume", "--memory-map", "--no-lock", "--help", "-h")
-            else 2
-        )
+        option = token.replace("-", "_").replace("__", "--", 1)
+        position += 3 if option == "--env_arg" else 1 if "=" in token or {token, option} & switches else 2
     return None, list(argv)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
@@ -14,6 +15,18 @@ import wmjax
 from wmjax.cli.arguments import TrainArgs, env_args, parse, split_agent, value_of
 from wmjax.loops.display import SafeStream
 from wmjax.types import UsageError
+
+STOPS = ("print_config", "dry_run")  # options that print something instead of training
+HELP = {"-h", "--help"}
+
+
+class Start(NamedTuple):
+    """What holds where the command line says nothing."""
+
+    agent: str
+    config: Any  # of the agent, without what a file says
+    fields: dict[str, Any]  # that a file says
+    arguments: dict[str, Any]  # of `train`, by name, that a file says
 
 
 def train(argv: Sequence[str]) -> None:
@@ -25,45 +38,128 @@ def train(argv: Sequence[str]) -> None:
 
 def _train(argv: Sequence[str]) -> None:
     agent, argv = split_agent(argv)
-    if agent is not None and not {"-h", "--help"} & set(argv):
+    stops = {f"--{name.replace('_', mark)}" for name in STOPS for mark in "-_"}
+    if agent is not None and not (HELP | stops) & set(argv):
         print(f"wmjax {wmjax.__version__}: {agent}", flush=True)  # the imports take a second or more
     from wmjax import presets
 
+    start = _start(agent, argv)
+    if start is None:
+        names = ", ".join(presets.AGENTS)
+        if HELP & set(argv):
+            doc = f"{TrainArgs.__doc__}\n\nAGENT is one of {names}. `wmjax train AGENT --help` shows its fields too."
+            parse(_documented(TrainArgs, doc), argv, "wmjax train AGENT")
+        raise UsageError(f"agent: missing; valid are {names}")
+    args = _parse(start, argv)
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainArgs)}
+    values["env_args"] = start.arguments.get("env_args", {}) | env_args(values.pop("env_arg")) or None
+    file, print_config, dry_run = (values.pop(name) for name in ("config", *STOPS))
+    if file is not None and value_of("--env", argv, None) is None:
+        from wmjax.envs.handed import check_trust
+
+        check_trust(args.env, start.arguments.get("env_args") or {}, args.trust_env)
+    chosen = _changes(start.config, args.agent)
+    if print_config or dry_run:
+        _show(start.agent, values, chosen, print_config)
+        return
+    _say_cache()
+    from wmjax import run
+
+    run.train(start.agent, **values, **chosen)
+
+
+def _start(agent: str | None, argv: Sequence[str]) -> Start | None:
+    """None where neither the command line nor a file names an agent."""
+    from wmjax import presets
+    from wmjax.cli import configs
+    from wmjax.folder import read_description
+
+    file, preset, out = (value_of(flag, argv, None) for flag in ("--config", "--preset", "--out"))
+    given = configs.read(file, agent) if file is not None else None
+    before = read_description(out) if out is not None and "--resume" in argv else {}
+    for named, where in ((given and given.agent, f"config: {file!r}"), (before.get("agent"), f"resume: {out!r}")):
+        if named is not None and agent is not None and named != agent and agent in presets.AGENTS:
+            raise UsageError(f"{where} is of the agent {named!r}, not of {agent!r}; agent cannot change")
+        agent = agent or named
     if agent is None:
-        if {"-h", "--help"} & set(argv):
-            parse(TrainArgs, argv, "wmjax train AGENT")
-        raise UsageError(f"agent: missing; valid are {', '.join(presets.AGENTS)}")
-    config = _config_to_start_from(agent, argv)
-    # Every field takes a value, switches too; the preset's are shown as defaults.
-    fields = Annotated[type(config), tyro.conf.FlagConversionOff]
+        return None
+    fields, arguments = (given.fields, given.arguments) if given is not None else ({}, {})
+    fields, arguments = _moved(agent, preset, value_of("--env", argv, None), dict(fields), dict(arguments))
+    config = presets.starting_config(agent, preset or arguments.get("preset"), before)
+    return Start(agent, config, fields, arguments)
+
+
+def _moved(
+    agent: str, preset: str | None, env: str | None, fields: dict[str, Any], arguments: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file says, where the command line names another preset or environment.
+
+    What is only the file's preset's, or its environment's, is then left out for that of the other one.
+    """
+    from wmjax import presets
+
+    own_preset, own_env = arguments.get("preset", presets.DEFAULT_PRESET), arguments.get("env")
+    own_config, settings = presets.resolve(agent, own_preset, own_env or presets.default_env(agent))
+    if preset not in (None, own_preset):
+        fields = _changes(own_config, presets.replace(own_config, fields))
+    if preset not in (None, own_preset) or env not in (None, own_env):
+        own = settings._asdict()
+        arguments = {name: value for name, value in arguments.items() if name not in own or value != own[name]}
+    return fields, arguments
+
+
+def _changes(before: Any, after: Any) -> dict[str, Any]:
+    """Fields of a configuration that differ, by name."""
+    values = {field.name: getattr(after, field.name) for field in dataclasses.fields(before)}
+    return {name: value for name, value in values.items() if value != getattr(before, name)}
+
+
+def _documented(args_class: type, doc: str) -> type:
+    made = dataclasses.make_dataclass(args_class.__name__, [], bases=(args_class,), frozen=True)
+    made.__doc__ = doc
+    return made
+
+
+def _parse(start: Start, argv: Sequence[str]) -> Any:
+    from wmjax import presets
+
+    config = presets.replace(start.config, start.fields)
+    about = "Fields of the agent's configuration; the defaults are those of the preset, of --config, or of the run."
+    # Every field takes a value, switches too.
+    fields = Annotated[type(config), tyro.conf.FlagConversionOff, tyro.conf.arg(help=about)]
     args_class = dataclasses.make_dataclass(
         "TrainAgentArgs", [("agent", fields, config)], bases=(TrainArgs,), frozen=True
     )
     args_class.__doc__ = TrainArgs.__doc__
-    args = parse(args_class, argv, f"wmjax train {agent}")
-    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainArgs)}
-    values["env_args"] = env_args(values.pop("env_arg")) or None
-    chosen = {
-        field.name: getattr(args.agent, field.name)
-        for field in dataclasses.fields(config)
-        if getattr(args.agent, field.name) != getattr(config, field.name)
+    said = {name: value for name, value in start.arguments.items() if name != "env_args"}
+    return parse(args_class, argv, f"wmjax train {start.agent}", args_class(agent=config, **said))
+
+
+def _show(agent: str, values: Mapping[str, Any], chosen: Mapping[str, Any], print_config: bool) -> None:
+    """Prints what would be trained: as a file of settings, or what it would take."""
+    from wmjax import checks, estimate
+    from wmjax.cli import configs
+    from wmjax.folder import read_description
+    from wmjax.settings import describe, setup
+
+    ours = inspect.signature(setup).parameters
+    before = read_description(values["out"]) if values["resume"] and values["out"] is not None else None
+    made = setup(agent, **{k: v for k, v in values.items() if k in ours}, overrides=dict(chosen), before=before)
+    others = {
+        name: value
+        for name, value in values.items()
+        if name not in (*ours, *configs.NOT_SETTINGS) and value is not None and value is not False
     }
-    _say_cache()
-    from wmjax import run
-
-    run.train(agent, **values, **chosen)
-
-
-def _config_to_start_from(agent: str, argv: Sequence[str]) -> Any:
-    """What the fields of the agent are where they are not given."""
-    from wmjax import presets
-
-    preset, out, before = value_of("--preset", argv, None), value_of("--out", argv, None), {}
-    if preset is None and out is not None and "--resume" in argv:
-        from wmjax.folder import read_description
-
-        before = read_description(out)
-    return presets.starting_config(agent, preset, before if before.get("agent") == agent else {})
+    for name, value in others.items():
+        if name in checks.BOUNDS:
+            checks.number(name, value)
+    if print_config:
+        settings = {name: value for name, value in made.description.items() if name not in configs.TOLD}
+        config = settings.pop("config")
+        known = {name: value for name, value in settings.items() if value is not None}
+        print(configs.write(known | others | {"config": config}), end="")
+    else:
+        print(f"{describe(made, values['out'])}\n{estimate.outlook(made, values['memory_map'])}\nnothing was written")
 
 
 def _say_cache() -> None:

@@ -7,6 +7,7 @@ cut into chunks, or on having been stopped and restored between them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -82,6 +83,18 @@ def fixed_env_steps(agent: Agent, env: Env) -> int | None:
     if stages[-1].iterations is None:
         return None
     return sum(stage.collect * stage.iterations for stage in stages) * agent.recipe.num_envs * env.spec.action_repeat
+
+
+def stage_iterations(agent: Agent, env: Env | HostEnv, steps: int, index: int) -> int:
+    """Of a stage; an open one uses up the budget of env steps, and no stage collects more than that."""
+    recipe = agent.recipe
+    stage = recipe.stages[index]
+    if not stage.collect:
+        return stage.iterations
+    frames = recipe.num_envs * env.spec.action_repeat
+    before = sum(s.collect * s.iterations for s in recipe.stages[:index]) * frames
+    budget = max(0, math.ceil((steps - before) / (stage.collect * frames)))
+    return budget if stage.iterations is None else min(stage.iterations, budget)
 
 
 def check(agent: Agent) -> None:

@@ -251,17 +251,6 @@ class Driver:
             self._report.say(f"warning: {reason}; it is set aside (.damaged)")
         return -math.inf
 
-    def _iterations(self, index: int) -> int:
-        """Of a stage; an open one uses up the step budget, and no stage collects more than that."""
-        recipe, env = self._plan.agent.recipe, self._plan.env
-        stage = recipe.stages[index]
-        if not stage.collect:
-            return stage.iterations
-        frames = recipe.num_envs * env.spec.action_repeat
-        before = sum(s.collect * s.iterations for s in recipe.stages[:index]) * frames
-        budget = max(0, math.ceil((self._plan.steps - before) / (stage.collect * frames)))
-        return budget if stage.iterations is None else min(stage.iterations, budget)
-
     def _iteration(self, state: RunState) -> int:
         """Iterations of all stages so far."""
         before = self._plan.agent.recipe.stages[: first(state.stage)]
@@ -308,7 +297,7 @@ class Driver:
     def _run_stage(self, state: RunState, index: int) -> RunState:
         plan = self._plan
         stage = plan.agent.recipe.stages[index]
-        total, done = self._iterations(index), first(state.iteration)
+        total, done = device.stage_iterations(plan.agent, plan.env, plan.steps, index), first(state.iteration)
         advance = self._telling(stage.name, self._programs.compile_stage(stage))
         pace = self._pace(index)
         chunk = 1  # the first line of progress comes as soon as it can

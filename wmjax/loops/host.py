@@ -55,6 +55,20 @@ def available_bytes() -> int | None:
         return None
 
 
+def shapes(agent: Agent, env: HostEnv) -> tuple[tuple[PyTree, PyTree], Record]:
+    """Shapes and dtypes of the agent's state and carry, and of one time step of all environments."""
+    num_envs = agent.recipe.num_envs
+    timestep = timestep_shapes(env.spec, num_envs)
+
+    def act(key: Array, timestep: TimeStep) -> tuple[PyTree, ...]:
+        state = agent.init(key)
+        carry = agent.act_carry(state.params, num_envs)
+        return state, *agent.act(state.params, noise.row_keys(key, num_envs), carry, timestep, explore=True)
+
+    state, carry, action, latent = jax.eval_shape(act, jax.random.key(0), timestep)
+    return (state, carry), Record(timestep, action, latent)
+
+
 class HostLoop:
     """What a run on the host consists of besides its `RunState`: environments, where they stand, and replay.
 
@@ -91,9 +105,8 @@ class HostLoop:
         self._say, self._stop = say, stop
         self._num_envs = agent.recipe.num_envs
         self._folder = path / REPLAY if path is not None else None
-        timestep = timestep_shapes(env.spec, self._num_envs)
-        state, carry, action, latent = jax.eval_shape(self._shapes, jax.random.key(0), timestep)
-        self.replay = self._make_replay(Record(timestep, action, latent), records, resume)
+        (state, carry), example = shapes(agent, env)
+        self.replay = self._make_replay(example, records, resume)
         run = self._begin(state, carry, jax.eval_shape(lambda: jax.random.key(0)))
         self.template = jax.eval_shape(lambda tree: tree, run)._replace(replay=self.replay.template())
         self.failure: RunError | None = None  # why a stage ended early
@@ -147,12 +160,6 @@ class HostLoop:
             f"replay_capacity: {self._agent.recipe.replay_capacity} needs {needed / 1e9:.3g} GB of memory{free}; a "
             "smaller one is valid, or memory_map (--memory-map) to keep on disk what is not a latent"
         )
-
-    def _shapes(self, key: Array, timestep: TimeStep) -> tuple[PyTree, ...]:
-        state = self._agent.init(key)
-        carry = self._agent.act_carry(state.params, self._num_envs)
-        keys = noise.row_keys(key, self._num_envs)
-        return state, *self._agent.act(state.params, keys, carry, timestep, explore=True)
 
     def _begin(self, state: PyTree, carry: PyTree, key: Array) -> RunState:
         zero, n = np.int32(0), self._num_envs

@@ -1,0 +1,126 @@
+"""Files of settings: what is read back is what was printed, and what is not valid is said with the file and the key."""
+
+import json
+
+import pytest
+import yaml
+
+import wmjax
+from wmjax import presets
+from wmjax.cli import configs, main
+from wmjax.types import UsageError
+
+
+def printed(capsys, *words):
+    capsys.readouterr()
+    assert main(["train", *map(str, words), "--print-config"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dreamer_v3"],
+        ["dreamer_v2", "--preset", "guide", "--env", "pendulum", "--seed", 3, "--agent.horizon", 7],
+        ["dreamer_v3", "--agent.encoder-units", 8, 9, "--max-skipped", 5, "--memory-map", "--workers", 3],
+        ["iris"],
+        ["world_models", "--agent.evolve.population", 12, "--seeds", 2],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_is_printed_is_read_back(words, tmp_path, capsys):
+    text = printed(capsys, *words)
+    (tmp_path / "c.yaml").write_text(text)
+    assert printed(capsys, "--config", tmp_path / "c.yaml") == text
+    (tmp_path / "c.json").write_text(json.dumps(yaml.load(text, configs._Loader)))
+    assert printed(capsys, "--config", tmp_path / "c.json") == text
+    assert printed(capsys, words[0], f"--config={tmp_path / 'c.yaml'}") == text
+
+
+def test_options_go_before_the_file_and_the_file_before_the_preset(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("agent: dreamer_v3\nseed: 3\nconfig:\n  learning_rate: 1e-4\n  horizon: 7\n")
+    said = yaml.safe_load(printed(capsys, "--config", tmp_path / "c.yaml", "--seed", 4, "--agent.horizon", 9))
+    assert (said["seed"], said["config"]["horizon"], said["config"]["learning_rate"]) == (4, 9, 1e-4)
+    small = presets.resolve("dreamer_v3")[0]
+    assert said["config"]["warmup"] == small.warmup
+
+
+def test_another_preset_or_environment_brings_its_own_settings_and_keeps_what_the_file_changed(tmp_path, capsys):
+    whole = printed(capsys, "dreamer_v3", "--env", "catch", "--agent.horizon", 7)
+    (tmp_path / "c.yaml").write_text(whole)
+    said = yaml.safe_load(printed(capsys, "--config", tmp_path / "c.yaml", "--preset", "guide", "--env", "pendulum"))
+    wanted, settings = presets.resolve("dreamer_v3", "guide", "pendulum", {"horizon": 7})
+    assert said["config"]["size"] == wanted.size == "guide" and said["config"]["horizon"] == 7
+    assert said["steps"] == settings.steps
+
+
+BAD = {
+    "learning_rate: [": "neither YAML nor JSON (line 1)",
+    "- 1": "no settings by name",
+    "3": "no settings by name",
+    "agent: dreamr_v3": "did you mean 'dreamer_v3'?",
+    "agent: 3": "agent",
+    "seed: one": "seed: 'one'",
+    "seed: true": "seed: True",
+    "sed: 1": "did you mean 'seed'?",
+    "total_timesteps: 5": "did you mean 'steps'?",
+    "config: {lr: 1}": "did you mean 'learning_rate'?",
+    "config: {horizon: soon}": "horizon: 'soon'",
+    "config: [1]": "config: [1]",
+    "config: {1: 2}": "config: {1: 2}",
+    "env_args: 3": "env_args: 3",
+    "resume: true": "resume",
+    "seed: 1\nseed: 2": "'seed' comes twice",
+    "a: &a [1]\nb: *a": "references",
+    "seed: !!python/object/apply:os.system [true]": "neither YAML nor JSON",
+    "{" * 10_000: "neither YAML nor JSON",
+    "a: \x00": "neither YAML nor JSON",
+    "env: 'gym:not_installed_module:X-v0'": "trust",
+}
+
+
+@pytest.mark.parametrize("text", BAD, ids=lambda text: text[:30])
+def test_what_is_not_valid_in_a_file_is_one_line_with_the_file_and_the_key(text, tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert main(["train", "dreamer_v3", "--config", str(path), "--out", str(tmp_path / "run")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and BAD[text] in lines[0] and not (tmp_path / "run").exists()
+    if "trust" not in BAD[text]:
+        assert str(path) in lines[0]
+    with pytest.raises(UsageError):
+        wmjax.train(**{"agent": "dreamer_v3"} | wmjax.read_config(path), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", ".", "bin"])
+def test_what_is_not_a_file_of_text_is_one_line(name, tmp_path, capsys):
+    (tmp_path / "bin").write_bytes(bytes(range(256)))
+    assert main(["train", "dreamer_v3", "--config", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_file_of_another_agent_is_refused(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("agent: dreamer_v3\n")
+    assert main(["train", "dreamer_v2", "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "is of the agent 'dreamer_v3', not of 'dreamer_v2'" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_a_run_would_take_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "dreamer_v3", "--dry-run", "--steps", "2048", "--agent.train_ratio", "16"]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "deter=128", "286,674 parameters", "replay of 100,000 records, 1.28 GB",
+        "stages prefill 64 iterations, train 64",
+        "2,048 env steps, 64 updates", "jax ",
+    ):  # fmt: skip
+        assert words in out, words
+    assert not list(tmp_path.iterdir())
+    assert main(["train", "dreamer_v3", "--dry-run", "--checkpoint-seconds", "-1"]) == 2
+
+
+def test_arguments_for_python(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(printed(capsys, "dreamer_v3", "--seed", 3, "--agent.horizon", 7))
+    arguments = wmjax.read_config(tmp_path / "c.yaml")
+    assert (arguments["agent"], arguments["seed"], arguments["horizon"]) == ("dreamer_v3", 3, 7)
+    assert "config" not in arguments
