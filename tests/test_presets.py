@@ -222,6 +222,8 @@ def test_settings_of_an_environment_belong_to_small():
         (("dreamer_v3", "small", None, {"horizon": True}), "horizon True integer"),
         (("dreamer_v3", "small", None, {"learning_rate": "fast"}), "learning_rate 'fast' number"),
         (("dreamer_v3", "small", None, {"size": "2m"}), "size '2m' 12m"),
+        (("dreamer_v3", "small", None, {"length": 1, "imagine_last": 0}), "length 2 or more 1"),
+        (("dreamer_v3", "small", None, {"imagine_last": 1}), "imagine_last 2 or more 1"),
         (("dreamer_v3", "small", None, {"encoder_units": [8, "x"]}), "encoder_units [8, 'x'] tuple None"),
         (("dreamer_v3", "small", None, {"batch_size": 10**7}), "batch_size 10000000"),
     ],

@@ -311,6 +311,15 @@ def test_an_environment_that_always_gives_nan_stops_the_run_with_its_last_good_a
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(loaded.state))
 
 
+@pytest.mark.slow
+def test_a_run_whose_settings_stopped_it_goes_on_with_better_ones(tmp_path):
+    with pytest.raises(NotFiniteError):  # the loss is infinite, before there is a checkpoint
+        train(tmp_path / "run", 300, reward_scale=3e38, max_skipped=5)
+    run, _ = train(tmp_path / "run", 300, reward_scale=1.0, max_skipped=5, resume=True)
+    lines = read_metrics(tmp_path / "run")
+    assert lines[-1]["step"] == 300 and lines[-1]["skipped"] > 5 and int(run.state.step) > 0
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Several seeds
 

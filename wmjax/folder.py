@@ -81,7 +81,11 @@ def _is_plain(value: Any, depth: int = DEPTH) -> bool:
         return depth > 0 and all(_is_plain(part, depth - 1) for part in parts)
     if isinstance(value, str):
         return len(value) < 256 and (value == "" or value.isprintable())
-    return value is None or isinstance(value, bool) or abs(value) <= LARGEST
+    return (
+        value is None
+        or isinstance(value, bool)
+        or abs(value) <= (LARGEST if isinstance(value, int) else checks.LARGEST)
+    )
 
 
 def _plain(name: str, value: Any) -> None:
