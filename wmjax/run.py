@@ -328,9 +328,9 @@ def train(
       seed: of everything that training draws; 0 by default.
       seeds: how many to train at once, in one program, from `seed` upwards; 1 by default. More than one, and more than
         one device, are for environments on the device.
-      steps: env steps (frames over all environments) to train for, rounded up to whole iterations; the preset's by
-        default. No schedule depends on it, so a run may be resumed with more. Not for agents all of whose stages have
-        a length, such as World Models.
+      steps: env steps (frames over all environments; the record that begins an episode counts as a step) to train
+        for, rounded up to whole iterations; the preset's by default. No schedule depends on it, so a run may be resumed
+        with more. Not for agents all of whose stages have a length, such as World Models.
       devices: how many to spread environments, replay and batches over; 1 by default.
       parallel: how, "shard_map" (by default) or "pmap".
       out: the run folder; by default a new one under `runs/`.

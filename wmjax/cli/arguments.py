@@ -43,7 +43,7 @@ class TrainArgs:
     seeds: Annotated[int | None, unless_given("1")] = None
     """How many to train at once, from --seed upwards. As --devices, not for environments on the host."""
     steps: Annotated[int | None, unless_given("the preset's")] = None
-    """Env steps (frames) to train for. A run may be resumed with more."""
+    """Env steps (frames, and one more for each episode that begins) to train for. A run may be resumed with more."""
     devices: Annotated[int | None, unless_given("1")] = None
     """How many devices to spread environments, replay and batches over."""
     parallel: Annotated[Literal["shard_map", "pmap"] | None, unless_given("shard_map", "{shard_map,pmap}")] = None

@@ -73,7 +73,10 @@ def first(counter: Array) -> int:
 
 
 def env_steps(agent: Agent, env: Env | HostEnv, run: RunState) -> int:
-    """Frames that the environments of one run advanced so far; all seeds of a run have the same count."""
+    """Records of one run so far, times the action repeat; all seeds of a run have the same count.
+
+    These are the frames that its environments advanced, and one step for each episode that began.
+    """
     return first(run.steps) * agent.recipe.num_envs * env.spec.action_repeat
 
 
