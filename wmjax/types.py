@@ -76,17 +76,20 @@ class Box:
             _check_wholes("Box: shape", self.shape)
         try:
             np.dtype(self.dtype)
-            low, high = (np.broadcast_to(np.asarray(x, np.float64), self._bounds()) for x in (self.low, self.high))
+            low, high = self._bound(self.low), self._bound(self.high)
         except (TypeError, ValueError):
             raise UsageError(
                 f"Box: low {self.low!r:.80}, high {self.high!r:.80}, dtype {self.dtype!r} are not valid for the shape "
-                f"{self.shape}; numbers are, one or one per entry, and a dtype such as 'float32'"
+                f"{self.shape}; numbers are, one or a tuple of one per entry, and a dtype such as 'float32'"
             ) from None
         if not (low <= high).all():  # NaN is refused too
             raise UsageError(f"Box: low {self.low!r:.80} is not valid; a number up to high, {self.high!r:.80}, is")
 
-    def _bounds(self) -> tuple[int, ...]:
-        return (math.prod(self.shape),) if isinstance(self.low, tuple) or isinstance(self.high, tuple) else ()
+    def _bound(self, bound: float | tuple[float, ...]) -> np.ndarray:
+        array = np.asarray(bound, np.float64)
+        if array.shape != ((math.prod(self.shape),) if isinstance(bound, tuple) else ()):
+            raise ValueError
+        return array
 
 
 Space = Discrete | MultiDiscrete | Box

@@ -262,3 +262,27 @@ def register(name, entry, **kwargs):
 
 
 gymnasium.register("WmjaxCounter-v0", Counter)
+
+
+class Single(gymnasium.Env):
+    """Of which only one may exist at a time, and which takes a while to go."""
+
+    action_space = spaces.Discrete(2)
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, lock):
+        import fcntl
+
+        self.file = open(lock, "w")
+        fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    def close(self):
+        time.sleep(0.3)
+        self.file.close()

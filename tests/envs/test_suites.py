@@ -126,6 +126,33 @@ def test_what_is_seen_of_atari_is_the_maximum_of_the_last_two_of_four_frames(ata
     assert worker.describe(atari(name, "Pong"), 48, 1)["obs"][0]["shape"][:2] == [48, 48]
 
 
+def test_the_picture_of_dreamer_v3_is_resized_from_rgb_and_then_gray(atari):
+    from PIL import Image
+
+    args = dict(resize="bilinear", gray_last=True)
+    env = suite("atari200m").make(suite("atari200m").find("Pong", "atari200m", args), True)
+    reader = worker.obs_reader(env, None)
+    env.reset(seed=3)
+    merged = [env._screen()]
+    ((_, obs),) = reader.read(env._picture(merged[0]))
+    small = np.asarray(Image.fromarray(merged[0]).resize((96, 96), Image.Resampling.BILINEAR))
+    wanted = np.tensordot(small, [0.299, 0.587, 1 - (0.299 + 0.587)], (-1, 0)).astype(np.uint8)[..., None]
+    assert merged[0].shape == (210, 160, 3) and obs.shape == (96, 96, 1)
+    np.testing.assert_array_equal(obs, wanted)
+    assert worker.describe(env, 48, 1)["obs"][0]["shape"] == [48, 48, 1]
+
+
+def test_arguments_change_how_a_game_of_atari_is_played(atari):
+    args = dict(life_loss=False, limit=400, sticky=0.5, all_actions=True, min_noops=0, max_noops=0, gray=True)
+    env = suite("atari").make(suite("atari").find("Breakout", "atari", args), True)
+    env.reset(seed=0)
+    assert env._ale.getEpisodeFrameNumber() == 0 and env.action_space.n == 18
+    assert env._ale.getFloat("repeat_action_probability") == 0.5
+    assert worker.describe(env, None, 1)["obs"][0]["shape"] == [64, 64, 1]
+    rows = play(env, 101, lambda: 1)
+    assert [i for i, row in enumerate(rows) if row[2]] == [100] and not any(row[1] for row in rows)
+
+
 def test_a_seed_says_how_an_atari_game_begins(atari):
     screens = {}
     for seed in (0, 0, 1, 2):
@@ -168,6 +195,11 @@ def test_a_control_task_is_seen_or_felt(name):
     else:
         rows = play(env, 1002, lambda: np.ones(1))
         assert [i for i, row in enumerate(rows) if row[2]] == [1000] and not any(row[1] for row in rows)
+    with pytest.raises(SuiteError, match="camera of 'dmc:a' is 'left'" if name == "dmc" else "'camera' is not an arg"):
+        suite(name).find("a", name, {"camera": "left"})
+    if name == "dmc":
+        with pytest.raises(SuiteError, match="camera 9 is not valid for 'cartpole', which has"):
+            suite(name).make(suite(name).find("cartpole_swingup", name, {"camera": 9}), True)
     with pytest.raises(SuiteError, match=f"did you mean '{name}:walker_walk'"):
         suite(name).make(("walker_wak", name, {}), True)
 
@@ -207,6 +239,8 @@ def test_crafter_ends_by_death_or_by_its_limit():
     assert about["obs"][0]["shape"] == [64, 64, 3] and about["action"]["n"] == 17
     rows = play(env, 400, lambda: 0)
     assert any(row[1] for row in rows) and not any(row[2] for row in rows)  # who sleeps on is eaten
+    short = suite("crafter").make(suite("crafter").find("", "crafter", {"length": 5}), True)
+    assert [row[2] for row in play(short, 6, lambda: 0)] == [False] * 5 + [True] and short.max_episode_steps == 5
 
 
 def test_doom_shows_its_screen_and_cuts_take_cover_after_a_minute(tmp_path, monkeypatch):
@@ -227,6 +261,9 @@ def test_doom_shows_its_screen_and_cuts_take_cover_after_a_minute(tmp_path, monk
     rows = play(basic, 302, lambda: 0)
     assert [i for i, row in enumerate(rows) if row[2]] == [300] and not any(row[1] for row in rows)
     basic.close()
+    short = suite("vizdoom").make(suite("vizdoom").find("Basic", "vizdoom", {"limit": 40}), True)
+    assert short.max_episode_steps == 40 and sum(row[2] for row in play(short, 41, lambda: 0)) == 1
+    short.close()
     with pytest.raises(SuiteError, match="did you mean 'vizdoom:TakeCover'"):
         suite("vizdoom").find("takecover")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -40,6 +41,9 @@ def handed(env: Any, args: Mapping[str, Any] | None = None) -> Handed:
         if env.startswith(GYM) and env.count(":") == 1:
             task, own = gym_suite.locate(env.removeprefix(GYM))
             return Handed(env, GYM + task, check_args(own) | args)
+        source, task = source_of(env), env.rpartition(":")[2]
+        if source is not None and gym_suite.is_file(source):  # from whichever folder a new process starts
+            return Handed(env, f"{GYM}{os.path.abspath(source)}:{task}", args)
         return Handed(env, env, args)
     if isinstance(env, Env | RawEnv | HostEnv):
         if args:

@@ -28,13 +28,10 @@ PATTERNS = (
 
 def meant(name: str, valid: Iterable[str]) -> str | None:
     """The nearest of what there is to an unknown name; `valid` are the names of environments on the device."""
-    valid = list(valid)
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    spellings = {re.sub(r"[^a-z0-9]", "", full.lower()): full for full in valid}
-    # A task's name alone is near to its full name, whatever its suite.
-    spellings |= {re.sub(r"[^a-z0-9]", "", full.lower().split(":")[-1]): full for full in valid}
-    if plain in spellings:
-        return spellings[plain]
+    full, tasks = {_plain(x): x for x in valid}, {_plain(x.split(":")[-1]): x for x in valid}
+    plain = _plain(name)
+    if plain in full:
+        return full[plain]
     minatar = re.search(r"minatar[:/](\w+?)(?:-v\d+)?$|(\w+)-minatar", name, re.IGNORECASE)
     if minatar:
         return f"gymnax:{_camel(minatar.group(1) or minatar.group(2))}-MinAtar"
@@ -42,16 +39,30 @@ def meant(name: str, valid: Iterable[str]) -> str | None:
         return atari
     if doom := re.fullmatch(r"(?:\w+[:/])?vizdoom[:/]?(\w+?)(?:-v\d+)?", name, re.IGNORECASE):
         return f"vizdoom:{doom.group(1)}"
-    if registered := _registered(name):
+    registered = _registered(name)
+    if re.search(r"-v\d+$", name) and registered:
         return registered
-    near = difflib.get_close_matches(name.lower(), {full.lower(): full for full in valid}, 1, cutoff=0.8)
-    suite = name.partition(":")[0]
-    for pattern, there in () if near or suite in (*SUITES, "gymnax", "craftax", "probe") else PATTERNS:
-        if re.fullmatch(pattern, name, re.IGNORECASE):
-            return re.sub(pattern, there, name, flags=re.IGNORECASE)
-    lower = {full.lower(): full for full in valid} | {full.lower().split(":")[-1]: full for full in valid}
-    near = difflib.get_close_matches(name.lower(), lower, 1, cutoff=0.5)
-    return lower[near[0]] if near else None
+    # A task's name alone is near to its full name, whatever its suite.
+    return tasks.get(plain) or registered or _translated(name, full) or _near(name, [*full.values()])
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _translated(name: str, full: dict[str, str]) -> str | None:
+    """What another project's name is here."""
+    near = difflib.get_close_matches(name.lower(), [x.lower() for x in full.values()], 1, cutoff=0.8)
+    if near or name.partition(":")[0] in (*SUITES, "gymnax", "craftax", "probe"):
+        return None
+    found = ((re.fullmatch(pattern, name, re.IGNORECASE), there) for pattern, there in PATTERNS)
+    return next((match.expand(there) for match, there in found if match), None)
+
+
+def _near(name: str, valid: list[str]) -> str | None:
+    spellings = {x.lower(): x for x in valid} | {x.lower().split(":")[-1]: x for x in valid}
+    near = difflib.get_close_matches(name.lower(), spellings, 1, cutoff=0.5)
+    return spellings[near[0]] if near else None
 
 
 def atari_game(name: str) -> str | None:

@@ -301,7 +301,11 @@ def _made(library: Any, maker: Maker) -> Any:
         return library.make(maker.make, max_episode_steps=limit, disable_env_checker=True, **args)
     env = create(**args)
     _check_made(maker.name, env)
-    return env if limit in (None, NO_LIMIT) else library.wrappers.TimeLimit(env, limit)
+    if limit in (None, NO_LIMIT):
+        return env
+    env = library.wrappers.TimeLimit(env, limit)
+    env.max_episode_steps = limit  # it has no specification to say so
+    return env
 
 
 def _check_made(name: str, env: Any) -> None:
