@@ -44,6 +44,25 @@ def test_training_says_what_it_does_and_ends_with_the_folder_and_the_digest(run,
     assert end[2].startswith("state sha256 ") and len(end[2].split()[-1]) == 64
 
 
+def test_config_json_tells_what_the_run_is_and_is_a_file_of_settings(run, capsys):
+    said = json.loads((run / "config.json").read_text())
+    about = said["about"]
+    assert about["parameters"] == sum(about["parameters_of"].values()) > 0
+    assert said["config"]["depth"] is None and about["config"]["depth"] == 4  # of `size=small`
+    assert about["config"]["deter"] == 8 and set(about["versions"]) == {"python", "jax", "jaxlib", "wmjax"}
+    capsys.readouterr()
+    assert main(["train", "--config", str(run / "config.json"), "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert "about" not in printed and f"env: {ENV}" in printed and "deter: 8" in printed
+
+
+def test_a_run_is_resumed_without_its_agents_name_and_not_with_another(run, capsys):
+    assert main(["train", "--resume", "--out", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "changed settings" not in out and "depth=4" in out and "parameters (" in out
+    fails(capsys, ["train", "dreamer_v2", "--resume", "--out", str(run)], "'dreamer_v3'", "'dreamer_v2'")
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -66,6 +85,12 @@ def test_training_says_what_it_does_and_ends_with_the_folder_and_the_digest(run,
         ("train dreamer_v3 --agent.size 2m", ["--agent.size", "'2m'", "12m"]),
         ("train dreamer_v3 --agent.replay_capacity 100", ["replay_capacity", "100"]),
         ("train dreamer_v3 --resume", ["resume", "out"]),
+        ("train --resume", ["agent", "missing"]),
+        ("train --resume --out {empty}", ["{empty}", "not a run folder"]),
+        ("train dreamer_v3 --config", ["--config"]),
+        ("train dreamer_v3 --config {empty}", ["config", "{empty}"]),
+        ("train dreamer_v3 --dry-run --seed -1", ["seed", "-1"]),
+        ("list envs pendulun", ["'pendulun'", "'pendulum'"]),
         ("eval", ["RUN"]),
         ("eval {empty}", ["{empty}", "not a run folder"]),
         ("eval {empty} --action greedy", ["--action", "'greedy'", "sample", "mode"]),

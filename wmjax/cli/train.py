@@ -39,8 +39,9 @@ def train(argv: Sequence[str]) -> None:
 def _train(argv: Sequence[str]) -> None:
     agent, argv = split_agent(argv)
     stops = {f"--{name.replace('_', mark)}" for name in STOPS for mark in "-_"}
-    if agent is not None and not (HELP | stops) & set(argv):
-        print(f"wmjax {wmjax.__version__}: {agent}", flush=True)  # the imports take a second or more
+    if (agent is not None or "--resume" in argv) and not (HELP | stops) & set(argv):
+        # The imports take a second or more.
+        print(f"wmjax {wmjax.__version__}{f': {agent}' if agent is not None else ''}", flush=True)
     from wmjax import presets
 
     start = _start(agent, argv)

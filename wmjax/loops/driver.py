@@ -173,7 +173,7 @@ class Driver:
         if not resume or checkpoint.latest(folder) is None:
             self._set_aside(-1, 0, warn)
             with self._display.working("compiling the run's first state (once, then cached)"):
-                return self._programs.init(self.per_seed(jax.random.key))
+                return jax.block_until_ready(self._programs.init(self.per_seed(jax.random.key)))
         with self._display.working("reading the newest checkpoint"):
             step, state = checkpoint.restore_newest(folder, self._programs.template, warn, exact=True)
             self._set_aside(step, self._iteration(state), warn)
