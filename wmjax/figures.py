@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax import checks, dreaming, files
-from wmjax.loops import host_rollout
+from wmjax.loops import host_rollout, memory
 from wmjax.loops.report import read_metrics
 from wmjax.loops.rollout import Position, rollout
 from wmjax.ops import noise
@@ -59,6 +59,9 @@ def open_loop(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, cont
     length = context + horizon
     spread = env.spec.max_episode_steps or length  # windows start within the first episode, or near to it
     spread = min(spread + 1, 500)
+    streams = HOST_STREAMS if isinstance(env, HostEnv) else STREAMS
+    field = f"context: {context}" if context > horizon else f"horizon: {horizon}"
+    memory.check_records(field, env.spec, streams * (spread + length), streams * length)
 
     def predict(params: PyTree, key: Array, records: Record) -> tuple[dict, dict, Array]:
         _, _, key_start, key_model = jax.random.split(key, 4)
@@ -75,8 +78,9 @@ def open_loop(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, cont
         valid = jnp.cumsum(step.is_first[context:], 0) == 0
         return step.obs, predicted, valid
 
-    records = _play(agent, env, params, key, HOST_STREAMS if isinstance(env, HostEnv) else STREAMS, spread + length)
-    return OpenLoop(*jax.device_get(jax.jit(predict)(params, key, records)))
+    with memory.running_out():
+        records = _play(agent, env, params, key, streams, spread + length)
+        return OpenLoop(*jax.device_get(jax.jit(predict)(params, key, records)))
 
 
 def _play(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, streams: int, steps: int) -> Record:

@@ -6,6 +6,7 @@ the sizes of the implementation guide. `paper` is the authors' own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -13,9 +14,11 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
+from wmjax import checks
 from wmjax.agents import AGENTS
 from wmjax.names import nearest
-from wmjax.types import UsageError
 
 DEFAULT_PRESET = "small"
 # The environment that an agent is trained on if none is named: discrete actions, or continuous ones.
@@ -511,7 +514,7 @@ def resolve(
       UsageError: unknown agent, preset or field, with the nearest valid name; a value of a wrong type or range.
     """
     config_class = _config_class(agent)
-    if preset not in PRESETS[agent]:
+    if not isinstance(preset, str) or preset not in PRESETS[agent]:
         raise nearest("preset", preset, PRESETS[agent])
     config = replace(replace(config_class(), PRESETS[agent][preset]), overrides or {})
     config.validate()
@@ -546,7 +549,7 @@ def saved_config(description: Mapping[str, Any]) -> Any:
 
 
 def _config_class(agent: str) -> type:
-    if agent not in AGENTS:
+    if not isinstance(agent, str) or agent not in AGENTS:
         raise nearest("agent", agent, AGENTS)
     return AGENTS[agent][0]
 
@@ -575,22 +578,27 @@ def check_fields(config_class: type, values: Mapping[str, Any]) -> dict[str, Any
 
 
 def _check_type(name: str, value: Any, hint: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
     choices = hint.__args__ if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     for choice in choices:
         if choice is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+            with contextlib.suppress(OverflowError):
+                return float(value)
         if typing.get_origin(choice) is Literal:
-            if value in choice.__args__:
+            if isinstance(value, str) and value in choice.__args__:
                 return value
         elif typing.get_origin(choice) is tuple:
             inner = choice.__args__[0]
-            if isinstance(value, (tuple, list)) and all(type(item) is inner for item in value):
-                return tuple(value)
+            if isinstance(value, (tuple, list)):
+                items = tuple(item.item() if isinstance(item, np.generic) else item for item in value)
+                if all(type(item) is inner for item in items):
+                    return items
         elif type(value) is choice:
             return value
         elif dataclasses.is_dataclass(choice) and isinstance(value, Mapping):
             return choice(**check_fields(choice, value))
-    raise UsageError(f"{name}: {value!r} is not valid; {_describe(choices)} is")
+    raise checks.invalid(name, value, _describe(choices))
 
 
 def _describe(choices: Iterable[Any]) -> str:
@@ -599,6 +607,8 @@ def _describe(choices: Iterable[Any]) -> str:
             return "one of " + ", ".join(map(str, choice.__args__))
         if typing.get_origin(choice) is tuple:
             return f"a tuple of {choice.__args__[0].__name__}"
+        if dataclasses.is_dataclass(choice):
+            return f"a mapping with fields of {choice.__name__}"
         return {type(None): "None", int: "an integer", float: "a number", bool: "true or false"}.get(
             choice, str(choice)
         )

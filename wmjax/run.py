@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import math
 import sys
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,7 +23,7 @@ from wmjax.envs import own
 from wmjax.envs.handed import check_args, check_trust
 from wmjax.envs.wrappers import agent_actions
 from wmjax.folder import BEST, CHECKPOINTS, EVAL, member_description, members, open_folder, read_description, warn
-from wmjax.loops import checkpoint, host, wandb_log
+from wmjax.loops import checkpoint, host, memory, wandb_log
 from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key, make_evaluator
 from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
@@ -101,7 +102,7 @@ class Run:
         max_steps = None if max_steps is None else checks.number("max_steps", max_steps)
         some = checks.BOUNDS["eval_envs"]._replace(low=1)
         eval_envs = None if eval_envs is None else checks.number("eval_envs", eval_envs, some)
-        episodes = checks.number("episodes", episodes)
+        episodes, seed = checks.number("episodes", episodes), checks.number("seed", seed)
         agent, where = self._playing(seed, env, action)
         options = {"options": host.Options(eval_envs=eval_envs)} if isinstance(where, HostEnv) else {}
         evaluator, key = make_evaluator(agent, where, max_steps=max_steps, **options), evaluation_key(seed)
@@ -146,8 +147,9 @@ class Run:
         checks.number("seed", seed)
         agent, where = self.agent, self.env if env is None else self._other_env(env)
         if action is not None:
-            overrides = presets.check_fields(type(self.config), {"eval_action": action})
-            agent = AGENTS[self.description["agent"]][1](self.env.spec, dataclasses.replace(self.config, **overrides))
+            checks.choice("action", action, typing.get_args(typing.get_type_hints(type(self.config))["eval_action"]))
+            config = dataclasses.replace(self.config, eval_action=action)
+            agent = AGENTS[self.description["agent"]][1](self.env.spec, config)
         return agent, where
 
     @property
@@ -241,10 +243,9 @@ def load(
         nor `trust_env` is given. Nothing has been imported then.
       CheckpointCorruptError: its files are not as they were written.
     """
-    path = Path(path)
+    path = checks.path("run", path)
     description = read_description(path, warn)
-    if which not in ("latest", "best"):
-        raise presets.nearest("which", which, ("latest", "best"))
+    checks.choice("which", which, ("latest", "best"))
     if description["env"] is None and env is None:
         raise UsageError(f"run: {str(path)!r} was trained on an Env value; load it from Python with env=...")
     check_idle()
@@ -372,6 +373,9 @@ def train(
       RunError: the run cannot go on: its updates are not finite, its checkpoints are damaged, its end cannot be saved.
     """
     _check_names(agent, overrides)
+    out = None if out is None else checks.path("out", out)
+    resume, memory_map = checks.flag("resume", resume), checks.flag("memory_map", memory_map)
+    no_lock = checks.flag("no_lock", no_lock)
     made = setup(
         agent, env, preset=preset, seed=seed, seeds=seeds, steps=steps, devices=devices, parallel=parallel,
         image_size=image_size, action_repeat=action_repeat, env_args=env_args, start_timeout=start_timeout,
@@ -386,12 +390,16 @@ def train(
     max_restarts = checks.number("max_restarts", max_restarts)
     worker_timeout = checks.number("worker_timeout", worker_timeout)
     if wandb is not None:
+        checks.text("wandb", wandb)
         wandb_log.check()
+    if not isinstance(made.env, HostEnv):
+        memory.check_run(made.agent, made.env, len(made.seeds), made.description["devices"])
     made = made._replace(description=made.description | {"about": estimate.about(made)})
     options = host.Options(workers, worker_timeout, max_restarts, memory_map, eval_envs=eval_envs)
     if callback is not None and not callable(callback):
-        raise UsageError(f"callback: {callback!r} is not valid; a function (metrics, run) is")
+        raise checks.invalid("callback", callback, "a function (metrics, run)")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(memory.running_out())
         display = stack.enter_context(_display(progress))
         fits = lambda folder: _check_state(made, folder)
         path = stack.enter_context(open_folder(out, resume, made.description, fits, display.say, no_lock=no_lock))
@@ -426,7 +434,7 @@ def _check_names(agent: Any, overrides: Mapping[str, Any]) -> None:
 
 def _display(progress: bool | TextIO) -> Display:
     if not isinstance(progress, bool) and not callable(getattr(progress, "write", None)):
-        raise UsageError(f"progress: {progress!r} is not valid; True, False or a text stream is")
+        raise checks.invalid("progress", progress, "True, False or a text stream")
     return Display(progress if not isinstance(progress, bool) else sys.stdout if progress else None)
 
 

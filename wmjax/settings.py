@@ -67,6 +67,8 @@ def setup(
     env = given("env", env, None if before else presets.default_env(agent))
     if env is None:
         raise UsageError("env: the run was trained on an Env value, which has to be given again")
+    if isinstance(env, str):
+        checks.text("env", env)
     recorded = env if env == before.get("env") else None
     env, name, args = handed(env, env_args)
     name = recorded or name
@@ -107,6 +109,7 @@ def setup(
     made = make(description, config, env, budget, start_timeout)
     fixed = device.fixed_env_steps(made.agent, made.env)
     if fixed is None:
+        _check_learns(made)
         return made
     if steps not in (None, fixed):
         raise UsageError(
@@ -114,6 +117,29 @@ def setup(
             f"configuration set: {fixed} env steps in all"
         )
     return made._replace(steps=fixed, description=made.description | {"steps": fixed})
+
+
+def _check_learns(made: Setup) -> None:
+    """Raises `UsageError` where the steps end before anything is learned."""
+    recipe, updates = made.agent.recipe, 0
+    for index, stage in enumerate(recipe.stages):
+        iterations = device.stage_iterations(made.agent, made.env, made.steps, index)
+        updates += iterations * (sum(update.repeats for update in stage.updates) + bool(stage.evolve))
+        if iterations < (stage.iterations or 0):  # the steps end here
+            break
+    if not updates:
+        learns = next(i for i, stage in enumerate(recipe.stages) if stage.updates or stage.evolve)
+        collected = sum(stage.collect * stage.iterations for stage in recipe.stages[:learns])
+        first = (collected + recipe.stages[learns].collect) * recipe.num_envs * made.env.spec.action_repeat
+        raise UsageError(
+            f"steps: {made.steps} is not valid, for nothing would be learned; the first update comes after {first} env "
+            "steps, as the agent's configuration says (prefill and the like)"
+        )
+    if updates < getattr(made.config, "grad_accum", 1):
+        raise UsageError(
+            f"grad_accum: {made.config.grad_accum} is not valid, for nothing would be learned; at most {updates} is, "
+            f"which are the updates in {made.steps} env steps"
+        )
 
 
 def make(description: dict[str, Any], config: Any, env: Any, steps: int, start_timeout: float | None = None) -> Setup:

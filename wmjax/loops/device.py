@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmjax import checks
 from wmjax.loops.rollout import Position, random_act, rollout
 from wmjax.ops import noise
 from wmjax.replay import device as replays
@@ -116,6 +117,14 @@ def check(agent: Agent) -> None:
             )
         if not (stage.collect or stage.updates or stage.evolve):
             raise UsageError(f"stage {stage.name!r}: it neither collects nor learns")
+        if stage.iterations is not None and stage.iterations > checks.COUNT:
+            raise UsageError(f"stage {stage.name!r}: it has {stage.iterations} iterations, {checks.COUNT} is the most")
+        for update in stage.updates:
+            if update.repeats > checks.UPDATES:
+                raise UsageError(
+                    f"stage {stage.name!r}: {update.repeats} updates {update.name!r} in one iteration; at most "
+                    f"{checks.UPDATES} are valid"
+                )
         if stage.iterations is None and not stage.collect:
             raise UsageError(f"stage {stage.name!r}: it may leave its iterations open only if it collects")
         for name, sampling, batch_size in _samplings(stage):

@@ -24,6 +24,7 @@ from wmjax.loops.device import Episode, RunState, Skips, first
 from wmjax.loops.host_evolution import Iteration, make_iteration
 from wmjax.loops.host_learning import Clock, Latents, Learner, add
 from wmjax.loops.host_rollout import DEFAULTS, Options, act_program, seed_words, start, timestep_shapes
+from wmjax.loops.memory import SPARE, available_bytes, check_agent, resident_bytes
 from wmjax.loops.parallel import Programs
 from wmjax.loops.rollout import random_act
 from wmjax.ops import noise
@@ -31,28 +32,6 @@ from wmjax.replay import chunks
 from wmjax.replay.device import Record
 from wmjax.replay.host import HostReplay, Sizes, cpu, sizes
 from wmjax.types import Agent, Array, HostEnv, HostEnvs, Metrics, PyTree, RunError, Stage, TimeStep, UsageError
-
-SPARE = 0.9  # of free memory or disk that replay may fill
-
-
-def resident_bytes() -> int:
-    """Of this process now; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    import resource
-
-    return pages * resource.getpagesize()
-
-
-def available_bytes() -> int | None:
-    """Of memory that could be used now; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, ValueError, IndexError, StopIteration):
-        return None
 
 
 def shapes(agent: Agent, env: HostEnv) -> tuple[tuple[PyTree, PyTree], Record]:
@@ -106,6 +85,8 @@ class HostLoop:
         self._num_envs = agent.recipe.num_envs
         self._folder = path / REPLAY if path is not None else None
         (state, carry), example = shapes(agent, env)
+        if records is not None:
+            check_agent(state)
         self.replay = self._make_replay(example, records, resume)
         run = self._begin(state, carry, jax.eval_shape(lambda: jax.random.key(0)))
         self.template = jax.eval_shape(lambda tree: tree, run)._replace(replay=self.replay.template())
@@ -137,13 +118,14 @@ class HostLoop:
         capacity = self._agent.recipe.replay_capacity // self._num_envs * self._num_envs
         share = min(1.0, records / capacity)
         memory, disk = needs.memory_bytes, needs.disk_bytes
+        filled = memory * share + needs.flags_bytes * (1 - share)  # flags are there from the start
         self._say(
             f"replay of {capacity:,} records: at most {memory / 1e9:.3g} GB of memory, "
             f"{disk / 1e9:.3g} GB of disk; this run fills {share:.0%} of it"
         )
         free = available_bytes()
-        if free is not None and memory * share > SPARE * free:
-            raise self._too_large(memory * share)
+        if free is not None and filled > SPARE * free:
+            raise self._too_large(filled)
         if self._folder is not None and not resume:
             free = shutil.disk_usage(self._folder.parent).free
             if disk * share > SPARE * free:

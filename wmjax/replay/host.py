@@ -61,7 +61,8 @@ class Sizes(NamedTuple):
     """What a replay takes when it is full."""
 
     block: int  # rows of a block
-    memory_bytes: int  # with the copy of latents and of one block that is made to save them
+    memory_bytes: int  # with flags, and the copy of latents and of one block that is made to save them
+    flags_bytes: int
     disk_bytes: int  # of its files, and of the latents in two checkpoints and a third that is being written
 
 
@@ -78,7 +79,7 @@ def sizes(
     latent = rows * bytes_of(shapes.latent)
     flags = rows * bytes_of(shapes.step._replace(obs={}, reward=()))
     memory = (resident + block) * row_bytes + 2 * latent + flags
-    return Sizes(block, memory, rows * row_bytes + 3 * latent)
+    return Sizes(block, memory, flags, rows * row_bytes + 3 * latent)
 
 
 class HostReplay:

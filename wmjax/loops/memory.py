@@ -1,0 +1,210 @@
+"""How much memory there is, and whether a run, or records to look at, could lie in it; from shapes alone.
+
+What is counted is certainly held at once: parameters, optimizers, replay, environments, and the largest of what is
+collected, sampled or played at a time. So nothing is refused that could be computed; what activations and gradients
+need besides is the compiler's, and where that is too much the run ends with a `RunError` (`running_out`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from wmjax.loops import device
+from wmjax.types import Agent, AgentState, Env, EnvSpec, Evolve, PyTree, RunError, UsageError
+
+SPARE = 0.9  # of the host's free memory, or of a disk, that may be filled
+# Of a control group, as containers and schedulers make them: its folder, limit, use, and the cache in that.
+GROUPS = {
+    "": ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What there is
+
+
+def resident_bytes() -> int:
+    """Of this process now; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    import resource
+
+    return pages * resource.getpagesize()
+
+
+def available_bytes() -> int | None:
+    """Of the host's memory that could be used now; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+    return min([free, *_group_bytes()])
+
+
+def _group_bytes() -> list[int]:
+    """What the control groups of this process leave to it, of those that say."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, names, place = line.split(":", 2)
+            for name in GROUPS.keys() & {*names.split(",")}:
+                root, most, used, cache = GROUPS[name]
+                for folder in {Path(root + place), Path(root)}:  # within a container the second is the group's
+                    with contextlib.suppress(OSError, ValueError, KeyError):
+                        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                        taken = int((folder / used).read_text()) - int(stat[cache])
+                        found.append(max(0, int((folder / most).read_text()) - taken))
+    return found
+
+
+class Room(NamedTuple):
+    """Memory that programs may fill."""
+
+    bytes: float
+    where: str  # in words
+
+
+def room() -> Room | None:
+    """Where compiled programs run: on each accelerator, or the host; None where nobody says."""
+    if jax.default_backend() == "cpu":
+        free = available_bytes()
+        return None if free is None else Room(SPARE * free, f"{free / 1e9:.3g} GB of memory are free")
+    stats = [found for each in jax.local_devices() if (found := each.memory_stats()) and "bytes_limit" in found]
+    if not stats:
+        return None
+    free = min(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats)
+    return Room(free, f"{free / 1e9:.3g} GB are free on each {jax.default_backend().upper()}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is needed
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Of all leaves, arrays or shapes."""
+    size = lambda x: (
+        math.prod(x.shape) * (8 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize)
+    )
+    return sum(map(size, jax.tree.leaves(tree)))
+
+
+def _gb(count: float) -> str:
+    return (
+        f"{count / 1e3:.3g} kB"
+        if count < 1e6
+        else f"{count / 1e9:.3g} GB"
+        if count < 1e12
+        else f"{count / 1e9:,.0f} GB"
+    )
+
+
+def check_run(agent: Agent, env: Env, seeds: int = 1, devices: int = 1) -> None:
+    """Raises `UsageError`, naming the field and the numbers, where a run on the device cannot fit in memory.
+
+    Args:
+      agent: brings the recipe, of the whole run.
+      env: takes what the agent emits.
+      seeds: of the run, each of which has all of it.
+      devices: that environments, replay and batches are spread over. On a CPU they share the host's memory.
+    """
+    free, recipe = room(), agent.recipe
+    if free is None:
+        return
+    run = jax.eval_shape(lambda key: device.init(agent, env, key), jax.eval_shape(lambda: jax.random.key(0)))
+    rows = recipe.replay_capacity // recipe.num_envs * recipe.num_envs
+    record = tree_bytes(run.replay.data) / rows
+    acting = tree_bytes((run.env_state, run.timestep, run.carry)) / recipe.num_envs
+    parts = {  # what of a run, and there may be less of, takes how much
+        f"replay_capacity: {recipe.replay_capacity} records of {_gb(record)} need": rows * record,
+        f"num_envs: {recipe.num_envs} environments need": recipe.num_envs * acting,
+    }
+    learned, (work, doing) = tree_bytes(run.agent), max(_at_once(agent, run.agent, record, acting))
+    on_host = jax.default_backend() == "cpu"
+    learned, spread = (learned * devices, 1) if on_host else (learned, devices)
+    each = learned + sum(parts.values()) / spread
+    total = seeds * each + work / spread  # on a CPU seeds learn in turn
+    if total <= free.bytes:
+        return
+    if each + work / spread <= free.bytes:
+        most = int((free.bytes - work / spread) / each)
+        raise UsageError(
+            f"seeds: {seeds} need {_gb(total)}, {_gb(each)} each, and {free.where}; at most {most} is valid"
+        )
+    parts |= {"agent: parameters and optimizers of these sizes need": learned * spread, doing: work}
+    words, size = max(parts.items(), key=lambda part: part[1])
+    most = int((free.bytes - each - work / spread) * spread / record) + rows if words.startswith("replay") else 0
+    advice = f"at most {most} is valid" if most >= recipe.num_envs else "less is valid"
+    held = f"{_gb(size)}, of {_gb(each + work / spread)} that the run holds at once"
+    raise UsageError(
+        f"{words} {held}{f' on each of {spread} devices' if spread > 1 else ''}, and {free.where}; {advice}"
+    )
+
+
+def _at_once(agent: Agent, state: AgentState, record: float, acting: float) -> Iterator[tuple[float, str]]:
+    """Bytes of what the stages of a recipe make at a time besides the state, and the words for each."""
+    recipe = agent.recipe
+    for stage in recipe.stages:
+        if stage.collect:
+            words = f"stage {stage.name!r}: {stage.collect} steps of {recipe.num_envs} environments at once need"
+            yield stage.collect * recipe.num_envs * record, words
+        for update in stage.updates:
+            window = update.sampling.context + update.sampling.length
+            words = f"batch_size: {update.batch_size} windows of {window} steps for {update.name!r} need"
+            yield update.batch_size * window * record, words
+        if stage.evolve:
+            yield _search(agent, state, stage.evolve, acting)
+
+
+def _search(agent: Agent, state: AgentState, evolve: Evolve, acting: float) -> tuple[float, str]:
+    """Of a generation's candidates and the episodes that they play side by side."""
+    dims = math.prod(jax.eval_shape(evolve.get, state.params).shape)
+    if evolve.where == "dream":
+        acting = tree_bytes(jax.eval_shape(lambda params: agent.model.init_state(params, 1), state.params))
+    rows = max(evolve.population * evolve.rollouts, evolve.mean_rollouts)
+    words = f"population: {evolve.population} candidates with {evolve.rollouts} episodes each (mean_rollouts: "
+    return 4 * evolve.population * dims + rows * acting, f"{words}{evolve.mean_rollouts}) need"
+
+
+def check_agent(state: AgentState) -> None:
+    """Raises `UsageError` where an agent, arrays or shapes, cannot fit where programs run."""
+    free, size = room(), tree_bytes(state)
+    if free is not None and size > free.bytes:
+        raise UsageError(f"agent: parameters and optimizers of these sizes need {_gb(size)}, and {free.where}")
+
+
+def check_records(field: str, spec: EnvSpec, records: int, predicted: int) -> None:
+    """Raises `UsageError`, naming a field, where so many records and pictures predicted in float32 cannot fit."""
+    shapes = [getattr(space, "shape", ()) for space in spec.obs.values()]
+    sizes = [np.dtype(getattr(space, "dtype", "int32")).itemsize for space in spec.obs.values()]
+    numbers = [math.prod(shape) for shape in shapes]
+    free = room()
+    size = records * sum(n * size for n, size in zip(numbers, sizes, strict=True)) + 4 * predicted * sum(numbers)
+    if free is not None and size > free.bytes:
+        raise UsageError(f"{field}: {records:,} records need {_gb(size)}, and {free.where}; less is valid")
+
+
+@contextlib.contextmanager
+def running_out() -> Iterator[None]:
+    """Makes a `RunError` of one line of what JAX raises where memory runs out."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        free = room()
+        line = (str(error).splitlines() or ["out of memory"])[0][:200]
+        raise RunError(
+            f"memory ran out ({line}){f'; {free.where}' if free else ''}. Smaller sizes of networks, batches "
+            "(batch_size, length, horizon), num_envs or replay_capacity need less"
+        ) from None
