@@ -245,24 +245,3 @@ def test_the_command_itself_prints_one_line_and_no_traceback():
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("wmjax: error: agent: ")
     assert UsageError.__name__ not in done.stderr
-
-
-def test_the_cache_of_compiled_programs_can_be_moved_and_turned_off(monkeypatch, tmp_path):
-    import jax
-
-    from wmjax.cache import enable_compilation_cache
-
-    before = jax.config.jax_compilation_cache_dir
-    try:
-        jax.config.update("jax_compilation_cache_dir", None)
-        monkeypatch.setenv("WMJAX_CACHE", "off")
-        assert enable_compilation_cache() is None
-        monkeypatch.delenv("WMJAX_CACHE")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert enable_compilation_cache() == tmp_path / "wmjax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", None)
-        monkeypatch.setenv("WMJAX_CACHE", str(tmp_path / "mine"))
-        assert enable_compilation_cache() == tmp_path / "mine"
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)

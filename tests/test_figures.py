@@ -1,4 +1,5 @@
 import json
+import os
 
 import imageio.v3 as iio
 import jax
@@ -123,8 +124,45 @@ def test_a_plot_is_a_picture_and_an_empty_run_is_refused(tmp_path):
     assert iio.imread(tmp_path / "p.png").ndim == 3
     with pytest.raises(UsageError, match="no finished episodes"):
         figures.plot_learning_curves(tmp_path / "q.png", [("x", folders[1])])
-    with pytest.raises(UsageError, match="cannot be written"):
-        figures.plot_learning_curves(tmp_path / "q.nonsense", [("x", folders[0])])
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("p.png", "p.png"), ("p", "p.png"), ("p.", "p.png"), ("p.PDF", "p.PDF"), (".p.svg", ".p.svg"), ("a b", "a b.png")],
+)
+def test_a_chart_says_where_it_was_written(tmp_path, name, written):
+    run = write_run(tmp_path / "run", [0.0, 1.0])
+    path = figures.plot_learning_curves(tmp_path / name, [("half a $formula_{", run)])
+    assert path == tmp_path / written and path.stat().st_size > 1000
+    assert {x.name for x in tmp_path.iterdir()} == {"run", written}
+    if written.endswith("png"):
+        assert iio.imread(path).ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("", "is a folder"), ("pipe", "not a regular file"), ("pipe.png", "not a regular file"),
+        ("/dev/full", "not a regular file"), ("/dev/null", "not a regular file"),
+        ("p.nonsense", "no format; valid are .*png"), (".png", "no name before its suffix"),
+        ("..", "is a folder"), ("...", "no name before its suffix"), ("folder.png", "is a folder"),
+        ("p.pgf", r"needs TeX .*\.pdf"), ("absent/p.png", "'.*absent' does not exist"),
+        ("run/metrics.jsonl/p.png", "does not exist"), ("p\0.png", "not valid"), ("\udcff.png", "not valid"),
+        ("p" * 300 + ".png", "not valid: File name too long"), ("p/" * 3000, "not valid: File name too long"),
+    ],
+)  # fmt: skip
+def test_a_chart_that_cannot_be_written_is_refused_in_one_line_and_nothing_is_changed(
+    tmp_path, monkeypatch, name, words
+):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    run = write_run(tmp_path / "run", [0.0, 1.0])
+    (tmp_path / "folder.png").mkdir()
+    for pipe in ("pipe", "pipe.png"):
+        os.mkfifo(tmp_path / pipe)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match=f"^out: .*{words}") as caught:
+        figures.plot_learning_curves(f"{tmp_path}/{name}" if not name.startswith("/") else name, [("x", run)])
+    assert "\n" not in str(caught.value) and sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_video_shows_one_episode_from_its_first_frame_to_its_last(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -272,25 +274,29 @@ def learning_curve(folders: Sequence[str | Path], points: int = 100) -> Curve:
     return Curve(steps, mean, mean - spread, mean + spread, len(values))
 
 
-def plot_learning_curves(path: str | Path, runs: Sequence[tuple[str, str | Path]]) -> None:
+def plot_learning_curves(path: str | Path, runs: Sequence[tuple[str, str | Path]]) -> Path:
     """Draws learning curves, one for each label, with the mean and interval over the runs that share it.
 
     Args:
-      path: of the picture; its suffix says its format.
+      path: of the picture; its suffix says its format (`picture_path`).
       runs: (label, run folder) pairs.
+
+    Returns:
+      The file.
     """
+    path = picture_path(path)
     figure, axes = _axes("env steps", "episode return")
     for label, folders in _by_label(runs).items():
         curve = learning_curve(folders)
         (line,) = axes.plot(curve.steps, curve.mean, label=f"{label} ({_seeds(curve.runs)})")
         axes.fill_between(curve.steps, curve.low, curve.high, color=line.get_color(), alpha=0.2, linewidth=0)
-    _save(figure, axes, path)
+    return _save(figure, axes, path)
 
 
 def _by_label(runs: Sequence[tuple[str, str | Path]]) -> dict[str, list[str | Path]]:
     groups = defaultdict(list)
     for label, folder in runs:
-        groups[label].append(folder)
+        groups[label.replace("$", r"\$")].append(folder)  # no mathematics
     return groups
 
 
@@ -308,14 +314,45 @@ def _axes(x: str, y: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, axes: Any, path: str | Path) -> None:
+def picture_path(path: str | Path) -> Path:
+    """Where a chart is written: `path`, with `.png` where it has no suffix.
+
+    Raises `UsageError` where no chart can be written there: the suffix is of no format, or needs TeX, which is not
+    there; a folder or a device has the name; the folder above is not there or cannot be written.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    path, formats = checks.path("out", path), Figure().canvas.get_supported_filetypes()
+    if path.is_dir():
+        raise UsageError(f"out: {str(path)!r} is a folder; a file in it is valid, such as {str(path / 'curve.png')!r}")
+    if not path.suffix.rstrip("."):
+        if not path.name.strip(".") or path.name.removeprefix(".").lower() in formats:
+            raise UsageError(f"out: {str(path)!r} has no name before its suffix")
+        path = path if path.exists() and not path.is_file() else path.with_name(f"{path.name.rstrip('.')}.png")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"out: {str(path)!r} is not a regular file, and no other is replaced")
+    if path.suffix[1:].lower() not in formats:
+        raise UsageError(f"out: {str(path)!r} has a suffix of no format; valid are {', '.join(sorted(formats))}")
+    if path.suffix.lower() == ".pgf" and not shutil.which(tex := matplotlib.rcParams["pgf.texsystem"]):
+        raise UsageError(
+            f"out: {str(path)!r} needs TeX ({tex}), which is not installed; .pdf or .svg are valid without"
+        )
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        why = "cannot be written to" if path.parent.is_dir() else "does not exist"
+        raise UsageError(f"out: {str(path)!r} cannot be written: the folder {str(path.parent)!r} {why}")
+    return path
+
+
+def _save(figure: Any, axes: Any, path: Path) -> Path:
     axes.legend(fontsize="small")
     picture = io.BytesIO()
     try:
-        figure.savefig(picture, dpi=150, format=Path(path).suffix.removeprefix(".") or "png")
-        files.write(Path(path), picture.getbuffer())
-    except (OSError, ValueError) as error:
+        figure.savefig(picture, dpi=150, format=path.suffix[1:].lower())
+        files.write(path, picture.getbuffer())
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: of TeX
         raise UsageError(f"out: {str(path)!r} cannot be written: {str(error).splitlines()[0]}") from None
+    return path
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -342,20 +379,24 @@ def fitness_curves(folder: str | Path) -> dict[str, tuple[list[float], list[floa
     return curves
 
 
-def plot_fitness_curves(path: str | Path, runs: Sequence[tuple[str, str | Path]], points: int = 100) -> None:
+def plot_fitness_curves(path: str | Path, runs: Sequence[tuple[str, str | Path]], points: int = 100) -> Path:
     """Draws fitness over generations: of the best candidate, of all, and of the distribution's mean.
 
     The best of a population is best by luck, too; the distribution's mean is evaluated on episodes of its own. Lines
     are means over the runs of one label, with the 95% interval around that of the distribution's mean.
 
     Args:
-      path: of the picture; its suffix says its format.
+      path: of the picture; its suffix says its format (`picture_path`).
       runs: (label, run folder) pairs.
       points: of each curve.
+
+    Returns:
+      The file.
 
     Raises:
       UsageError: a run has no generation yet, or the picture cannot be written.
     """
+    path = picture_path(path)
     figure, axes = _axes("generation", "fitness: mean return of episodes")
     for number, (label, folders) in enumerate(_by_label(runs).items()):
         found = [fitness_curves(folder) for folder in folders]
@@ -368,4 +409,4 @@ def plot_fitness_curves(path: str | Path, runs: Sequence[tuple[str, str | Path]]
             axes.plot(places, mean, STYLES[name], color=f"C{number}", label=f"{label} ({_seeds(len(found))}), {words}")
             if name == "mean_return":
                 axes.fill_between(places, mean - spread, mean + spread, color=f"C{number}", alpha=0.2, linewidth=0)
-    _save(figure, axes, path)
+    return _save(figure, axes, path)

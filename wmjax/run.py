@@ -19,6 +19,7 @@ import numpy as np
 import wmjax
 from wmjax import checks, estimate, figures, presets
 from wmjax.agents import AGENTS
+from wmjax.cache import enable_compilation_cache
 from wmjax.envs import own
 from wmjax.envs.handed import check_args, check_trust
 from wmjax.envs.wrappers import agent_actions
@@ -243,6 +244,7 @@ def load(
         nor `trust_env` is given. Nothing has been imported then.
       CheckpointCorruptError: its files are not as they were written.
     """
+    enable_compilation_cache()
     path = checks.path("run", path)
     description = read_description(path, warn)
     checks.choice("which", which, ("latest", "best"))
@@ -376,6 +378,7 @@ def train(
     out = None if out is None else checks.path("out", out)
     resume, memory_map = checks.flag("resume", resume), checks.flag("memory_map", memory_map)
     no_lock = checks.flag("no_lock", no_lock)
+    cache = enable_compilation_cache()
     made = setup(
         agent, env, preset=preset, seed=seed, seeds=seeds, steps=steps, devices=devices, parallel=parallel,
         image_size=image_size, action_repeat=action_repeat, env_args=env_args, start_timeout=start_timeout,
@@ -401,6 +404,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(memory.running_out())
         display = stack.enter_context(_display(progress))
+        display.say(f"compilation cache {cache}" if cache else "compilation cache off")
         fits = lambda folder: _check_state(made, folder)
         path = stack.enter_context(open_folder(out, resume, made.description, fits, display.say, no_lock=no_lock))
         display.say(describe(made, path))

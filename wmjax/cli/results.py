@@ -13,10 +13,8 @@ from wmjax.types import UsageError
 
 
 def _load(args: EvalArgs | DreamArgs, env: str | None = None, env_args: dict[str, Any] | None = None) -> Any:
-    from wmjax.cache import enable_compilation_cache
     from wmjax.run import load
 
-    enable_compilation_cache()
     how = dict(which=args.which, start_timeout=args.start_timeout, trust_env=args.trust_env)
     return load(args.run, env=env, env_args=env_args, **how)
 
@@ -123,7 +121,7 @@ def plot(argv: Sequence[str]) -> None:
     args = parse(PlotArgs, argv, "wmjax plot")
     if not args.runs:
         raise UsageError("runs: missing; give at least one run folder")
-    named = []
+    out, named = None if args.out is None else figures.picture_path(args.out), []
     for path in args.runs:
         d = read_description(path)
         label = f"{d['agent']} {d['env'] or 'env'} {d['preset']}"
@@ -135,6 +133,5 @@ def plot(argv: Sequence[str]) -> None:
     name, draw = ("fitness_curve.png", figures.plot_fitness_curves) if all(evolved) else (
         "learning_curve.png", figures.plot_learning_curves
     )  # fmt: skip
-    out = args.out or (args.runs[0] if len(args.runs) == 1 else Path()) / name
-    draw(out, named)
-    print(f"wrote {out}")
+    out = out or (args.runs[0] if len(args.runs) == 1 else Path()) / name
+    print(f"wrote {draw(out, named)}")

@@ -63,7 +63,6 @@ def _train(argv: Sequence[str]) -> None:
     if print_config or dry_run:
         _show(start.agent, values, chosen, print_config)
         return
-    _say_cache()
     from wmjax import run
 
     run.train(start.agent, **values, **chosen)
@@ -161,10 +160,3 @@ def _show(agent: str, values: Mapping[str, Any], chosen: Mapping[str, Any], prin
         print(configs.write(known | others | {"config": config}), end="")
     else:
         print(f"{describe(made, values['out'])}\n{estimate.outlook(made, values['memory_map'])}\nnothing was written")
-
-
-def _say_cache() -> None:
-    from wmjax.cache import enable_compilation_cache
-
-    folder = enable_compilation_cache()
-    print(f"compilation cache {folder}" if folder else "compilation cache off", flush=True)
