@@ -21,7 +21,7 @@ ALLOWED = {
     "cache": set(),
     "scores": {"envs", "files", "folder"},
     "recipes": {"types"},
-    "names": {"types"},
+    "names": {"types", "checks"},
     "agents": BASE | {"nets", "optim", "dreaming", "evolution", "recipes"},
     "suites": set(),
     "envs": {"types", "checks", "suites"},

@@ -98,7 +98,7 @@ OPTIONS = [
         "seeds": ("0", "-3"),
         "steps": ("0", "-5", str(2**31)),
         "devices": ("0", "-2"),
-        "eval-every": ("0", "-1"),
+        "eval-every": ("-1",),
         "max-skipped": ("-1",),
         "checkpoint-seconds": ("-1.0", "nan"),
         "image-size": ("7", "-64", "0"),

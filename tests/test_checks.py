@@ -96,9 +96,9 @@ def test_seconds_may_be_without_end():
     assert checks.number("checkpoint_seconds", float("inf")) == float("inf")
 
 
-@pytest.mark.parametrize("value", [3, None, b"x", "", "a\0b", "a\nb", "\x1b[31m", "x" * 256, "\udcff", ["x"]])
+@pytest.mark.parametrize("value", [3, None, b"x", "", "a\0b", "a\nb", "\x1b[31m", "x" * 4097, "\udcff", ["x"]])
 def test_what_is_no_name_is_refused(value):
-    with pytest.raises(UsageError, match=r"^wandb: .* is not valid; a name of 1 to 255 printable characters is$"):
+    with pytest.raises(UsageError, match=r"^wandb: .* is not valid; a name of 1 to 4096 printable characters is$"):
         checks.text("wandb", value)
 
 

@@ -42,6 +42,7 @@ LAYERS = 128
 ROWS = 2**20  # of a batch, in one step of time
 TIME = 100_000  # steps that are computed at once
 UPDATES = 10_000_000  # in one compiled loop, which holds a key for each
+NAME = 4096  # characters; the name of an environment may be the path of a file
 PICTURE = 4096  # pixels of a side; one such picture in RGB takes 50 MB
 
 
@@ -147,10 +148,10 @@ def choice(field: str, value: Any, valid: Iterable[str]) -> str:
     return value
 
 
-def text(field: str, value: Any, most: int = 255) -> str:
-    """A name of any kind. Raises `UsageError` unless it is a string of 1 to `most` printable characters."""
-    if not isinstance(value, str) or not 0 < len(value) <= most or not value.isprintable():
-        raise invalid(field, value, f"a name of 1 to {most} printable characters")
+def text(field: str, value: Any) -> str:
+    """A name of any kind. Raises `UsageError` unless it is a string of 1 to `NAME` printable characters."""
+    if not isinstance(value, str) or not 0 < len(value) <= NAME or not value.isprintable():
+        raise invalid(field, value, f"a name of 1 to {NAME} printable characters")
     return value
 
 

@@ -62,7 +62,6 @@ def member_description(description: dict[str, Any], seed: int) -> dict[str, Any]
 
 CONFIG_BYTES = 2**20
 LARGEST = 2**53  # of whole numbers that are exact everywhere
-NAME_LENGTH = 4096  # of an environment, which may be the path of a file
 DEPTH = 5  # of values within values
 
 
@@ -99,7 +98,7 @@ def _env_args(name: str, value: Any) -> None:
 
 
 def _env(name: str, value: Any) -> None:
-    checks.text(name, value, NAME_LENGTH)
+    checks.text(name, value)
 
 
 def _flag(name: str, value: Any) -> None:

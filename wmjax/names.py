@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
+from wmjax.checks import show
 from wmjax.types import UsageError
 
 # What Stable-Baselines3, CleanRL, Brax, rejax and the authors of the papers call it -> what it is called here. Those
@@ -131,4 +132,4 @@ def nearest(kind: str, name: str, valid: Iterable[str]) -> UsageError:
     hint = did_you_mean([repr(x) for x in near])
     if len(valid) < 12 or not near:
         hint += f" valid are {', '.join(valid)}"
-    return UsageError(f"{kind}: unknown name {name!r}; {hint.strip()}")
+    return UsageError(f"{kind}: unknown name {show(name)}; {hint.strip()}")

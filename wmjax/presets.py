@@ -594,7 +594,7 @@ def _check_type(name: str, value: Any, hint: Any) -> Any:
                 items = tuple(item.item() if isinstance(item, np.generic) else item for item in value)
                 if all(type(item) is inner for item in items):
                     return items
-        elif type(value) is choice:
+        elif type(value) is choice and (choice is not str or value.isprintable()):
             return value
         elif dataclasses.is_dataclass(choice) and isinstance(value, Mapping):
             return choice(**check_fields(choice, value))
@@ -609,8 +609,12 @@ def _describe(choices: Iterable[Any]) -> str:
             return f"a tuple of {choice.__args__[0].__name__}"
         if dataclasses.is_dataclass(choice):
             return f"a mapping with fields of {choice.__name__}"
-        return {type(None): "None", int: "an integer", float: "a number", bool: "true or false"}.get(
-            choice, str(choice)
-        )
+        return {
+            type(None): "None",
+            int: "an integer",
+            float: "a number",
+            bool: "true or false",
+            str: "text in printable characters",
+        }.get(choice, str(choice))
 
     return " or ".join(one(choice) for choice in choices)

@@ -245,15 +245,16 @@ def load(
       CheckpointCorruptError: its files are not as they were written.
     """
     enable_compilation_cache()
-    path = checks.path("run", path)
-    description = read_description(path, warn)
+    path, trust_env = checks.path("run", path), checks.flag("trust_env", trust_env)
     checks.choice("which", which, ("latest", "best"))
+    env_args = check_args(env_args)
+    description = read_description(path, warn)
     if description["env"] is None and env is None:
         raise UsageError(f"run: {str(path)!r} was trained on an Env value; load it from Python with env=...")
     check_idle()
     own_args = description.get("env_args") or {}
-    check_trust(description["env"] if env is None else None, own_args, checks.flag("trust_env", trust_env))
-    description = description | {"env_args": own_args | check_args(env_args)}
+    check_trust(description["env"] if env is None else None, own_args, trust_env)
+    description = description | {"env_args": own_args | env_args}
     config = presets.saved_config(description)
     env = description["env"] if env is None else env
     made = make(description | {"devices": 1}, config, env, 1, start_timeout)

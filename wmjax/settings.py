@@ -78,7 +78,8 @@ def setup(
     _, settings = presets.resolve(agent, preset, name)
     args = (own_args if before else settings.env_args) | args
     seed, seeds, devices = given("seed", seed, 0), given("seeds", seeds, 1), given("devices", devices, 1)
-    parallel = given("parallel", parallel, None) or BACKENDS[0]
+    parallel = given("parallel", parallel, None)
+    parallel = BACKENDS[0] if parallel is None else parallel
     budget = given("steps", steps, settings.steps)
     seed, seeds, devices = checks.number("seed", seed), checks.number("seeds", seeds), checks.number("devices", devices)
     budget = checks.number("steps", budget)

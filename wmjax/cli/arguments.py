@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from wmjax import checks
 from wmjax.names import did_you_mean, meant
 from wmjax.types import UsageError
 
@@ -174,11 +175,25 @@ def parse(args_class: Any, argv: Sequence[str], prog: str, default: Any = None) 
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(args_class, prog=prog, args=list(argv), default=default)
+            args = tyro.cli(args_class, prog=prog, args=list(argv), default=default)
     except SystemExit as end:
         if not end.code:
             raise
         raise UsageError(_one_line(errors.getvalue())) from None
+    for field in dataclasses.fields(args):
+        _check(field.name, getattr(args, field.name))
+    return args
+
+
+def _check(name: str, value: Any) -> None:
+    """Raises `UsageError` where a number is out of its bounds, or text could be no name or path."""
+    for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, Path):
+            checks.path(name, one)
+        elif isinstance(one, str):
+            checks.text(name, one)
+        elif name in checks.BOUNDS and one is not None:
+            checks.number(name, one)
 
 
 def _one_line(box: str) -> str:

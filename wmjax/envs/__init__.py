@@ -78,20 +78,20 @@ def make_env(
     """
     value, name, args = handed(env, env_args)
     repeat = checks.number("action_repeat", 1 if action_repeat is None else action_repeat)
+    seconds = START_SECONDS if start_timeout is None else checks.number("start_timeout", start_timeout)
     if name is None:
         if (image_size, action_repeat) != (None, None):
             raise UsageError("image_size, action_repeat: not valid with an Env value, which has its own")
         return checked(value)
     if not isinstance(value, str) or is_host(value):
-        return _make_host(value, name, args, image_size, repeat, start_timeout)
+        return _make_host(value, name, args, image_size, repeat, seconds)
     return wrappers.auto_reset(wrappers.action_repeat(_make_raw(value, image_size, args), repeat))
 
 
 def _make_host(
-    value: Any, name: str, args: dict[str, Any], image_size: int | None, repeat: int, start_timeout: float | None
+    value: Any, name: str, args: dict[str, Any], image_size: int | None, repeat: int, seconds: float
 ) -> HostEnv:
     image_size = None if image_size is None else checks.number("image_size", image_size)
-    seconds = START_SECONDS if start_timeout is None else checks.number("start_timeout", start_timeout)
     try:
         if isinstance(value, str):
             suite_name, _, task = value.partition(":")
