@@ -125,16 +125,16 @@ def test_a_simulator_of_which_one_may_exist_trains_and_is_evaluated(tmp_path, ca
     out, one = tmp_path / "run", dict(env=env, num_envs=1, workers=1)
     _, said = train(out, 40, eval_every=20, **one)  # finds out by itself that there is no room beside training
     assert said.count("from now on they are closed for evaluations") == 1
-    run, said = train(out, 80, eval_every=20, resume=True, eval_envs=0, **one)
+    run, said = train(out, 80, eval_every=20, resume=True, eval_envs=0, trust_env=True, **one)
     assert "warning" not in said and "mean return 4.000 over 16 episodes" in said
     lines = read_metrics(out)
     assert [line["eval/return"] for line in lines if "eval/return" in line] == [4.0] * 4
     assert lines[-1]["step"] == 80 and lines[-1]["updates"] == int(run.state.step) > 0
     capsys.readouterr()
-    assert main(["eval", str(out), "--episodes", "1", "--json"]) == 0
+    assert main(["eval", str(out), "--episodes", "1", "--json", "--trust-env"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["returns"], found["lengths"], found["cut"], found["step"]) == ([4.0], [4], 0, 80)
-    assert main(["dream", str(out), "--context", "2", "--horizon", "2"]) == 0
+    assert main(["dream", str(out), "--context", "2", "--horizon", "2", "--trust-env"]) == 0
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_episodes_without_end_are_cut_and_the_run_says_how_many(tmp_path, monkey
     assert "16 of 16 episodes were cut after 30 steps" in said.splitlines()
     assert not [line for line in read_metrics(out) if "eval/return" in line] and not (out / "best").exists()
     capsys.readouterr()
-    assert main(["eval", str(out), "--episodes", "2", "--max-steps", "12"]) == 0
+    assert main(["eval", str(out), "--episodes", "2", "--max-steps", "12", "--trust-env"]) == 0
     assert "2 of 2 episodes were cut after 12 steps" in capsys.readouterr().out.splitlines()
     found = [json.loads(path.read_text()) for path in sorted((out / "evals").iterdir())]
     assert sorted((x["cut"], x["episodes"], x["max_steps"]) for x in found) == [(2, 2, 12), (16, 16, None)]
