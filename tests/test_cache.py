@@ -1,5 +1,6 @@
 """The cache of compiled programs: where it is, what there is without one, and that it is used."""
 
+import contextlib
 import os
 import pwd
 import subprocess
@@ -10,6 +11,7 @@ import jax
 import pytest
 
 import wmjax
+from tests.test_run import TINY
 from wmjax.cache import enable_compilation_cache
 
 
@@ -87,3 +89,37 @@ def test_an_import_alone_turns_nothing_on(tmp_path):
     there |= {"PYTHONPATH": str(Path(wmjax.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=there, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["None"] and not list(tmp_path.iterdir())
+
+
+@contextlib.contextmanager
+def counted(event):
+    """A list that grows with each event of this name that JAX tells."""
+    found = []
+    listener = lambda name, **more: found.append(name) if name == event else None
+    jax.monitoring.register_event_listener(listener)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_listener(listener)
+
+
+@pytest.mark.slow
+def test_a_second_run_from_python_compiles_nothing_that_took_long(unset, tmp_path):
+    from jax.experimental.compilation_cache import compilation_cache
+
+    unset.setenv("WMJAX_CACHE", str(tmp_path / "cache"))
+    compilation_cache.reset_cache()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        one = lambda name: wmjax.train(
+            "dreamer_v3", "probe:act_obs", steps=40, out=tmp_path / name, progress=False, **TINY
+        )
+        with counted("/jax/compilation_cache/cache_misses") as first:
+            one("first")
+        jax.clear_caches()
+        with counted("/jax/compilation_cache/cache_misses") as second:
+            one("second")
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        compilation_cache.reset_cache()
+    assert len(first) > 5 and not second
