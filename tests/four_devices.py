@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 import wmjax
 from tests.agents import test_world_models
 from tests.agents.batches import PIXELS, random_trajectory
-from tests.test_conformance import learner, make
+from tests.test_conformance import last_update, make, updates_of
 from tests.test_run import TINY
 from wmjax.agents import AGENTS
 from wmjax.agents.world_models import EvolveConfig
@@ -47,12 +47,13 @@ def sharded(fn: Callable, backend: str) -> Callable:
 def updates_equal_those_of_one_device(name: str) -> None:
     """Five updates on the same batches, of which every device has its part."""
     whole, part = make(name), make(name, axis_name=AXIS)
+    one, shared = (updates_of(agent)[last_update(name)] for agent in (whole, part))
     state = jax.jit(whole.init)(jax.random.key(0))
-    length = learner(whole).sampling.length + learner(whole).sampling.context
+    length = one.sampling.length + one.sampling.context
     batches = [random_trajectory(whole, PIXELS, state, length, 8, seed=i) for i in range(2)]
     states, norms = {}, {}
     for backend in ("one", *BACKENDS):
-        update = jax.jit(learner(whole).fn) if backend == "one" else sharded(learner(part).fn, backend)
+        update = jax.jit(one.fn) if backend == "one" else sharded(shared.fn, backend)
         now = jax.tree.map(lambda x: jnp.broadcast_to(x, (4, *x.shape)), state) if backend == "pmap" else state
         norms[backend] = []
         for i in range(5):

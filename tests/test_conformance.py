@@ -24,7 +24,7 @@ from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import checkpoint, device
 from wmjax.loops.rollout import evaluate
-from wmjax.types import Agent, AgentState, Box, Env, EnvSpec, Trajectory
+from wmjax.types import Agent, AgentState, Box, Env, EnvSpec, Trajectory, Update
 
 
 class Row(NamedTuple):
@@ -37,6 +37,9 @@ class Row(NamedTuple):
     critic_terms: set[str]
     probe: Any  # configuration that learns `probe:act_obs`
     probe_iterations: int
+    # Update -> convolutions in its program for an accelerator. A layer has one forward, one for the gradient of its
+    # kernel and one for that of its input, which an encoder's first layer lacks.
+    convolutions: dict[str, int]
     actor: str = "actor"  # modules
     critic: str = "critic"
     paint: bool = False  # whether it needs the probe as a picture
@@ -72,6 +75,7 @@ ROWS = {
         critic_terms={"critic"},
         probe=dataclasses.replace(TINY_V1, **PROBE, prefill=256, train_every=16, kl_scale=0.1),
         probe_iterations=600,
+        convolutions={"train": 3 * (2 + 2) - 1},
     ),
     "dreamer_v2": Row(
         config=TINY_V2,
@@ -81,6 +85,7 @@ ROWS = {
         critic_terms={"critic"},
         probe=dataclasses.replace(TINY_V2, **PROBE, prefill=256, train_every=16),
         probe_iterations=600,
+        convolutions={"train": 3 * (2 + 2) - 1},
     ),
     "dreamer_v3": Row(
         config=TINY_V3,
@@ -90,6 +95,7 @@ ROWS = {
         critic_terms={"critic"},
         probe=dataclasses.replace(TINY_V3, **PROBE, train_ratio=8, entropy_scale=3e-3, learning_rate=2e-3),
         probe_iterations=600,
+        convolutions={"train": 3 * (2 + 2) - 1},
     ),
     "iris": Row(
         config=TINY_IRIS,
@@ -105,6 +111,9 @@ ROWS = {
             actor_critic_rate=3e-3,
         ),
         probe_iterations=100,
+        # Layers on patches, one in the encoder, one in the decoder; layers on single pixels are matrix products. The
+        # actor-critic's frames are encoded and decoded without gradient, and convolved before and within imagination.
+        convolutions={"tokenizer": 3 * (1 + 1) - 1, "world_model": 1, "actor_critic": 8},
         actor="actor_critic",
         critic="actor_critic",
         paint=True,
@@ -123,6 +132,7 @@ ROWS = {
             ),
         ),
         probe_iterations=0,
+        convolutions={"vision": 3 * (4 + 4) - 1, "encode": 4, "memory": 0},
         paint=True,
         side=64,
     ),
@@ -153,13 +163,27 @@ def make(name: str, spec: EnvSpec | None = None, config=None, axis_name: str | N
     return AGENTS[name][1](spec or pixels(name), config or ROWS[name].config, axis_name)
 
 
-def learner(agent: Agent):
-    """The last update of an agent's recipe."""
-    return [update for stage in agent.recipe.stages for update in stage.updates][-1]
+def updates_of(agent: Agent) -> dict[str, Update]:
+    """Every way in which the agent's recipe learns, by name."""
+    return {update.name: update for stage in agent.recipe.stages for update in stage.updates}
+
+
+def last_update(name: str) -> str:
+    """The one whose program the default suite compiles; the others are tried in the slow suite."""
+    return list(ROWS[name].convolutions)[-1]
+
+
+WITHOUT_NOISE = {"tokenizer", "world_model"}  # updates that draw nothing, in these configurations
+ONLY_LATENTS = {"encode"}  # updates that train nothing, but change what replay keeps beside the records
+UPDATES = [
+    pytest.param((name, update), id=f"{name}-{update}", marks=[] if update == last_update(name) else pytest.mark.slow)
+    for name, row in ROWS.items()
+    for update in row.convolutions
+]
 
 
 class Start(NamedTuple):
-    """An agent with perturbed parameters, a batch for `learner`, and its compiled update."""
+    """An agent with perturbed parameters, a batch for one of its updates, and that update, compiled."""
 
     agent: Agent
     state: AgentState
@@ -168,23 +192,32 @@ class Start(NamedTuple):
 
 
 @functools.cache
-def start(name: str) -> Start:
-    """Compiling takes longer than all tests: done once for each agent."""
+def start(name: str, which: str | None = None) -> Start:
+    """Compiling takes longer than all tests: done once for each update."""
     agent = make(name)
     state = jax.jit(agent.init)(jax.random.key(0))
     state = state._replace(params=perturb(state.params, scale=0.03))
-    sampling = learner(agent).sampling
-    batch = random_trajectory(agent, pixels(name), state, sampling.length + sampling.context, learner(agent).batch_size)
+    chosen = updates_of(agent)[which or last_update(name)]
+    length = chosen.sampling.length + chosen.sampling.context
+    batch = random_trajectory(agent, pixels(name), state, length, chosen.batch_size)
 
     def update(*args):
-        return learner(agent).fn(*args)
+        return chosen.fn(*args)
 
-    update.__name__ = name  # traces are counted by name and source, and agents share those of `update`
+    # Traces are counted by name and source, and agents share those of `update`.
+    update.__name__ = f"{name}_{chosen.name}"
     return Start(agent, state, batch, jax.jit(chex.assert_max_traces(update, n=1)))
 
 
-def test_every_agent_has_a_row():
+def same(x, y) -> bool:
+    """Whether two trees hold the same numbers."""
+    return all(map(np.array_equal, jax.tree.leaves(x), jax.tree.leaves(y)))
+
+
+def test_every_agent_has_a_row_and_every_update_is_tried():
     assert set(ROWS) == set(AGENTS)
+    for name, row in ROWS.items():
+        assert list(row.convolutions) == list(updates_of(make(name)))
 
 
 def test_init_is_a_function_of_the_key(row):
@@ -195,22 +228,28 @@ def test_init_is_a_function_of_the_key(row):
     assert not all(map(np.array_equal, jax.tree.leaves(first.params), jax.tree.leaves(other.params)))
 
 
-def test_an_update_keeps_structure_and_compiles_once(row):
-    _, state, batch, update = start(row[0])
+@pytest.mark.parametrize("which", UPDATES)
+def test_an_update_keeps_structure_and_compiles_once(which):
+    _, state, batch, update = start(*which)
     new, metrics, latent = update(state, jax.random.key(0), batch)
     again, _, _ = update(new, jax.random.key(1), batch)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, new)
     if latent is not None:  # what replay keeps beside the records is refreshed
         chex.assert_trees_all_equal_shapes_and_dtypes(batch.latent, latent)
-    assert (int(new.step), int(again.step)) == (int(state.step) + 1, int(state.step) + 2)
+    counts = which[1] not in ONLY_LATENTS
+    assert (int(new.step), int(again.step)) == (int(state.step) + counts, int(state.step) + 2 * counts)
     assert all(value.shape == () and np.isfinite(value) for value in metrics.values())
 
 
-def test_an_update_is_a_function_of_state_key_and_batch(row):
-    _, state, batch, update = start(row[0])
-    first, second, other = (update(state, jax.random.key(seed), batch)[0] for seed in (0, 0, 1))
+@pytest.mark.parametrize("which", UPDATES)
+def test_an_update_is_a_function_of_state_key_and_batch(which):
+    _, state, batch, update = start(*which)
+    first, second, other = (update(state, jax.random.key(seed), batch)[::2] for seed in (0, 0, 1))
     chex.assert_trees_all_equal(first, second)
-    assert not all(map(np.array_equal, jax.tree.leaves(first.params), jax.tree.leaves(other.params)))
+    halved = jax.tree.map(lambda x: x if x.dtype == bool else (x / 2).astype(x.dtype), batch)
+    assert not same(first, update(state, jax.random.key(0), halved)[::2])
+    assert same(first[0].params, state.params) == (which[1] in ONLY_LATENTS)
+    assert same(first[0].params, other[0].params) == (which[1] in WITHOUT_NOISE | ONLY_LATENTS)
 
 
 def test_acting_forgets_the_last_episode_where_a_new_one_begins(row):
@@ -255,21 +294,22 @@ def test_gradients_of_the_behavior_stay_out_of_the_world_model(row):
     assert trained == row.world_model | behavior
 
 
-@heavy
-def test_half_batches_under_a_named_axis_equal_the_full_batch(row):
-    name, _ = row
-    half = make(name, axis_name="devices")
-    _, state, batch, whole_update = start(name)
+@pytest.mark.slow
+@pytest.mark.parametrize("which", UPDATES)
+def test_half_batches_under_a_named_axis_equal_the_full_batch(which):
+    name, update = which
+    half = updates_of(make(name, axis_name="devices"))[update]
+    _, state, batch, whole_update = start(name, update)
     expected, expected_metrics, expected_latent = whole_update(state, jax.random.key(0), batch)
     split = jax.tree.map(lambda x: x.reshape(x.shape[0], 2, -1, *x.shape[2:]), batch)
-    update = jax.vmap(learner(half).fn, (None, None, 1), axis_name="devices")
+    update = jax.vmap(half.fn, (None, None, 1), axis_name="devices")
     found, metrics, latent = jax.jit(update)(state, jax.random.key(0), split)
     moved = 0.0
     for old, new, other in zip(*map(jax.tree.leaves, (state.params, expected.params, found.params)), strict=True):
         np.testing.assert_array_equal(other[0], other[1])
         np.testing.assert_allclose(other[0], new, atol=2e-5)
         moved = max(moved, float(np.abs(np.asarray(new) - old).max()))
-    assert moved > 100 * 2e-5 / 4  # the tolerance is far below what the update did
+    assert moved > 100 * 2e-5 / 4 or update in ONLY_LATENTS  # the tolerance is far below what the update did
     for statistic, other in zip(*map(jax.tree.leaves, (expected.stats, found.stats)), strict=True):
         np.testing.assert_allclose(other[0], statistic, rtol=1e-4, atol=1e-6)
     for key in expected_metrics:
@@ -287,17 +327,20 @@ def test_a_checkpoint_brings_the_agent_back(row, tmp_path):
     chex.assert_trees_all_equal(restored, state)
 
 
-def test_updates_lower_for_gpu_and_tpu_from_any_machine(row):
-    agent, state, batch, _ = start(row[0])
-    updates = {update.name: update for stage in agent.recipe.stages for update in stage.updates}
-    for platform in ("cuda", "tpu"):
-        texts = []
-        for update in updates.values():
-            lead = update.sampling.context + update.sampling.length, update.batch_size
-            shaped = jax.tree.map(lambda x, lead=lead: jax.ShapeDtypeStruct((*lead, *x.shape[2:]), x.dtype), batch)
-            traced = jax.jit(update.fn).trace(state, jax.random.key(0), shaped)
-            texts.append(traced.lower(lowering_platforms=(platform,)).as_text())
-        assert any("stablehlo.convolution" in text for text in texts)
+def test_updates_lower_from_any_machine_with_all_their_convolutions_on_gpu_and_tpu_and_none_on_a_cpu(row):
+    name, row = row
+    agent = make(name)
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
+    batch = random_trajectory(agent, pixels(name), zeros, 2, 2)
+    for update in updates_of(agent).values():
+        lead = update.sampling.context + update.sampling.length, update.batch_size
+        shaped = jax.tree.map(lambda x, lead=lead: jax.ShapeDtypeStruct((*lead, *x.shape[2:]), x.dtype), batch)
+        traced = jax.jit(update.fn).trace(state, jax.random.key(0), shaped)
+        count = row.convolutions[update.name]
+        for platform, expected in (("cuda", count), ("tpu", count), ("cpu", 0)):
+            text = traced.lower(lowering_platforms=(platform,)).as_text()
+            assert text.count("stablehlo.convolution(") == expected, (update.name, platform)
 
 
 @heavy

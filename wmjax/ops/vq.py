@@ -102,7 +102,7 @@ def init_state(codebook: Array) -> CodebookState:
     contracts.exactly(None, None, codebook=codebook)
     contracts.floating(codebook=codebook)
     size = codebook.shape[0]
-    return CodebookState(jnp.full(size, 1.0 / size), jnp.ones(size), codebook.astype(jnp.float32))
+    return CodebookState(jnp.full(size, 1.0 / size, jnp.float32), jnp.ones(size), codebook.astype(jnp.float32))
 
 
 def _sum_over(x: Array, axis_name: str | None) -> Array:
