@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from wmjax.ops import noise
+from wmjax.ops import contracts, noise
 from wmjax.types import Array, Box, Discrete, Env, EnvSpec, MultiDiscrete, PyTree, TimeStep, Trajectory, WorldModel
 
 
@@ -43,6 +43,12 @@ def observe(
     Returns:
       The last state, and `emit` of every state, `[T, B, ...]`.
     """
+
+    contracts.exactly(None, None, is_first=is_first)
+    contracts.booleans(is_first=is_first)
+    contracts.shaped(None, prev_action=prev_action)
+    contracts.leading(2, prev_action=prev_action, is_first=is_first)
+    contracts.keys(is_first.shape[1], key=key)
 
     def step(state, inputs):
         t, prev_action, embed, is_first = inputs
@@ -101,6 +107,8 @@ def imagine(
 def given_actions(actions: Array) -> tuple[Callable, Array]:
     """A policy for `imagine` that plays `actions` `[H, B, A]`, and its first `policy_carry`."""
 
+    contracts.leading(1, actions=actions)
+
     def policy(key, t, state):
         del key, state
         return t + 1, actions[t]
@@ -118,6 +126,10 @@ def observe_until(
       trajectory: `[T, B]` records; each row starts from the model's initial state.
       stops: int32 `[B]`, in [0, T]; 0 gives the initial state and zeros.
     """
+
+    contracts.exactly(trajectory.action.shape[1], stops=stops)
+    contracts.integers(stops=stops)
+    contracts.keys(key=key)
 
     def step(carry, inputs):
         t, step, action = inputs
@@ -153,6 +165,8 @@ def open_loop(
       Decoded observations `[T, B, ...]`: reconstructions for the first `context` steps, predictions after them.
       Images are float32 in [0, 255].
     """
+    contracts.keys(key=key)
+    contracts.leading(2, action=trajectory.action, is_first=trajectory.step.is_first)
     key_observe, key_imagine = jax.random.split(key)
     if before is None:
         before = model.init_state(params, trajectory.action.shape[1]), jnp.zeros_like(trajectory.action[0])

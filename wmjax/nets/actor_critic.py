@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from wmjax.nets import conv
 from wmjax.nets.vqgan import uniform_within
+from wmjax.ops import contracts
 from wmjax.types import Array
 
 
@@ -75,16 +76,22 @@ class ActorCritic(nn.Module):
 
     def features(self, image: Array) -> Array:
         """Images `[..., H, W, C]` in [0, 1] to what the LSTM takes in, `[..., 4 units]`; no time in it."""
+        contracts.shaped(None, None, None, image=image)
+        contracts.floating(image=image)
         return self.input_gates(self.convs(2 * image - 1).astype(jnp.float32))
 
     def remember(self, memory: Memory, features: Array) -> Memory:
         """One step of the LSTM, gates in the order i, f, g, o; `features` `[B, 4 units]`."""
+        contracts.shaped(self.units, hidden=memory.hidden, cell=memory.cell)
+        contracts.shaped(4 * self.units, features=features)
+        contracts.leading(features.ndim - 1, features=features, hidden=memory.hidden, cell=memory.cell)
         i, f, g, o = jnp.split(features + self.hidden_gates(memory.hidden), 4, -1)
         cell = jax.nn.sigmoid(f) * memory.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
         return Memory(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
 
     def outputs(self, hidden: Array) -> tuple[Array, Array]:
         """Action logits `[..., A]` and value `[...]` from the LSTM's hidden state."""
+        contracts.shaped(self.units, hidden=hidden)
         return self.actor(hidden), self.critic(hidden)[..., 0]
 
     def everything(self, memory: Memory, image: Array) -> tuple[Array, Array]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from wmjax.nets.conv import Conv, UpsampleConv
 from wmjax.nets.mlp import ACTIVATIONS, MLP, BlockLinear, Linear, Norm, truncated_normal_in
+from wmjax.ops import contracts
 from wmjax.ops.symlog import symlog
 from wmjax.types import Array, Box, Discrete, Space
 
@@ -58,6 +59,15 @@ def stage_channels(side: int, depth: int) -> tuple[int, ...]:
     return tuple(depth * multiplier for multiplier in multipliers)
 
 
+def check_obs(spaces: Spaces, obs: dict[str, Array]) -> None:
+    """Demands that every entry ends with the shape of its space, and that all begin with the same axes."""
+    for name, space in spaces:
+        shape = () if isinstance(space, Discrete) else space.shape
+        contracts.shaped(*shape, **{name: obs[name]})
+    lead = min((obs[name].ndim - len(getattr(space, "shape", ())) for name, space in spaces), default=0)
+    contracts.leading(lead, **{name: obs[name] for name, _ in spaces})
+
+
 def vector_input(spaces: Spaces, obs: dict[str, Array], dtype: str, squash: bool = True) -> Array:
     """Concatenates the non-image entries: one-hot where discrete, symlog otherwise."""
     parts = []
@@ -92,6 +102,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, obs: dict[str, Array]) -> Array:
+        check_obs(self.spaces, obs)
         images, vectors = split_spaces(self.spaces)
         parts = []
         if vectors:
@@ -155,6 +166,10 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, deter: Array, stoch: Array) -> dict[str, Array]:
         images, vectors = split_spaces(self.spaces)
+        contracts.shaped(None, deter=deter)
+        contracts.shaped(None, None, stoch=stoch)
+        contracts.leading(deter.ndim - 1, deter=deter, stoch=stoch)
+        contracts.floating(deter=deter, stoch=stoch)
         stoch = stoch.reshape(*stoch.shape[:-2], -1)
         outputs = {}
         if vectors:

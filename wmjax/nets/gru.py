@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from wmjax.nets.mlp import Linear, Norm, dense_init
+from wmjax.ops import contracts
 from wmjax.types import Array
 
 
@@ -15,6 +16,7 @@ def gated_update(deter: Array, reset: Array, cand: Array, update: Array) -> Arra
 
     Source: DreamerV2 code, kept by DreamerV3. `update` admits the new here; in `GRU` it keeps the old.
     """
+    contracts.alike(deter=deter, reset=reset, cand=cand, update=update)
     cand = jnp.tanh(jax.nn.sigmoid(reset) * cand)
     update = jax.nn.sigmoid(update - 1.0)
     return update * cand + (1.0 - update) * deter
@@ -37,6 +39,8 @@ class GRU(nn.Module):
 
     @nn.compact
     def __call__(self, deter: Array, x: Array) -> Array:
+        contracts.shaped(self.features, deter=deter)
+        contracts.leading(deter.ndim - 1, deter=deter, x=x)
         kernel = self.param("kernel", dense_init("glorot", x.shape[-1]), (x.shape[-1], 3 * self.features))
         init = nn.initializers.orthogonal()
         recurrent = self.param("recurrent_kernel", init, (self.features, 3 * self.features))
@@ -61,6 +65,8 @@ class LayerNormGRU(nn.Module):
 
     @nn.compact
     def __call__(self, deter: Array, x: Array) -> Array:
+        contracts.shaped(self.features, deter=deter)
+        contracts.leading(deter.ndim - 1, deter=deter, x=x)
         x = jnp.concatenate([x.astype(self.dtype), deter.astype(self.dtype)], -1)
         gates = Linear(3 * self.features, dtype=self.dtype, init_kind="glorot", name="dense")(x)
         reset, cand, update = jnp.split(Norm("layer", name="norm")(gates), 3, -1)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from wmjax.nets.mlp import MLP, Linear
+from wmjax.ops import contracts
 from wmjax.types import Array
 
 
@@ -27,6 +28,8 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, feat: Array) -> dict[str, Array]:
+        contracts.shaped(None, feat=feat)
+        contracts.floating(feat=feat)
         x = MLP(self.units, self.norm, self.activation, self.dtype, self.init_kind, name="mlp")(feat)
         return {
             name: Linear(size, self.outscale, self.dtype, self.init_kind, name=name)(x).astype(jnp.float32)

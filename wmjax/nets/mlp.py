@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from wmjax.ops import contracts
 from wmjax.types import Array
 
 # A standard normal cut at two standard deviations has 1 / 1.1368 of its spread left.
@@ -73,6 +74,7 @@ class ConcatLinear(nn.Module):
 
     def part(self, index: int, x: Array) -> Array:
         """The product of input `index`, `[..., inputs[index]] -> [..., features]`, without the bias."""
+        contracts.shaped(self.inputs[index], x=x)
         start = sum(self.inputs[:index])
         return x.astype(self.dtype) @ self.kernel[start : start + self.inputs[index]].astype(self.dtype)
 
@@ -96,6 +98,7 @@ class BlockLinear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, shared: Array | None = None) -> Array:
+        contracts.shaped(self.blocks, None, x=x)
         own, extra = x.shape[-1], 0 if shared is None else shared.shape[-1]
         # The official code counts the inputs of all blocks as fan-in, not those that one output sees.
         init = truncated_normal_in(self.blocks * (own + extra))

@@ -18,7 +18,7 @@ import numpy as np
 
 from wmjax.nets import conv
 from wmjax.nets.transformer import dropout
-from wmjax.ops import noise
+from wmjax.ops import contracts, noise
 from wmjax.types import Array, UsageError
 
 CONVERTER = "tools/lpips_to_npz.py"
@@ -96,6 +96,9 @@ def distance(stack: Stack, x: Array, y: Array, keys: Array | None = None, rate: 
     Returns:
       float32 `[B]`, at least 0.
     """
+    contracts.exactly(None, None, None, 3, x=x)
+    contracts.alike(x=x, y=y)
+    contracts.floating(x=x, y=y)
     total = 0.0
     x, y = ((image - jnp.array(SHIFT)) / jnp.array(SCALE) for image in (x, y))
     both = jnp.concatenate([x, y])
@@ -117,6 +120,9 @@ def multiscale(x: Array, y: Array, levels: int = 3) -> Array:
     Args:
       x, y: `[B, H, W, C]`; H and W can be halved twice.
     """
+    contracts.exactly(None, None, None, None, x=x)
+    contracts.alike(x=x, y=y)
+    contracts.floating(x=x, y=y)
     error = x - y  # all that follows is linear in the image
     total = jnp.abs(_sobel(error)).mean((1, 2, 3, 4))
     for level in range(levels):

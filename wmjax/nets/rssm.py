@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from wmjax.nets.gru import GRU, LayerNormGRU, gated_update
 from wmjax.nets.mlp import ACTIVATIONS, BlockLinear, ConcatLinear, Linear, Norm
+from wmjax.ops import contracts
 from wmjax.types import Array, PyTree
 
 
@@ -77,6 +78,11 @@ class RSSM(nn.Module):
 
     def advance(self, deter: Array, stoch: Array, action: Array) -> Array:
         """h' = f(h, z, a): `[..., D]`, `[..., S, K]`, `[..., A]` -> `[..., D]`."""
+        contracts.shaped(self.deter, deter=deter)
+        contracts.shaped(self.stoch, self.classes, stoch=stoch)
+        contracts.shaped(self.action, action=action)
+        contracts.leading(deter.ndim - 1, deter=deter, stoch=stoch, action=action)
+        contracts.floating(deter=deter, stoch=stoch, action=action)
         # Actions are stored as drawn, so continuous ones may be large; this maps them to [-1, 1], gradient kept.
         action = action / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(action)))
         stoch = stoch.reshape(*stoch.shape[:-2], self.stoch * self.classes)
@@ -94,6 +100,7 @@ class RSSM(nn.Module):
 
     def prior(self, deter: Array) -> Array:
         """Logits of p(z | h): `[..., D] -> [..., S, K]` float32."""
+        contracts.shaped(self.deter, deter=deter)
         x = deter
         for layer, norm in zip(self.prior_layer, self.prior_norm, strict=True):
             x = self._act(norm(layer(x)))
@@ -101,10 +108,14 @@ class RSSM(nn.Module):
 
     def project(self, embed: Array) -> Array:
         """The embedding's part of the posterior's first layer, `[..., E] -> [..., hidden]`, for `posterior`."""
+        contracts.shaped(self.embed, embed=embed)
         return self.posterior_first.part(1, embed)
 
     def posterior(self, deter: Array, projected: Array) -> Array:
         """Logits of q(z | h, x): `[..., D]` and `project`'s output -> `[..., S, K]` float32."""
+        contracts.shaped(self.deter, deter=deter)
+        contracts.shaped(self.hidden, projected=projected)
+        contracts.leading(deter.ndim - 1, deter=deter, projected=projected)
         x = self.posterior_first.combine(self.posterior_first.part(0, deter), projected)
         x = self._act(self.posterior_norm[0](x))
         for layer, norm in zip(self.posterior_layer, self.posterior_norm[1:], strict=True):
@@ -134,12 +145,14 @@ class LatentState(NamedTuple):
 
 def feature(state: LatentState) -> Array:
     """[z, h], `[..., Z + D]`: what decoder, heads, actor and critic of DreamerV1 and DreamerV2 see."""
+    contracts.leading(state.deter.ndim - 1, deter=state.deter, stoch=state.stoch)
     stoch = state.stoch.reshape(*state.deter.shape[:-1], -1)
     return jnp.concatenate([stoch.astype(state.deter.dtype), state.deter], -1)
 
 
 def zero_first(tree: PyTree, is_first: Array) -> PyTree:
     """The tree `[B, ...]` with zeros in the rows where an episode begins, bool `[B]`."""
+    contracts.booleans(is_first=is_first)
     keep = lambda x: jnp.where(is_first.reshape(*is_first.shape, *[1] * (x.ndim - is_first.ndim)), 0, x)
     return jax.tree.map(keep, tree)
 
@@ -184,6 +197,9 @@ class DenseRSSM(nn.Module):
 
     def advance(self, deter: Array, stoch: Array, action: Array) -> Array:
         """h' = f(h, z, a): `[..., D]`, `[..., Z]` or `[..., S, K]`, `[..., A]` -> `[..., D]`."""
+        contracts.shaped(self.deter, deter=deter)
+        contracts.leading(deter.ndim - 1, deter=deter, stoch=stoch, action=action)
+        contracts.floating(deter=deter, stoch=stoch, action=action)
         x = jnp.concatenate([stoch.reshape(*deter.shape[:-1], -1).astype(deter.dtype), action.astype(deter.dtype)], -1)
         if self.input_layer:
             x = self._act(self.input_norm(self.input(x)))
@@ -191,14 +207,19 @@ class DenseRSSM(nn.Module):
 
     def prior(self, deter: Array) -> Array:
         """What describes p(z | h): `[..., D] -> [..., outputs]` float32."""
+        contracts.shaped(self.deter, deter=deter)
         return self.prior_out(self._act(self.prior_norm(self.prior_layer(deter)))).astype(jnp.float32)
 
     def project(self, embed: Array) -> Array:
         """The embedding's part of the posterior's layer, `[..., E] -> [..., hidden]`, for `posterior`."""
+        contracts.shaped(self.embed, embed=embed)
         return self.posterior_layer.part(1, embed)
 
     def posterior(self, deter: Array, projected: Array) -> Array:
         """What describes q(z | h, x): `[..., D]` and `project`'s output -> `[..., outputs]` float32."""
+        contracts.shaped(self.deter, deter=deter)
+        contracts.shaped(self.hidden, projected=projected)
+        contracts.leading(deter.ndim - 1, deter=deter, projected=projected)
         x = self.posterior_layer.combine(self.posterior_layer.part(0, deter), projected)
         return self.posterior_out(self._act(self.posterior_norm(x))).astype(jnp.float32)
 

@@ -14,9 +14,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import optax
 
-from wmjax.nets.codec import Spaces, is_image, size_of, split_spaces, vector_input
+from wmjax.nets.codec import Spaces, check_obs, is_image, size_of, split_spaces, vector_input
 from wmjax.nets.conv import Conv, ConvTranspose
 from wmjax.nets.mlp import ACTIVATIONS, MLP, Linear, Norm
+from wmjax.ops import contracts
 from wmjax.ops.distributions import UnitNormal
 from wmjax.types import Array, Box, Discrete, Space
 
@@ -64,6 +65,7 @@ class StridedEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, obs: dict[str, Array]) -> Array:
+        check_obs(self.spaces, obs)
         images, vectors = split_spaces(self.spaces)
         parts = []
         if images:
@@ -102,6 +104,8 @@ class StridedDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, feat: Array) -> dict[str, Array]:
+        contracts.shaped(None, feat=feat)
+        contracts.floating(feat=feat)
         images, vectors = split_spaces(self.spaces)
         outputs = {}
         if images:

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from wmjax.ops import noise
+from wmjax.ops import contracts, noise
 from wmjax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -221,10 +221,13 @@ class TokenTransformer(nn.Module):
 
     def embed_frame(self, tokens: Array) -> Array:
         """Frame tokens int32 `[...]`."""
+        contracts.integers(tokens=tokens)
         return self.frame_table[tokens].astype(self.dtype)
 
     def embed_action(self, action: Array) -> Array:
         """One-hot actions `[..., A]`."""
+        contracts.shaped(self.actions, action=action)
+        contracts.floating(action=action)
         return action.astype(self.dtype) @ self.action_table.astype(self.dtype)
 
     def embed_reward(self, sign: Array) -> Array:
@@ -243,6 +246,9 @@ class TokenTransformer(nn.Module):
         Returns:
           Outputs `[B, T, D]`, and the keys and values of all tokens.
         """
+        contracts.exactly(None, None, self.width, x=x)
+        if keys is not None:
+            contracts.keys(x.shape[0], keys=keys)
         place = jnp.arange(x.shape[1])
         x = x + self.position_table[: x.shape[1]].astype(self.dtype)
         x = dropout(None if keys is None else noise.fold_in(keys, self.layers), x, self.rate)
@@ -262,6 +268,7 @@ class TokenTransformer(nn.Module):
         Returns:
           Outputs `[B, T, D]`, equal to those of `full`, and the cache with these tokens.
         """
+        contracts.exactly(cache.length.shape[0], None, self.width, x=x)
         place = cache.length[:, None] + jnp.arange(x.shape[1])
         x = x + self.position_table[place].astype(self.dtype)
         new = []
@@ -277,10 +284,12 @@ class TokenTransformer(nn.Module):
 
     def frame_logits(self, hidden: Array) -> Array:
         """`[..., V]`, of the frame token that comes next."""
+        contracts.shaped(self.width, hidden=hidden)
         return self.frame_out(jax.nn.relu(self.frame_in(hidden))).astype(jnp.float32)
 
     def outcome_logits(self, hidden: Array) -> tuple[Array, Array]:
         """`[..., 3]` of the sign of the reward (-1, 0, 1), and `[..., 2]` of going on or ending; at an action."""
+        contracts.shaped(self.width, hidden=hidden)
         reward = self.reward_out(jax.nn.relu(self.reward_in(hidden)))
         end = self.end_out(jax.nn.relu(self.end_in(hidden)))
         return reward.astype(jnp.float32), end.astype(jnp.float32)
@@ -300,7 +309,10 @@ class TokenTransformer(nn.Module):
           Frame logits `[B, L K, V]` (entry i predicts frame token i + 1; the last predicts beyond the sequence), reward
           logits `[B, L, 3]` and end logits `[B, L, 2]`.
         """
+        contracts.exactly(None, None, self.tokens, tokens=tokens)
         batch, length, _ = tokens.shape
+        contracts.exactly(batch, length, self.actions, action=action)
+        contracts.exactly(batch, length, reward=reward)
         parts = [self.embed_frame(tokens), self.embed_action(action)[:, :, None]]
         if self.reward_tokens:
             parts.append(self.embed_reward(reward)[:, :, None])

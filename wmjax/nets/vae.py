@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from wmjax.nets.conv import Conv, ConvTranspose
+from wmjax.ops import contracts
 from wmjax.types import Array, UsageError
 
 KERNELS = (5, 5, 6, 6)  # of the decoder; with stride 2 and no padding a side b becomes 16 b + 48
@@ -50,6 +51,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array) -> tuple[Array, Array]:
+        contracts.shaped(None, None, None, image=image)
         lead = image.shape[:-3]
         x = image.reshape(-1, *image.shape[-3:]).astype(self.dtype) / 255
         for i in range(4):
@@ -77,6 +79,8 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
+        contracts.shaped(None, z=z)
+        contracts.floating(z=z)
         base, lead = decoder_base(self.side), z.shape[:-1]
         features = self.depth * (32 if base == 1 else 8)
         x = nn.Dense(base * base * features, dtype=self.dtype, kernel_init=_glorot, name="linear")(z)

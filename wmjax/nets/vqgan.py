@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from wmjax.nets import conv
+from wmjax.ops import contracts
 from wmjax.types import Array
 
 GROUPS = 32
@@ -231,10 +232,13 @@ class Tokenizer(nn.Module):
 
     def encode(self, image: Array) -> Array:
         """Images `[..., H, W, C]` in [-1, 1] to latents `[..., h, w, embed_dim]`, not yet quantized."""
+        contracts.shaped(None, None, None, image=image)
+        contracts.floating(image=image)
         return self.pre_quant(self.encoder(image))
 
     def decode(self, quantized: Array) -> Array:
         """Quantized latents `[..., h, w, embed_dim]` to images `[..., H, W, C]`, about [-1, 1] but unbounded."""
+        contracts.shaped(None, None, self.embed_dim, quantized=quantized)
         return self.decoder(self.post_quant(quantized))
 
     def everything(self, image: Array) -> tuple[Array, Array]:

@@ -49,7 +49,7 @@ class TanhNormal(NamedTuple):
 
     def log_prob(self, action: Array) -> Array:
         """`[...]`, summed over A; actions at the very bounds count as just inside."""
-        contracts.alike(mean=self.mean, action=action)
+        contracts.broadcasts(action=action, mean=self.mean)
         contracts.floating(action=action)
         return self._log_prob_of(jnp.arctanh(jnp.clip(action, -INSIDE, INSIDE)))
 
@@ -116,7 +116,7 @@ class TruncatedNormal(NamedTuple):
 
     def log_prob(self, action: Array) -> Array:
         """`[...]`, summed over A, of actions in [-1, 1]."""
-        contracts.alike(loc=self.loc, action=action)
+        contracts.broadcasts(action=action, loc=self.loc)
         contracts.floating(action=action)
         _, _, inside = self._bounds()
         normal = -0.5 * ((action - self.loc) / self.scale) ** 2 - jnp.log(self.scale) - LOG_ROOT_2PI

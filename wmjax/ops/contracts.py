@@ -9,7 +9,7 @@ from __future__ import annotations
 import chex
 import jax
 
-from wmjax.types import Array
+from wmjax.types import Array, PyTree
 
 
 def shaped(*shape: int | None, **arrays: Array) -> None:
@@ -60,6 +60,15 @@ def broadcasts(**arrays: Array) -> None:
     first = next(iter(arrays.values()))
     for x in arrays.values():
         chex.assert_is_broadcastable(x.shape, first.shape, custom_message=", ".join(arrays))
+
+
+def fits(example: PyTree, tree: PyTree) -> None:
+    """The tree has the structure of the example, its leaves their shapes and dtypes; the path of a leaf is named."""
+    chex.assert_trees_all_equal_structs(example, tree)
+    for (path, x), wanted in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(example), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        chex.assert_shape(x, wanted.shape, custom_message=name)
+        chex.assert_type(x, wanted.dtype, custom_message=name)
 
 
 def keys(*shape: int, **arrays: Array) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wmjax.ops import noise
+from wmjax.ops import contracts, noise
 from wmjax.types import Array, PyTree, Sampling, TimeStep, Trajectory, UsageError
 
 Index = tuple[Array, Array]  # (row, env), int32 [T, B] each: where the steps of a batch lie
@@ -127,7 +127,9 @@ def add(replay: Replay, records: Record) -> Replay:
     rows, steps = _rows(replay), records[1].shape[0]
     if steps > rows:
         raise UsageError(f"collect {steps}: replay keeps {rows} steps of each environment; must be at most that")
-    records = _pack(Record(*records))
+    records = Record(*records)
+    contracts.fits(jax.eval_shape(lambda data: jax.tree.map(lambda x: x[:steps], _unpack(data)), replay.data), records)
+    records = _pack(records)
 
     def write_row(i: Array, data: Record) -> Record:
         place = (replay.added + i) % rows
@@ -279,6 +281,7 @@ def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> t
       that was cut ends properly, and nothing masked without `pad` (where something is, it holds other records); and
       where it came from, for `write`.
     """
+    contracts.keys(batch_size, key=key)
     window = sampling.context + sampling.length
     if sampling.over == "in_order":
         replay, start, env = _one_after_the_other(replay, sampling, batch_size)
@@ -311,6 +314,12 @@ def write(replay: Replay, index: Index, latent: PyTree) -> Replay:
     leaves = jax.tree.leaves(latent)
     if not leaves:
         return replay
+    row, env = index
+    contracts.integers(row=row, env=env)
+    contracts.alike(row=row, env=env)
+    wanted = jax.eval_shape(_unpack, replay.data.latent)
+    of_batch = lambda x, new: jax.ShapeDtypeStruct((new.shape[0], *row.shape[1:], *x.shape[2:]), new.dtype)
+    contracts.fits(jax.tree.map(of_batch, wanted, latent), latent)
     row, env = (x[x.shape[0] - leaves[0].shape[0] :].ravel() for x in index)
     # Scatters leave open which of two writes to one place wins, so all but the last are sent out of bounds.
     place = row * replay.data.action.shape[1] + env
