@@ -9,7 +9,10 @@ import pytest
 from tests.paper_settings import CONFIGS
 from wmjax import presets
 from wmjax.agents import AGENTS
-from wmjax.types import Box, Discrete, EnvSpec, UsageError
+from wmjax.estimate import bytes_of
+from wmjax.loops import host
+from wmjax.replay.host import sizes
+from wmjax.types import Box, Discrete, EnvSpec, HostEnv, UsageError
 
 SPEC = EnvSpec({"image": Box(0, 255, (64, 64, 3), "uint8")}, Discrete(3))
 
@@ -20,6 +23,23 @@ def test_every_preset_makes_an_agent(agent, preset):
     made = AGENTS[agent][1](SPEC, config)
     assert jax.eval_shape(made.init, jax.random.key(0)).params
     assert settings.steps > made.recipe.num_envs
+
+
+def test_the_documentation_names_the_presets_that_need_more_memory_than_one_accelerator_has():
+    large, spec = {}, SPEC._replace(survival=True)
+    for agent in AGENTS:
+        for preset in presets.PRESETS[agent]:
+            made = AGENTS[agent][1](spec, presets.resolve(agent, preset, "catch")[0])
+            state, example = host.shapes(made, HostEnv(spec, None))
+            assert bytes_of(state) < 80e9 / 8, (agent, preset)  # the rest is for what an update needs
+            replay = sizes(example, made.recipe.num_envs, made.recipe.replay_capacity).memory_bytes
+            if replay > 80e9:
+                large[agent, preset] = replay
+    text = (Path(__file__).parents[1] / "docs" / "papers.md").read_text().split("## Memory\n")[1].split("\n## ")[0]
+    told = re.findall(r"^- `(\w+)`, `(\w+)`: (\d+) GB$", text, re.M)
+    assert {(agent, preset): int(number) for agent, preset, number in told} == {
+        name: round(number / 1e9) for name, number in large.items()
+    }
 
 
 def test_small_is_one_configuration_and_only_the_run_differs_between_environments():
