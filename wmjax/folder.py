@@ -293,6 +293,25 @@ def _new_folder(description: dict[str, Any]) -> Path:
     return Path("runs") / f"{description['agent']}-{env}-{description['seed']}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
+def _differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings and fields of the agent's configuration that differ between two descriptions, but for their length."""
+    plain = lambda d: {k: v for k, v in d.items() if k not in ("config", "version", "steps", "about")} | d["config"]
+    flat = lambda d: json.loads(json.dumps(plain(d) | {"env_args": d.get("env_args") or {}}))
+    was, now = flat(was), flat(now)
+    return {name: (was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)}
+
+
+def say_edits(path: Path, description: dict[str, Any], info: dict[str, Any], say: Say) -> None:
+    """Says where `config.json` is not what it was when a checkpoint with this `info` was saved: no hash shows that."""
+    saved = info.get("description")
+    if not isinstance(saved, dict) or not isinstance(saved.get("config"), dict):  # of a version that did not keep it
+        return
+    changed = {k: v for k, v in _differences(saved, description).items() if k not in ("devices", "parallel", "preset")}
+    if changed:
+        listed = ", ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in changed.items())
+        say(f"warning: {path / CONFIG} is not as it was when the checkpoint was saved: {listed}")
+
+
 def _check_resumable(description: dict[str, Any], path: Path, fits: Callable[[Path], None], say: Say) -> None:
     """Says which settings differ from those of the run so far.
 
@@ -301,10 +320,7 @@ def _check_resumable(description: dict[str, Any], path: Path, fits: Callable[[Pa
     before = read_description(path)
     if before.get("part_of_seeds"):
         raise UsageError(f"resume: {str(path)!r} has the agent of one seed only; resume the run it is part of")
-    plain = lambda d: {k: v for k, v in d.items() if k not in ("config", "version", "steps", "about")} | d["config"]
-    flat = lambda d: plain(d) | {"env_args": d.get("env_args") or {}}
-    was, now = flat(before), flat(json.loads(json.dumps(description)))
-    changed = {name: (was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)}
+    changed = _differences(before, description)
     listed = ", ".join(f"{name} is {old!r}, not {new!r}" for name, (old, new) in changed.items())
     if fixed := sorted(changed.keys() & set(IDENTITY)):
         raise UsageError(f"resume: in {str(path)!r} {listed}; {', '.join(fixed)} cannot change")

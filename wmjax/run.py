@@ -23,7 +23,17 @@ from wmjax.cache import enable_compilation_cache
 from wmjax.envs import own
 from wmjax.envs.handed import check_args, check_trust
 from wmjax.envs.wrappers import agent_actions
-from wmjax.folder import BEST, CHECKPOINTS, EVAL, member_description, members, open_folder, read_description, warn
+from wmjax.folder import (
+    BEST,
+    CHECKPOINTS,
+    EVAL,
+    member_description,
+    members,
+    open_folder,
+    read_description,
+    say_edits,
+    warn,
+)
 from wmjax.loops import checkpoint, host, memory, wandb_log
 from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key, make_evaluator
@@ -31,7 +41,7 @@ from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
 from wmjax.loops.signals import catch_signals
 from wmjax.scores import Scores, keep, record, summarize_seeds
 from wmjax.settings import Setup, check_idle, describe, make, other_env, setup
-from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, TimeStep, UsageError
+from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, TimeStep, UsageError
 
 __all__ = ["Interrupted", "Run", "load", "train"]
 
@@ -254,24 +264,33 @@ def load(
     check_idle()
     own_args = description.get("env_args") or {}
     check_trust(description["env"] if env is None else None, own_args, trust_env)
-    description = description | {"env_args": own_args | env_args}
+    saved, description = description, description | {"env_args": own_args | env_args}
     config = presets.saved_config(description)
     env = description["env"] if env is None else env
     made = make(description | {"devices": 1}, config, env, 1, start_timeout)
     if description["seeds"] == 1:
-        step, state = _read_agent(path, made.agent, which)
+        step, state = _read_agent(path, made.agent, which, saved)
         return Run(path, description, config, made.agent, made.env, state, step=step, which=which)
-    found = [_read_agent(folder, made.agent, which) for folder in members(path, description).values()]
+    inner = members(path, description).items()
+    found = [_read_agent(folder, made.agent, which, member_description(saved, seed)) for seed, folder in inner]
     return _with_members(Run(path, description, config, made.agent, made.env, found[0][1], which=which), found)
 
 
-def _read_agent(path: Path, agent: Agent, which: str) -> tuple[int, AgentState]:
+def _read_agent(path: Path, agent: Agent, which: str, description: dict[str, Any]) -> tuple[int, AgentState]:
     folder = path / (CHECKPOINTS if which == "latest" else BEST)
     if checkpoint.latest(folder) is None:
         raise UsageError(f"run: {str(path)!r} has no checkpoint in {folder.name}/ yet")
     template = {"agent": jax.eval_shape(agent.init, jax.random.key(0))}
     step, saved = checkpoint.restore_newest(folder, template, warn)
+    say_edits(path, description, checkpoint.info(folder, step), warn)
     return step, saved["agent"]
+
+
+def _say_edits(path: Path, description: dict[str, Any]) -> None:
+    """`say_edits`, of the newest checkpoint that says anything."""
+    for step in reversed(checkpoint.steps(path / CHECKPOINTS)):
+        with contextlib.suppress(RunError, UsageError):  # who reads it will say so
+            return say_edits(path, description, checkpoint.info(path / CHECKPOINTS, step), warn)
 
 
 def _with_members(run: Run, found: list[tuple[int, AgentState]]) -> Run:
@@ -380,11 +399,14 @@ def train(
     resume, memory_map = checks.flag("resume", resume), checks.flag("memory_map", memory_map)
     no_lock = checks.flag("no_lock", no_lock)
     cache = enable_compilation_cache()
+    before = read_description(out, warn) if resume and out is not None else None
+    if before is not None:
+        _say_edits(out, before)
     made = setup(
         agent, env, preset=preset, seed=seed, seeds=seeds, steps=steps, devices=devices, parallel=parallel,
         image_size=image_size, action_repeat=action_repeat, env_args=env_args, start_timeout=start_timeout,
         trust_env=trust_env, overrides=overrides,
-        before=read_description(out, warn) if resume and out is not None else None,
+        before=before,
     )  # fmt: skip
     eval_every = checks.number("eval_every", max(1, made.steps // 10) if eval_every is None else eval_every)
     eval_envs = None if eval_envs is None else checks.number("eval_envs", eval_envs)
@@ -413,7 +435,7 @@ def train(
         told = None if callback is None else lambda metrics, state: callback(metrics, run_of(metrics["step"], state))
         plan = Plan(
             made.agent, made.env, path, made.seeds, made.steps, eval_every, checkpoint_seconds, max_skipped, display,
-            options, wandb, told,
+            options, wandb, told, made.description,
         )  # fmt: skip
         driver, run, digest = _run_plan(made, plan, resume)
         _evaluate_end(made, run, driver, display)

@@ -68,7 +68,10 @@ def from_gymnasium(
 
 
 def host_env(
-    setup: Setup, about: dict[str, Any], action_map: Callable[[Array], Array] | None, start_timeout: float
+    setup: Setup,
+    about: dict[str, Any],
+    action_map: Callable[[Array], Array] | None,
+    start_timeout: float = START_SECONDS,
 ) -> HostEnv:
     """The environment that a worker has described; its own spaces are read here as they are there."""
     reader = obs_reader(about["native_obs"], about["image_size"])

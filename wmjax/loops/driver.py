@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax import checks
-from wmjax.folder import BEST, CHECKPOINTS, member_path
+from wmjax.folder import BEST, CHECKPOINTS, member_description, member_path
 from wmjax.loops import checkpoint, device
 from wmjax.loops.device import RunState, first
 from wmjax.loops.display import Clock, Display
@@ -112,6 +112,7 @@ class Plan(NamedTuple):
     wandb: str | None = None  # a project of Weights & Biases
     # (what a line of progress has, by name; the agent at that moment, which is donated afterwards) -> False to stop
     callback: Callable[[dict[str, Any], AgentState], Any] | None = None
+    description: dict[str, Any] | None = None  # what `config.json` says, kept with every checkpoint
 
 
 class Driver:
@@ -390,10 +391,17 @@ class Driver:
             if mean > self._best[i]:
                 self._best[i] = float(mean)
                 best = tree_of_seed(agent, i) if self._several else agent
-                info = {"mean": float(mean), "iteration": self._iteration(state)}
+                info = self._about(i) | {"mean": float(mean), "iteration": self._iteration(state)}
                 self._saver.save(folder / BEST, step, {"agent": best}, keep=1, since=self._oldest(), info=info)
         told = {"eval/return": means, "eval/length": played.lengths.mean(-1), "eval/cut": played.cut.sum(-1)}
         return {name: np.where(np.isnan(means), np.nan, value) for name, value in told.items()}
+
+    def _about(self, index: int | None) -> dict[str, Any]:
+        """The description of the run, or that in the folder of one of its seeds."""
+        description = self._plan.description
+        if self._several and index is not None and description is not None:
+            description = member_description(description, self._plan.seeds[index])
+        return {"description": description}
 
     def _oldest(self) -> int | None:
         """The step of the oldest checkpoint. A run that goes on from it needs what was best until then."""
@@ -413,13 +421,14 @@ class Driver:
         start, step = time.monotonic(), self.env_steps(state)
         folder = self._plan.path / CHECKPOINTS
         try:
-            self._saver.save(folder, step, self._programs.gather(state), keep=KEEP)
+            self._saver.save(folder, step, self._programs.gather(state), keep=KEEP, info=self._about(None))
         except OSError as error:  # what the host keeps outside of the state could not be written
             self._saver.refuse(folder, step, error)
         if self._several:
             agent = self._programs.replica(state.agent)
             for i, folder in enumerate(self._folders):
-                self._saver.save(folder / CHECKPOINTS, step, {"agent": tree_of_seed(agent, i)}, keep=KEEP)
+                tree = {"agent": tree_of_seed(agent, i)}
+                self._saver.save(folder / CHECKPOINTS, step, tree, keep=KEEP, info=self._about(i))
         self._saved_steps = [step]
         self._saved = time.monotonic()
         self._save_seconds = self._saved - start
