@@ -120,8 +120,8 @@ SCHEMA: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("image_size", "action_repeat", "steps"), checks.number),
     "config": _plain,
 }
-OPTIONAL = {"env_args": _env_args, "part_of_seeds": _flag}
-OR_NULL = {"env", "parallel", "image_size", "action_repeat", "env_args"}
+OPTIONAL = {"env_args": _env_args, "part_of_seeds": _flag, "about": _plain}
+OR_NULL = {"env", "parallel", "image_size", "action_repeat", "env_args", "about"}
 
 
 def warn(text: str) -> None:

@@ -88,6 +88,12 @@ def _let_go(stream: Any) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def _ignore_late_reads(found: Any) -> None:
+    """Of a damaged checkpoint the first array that cannot be read is told of; the storage complains of the others."""
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0; 1 a run that cannot go on; 2 a user's error; 128 + N signal N.
 
@@ -95,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         _open_descriptors()
+        sys.unraisablehook = _ignore_late_reads
     try:
         return _main(sys.argv[1:] if argv is None else argv)
     finally:
