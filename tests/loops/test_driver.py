@@ -10,10 +10,11 @@ import pytest
 
 from tests.loops.fakes import counter_env, fake_agent, fake_recipe
 from tests.loops.test_host import host_env
-from wmjax.folder import CHECKPOINTS
+from wmjax.folder import BEST, CHECKPOINTS
 from wmjax.loops import checkpoint, host, parallel
 from wmjax.loops.driver import Driver, NotFiniteError, Plan
 from wmjax.loops.host_rollout import Options
+from wmjax.loops.rollout import Evaluation
 
 share = [0.0]  # of the updates, those that are not finite: drawn by their keys
 
@@ -90,3 +91,35 @@ def test_a_limit_below_what_was_skipped_before_counts_from_there(tmp_path):
     drive(tmp_path, 0.5, 100, most=50)
     state = drive(tmp_path, 0.0, 200, most=1, resume=True)
     assert int(state.skips.longest) == 0 and int(state.skips.total) > 0
+
+
+def go_on(path, steps, returns):
+    """Trains it to so many steps, or goes on; periodic evaluations come to `returns`, one after the other."""
+    said, returns = [], iter(returns)
+    agent, programs, env = failing_agent(), device_programs(1), counter_env()
+    driver = Driver(Plan(agent, env, path, (0,), steps, 16, 1e6, 5), programs, [])
+    ones = lambda episodes: np.ones(episodes, np.float32)
+    driver.evaluator = lambda params, key, n: Evaluation(next(returns) * ones(n), ones(n), ones(n) > 1)
+    driver.run(driver.start(True, said.append))
+    assert next(returns, None) is None
+    return said
+
+
+def test_a_run_that_goes_on_from_an_earlier_step_has_the_best_agent_of_its_own_history(tmp_path):
+    share[0] = 0.0
+    assert go_on(tmp_path, 40, [1.0]) == []
+    assert go_on(tmp_path, 64, [5.0, 9.0]) == []
+    assert checkpoint.steps(tmp_path / CHECKPOINTS) == [40, 64]
+    assert checkpoint.steps(tmp_path / BEST) == [32, 48, 64]  # whichever checkpoint it goes on from
+    (tmp_path / CHECKPOINTS / "000000000064" / "manifest.json").unlink()
+    (tmp_path / BEST / "000000000900").mkdir()  # not of this history, and nothing in it
+    damaged, aside = go_on(tmp_path, 64, [0.5, 0.7])
+    assert "000000000064" in damaged and "using step 40" in damaged
+    assert "step 48, 64, 900 is set aside" in aside and "that of step 32" in aside
+    assert checkpoint.steps(tmp_path / CHECKPOINTS) == [40, 64] and checkpoint.steps(tmp_path / BEST) == [32]
+    assert checkpoint.info(tmp_path / BEST)["mean"] == 1.0
+    for step in (48, 64, 900):
+        assert (tmp_path / BEST / f"{step:012d}.damaged").is_dir()
+    (tmp_path / BEST / "000000000032" / "manifest.json").write_text("{}")
+    go_on(tmp_path, 80, [0.2])  # what is damaged is worse than nothing
+    assert checkpoint.steps(tmp_path / BEST) == [80]
