@@ -165,7 +165,9 @@ def damage_and_use(made, place, seed):
     assert victims.state() == victims.before, (seed, what)
 
 
-MANY = [pytest.param(range(start, start + 82), marks=pytest.mark.slow) for start in range(8, 500, 82)]
+STARTS = range(8, 500, 82)
+MARKS = {start: [pytest.mark.slow] + [pytest.mark.long] * (start > 100) for start in STARTS}  # CI takes 172 of them
+MANY = [pytest.param(range(start, start + 82), marks=MARKS[start]) for start in STARTS]
 
 
 @pytest.mark.parametrize("seeds", [range(8), *MANY])
