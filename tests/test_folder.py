@@ -9,7 +9,7 @@ import filelock
 import pytest
 
 from wmjax import files, folder
-from wmjax.folder import open_folder, read_description
+from wmjax.folder import open_folder, read_description, say_edits
 from wmjax.types import UsageError
 
 GOOD = {
@@ -72,6 +72,33 @@ def test_a_value_of_config_json_that_is_not_valid_is_named_with_what_is(tmp_path
         assert f" {name}: " in text and VALID.get(name, "is not valid; ") in text, (name, odd, text)
     for name, odd in IS_VALID:
         assert read_description(write(tmp_path / "run", GOOD | {name: ODD[odd]}))[name] == ODD[odd]
+
+
+def nested(levels, name="env_args"):
+    return GOOD | {name: {"a": json.loads("[" * levels + "1" + "]" * levels)}}
+
+
+def test_what_is_nested_too_deeply_to_be_walked_is_refused(tmp_path):
+    for name in ("env_args", "about", "future"):
+        for levels in (33, 600):
+            assert "nested too deeply" in refusal(write(tmp_path / "run", nested(levels, name)))
+        assert read_description(write(tmp_path / "run", nested(31, name))) == nested(31, name)
+    for name, value in (("env_args", []), ("about", "x"), ("about", 3)):
+        assert f" {name}: " in refusal(write(tmp_path / "run", GOOD | {name: value}))
+
+
+def test_a_command_of_any_length_may_have_started_the_run(tmp_path):
+    said = GOOD | {"about": {"command": f"wmjax train --out {'x' * 1000}\n\u2028", "devices": [None]}}
+    assert read_description(write(tmp_path / "run", said)) == said
+
+
+def test_what_a_checkpoint_says_of_config_json_may_be_anything(tmp_path):
+    said = []
+    for saved in (None, 3, {}, {"config": 3}, nested(600)):
+        say_edits(tmp_path, GOOD, {"description": saved}, said.append)
+    assert not said
+    say_edits(tmp_path, GOOD, {"description": GOOD | {"preset": "x", "image_size": [1] * 10**5}}, said.append)
+    assert len(said) == 1 and "image_size was [1, 1" in said[0] and len(said[0]) < 500
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -43,6 +43,7 @@ ROWS = 2**20  # of a batch, in one step of time
 TIME = 100_000  # steps that are computed at once
 UPDATES = 10_000_000  # in one compiled loop, which holds a key for each
 NAME = 4096  # characters; the name of an environment may be the path of a file
+LEVELS = 32  # of values within values, in arguments of an environment
 PICTURE = 4096  # pixels of a side; one such picture in RGB takes 50 MB
 
 
@@ -169,6 +170,15 @@ def path(field: str, value: Any) -> Path:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             raise UsageError(f"{field}: {show(name)} is not valid: {error.strerror}") from None
     return Path(name)
+
+
+def is_deep(value: Any, levels: int = LEVELS) -> bool:
+    """Whether mappings and lists lie in others, more than so many levels deep. What walks them could end in that."""
+    layer = [value]
+    for _ in range(levels + 1):
+        inner = [x.values() if isinstance(x, Mapping) else x for x in layer if isinstance(x, Mapping | list | tuple)]
+        layer = [part for parts in inner for part in parts]
+    return bool(layer)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

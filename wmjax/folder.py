@@ -92,17 +92,9 @@ def _plain(name: str, value: Any) -> None:
         raise checks.invalid(name, value, "an object of numbers, text, true, false, null, lists and objects of these")
 
 
-def _env_args(name: str, value: Any) -> None:
+def _object(name: str, value: Any) -> None:
     if not isinstance(value, dict):
-        raise checks.invalid(name, value, "an object of arguments by name")
-
-
-def _env(name: str, value: Any) -> None:
-    checks.text(name, value)
-
-
-def _flag(name: str, value: Any) -> None:
-    checks.flag(name, value)
+        raise checks.invalid(name, value, "an object")
 
 
 def _parallel(name: str, value: Any) -> None:
@@ -113,14 +105,14 @@ def _parallel(name: str, value: Any) -> None:
 SCHEMA: dict[str, Callable[[str, Any], Any]] = {
     "version": checks.text,
     "agent": checks.text,
-    "env": _env,
+    "env": checks.text,
     "preset": checks.text,
     **dict.fromkeys(("seed", "seeds", "devices"), checks.number),
     "parallel": _parallel,
     **dict.fromkeys(("image_size", "action_repeat", "steps"), checks.number),
     "config": _plain,
 }
-OPTIONAL = {"env_args": _env_args, "part_of_seeds": _flag, "about": _plain}
+OPTIONAL = {"env_args": _object, "about": _object, "part_of_seeds": checks.flag}
 OR_NULL = {"env", "parallel", "image_size", "action_repeat", "env_args", "about"}
 
 
@@ -146,6 +138,8 @@ def read_description(path: str | Path, say: Say | None = None) -> dict[str, Any]
         raise refuse(f"it holds no readable {CONFIG} ({getattr(error, 'strerror', None) or error})") from None
     if not isinstance(description, dict):
         raise refuse(f"its {CONFIG} must be an object, not {checks.show(description)}")
+    if checks.is_deep(description, checks.LEVELS + 1):  # arguments of an environment are within it
+        raise refuse(f"its {CONFIG} is nested too deeply")
     newer = _is_newer(description.get("version"))
     by = f" (written by wmjax {description['version']}, which is newer than this {wmjax.__version__})" if newer else ""
     for name, check in (SCHEMA | OPTIONAL).items():
@@ -304,11 +298,12 @@ def _differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[An
 def say_edits(path: Path, description: dict[str, Any], info: dict[str, Any], say: Say) -> None:
     """Says where `config.json` is not what it was when a checkpoint with this `info` was saved: no hash shows that."""
     saved = info.get("description")
-    if not isinstance(saved, dict) or not isinstance(saved.get("config"), dict):  # of a version that did not keep it
-        return
+    if not isinstance(saved, dict) or not isinstance(saved.get("config"), dict) or checks.is_deep(saved):
+        return  # it is of a version that did not keep it
     changed = {k: v for k, v in _differences(saved, description).items() if k not in ("devices", "parallel", "preset")}
     if changed:
-        listed = ", ".join(f"{name} was {old!r} and is {new!r}" for name, (old, new) in changed.items())
+        show = checks.show
+        listed = ", ".join(f"{name} was {show(old)} and is {show(new)}" for name, (old, new) in changed.items())
         say(f"warning: {path / CONFIG} is not as it was when the checkpoint was saved: {listed}")
 
 

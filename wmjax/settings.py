@@ -67,8 +67,6 @@ def setup(
     env = given("env", env, None if before else presets.default_env(agent))
     if env is None:
         raise UsageError("env: the run was trained on an Env value, which has to be given again")
-    if isinstance(env, str):
-        checks.text("env", env)
     recorded = env if env == before.get("env") else None
     env, name, args = handed(env, env_args)
     name = recorded or name

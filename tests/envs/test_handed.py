@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import os
 import sys
 import threading
@@ -132,7 +133,7 @@ REFUSED = [
     (lambda: [], r"env: \[\] is not valid"),
     (lambda: b"catch", "env: b'catch' is not valid"),
     (lambda: {"env": "catch"}, "env: .* is not valid"),
-    (lambda: "", "env: unknown name ''; valid are"),
+    (lambda: "", "env: '' is not valid; a name of 1 to 4096 printable characters is"),
     (lambda: float("nan"), "env: nan is not valid"),
     (lambda: functools.partial(make_walk, 1, 2), "env: functools.partial.*too many positional arguments"),
 ]
@@ -313,6 +314,7 @@ def test_what_a_session_without_a_file_defined_is_to_be_loaded_from_python(monke
         ("probe:act", {"size": 3}, "env_args: 'size' is not an argument of 'probe:act'"),
         (Walk, {"start": object()}, "env_args: start is <object.*config.json keeps it"),
         (Walk, {"start": float("inf")}, "env_args: start is inf"),
+        (Walk, {"start": json.loads("[" * 600 + "]" * 600)}, "env_args: start is .*config.json keeps it"),
         (Walk, {3: 4}, "env_args: {3: 4} is not valid"),
         (Walk, ["start"], r"env_args: \['start'\] is not valid"),
         (make_env("probe:act"), {"start": 3}, "env_args: .*Env value"),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from wmjax import checks
 from wmjax.envs.wrappers import RawEnv
 from wmjax.suites import SUITES, gym_suite
 from wmjax.types import Env, HostEnv, UntrustedError, UsageError
@@ -38,6 +39,7 @@ def handed(env: Any, args: Mapping[str, Any] | None = None) -> Handed:
     """
     args = check_args(args)
     if isinstance(env, str):
+        checks.text("env", env)
         if env.startswith(GYM) and env.count(":") == 1:
             task, own = gym_suite.locate(env.removeprefix(GYM))
             return Handed(env, GYM + task, check_args(own) | args)
@@ -89,11 +91,13 @@ def check_args(args: Any) -> dict[str, Any]:
         raise UsageError(f"env_args: {args!r:.80} is not valid; names with values are, such as {{'size': 8}}")
     for name, value in args.items():
         try:
+            if checks.is_deep({name: value}):
+                raise ValueError
             json.dumps(value, default=_number, allow_nan=False)
-        except (TypeError, ValueError, RecursionError):
+        except (TypeError, ValueError):
             raise UsageError(
-                f"env_args: {name} is {value!r:.80}, which is not valid: config.json keeps it, so numbers, text, "
-                "booleans, None, and lists of these are; put others into a function that makes the environment"
+                f"env_args: {name} is {checks.show(value)}, which is not valid: config.json keeps it, so numbers, "
+                "text, booleans, None, and lists of these are; put others into a function that makes the environment"
             ) from None
     return json.loads(json.dumps(dict(args), default=_number))
 
