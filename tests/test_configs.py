@@ -116,7 +116,21 @@ def test_a_dry_run_says_what_a_run_would_take_and_writes_nothing(tmp_path, capsy
     ):  # fmt: skip
         assert words in out, words
     assert not list(tmp_path.iterdir())
+    assert "not begin" not in out
     assert main(["train", "dreamer_v3", "--dry-run", "--checkpoint-seconds", "-1"]) == 2
+
+
+def test_a_dry_run_says_where_a_run_would_not_fit(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = "--agent.size=1m", "--agent.replay_capacity"
+    assert main(["train", "dreamer_v3", "--dry-run", *few, str(2**31 - 1)]) == 0
+    refused = capsys.readouterr().out.splitlines()[-2]
+    assert refused.startswith("it would not begin here: replay_capacity: 2147483647 records of") and "free" in refused
+    monkeypatch.setattr("wmjax.loops.host.available_bytes", lambda: 10**6)
+    assert main(["train", "dreamer_v3", "--env", "gym:CartPole-v1", "--dry-run", *few, "100000", "--out", "a/b"]) == 0
+    refused = capsys.readouterr().out.splitlines()[-2]
+    assert refused.startswith("it would not begin here: replay_capacity: 100000 needs") and "--memory-map" in refused
+    assert not list(tmp_path.iterdir())
 
 
 def test_arguments_for_python(tmp_path, capsys):

@@ -9,8 +9,8 @@ import pytest
 from tests.paper_settings import CONFIGS
 from wmjax import presets
 from wmjax.agents import AGENTS
-from wmjax.estimate import bytes_of
 from wmjax.loops import host
+from wmjax.loops.memory import tree_bytes
 from wmjax.replay.host import sizes
 from wmjax.types import Box, Discrete, EnvSpec, HostEnv, UsageError
 
@@ -31,7 +31,7 @@ def test_the_documentation_names_the_presets_that_need_more_memory_than_one_acce
         for preset in presets.PRESETS[agent]:
             made = AGENTS[agent][1](spec, presets.resolve(agent, preset, "catch")[0])
             state, example = host.shapes(made, HostEnv(spec, None))
-            assert bytes_of(state) < 80e9 / 8, (agent, preset)  # the rest is for what an update needs
+            assert tree_bytes(state) < 80e9 / 8, (agent, preset)  # the rest is for what an update needs
             replay = sizes(example, made.recipe.num_envs, made.recipe.replay_capacity).memory_bytes
             if replay > 80e9:
                 large[agent, preset] = replay

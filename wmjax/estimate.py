@@ -7,6 +7,7 @@ import math
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,13 @@ import jax
 import jaxlib
 
 import wmjax
-from wmjax.loops import device, host
+from wmjax.loops import device, host, memory
+from wmjax.loops.memory import amount
 from wmjax.replay.host import sizes
-from wmjax.types import HostEnv, PyTree
+from wmjax.types import HostEnv, PyTree, UsageError
 
 if TYPE_CHECKING:
     from wmjax.settings import Setup
-
-
-def bytes_of(tree: PyTree) -> int:
-    """Of arrays, or of what has their shapes and dtypes."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def count(tree: PyTree) -> int:
@@ -72,33 +69,40 @@ def about(made: Setup) -> dict[str, Any]:
     }
 
 
-def _memory(made: Setup, memory_map: bool) -> tuple[int, str]:
-    """Bytes of the state without replay, of all seeds; and what replay takes, in words."""
+def _memory(made: Setup, memory_map: bool, out: Path | None) -> tuple[int, str, Callable[[], None]]:
+    """Bytes of the state without replay, of all seeds; what replay takes, in words; and the check that it fits here."""
     agent, env, recipe = made.agent, made.env, made.agent.recipe
-    seeds = made.description["seeds"]
+    seeds, devices = made.description["seeds"], made.description["devices"]
     records = f"{recipe.replay_capacity // recipe.num_envs * recipe.num_envs:,} records"
     if isinstance(env, HostEnv):
-        state, example = host.shapes(agent, env)
+        (state, carry), example = host.shapes(agent, env)
         needs = sizes(example, recipe.num_envs, recipe.replay_capacity, memory_map=memory_map)
-        return bytes_of(state), (
-            f"{records}, at most {_gb(needs.memory_bytes)} of memory, {_gb(needs.disk_bytes)} of disk"
-        )
+        place = (out or Path()).absolute()
+        place = next(folder for folder in (place, *place.parents) if folder.is_dir())
+        collected = math.ceil(made.steps / env.spec.action_repeat)
+        words = f"{records}, at most {amount(needs.memory_bytes)} of memory, {amount(needs.disk_bytes)} of disk"
+        check = lambda: host.check_room(recipe, state, needs, collected, place)
+        return memory.tree_bytes((state, carry)), words, check
     run = jax.eval_shape(lambda key: device.init(agent, env, key), jax.random.key(0))
-    replay = bytes_of(run.replay)
-    spread = f" over {made.description['devices']} devices" if made.description["devices"] > 1 else ""
+    replay, state = memory.tree_bytes(run.replay), memory.tree_bytes(run)
+    spread = f" over {devices} devices" if devices > 1 else ""
     each = f" for each of {seeds} seeds" if seeds > 1 else ""
-    return seeds * (bytes_of(run) - replay), f"{records}{each}, {_gb(seeds * replay)} of device memory{spread}"
+    words = f"{records}{each}, {amount(seeds * replay)} of device memory{spread}"
+    return seeds * (state - replay), words, lambda: memory.check_run(agent, env, seeds, devices)
 
 
-def _gb(number: float) -> str:
-    return f"{number / 1e9:.3g} GB" if number >= 1e8 else f"{number / 1e6:.3g} MB"
+def outlook(made: Setup, memory_map: bool = False, out: Path | None = None) -> str:
+    """What a run would take, in some lines of text; the last says what is missing for it here, if anything is.
 
-
-def outlook(made: Setup, memory_map: bool = False) -> str:
-    """What a run would take, in some lines of text. Nothing is computed, compiled or written."""
+    Nothing is computed, compiled or written. `memory_map` and `out` are as in `train`.
+    """
     recipe, steps = made.agent.recipe, made.steps
-    state, replay = _memory(made, memory_map)
-    stages, updates = [], 0
+    state, replay, check = _memory(made, memory_map, out)
+    stages, updates, missing = [], 0, []
+    try:
+        check()
+    except UsageError as error:
+        missing = [f"it would not begin here: {error}"]
     for index, stage in enumerate(recipe.stages):
         iterations = device.stage_iterations(made.agent, made.env, steps, index)
         updates += iterations * sum(update.repeats for update in stage.updates)
@@ -106,10 +110,11 @@ def outlook(made: Setup, memory_map: bool = False) -> str:
         stages.append(f"{stage.name} {iterations:,} iterations{searched}")
     return "\n".join(
         [
-            f"state {_gb(state)}, without what an update needs",
+            f"state {amount(state)}, without what an update needs",
             f"replay of {replay}",
             f"stages {', '.join(stages)}",
             f"{steps:,} env steps, {updates:,} updates",
+            *missing,
         ]
     )
 

@@ -111,7 +111,7 @@ def test_records_to_look_at_are_refused_where_they_cannot_fit(free):
     spec = EnvSpec({"image": Box(0, 255, (64, 64, 3), "uint8"), "vector": Box(-1, 1, (4,))}, Discrete(2))
     free(2e6)
     memory.check_records("horizon: 1", spec, 100, 10)
-    with pytest.raises(UsageError, match=r"^horizon: 1: 200 records need 0.00246 GB, and 2000000.0 bytes are free"):
+    with pytest.raises(UsageError, match=r"^horizon: 1: 200 records need 2.46 MB, and 2000000.0 bytes are free"):
         memory.check_records("horizon: 1", spec, 200, 0)
 
 

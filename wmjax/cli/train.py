@@ -159,4 +159,5 @@ def _show(agent: str, values: Mapping[str, Any], chosen: Mapping[str, Any], prin
         known = {name: value for name, value in settings.items() if value is not None}
         print(configs.write(known | others | {"config": config}), end="")
     else:
-        print(f"{describe(made, values['out'])}\n{estimate.outlook(made, values['memory_map'])}\nnothing was written")
+        told = estimate.outlook(made, values["memory_map"], values["out"])
+        print(f"{describe(made, values['out'])}\n{told}\nnothing was written")

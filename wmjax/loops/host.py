@@ -31,7 +31,7 @@ from wmjax.ops import noise
 from wmjax.replay import chunks
 from wmjax.replay.device import Record
 from wmjax.replay.host import HostReplay, Sizes, cpu, sizes
-from wmjax.types import Agent, Array, HostEnv, HostEnvs, Metrics, PyTree, RunError, Stage, TimeStep, UsageError
+from wmjax.types import Agent, Array, HostEnv, HostEnvs, Metrics, PyTree, Recipe, RunError, Stage, TimeStep, UsageError
 
 
 def shapes(agent: Agent, env: HostEnv) -> tuple[tuple[PyTree, PyTree], Record]:
@@ -46,6 +46,55 @@ def shapes(agent: Agent, env: HostEnv) -> tuple[tuple[PyTree, PyTree], Record]:
 
     state, carry, action, latent = jax.eval_shape(act, jax.random.key(0), timestep)
     return (state, carry), Record(timestep, action, latent)
+
+
+def check_room(
+    recipe: Recipe,
+    state: PyTree,
+    needs: Sizes,
+    records: int,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Says how much memory and disk replay takes. Raises `UsageError` where a run needs more than there is.
+
+    Args:
+      recipe: of the run.
+      state: of the agent, arrays or shapes.
+      needs: of replay when it is full.
+      records: that the run collects in all.
+      folder: on whose disk replay is written; None where it is there already, or nowhere.
+      say: is told.
+    """
+    check_agent(state)
+    capacity = recipe.replay_capacity // recipe.num_envs * recipe.num_envs
+    share = min(1.0, records / capacity)
+    memory, disk = needs.memory_bytes, needs.disk_bytes
+    filled = memory * share + needs.flags_bytes * (1 - share)  # flags are there from the start
+    say(
+        f"replay of {capacity:,} records: at most {memory / 1e9:.3g} GB of memory, "
+        f"{disk / 1e9:.3g} GB of disk; this run fills {share:.0%} of it"
+    )
+    free = available_bytes()
+    if free is not None and filled > SPARE * free:
+        raise _too_large(recipe, filled)
+    if folder is not None:
+        free = shutil.disk_usage(folder).free
+        if disk * share > SPARE * free:
+            raise UsageError(
+                f"replay_capacity: {recipe.replay_capacity} needs {disk * share / 1e9:.3g} GB of disk, "
+                f"{free / 1e9:.3g} GB are free in {folder}; a smaller one is valid"
+            )
+
+
+def _too_large(recipe: Recipe, needed: float) -> UsageError:
+    """The error where replay needs more memory than there is."""
+    free = available_bytes()
+    free = "" if free is None else f", {free / 1e9:.3g} GB are free"
+    return UsageError(
+        f"replay_capacity: {recipe.replay_capacity} needs {needed / 1e9:.3g} GB of memory{free}; a smaller one is "
+        "valid, or memory_map (--memory-map) to keep on disk what is not a latent"
+    )
 
 
 class HostLoop:
@@ -85,9 +134,10 @@ class HostLoop:
         self._num_envs = agent.recipe.num_envs
         self._folder = path / REPLAY if path is not None else None
         (state, carry), example = shapes(agent, env)
+        needs = sizes(example, self._num_envs, agent.recipe.replay_capacity, memory_map=options.memory_map)
         if records is not None:
-            check_agent(state)
-        self.replay = self._make_replay(example, records, resume)
+            check_room(agent.recipe, state, needs, records, None if resume else path, say)
+        self.replay = self._make_replay(example, needs)
         run = self._begin(state, carry, jax.eval_shape(lambda: jax.random.key(0)))
         self.template = jax.eval_shape(lambda tree: tree, run)._replace(replay=self.replay.template())
         self.failure: RunError | None = None  # why a stage ended early
@@ -101,47 +151,15 @@ class HostLoop:
         self._keys = jax.jit(self._iteration_keys, static_argnums=3)
         self._search_keys = jax.jit(self._iteration_keys_of_search)
 
-    def _make_replay(self, example: Record, records: int | None, resume: bool) -> HostReplay:
-        capacity, memory_map = self._agent.recipe.replay_capacity, self._options.memory_map
-        needs = sizes(example, self._num_envs, capacity, memory_map=memory_map)
-        if records is not None:
-            self._check_room(needs, records, resume)
+    def _make_replay(self, example: Record, needs: Sizes) -> HostReplay:
+        recipe, memory_map = self._agent.recipe, self._options.memory_map
         try:
             return HostReplay(
-                example, self._num_envs, capacity, folder=self._folder, memory_map=memory_map, warn=self._say
-            )
+                example, self._num_envs, recipe.replay_capacity, folder=self._folder, memory_map=memory_map,
+                warn=self._say,
+            )  # fmt: skip
         except (MemoryError, jax.errors.JaxRuntimeError):
-            raise self._too_large(needs.memory_bytes) from None
-
-    def _check_room(self, needs: Sizes, records: int, resume: bool) -> None:
-        """Says how much memory and disk replay takes, and raises `UsageError` where that is more than there is."""
-        capacity = self._agent.recipe.replay_capacity // self._num_envs * self._num_envs
-        share = min(1.0, records / capacity)
-        memory, disk = needs.memory_bytes, needs.disk_bytes
-        filled = memory * share + needs.flags_bytes * (1 - share)  # flags are there from the start
-        self._say(
-            f"replay of {capacity:,} records: at most {memory / 1e9:.3g} GB of memory, "
-            f"{disk / 1e9:.3g} GB of disk; this run fills {share:.0%} of it"
-        )
-        free = available_bytes()
-        if free is not None and filled > SPARE * free:
-            raise self._too_large(filled)
-        if self._folder is not None and not resume:
-            free = shutil.disk_usage(self._folder.parent).free
-            if disk * share > SPARE * free:
-                raise UsageError(
-                    f"replay_capacity: {self._agent.recipe.replay_capacity} needs {disk * share / 1e9:.3g} GB of disk, "
-                    f"{free / 1e9:.3g} GB are free in {self._folder.parent}; a smaller one is valid"
-                )
-
-    def _too_large(self, needed: float) -> UsageError:
-        """The error where replay needs more memory than there is."""
-        free = available_bytes()
-        free = "" if free is None else f", {free / 1e9:.3g} GB are free"
-        return UsageError(
-            f"replay_capacity: {self._agent.recipe.replay_capacity} needs {needed / 1e9:.3g} GB of memory{free}; a "
-            "smaller one is valid, or memory_map (--memory-map) to keep on disk what is not a latent"
-        )
+            raise _too_large(recipe, needs.memory_bytes) from None
 
     def _begin(self, state: PyTree, carry: PyTree, key: Array) -> RunState:
         zero, n = np.int32(0), self._num_envs

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from wmjax.loops import device
+from wmjax.loops.host_rollout import timestep_shapes
 from wmjax.types import Agent, AgentState, Env, EnvSpec, Evolve, PyTree, RunError, UsageError
 
 SPARE = 0.9  # of the host's free memory, or of a disk, that may be filled
@@ -79,12 +79,12 @@ def room() -> Room | None:
     """Where compiled programs run: on each accelerator, or the host; None where nobody says."""
     if jax.default_backend() == "cpu":
         free = available_bytes()
-        return None if free is None else Room(SPARE * free, f"{free / 1e9:.3g} GB of memory are free")
+        return None if free is None else Room(SPARE * free, f"{amount(free)} of memory are free")
     stats = [found for each in jax.local_devices() if (found := each.memory_stats()) and "bytes_limit" in found]
     if not stats:
         return None
     free = min(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats)
-    return Room(free, f"{free / 1e9:.3g} GB are free on each {jax.default_backend().upper()}")
+    return Room(free, f"{amount(free)} are free on each {jax.default_backend().upper()}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -93,20 +93,13 @@ def room() -> Room | None:
 
 def tree_bytes(tree: PyTree) -> int:
     """Of all leaves, arrays or shapes."""
-    size = lambda x: (
-        math.prod(x.shape) * (8 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize)
-    )
-    return sum(map(size, jax.tree.leaves(tree)))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _gb(count: float) -> str:
-    return (
-        f"{count / 1e3:.3g} kB"
-        if count < 1e6
-        else f"{count / 1e9:.3g} GB"
-        if count < 1e12
-        else f"{count / 1e9:,.0f} GB"
-    )
+def amount(size: float) -> str:
+    """Bytes in words, such as "12.3 kB", "100 MB" or "1,234 GB"."""
+    unit, name = next((found for found in ((1e9, "GB"), (1e6, "MB")) if size >= found[0] / 10), (1e3, "kB"))
+    return f"{size / unit:{',.0f' if size >= 1000 * unit else '.3g'}} {name}"
 
 
 def check_run(agent: Agent, env: Env, seeds: int = 1, devices: int = 1) -> None:
@@ -126,7 +119,7 @@ def check_run(agent: Agent, env: Env, seeds: int = 1, devices: int = 1) -> None:
     record = tree_bytes(run.replay.data) / rows
     acting = tree_bytes((run.env_state, run.timestep, run.carry)) / recipe.num_envs
     parts = {  # what of a run, and there may be less of, takes how much
-        f"replay_capacity: {recipe.replay_capacity} records of {_gb(record)} need": rows * record,
+        f"replay_capacity: {recipe.replay_capacity} records of {amount(record)} need": rows * record,
         f"num_envs: {recipe.num_envs} environments need": recipe.num_envs * acting,
     }
     learned, (work, doing) = tree_bytes(run.agent), max(_at_once(agent, run.agent, record, acting))
@@ -139,13 +132,13 @@ def check_run(agent: Agent, env: Env, seeds: int = 1, devices: int = 1) -> None:
     if each + work / spread <= free.bytes:
         most = int((free.bytes - work / spread) / each)
         raise UsageError(
-            f"seeds: {seeds} need {_gb(total)}, {_gb(each)} each, and {free.where}; at most {most} is valid"
+            f"seeds: {seeds} need {amount(total)}, {amount(each)} each, and {free.where}; at most {most} is valid"
         )
     parts |= {"agent: parameters and optimizers of these sizes need": learned * spread, doing: work}
     words, size = max(parts.items(), key=lambda part: part[1])
     most = int((free.bytes - each - work / spread) * spread / record) + rows if words.startswith("replay") else 0
     advice = f"at most {most} is valid" if most >= recipe.num_envs else "less is valid"
-    held = f"{_gb(size)}, of {_gb(each + work / spread)} that the run holds at once"
+    held = f"{amount(size)}, of {amount(each + work / spread)} that the run holds at once"
     raise UsageError(
         f"{words} {held}{f' on each of {spread} devices' if spread > 1 else ''}, and {free.where}; {advice}"
     )
@@ -180,18 +173,15 @@ def check_agent(state: AgentState) -> None:
     """Raises `UsageError` where an agent, arrays or shapes, cannot fit where programs run."""
     free, size = room(), tree_bytes(state)
     if free is not None and size > free.bytes:
-        raise UsageError(f"agent: parameters and optimizers of these sizes need {_gb(size)}, and {free.where}")
+        raise UsageError(f"agent: parameters and optimizers of these sizes need {amount(size)}, and {free.where}")
 
 
 def check_records(field: str, spec: EnvSpec, records: int, predicted: int) -> None:
     """Raises `UsageError`, naming a field, where so many records and pictures predicted in float32 cannot fit."""
-    shapes = [getattr(space, "shape", ()) for space in spec.obs.values()]
-    sizes = [np.dtype(getattr(space, "dtype", "int32")).itemsize for space in spec.obs.values()]
-    numbers = [math.prod(shape) for shape in shapes]
-    free = room()
-    size = records * sum(n * size for n, size in zip(numbers, sizes, strict=True)) + 4 * predicted * sum(numbers)
+    free, obs = room(), timestep_shapes(spec, 1).obs
+    size = records * tree_bytes(obs) + 4 * predicted * sum(math.prod(x.shape) for x in obs.values())
     if free is not None and size > free.bytes:
-        raise UsageError(f"{field}: {records:,} records need {_gb(size)}, and {free.where}; less is valid")
+        raise UsageError(f"{field}: {records:,} records need {amount(size)}, and {free.where}; less is valid")
 
 
 @contextlib.contextmanager
