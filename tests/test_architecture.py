@@ -27,7 +27,8 @@ ALLOWED = {
     "envs": {"types", "checks", "suites"},
     "replay": BASE | {"files"},
     "loops": BASE | {"files", "folder", "replay", "dreaming", "evolution"},
-    "presets": BASE | {"agents", "names"},
+    "fields": {"checks", "names"},
+    "presets": {"agents", "names", "fields"},
 }
 TOP = {"__init__", "__main__", "settings", "estimate", "run", "figures", "cli"}  # may import everything
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "chex", "distrax", "orbax", "tyro", "rich", "tensorboardX"}

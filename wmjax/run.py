@@ -39,6 +39,7 @@ from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key, make_evaluator
 from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
 from wmjax.loops.signals import catch_signals
+from wmjax.names import nearest
 from wmjax.scores import Scores, keep, record, summarize_seeds
 from wmjax.settings import Setup, check_idle, describe, make, other_env, setup
 from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, TimeStep, UsageError
@@ -456,7 +457,7 @@ def _check_names(agent: Any, overrides: Mapping[str, Any]) -> None:
             )
         if name not in fields:
             own = [parameter for parameter in inspect.signature(train).parameters if parameter != "overrides"]
-            raise presets.nearest("field", name, [*fields, *own])
+            raise nearest("field", name, [*fields, *own])
 
 
 def _display(progress: bool | TextIO) -> Display:

@@ -15,6 +15,7 @@ from wmjax.agents import AGENTS
 from wmjax.envs import make_env
 from wmjax.envs.handed import check_args, check_trust, handed
 from wmjax.envs.wrappers import agent_actions
+from wmjax.fields import replace
 from wmjax.loops import device
 from wmjax.loops.parallel import AXIS, BACKENDS, check_devices, share
 from wmjax.suites import gym_suite
@@ -70,7 +71,7 @@ def setup(
     recorded = env if env == before.get("env") else None
     env, name, args = handed(env, env_args)
     name = recorded or name
-    config = presets.replace(presets.starting_config(agent, preset, before), overrides or {})
+    config = replace(presets.starting_config(agent, preset, before), overrides or {})
     config.validate()
     preset = given("preset", preset, presets.DEFAULT_PRESET)
     _, settings = presets.resolve(agent, preset, name)

@@ -17,6 +17,7 @@ from wmjax import dreaming, evolution, presets
 from wmjax.agents import world_models as wm
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
+from wmjax.fields import check_fields
 from wmjax.loops import device
 from wmjax.nets.mdn import MDNRNN
 from wmjax.nets.vae import Decoder, Encoder, decoder_base
@@ -827,7 +828,7 @@ def test_parts_of_a_configuration_are_overridden_field_by_field_and_survive_json
     small, _ = presets.resolve("world_models", "small", "racing")
     assert config.evolve == dataclasses.replace(small.evolve, where="dream")
     stored = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert wm.WorldModelsConfig(**presets.check_fields(wm.WorldModelsConfig, stored)) == config
+    assert wm.WorldModelsConfig(**check_fields(wm.WorldModelsConfig, stored)) == config
 
 
 def test_noise_of_a_row_does_not_depend_on_the_batch():

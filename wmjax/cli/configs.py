@@ -15,6 +15,7 @@ import yaml
 from wmjax import presets
 from wmjax.cli.arguments import TrainArgs
 from wmjax.envs.handed import check_trust
+from wmjax.fields import check_fields
 from wmjax.names import nearest
 from wmjax.types import UsageError
 
@@ -89,12 +90,12 @@ def read(path: str | Path, agent: str | None = None, *, trust_env: bool | None =
         for name in said:
             if name not in settings:
                 raise nearest("setting", name, ["agent", "config", "env_args", *settings])
-        arguments = presets.check_fields(TrainArgs, said)
+        arguments = check_fields(TrainArgs, said)
         if args is not None:
             arguments["env_args"] = _mapping("env_args", args)
         fields = dict(_mapping("config", fields))
         if fields and (own or agent) in presets.AGENTS:
-            presets.check_fields(presets.AGENTS[own or agent][0], fields)
+            check_fields(presets.AGENTS[own or agent][0], fields)
         if trust_env is not None:
             check_trust(arguments.get("env"), arguments.get("env_args") or {}, trust_env)
     return Given(path, own, arguments, fields)

@@ -13,6 +13,7 @@ import tyro
 
 import wmjax
 from wmjax.cli.arguments import TrainArgs, env_args, parse, split_agent, value_of
+from wmjax.fields import replace
 from wmjax.loops.display import SafeStream
 from wmjax.types import UsageError
 
@@ -101,7 +102,7 @@ def _moved(
     own_preset, own_env = arguments.get("preset", presets.DEFAULT_PRESET), arguments.get("env")
     own_config, settings = presets.resolve(agent, own_preset, own_env or presets.default_env(agent))
     if preset not in (None, own_preset):
-        fields = _changes(own_config, presets.replace(own_config, fields))
+        fields = _changes(own_config, replace(own_config, fields))
     if preset not in (None, own_preset) or env not in (None, own_env):
         own = settings._asdict()
         arguments = {name: value for name, value in arguments.items() if name not in own or value != own[name]}
@@ -121,9 +122,7 @@ def _documented(args_class: type, doc: str) -> type:
 
 
 def _parse(start: Start, argv: Sequence[str]) -> Any:
-    from wmjax import presets
-
-    config = presets.replace(start.config, start.fields)
+    config = replace(start.config, start.fields)
     about = "Fields of the agent's configuration; the defaults are those of the preset, of --config, or of the run."
     # Every field takes a value, switches too.
     fields = Annotated[type(config), tyro.conf.FlagConversionOff, tyro.conf.arg(help=about)]
