@@ -1,6 +1,7 @@
 """Files of settings: what is read back is what was printed, and what is not valid is said with the file and the key."""
 
 import json
+import os
 
 import pytest
 import yaml
@@ -97,6 +98,15 @@ def test_what_is_not_a_file_of_text_is_one_line(name, tmp_path, capsys):
     (tmp_path / "bin").write_bytes(bytes(range(256)))
     assert main(["train", "dreamer_v3", "--config", str(tmp_path / name)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_file_that_has_no_end_or_no_text_is_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b" " * 2**21)
+    for name, word in (("pipe", "not a regular file"), ("large", "larger than"), ("", ""), ("none", "No such file")):
+        assert main(["train", "dreamer_v3", "--config", str(tmp_path / name)]) == 2
+        told = capsys.readouterr().err
+        assert "config: " in told and "cannot be read: " in told and word in told and told.count("\n") == 1
 
 
 def test_a_file_of_another_agent_is_refused(tmp_path, capsys):

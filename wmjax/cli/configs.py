@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from wmjax import presets
+from wmjax import files, presets
 from wmjax.cli.arguments import TrainArgs
 from wmjax.envs.handed import check_trust
 from wmjax.fields import check_fields
@@ -109,10 +108,7 @@ def _mapping(name: str, value: Any) -> Mapping[str, Any]:
 
 def _parse(path: Path) -> Any:
     try:
-        with path.open("rb") as file:
-            if not os.path.isfile(path) or os.fstat(file.fileno()).st_size > MOST_BYTES:
-                raise UsageError("is not a file of settings")
-            text = file.read(MOST_BYTES)
+        text = files.read(path, MOST_BYTES)
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}") from None
     except ValueError as error:  # such as a zero byte in its name
