@@ -213,6 +213,12 @@ def test_bytes_whose_layout_is_not_clear_are_refused(shape):
         picture((4, 64, 64, 3), np.float32, -np.inf, np.inf),
         picture((84, 84), np.float32, 0, 1),
         picture((10, 10, 4), bool, 0, 1),
+        picture((64, 64, 1), np.uint8, 0, 1),
+        picture((64, 64), np.uint8, 0, 1),
+        picture((3, 40, 40), np.uint8, 0, 10),
+        picture((64, 64, 1), np.uint16, 0, 65535),
+        picture((64, 64, 3), np.int8, -128, 127),
+        picture((64, 64, 3), np.float32, 0, 100),
     ],
 )
 def test_what_looks_like_pictures_is_refused_with_a_wrapper_that_works(box):
@@ -226,14 +232,17 @@ def test_what_looks_like_pictures_is_refused_with_a_wrapper_that_works(box):
         wrapped = eval(code, {"gymnasium": gymnasium, "numpy": np, "env": env})
         about = worker.describe(wrapped, None, 1)["obs"][0]
         assert about["name"] == "image" and about["dtype"] == "uint8"
+        if np.isfinite(box.high).all():  # the darkest and the brightest stay so
+            ends = [wrapped.func(bound) for bound in (box.low, box.high)]
+            assert [(end.min(), end.max()) for end in ends] == [(0, 0), (255, 255)]
     code = text.partition("valid are ")[2].partition(" for numbers")[0]
     flat = eval(code, {"gymnasium": gymnasium, "env": env})
     assert worker.describe(flat, None, 1)["obs"][0]["shape"] == [int(np.prod(box.shape))]
 
 
-@pytest.mark.parametrize("shape", [(3, 3), (2, 2), (6, 7), (100,), (4, 9), (60, 40), (2, 3, 4)])
+@pytest.mark.parametrize("shape", [(3, 3), (2, 2), (6, 7), (9, 9), (100,), (4, 9), (60, 40), (2, 3, 4)])
 def test_small_boxes_and_tables_stay_vectors(shape):
-    dtypes = [np.float32, np.int64] + [np.uint8] * (len(shape) < 3 and min(shape) < 8)
+    dtypes = [np.float32, np.int64] + [np.uint8] * (len(shape) < 3)
     for dtype in dtypes:
         bound = 9 if len(shape) == 2 else 1
         assert reader(spaces.Box(0, bound, shape, dtype)).describe()[0]["name"] == "vector"

@@ -11,6 +11,7 @@ import numpy as np
 CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
 MOST_CHANNELS = 32
 SMALLEST = 8  # pixels of a side, where only the sides can tell a picture from a table
+BRIGHT = 128  # what pictures of bytes may hold at least; less is a mask or a board, or would be read as black
 LARGEST = 128  # pixels; larger pictures, and those that are not square, are resized unless a size is given
 DEFAULT_SIZE = 64
 
@@ -79,14 +80,18 @@ def remedy(name: str, bare: bool, shape: tuple[int, ...], dtype: str, low: float
     vector = (
         f"gymnasium.wrappers.{'FlattenObservation(env)' if bare else 'TransformObservation'} for numbers, of one axis"
     )
-    if dtype == "uint8":
+    if dtype == "uint8" and axes(shape) is None:
         return (
             f"{one}; valid are {vector}, or {transform} for pictures: (height, width[, channels]), (channels, height, "
             f"width) or a stack of such, with at most {MOST_CHANNELS} channels, and half of either side"
         )
-    scaled = "x" if 0 <= low and 1 < high <= 255 else "255 * x" if (low, high) == (0, 1) else None
-    if scaled is None:
-        scaled = f"255 * (x - {low:g}) / {high - low:g}" if math.isfinite(high - low) else "numpy.clip(x, 0, 255)"
+    if 0 <= low and BRIGHT <= high <= 255:
+        scaled = "x"
+    elif (low, high) == (0, 1):
+        scaled = "255.0 * x"
+    else:  # as floats, for small integers would wrap
+        scaled = f"255 * (x.astype(float) - {low:g}) / {high - low:g}"
+        scaled = scaled if math.isfinite(high - low) else "numpy.clip(x, 0, 255)"
     to_bytes = f"({scaled}).astype('uint8')"
     wrapped = f"{transform}(env, lambda x: {to_bytes}, {box})" if bare else f"{transform} with {to_bytes} and {box}"
     return f"{one}; valid are {vector}, or {wrapped} for pictures"

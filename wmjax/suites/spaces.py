@@ -315,8 +315,7 @@ def _entry(path: tuple, about: dict[str, Any], image_size: int | None) -> Entry:
             f"env: observation {named or kind.lower()!r} is a {kind} space, which is not supported; valid are Box, "
             "Discrete, MultiDiscrete, MultiBinary, and a Dict or Tuple of these"
         )
-    picture = kind == "Box" and about["dtype"] == "uint8" and pictures.axes(tuple(about["shape"]))
-    name = named or ("image" if picture else "choice" if kind == "Discrete" else "vector")
+    name = named or ("image" if _order(about) else "choice" if kind == "Discrete" else "vector")
     _check_size(f"observation {name!r}", about)
     shape, dtype = tuple(about["shape"]), np.dtype(about["dtype"])
     if kind == "Box":
@@ -332,10 +331,16 @@ def _entry(path: tuple, about: dict[str, Any], image_size: int | None) -> Entry:
     return Entry(name, "vector", shape, dtype, (math.prod(shape),), 0, 1)
 
 
+def _order(about: dict[str, Any]) -> tuple[int, ...] | None:
+    """The axes of a box of pictures, as `pictures.axes` says; None for any other space."""
+    picture = about["kind"] == "Box" and about["dtype"] == "uint8" and np.max(about["high"]) >= pictures.BRIGHT
+    return pictures.axes(tuple(about["shape"])) if picture else None
+
+
 def _box(name: str, bare: bool, about: dict[str, Any], image_size: int | None) -> Entry:
     shape, dtype = tuple(about["shape"]), np.dtype(about["dtype"])
     low, high = (np.asarray(about[x]) if isinstance(about[x], list) else about[x] for x in ("low", "high"))
-    order = pictures.axes(shape) if dtype == np.uint8 else None
+    order = _order(about)
     if order is not None:
         height, width = (shape[axis] for axis in order[:2])
         size = pictures.default_size(height, width) if image_size is None else image_size
