@@ -94,6 +94,21 @@ def test_a_picture_of_floats_under_a_spec_of_bytes_is_refused():
             wmjax.make_env(own(PICTURE, obs=lambda s, dtype=dtype: {"image": jnp.ones((16, 16, 3), dtype)}))
 
 
+def test_a_picture_of_bytes_that_would_be_read_as_black_is_refused():
+    spec = EnvSpec({"image": Box(0, 1, (16, 16, 1), "uint8")}, Discrete(2))
+    with pytest.raises(
+        UsageError, match=r"spec.obs\['image'\] is Box.*high=1.*not valid; pictures hold values up to 255"
+    ):
+        wmjax.make_env(own(spec, obs=lambda s: {"image": jnp.ones((16, 16, 1), jnp.uint8)}))
+
+
+def test_a_step_that_is_terminal_is_the_last_one():  # where flags are those of Gymnasium, terminated and truncated
+    step = lambda key, s, action: (s + 1, Outcome(1.0, False, s >= 2))
+    steps = play(wmjax.RawEnv(SPEC, lambda key: jnp.int32(0), step, lambda s: {"vector": jnp.zeros(3)}))
+    assert np.flatnonzero(steps.is_last).tolist() == np.flatnonzero(steps.is_terminal).tolist() == [2, 6]
+    assert np.flatnonzero(steps.is_first).tolist() == [3, 7]
+
+
 class Pair(NamedTuple):
     at: jax.Array
     key: jax.Array

@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wmjax.envs.wrappers import Outcome, RawEnv, auto_reset
+from wmjax.suites.pictures import BRIGHT
 from wmjax.types import Box, Discrete, Env, EnvSpec, HostEnv, MultiDiscrete, PyTree, TimeStep, UsageError
 
 SPACES = "Discrete(n), MultiDiscrete(ns) or Box(low, high, shape, dtype) of wmjax"
@@ -28,7 +30,7 @@ def checked(env: Env | RawEnv | HostEnv) -> Env | HostEnv:
 
     Settled are dtypes that hold the same numbers: rewards become float32, flags bool, observations what the spec says
     where that loses nothing, and states keep from step to step the dtypes that fit both reset and step. A `RawEnv`
-    restarts by `auto_reset`.
+    restarts by `auto_reset`; where a step is terminal it is the last, also where only the one flag says so.
 
     Raises:
       UsageError: a spec that is none, a function that raises an error while it is traced, a state that changes its
@@ -61,6 +63,12 @@ def check_spec(spec: Any) -> None:
         if not isinstance(name, str):
             raise UsageError(f"env: spec.obs has the name {name!r:.80}, which is not valid; text is")
         _check_space(f"spec.obs[{name!r}]", space)
+        picture = isinstance(space, Box) and space.dtype == "uint8" and len(space.shape) == 3
+        if picture and np.max(space.high) < BRIGHT:
+            raise UsageError(
+                f"env: spec.obs[{name!r}] is {space}, which is not valid; pictures hold values up to 255, and these "
+                "would be read as black"
+            )
     _check_space("spec.action", spec.action)
     for field in ("max_episode_steps", "action_repeat"):
         value = getattr(spec, field)
@@ -85,9 +93,12 @@ def _check_space(field: str, space: Any) -> None:
 
 def _translated(space: Any) -> str | None:
     """What to write for a space of Gymnasium, or of a library whose spaces look alike."""
-    kind = next((cls.__name__ for cls in type(space).__mro__ if cls.__name__ in ("Box", "Discrete")), None)
+    names = [cls.__name__ for cls in type(space).__mro__]
+    kind = next((name for name in names if name in ("Box", "Discrete", "MultiDiscrete")), None)
     if kind == "Discrete" and hasattr(space, "n"):
         return f"wmjax.Discrete({space.n})"
+    if kind == "MultiDiscrete" and hasattr(space, "nvec"):
+        return f"wmjax.MultiDiscrete({tuple(np.ravel(space.nvec).tolist())})"
     if kind == "Box" and hasattr(space, "low") and hasattr(space, "high"):
         low, high = jnp.min(jnp.asarray(space.low)), jnp.max(jnp.asarray(space.high))
         shape = tuple(getattr(space, "shape", None) or jnp.shape(space.low))
@@ -166,9 +177,9 @@ def _checked_raw(raw: RawEnv) -> RawEnv:
         _check_scalar("step", name, value)
 
     def step(key: Any, state: PyTree, action: Any) -> tuple[PyTree, Outcome]:
-        state, (reward, *flags) = raw.step(key, state, action)
-        flags = [jnp.asarray(flag).astype(bool) for flag in flags]
-        return _as_types(state, types), Outcome(jnp.asarray(reward, jnp.float32), *flags)
+        state, outcome = raw.step(key, state, action)
+        last, terminal = (jnp.asarray(flag).astype(bool) for flag in outcome[1:])
+        return _as_types(state, types), Outcome(jnp.asarray(outcome.reward, jnp.float32), last | terminal, terminal)
 
     return raw._replace(
         reset=lambda key: _as_types(raw.reset(key), types),
