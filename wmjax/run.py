@@ -157,7 +157,7 @@ class Run:
 
     def _playing(self, seed: int, env: Any, action: str | None) -> tuple[Agent, Env | HostEnv]:
         checks.number("seed", seed)
-        agent, where = self.agent, self.env if env is None else self._other_env(env)
+        agent, where = self.agent, self.env if env is None else self.env_like(env)
         if action is not None:
             checks.choice("action", action, typing.get_args(typing.get_type_hints(type(self.config))["eval_action"]))
             config = dataclasses.replace(self.config, eval_action=action)

@@ -64,11 +64,12 @@ def setup(
     given = lambda field, value, default: before.get(field, default) if value is None else value
     check_idle()
     own_args = before.get("env_args") or {}
-    check_trust(before.get("env") if env is None else None, own_args, checks.flag("trust_env", trust_env))
+    trust_env, env_args = checks.flag("trust_env", trust_env), check_args(env_args)
+    check_trust(before.get("env") if env is None else None, own_args, trust_env, env_args)
     env = given("env", env, None if before else presets.default_env(agent))
     if env is None:
         raise UsageError("env: the run was trained on an Env value, which has to be given again")
-    recorded = env if env == before.get("env") else None
+    recorded = env if isinstance(env, str) and env == before.get("env") else None
     env, name, args = handed(env, env_args)
     name = recorded or name
     config = replace(presets.starting_config(agent, preset, before), overrides or {})

@@ -79,6 +79,11 @@ NAMED = [
     (functools.partial(functools.partial(make_walk, 1), start=2), f"gym:{HERE}:make_walk", {"start": 2}),
     (lambda: Walk(), f"gym:{HERE}:<lambda>", {}),
     ("gym:CartPole-v1", "gym:CartPole-v1", {}),
+    (
+        functools.partial(gymnasium.make, "FrozenLake-v1", is_slippery=False),
+        "gym:FrozenLake-v1",
+        {"is_slippery": False},
+    ),
     (f"gym:{HERE}:Walk", f"gym:{HERE}:Walk", {}),
     ("gym:tests/envs/test_handed.py:Walk", f"gym:{os.path.abspath('tests/envs/test_handed.py')}:Walk", {}),
     ("atari:Pong", "atari:Pong", {}),
@@ -131,6 +136,7 @@ REFUSED = [
     ),
     (lambda: 3, "env: 3 is not valid; a name, a class or function"),
     (lambda: [], r"env: \[\] is not valid"),
+    (lambda: np.zeros(3), r"env: array\(.* is not valid"),
     (lambda: b"catch", "env: b'catch' is not valid"),
     (lambda: {"env": "catch"}, "env: .* is not valid"),
     (lambda: "", "env: '' is not valid; a name of 1 to 4096 printable characters is"),
@@ -280,7 +286,10 @@ def test_a_file_that_trains_when_it_is_imported_is_told_where_to_put_that(tmp_pa
         (f"gym:{HERE}:Wlak", "neither registers 'Wlak' nor has a class or function of that name"),
         (f"gym:{HERE}:HERE", "is 'tests.envs.test_handed', neither a registered id nor a class or function"),
         ("gym:/no/such/file.py:Walk", "file '/no/such/file.py' cannot be imported"),
-        ("gym:no_such_module:Walk", "module 'no_such_module' cannot be imported"),
+        (
+            "gym:no_such_module:Walk",
+            "module 'no_such_module' cannot be imported.*; start where it lies, or name its fi",
+        ),
     ],
 )
 def test_a_source_without_it_is_told_so(name, message):
@@ -381,6 +390,12 @@ def test_arguments_in_a_file_that_may_name_code_or_files_need_the_users_word(arg
     with pytest.raises(UntrustedError, match=r"env_args: config\.json says"):
         check_trust("gym:GymV26Environment-v0", args, False)
     check_trust("gym:GymV26Environment-v0", args, True)
+
+
+def test_arguments_that_the_user_gives_stand_for_those_of_the_file():
+    with pytest.raises(UntrustedError, match=r"'\./b\.xml'"):
+        check_trust("gym:Hopper-v5", {"xml_file": "./evil.xml", "other": "./b.xml"}, False, {"xml_file"})
+    check_trust("gym:Hopper-v5", {"xml_file": "./evil.xml"}, False, {"xml_file"})
 
 
 def test_a_class_that_this_session_has_imported_needs_no_word():

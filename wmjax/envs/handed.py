@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +53,9 @@ def handed(env: Any, args: Mapping[str, Any] | None = None) -> Handed:
         return Handed(env, None, {})
     if isinstance(env, functools.partial):
         return handed(env.func, _keywords(env) | args)
+    library = sys.modules.get("gymnasium")
+    if library is not None and env is library.make and isinstance(args.get("id"), str):
+        return handed(GYM + args.pop("id"), args)
     _refuse_made(env)
     if not callable(env):
         raise UsageError(f"env: {env!r:.80} is not valid; {VALID}")
@@ -112,7 +115,7 @@ def _number(value: Any) -> Any:
 # What a file names
 
 
-def check_trust(name: str | None, args: Mapping[str, Any], trust: bool) -> None:
+def check_trust(name: str | None, args: Mapping[str, Any], trust: bool, given: Iterable[str] = ()) -> None:
     """Raises `UntrustedError` where a file's name or arguments of an environment would have code run that is its own.
 
     What is installed with the package or with Gymnasium is made without a word. A module, or a file, is imported only
@@ -123,6 +126,7 @@ def check_trust(name: str | None, args: Mapping[str, Any], trust: bool) -> None:
       name: of an environment, as `config.json` says it; None where the user has named it.
       args: its arguments, as `config.json` says them.
       trust: whether the user agrees.
+      given: names of arguments that the user has given, which stand for those of the file.
     """
     if trust:
         return
@@ -136,7 +140,8 @@ def check_trust(name: str | None, args: Mapping[str, Any], trust: bool) -> None:
             f"env: config.json says that the environment is {name!r}, which would run the code of {source!r}; name it "
             "yourself with --env (env=), or if you trust that code add --trust-env (trust_env=True)"
         )
-    odd = next((text for text in _texts(args) if not PLAIN.fullmatch(text)), None)
+    own = {name: value for name, value in args.items() if name not in given}
+    odd = next((text for text in _texts(own) if not PLAIN.fullmatch(text)), None)
     if odd is not None:
         raise UntrustedError(
             f"env_args: config.json says {odd!r:.80}, which may name code or a file; give it yourself with --env-arg "

@@ -186,7 +186,9 @@ def import_source(source: str) -> ModuleType:
         return importlib.import_module(source)
     except (Exception, SystemExit) as error:  # whatever the module raises while it is imported
         what = "file" if is_file(source) else "module"
-        raise SuiteError(f"env: {what} {source!r} cannot be imported: {error}") from None
+        absent = isinstance(error, ModuleNotFoundError) and error.name and f"{source}.".startswith(f"{error.name}.")
+        hint = "; start where it lies, or name its file, gym:FILE.py:NAME" if absent else ""
+        raise SuiteError(f"env: {what} {source!r} cannot be imported: {error}{hint}") from None
     finally:
         _importing.pop()
 
