@@ -55,6 +55,35 @@ def test_another_preset_or_environment_brings_its_own_settings_and_keeps_what_th
     assert said["steps"] == settings.steps
 
 
+def test_arguments_of_the_files_environment_are_not_those_of_another(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("agent: dreamer_v3\nenv: gym:FrozenLake-v1\nenv_args: {is_slippery: false}\n")
+    file = ("--config", tmp_path / "c.yaml")
+    assert yaml.safe_load(printed(capsys, *file, "--seed", 1))["env_args"] == {"is_slippery": False}
+    assert "is_slippery" not in printed(capsys, *file, "--env", "gym:CartPole-v1")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("env: gym:Hopper-v5\nenv_args: {xml_file: ./evil.xml}", []),
+        ("env: gym:evil:Walk", []),
+        ("env_args: {xml_file: ./evil.xml}", ["--env", "gym:Hopper-v5"]),
+    ],
+)
+def test_what_a_file_names_needs_the_users_word(text, words, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(f"agent: dreamer_v3\n{text}\n")
+    assert main(["train", "--dry-run", "--config", str(tmp_path / "c.yaml"), *words]) == 2
+    assert "--trust-env" in capsys.readouterr().err
+
+
+def test_a_file_of_a_run_on_a_value_needs_a_name(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"agent": "dreamer_v3", "env": null}')
+    file = ("--config", tmp_path / "config.json")
+    assert main(["train", "--dry-run", *map(str, file)]) == 2
+    assert "is of a run on an Env value" in capsys.readouterr().err
+    assert yaml.safe_load(printed(capsys, *file, "--env", "probe:act"))["env"] == "probe:act"
+
+
 BAD = {
     "learning_rate: [": "neither YAML nor JSON (line 1)",
     "- 1": "no settings by name",

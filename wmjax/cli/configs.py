@@ -55,6 +55,7 @@ class Given:
     agent: str | None
     arguments: dict[str, Any]  # of `train`, by name
     fields: dict[str, Any]  # of the agent's configuration
+    names_env: bool  # False: of a run on an environment without a name, which the file cannot bring
 
 
 @contextlib.contextmanager
@@ -81,6 +82,7 @@ def read(path: str | Path, agent: str | None = None, *, trust_env: bool | None =
         said = _parse(path)
         if not isinstance(said, Mapping):
             raise UsageError("has no settings by name")
+        names_env = said.get("env", "") is not None
         said = {name: value for name, value in said.items() if name not in TOLD and value is not None}
         own, fields, args = said.pop("agent", None), said.pop("config", {}), said.pop("env_args", None)
         if own is not None and own not in presets.AGENTS:
@@ -97,7 +99,7 @@ def read(path: str | Path, agent: str | None = None, *, trust_env: bool | None =
             check_fields(presets.AGENTS[own or agent][0], fields)
         if trust_env is not None:
             check_trust(arguments.get("env"), arguments.get("env_args") or {}, trust_env)
-    return Given(path, own, arguments, fields)
+    return Given(path, own, arguments, fields, names_env)
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:

@@ -56,10 +56,11 @@ def _train(argv: Sequence[str]) -> None:
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainArgs)}
     values["env_args"] = start.arguments.get("env_args", {}) | env_args(values.pop("env_arg")) or None
     file, print_config, dry_run = (values.pop(name) for name in ("config", *STOPS))
-    if file is not None and value_of("--env", argv, None) is None:
+    if file is not None:
         from wmjax.envs.handed import check_trust
 
-        check_trust(args.env, start.arguments.get("env_args") or {}, args.trust_env)
+        named = None if value_of("--env", argv, None) is not None else args.env
+        check_trust(named, start.arguments.get("env_args") or {}, args.trust_env, env_args(args.env_arg))
     chosen = _changes(start.config, args.agent)
     if print_config or dry_run:
         _show(start.agent, values, chosen, print_config)
@@ -84,6 +85,11 @@ def _start(agent: str | None, argv: Sequence[str]) -> Start | None:
         agent = agent or named
     if agent is None:
         return None
+    if given is not None and not given.names_env and value_of("--env", argv, None) is None:
+        raise UsageError(
+            f"config: {file!r} is of a run on an Env value, which no file can bring; --env NAME is valid beside it, or "
+            "from Python wmjax.train(env=..., **wmjax.read_config(FILE))"
+        )
     fields, arguments = (given.fields, given.arguments) if given is not None else ({}, {})
     fields, arguments = _moved(agent, preset, value_of("--env", argv, None), dict(fields), dict(arguments))
     config = presets.starting_config(agent, preset or arguments.get("preset"), before)
@@ -106,6 +112,8 @@ def _moved(
     if preset not in (None, own_preset) or env not in (None, own_env):
         own = settings._asdict()
         arguments = {name: value for name, value in arguments.items() if name not in own or value != own[name]}
+    if own_env is not None and env not in (None, own_env):
+        arguments.pop("env_args", None)
     return fields, arguments
 
 
