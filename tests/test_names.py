@@ -23,6 +23,8 @@ from wmjax.types import UsageError
         ("dreamer_v3", "--learning-rate", "--agent.learning_rate?"),
         ("dreamer_v2", "--agent.lr", "--agent.model_lr, --agent.actor_lr or --agent.critic_lr?"),
         ("iris", "--agent.actor-learning-rate", "--agent.actor_critic_rate?"),
+        ("dreamer_v3", "--agent.actor_lr", "--agent.learning_rate?"),
+        ("iris", "--agent.model_lr", "--agent.world_model_rate?"),
         ("dreamer_v3", "--gamma", "--agent.discount_horizon?"),
         ("dreamer_v1", "--agent.gamma", "--agent.discount?"),
         ("dreamer_v3", "--n_envs", "--agent.num_envs?"),

@@ -18,10 +18,12 @@ _LENGTHS = "length world_model_length memory_length"
 SYNONYMS: dict[str, str] = {
     **dict.fromkeys("lr learning_rate opt_lr step_size alpha".split(), _RATES),
     **dict.fromkeys(
-        "model_learning_rate world_lr wm_lr model_opt_lr".split(), "model_lr world_model_rate learning_rate"
+        "model_lr model_learning_rate world_lr wm_lr model_opt_lr".split(), "model_lr world_model_rate learning_rate"
     ),
-    **dict.fromkeys("actor_learning_rate policy_lr pi_lr".split(), "actor_lr actor_critic_rate learning_rate"),
-    **dict.fromkeys("critic_learning_rate value_lr vf_lr q_lr".split(), "critic_lr actor_critic_rate learning_rate"),
+    **dict.fromkeys("actor_lr actor_learning_rate policy_lr pi_lr".split(), "actor_lr actor_critic_rate learning_rate"),
+    **dict.fromkeys(
+        "critic_lr critic_learning_rate value_lr vf_lr q_lr".split(), "critic_lr actor_critic_rate learning_rate"
+    ),
     **dict.fromkeys("batch bs batchsize minibatch_size train_batch_size".split(), _BATCHES),
     **dict.fromkeys("batch_length seq_len sequence_length bptt chunk_size seq_length".split(), _LENGTHS),
     **dict.fromkeys("n_envs envs num_environments n_env env_amount nenvs num_env".split(), "num_envs"),

@@ -72,7 +72,10 @@ def _matching(pattern: str | None, names: Iterable[str]) -> list[str]:
         return names
     if found := [name for name in names if _matches(pattern, name)]:
         return found
-    raise UsageError(f"pattern: nothing matches {pattern!r}; {did_you_mean([repr(x) for x in meant(pattern, names)])}")
+    near = did_you_mean([repr(x) for x in meant(pattern, names)])
+    raise UsageError(
+        f"pattern: nothing matches {pattern!r}; {near or 'a part of a name, or a glob such as *Pole*, is valid'}"
+    )
 
 
 def _matches(pattern: str, name: str) -> bool:
