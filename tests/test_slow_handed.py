@@ -87,6 +87,18 @@ def test_a_class_is_found_again_with_its_arguments(trained, capsys):
     assert max(run.evaluate(2, env=wmjax.make_env(Walk, env_args={"start": 4, "max_episode_steps": 2})).returns) <= 2
     assert main(["eval", str(trained), "--episodes", "2", "--env-arg", "pay", "0", "--trust-env"]) == 0
     assert "mean return 0.000" in capsys.readouterr().out
+    played = lambda *argv: main([*argv, str(trained)]) or json.loads(capsys.readouterr().out.splitlines()[-1])
+    for more in (["--trust-env"], []):  # the run's own, named once more, has the run's arguments
+        for env in ("gym:tests.envs.test_handed:Walk", "gym:tests/envs/test_handed.py:Walk"):
+            found = played("eval", "--episodes", "2", "--json", "--env", env, *more)
+            assert found["env_args"] == described["env_args"] and max(found["lengths"]) <= 8
+        found = played(
+            "eval", "--episodes", "2", "--json", *more, "--env", "gym:tests.envs.test_handed:make_walk", "--env-arg",
+            "max_episode_steps", "3",
+        )  # fmt: skip
+        assert found["env_args"] == {"max_episode_steps": 3} and found["lengths"] == [3, 3]
+    argv = ["dream", str(trained), "--context", "2", "--horizon", "2", "--env", "gym:tests.envs.test_handed:Walk"]
+    assert main(argv) == 0
     argv = ["eval", str(trained), "--episodes", "1", "--env", "gym:tests.envs.test_handed:make_walk"]
     assert main([*argv, "--env-arg", "start", "4"]) == 0
     wmjax.train("dreamer_v3", Walk, steps=56, out=trained, resume=True, progress=False, workers=1, **TINY)
@@ -121,8 +133,9 @@ def test_a_run_of_somebody_elses_runs_none_of_their_code(trained, tmp_path, monk
     resume = ["train", "dreamer_v3", "--resume", "--out", str(downloaded)]
     for argv in (["eval", str(downloaded)], ["dream", str(downloaded)], resume):
         assert main(argv) == 2
-        last = capsys.readouterr().err.splitlines()
-        assert len(last) == 1 and last[0].endswith(f"wmjax {' '.join(argv)} --trust-env")
+        *before, last = capsys.readouterr().err.splitlines()
+        assert last.endswith(f"wmjax {' '.join(argv)} --trust-env")
+        assert all("config.json is not as it was" in line for line in before) and len(before) < 2  # it was edited
     with pytest.raises(UntrustedError):
         wmjax.load(downloaded)
     assert not (tmp_path / "pwned").exists() and sys.path == path

@@ -169,7 +169,11 @@ class Run:
         """Of the run; of several, the first."""
         return self.description["seed"]
 
-    def _other_env(self, env: Any) -> Env | HostEnv:
+    def env_like(self, env: Any) -> Env | HostEnv:
+        """Another environment, as for `train`, that takes what the agent emits.
+
+        Raises `UsageError` where its observations and actions are not those that the agent was trained on.
+        """
         env = other_env(self.description, env)
         for name in ("obs", "action"):
             mine, other = getattr(self.env.spec, name), getattr(env.spec, name)
@@ -264,7 +268,7 @@ def load(
         raise UsageError(f"run: {str(path)!r} was trained on an Env value; load it from Python with env=...")
     check_idle()
     own_args = description.get("env_args") or {}
-    check_trust(description["env"] if env is None else None, own_args, trust_env)
+    check_trust(description["env"] if env is None else None, own_args, trust_env, env_args)
     saved, description = description, description | {"env_args": own_args | env_args}
     config = presets.saved_config(description)
     env = description["env"] if env is None else env

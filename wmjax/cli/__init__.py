@@ -30,7 +30,8 @@ wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N
 wmjax train --resume --out RUN
 wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
                   [--action sample|mode] [--which latest|best] [--max-steps N] [--eval-envs N] [--json] [--video]
-wmjax dream RUN   [--context N] [--horizon N] [--which latest|best] [--start-timeout S] [--trust-env]
+wmjax dream RUN   [--context N] [--horizon N] [--env NAME] [--env-arg NAME VALUE ...] [--which latest|best]
+                  [--start-timeout S] [--trust-env]
 wmjax plot  RUN...  [--out FILE.png]
 wmjax list  agents|envs|presets [PATTERN]
 wmjax --version

@@ -138,6 +138,10 @@ class DreamArgs:
     """Steps that the model sees."""
     horizon: int = 15
     """Steps that it predicts from the actions alone."""
+    env: str | None = None
+    """Another environment with the same observations and actions."""
+    env_arg: EnvArgs = ()
+    """An argument of the environment that differs from the run's; may be given again for others."""
     start_timeout: float | None = None
     """Seconds for a worker to make its environments and begin episodes; 120 by default."""
     trust_env: Switch = False

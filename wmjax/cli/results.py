@@ -19,23 +19,39 @@ def _load(args: EvalArgs | DreamArgs, env: str | None = None, env_args: dict[str
     return load(args.run, env=env, env_args=env_args, **how)
 
 
-def _load_to_play(args: EvalArgs) -> tuple[Any, Any]:
-    """The run, and another environment for it if one is named.
+def _load_to_play(args: EvalArgs | DreamArgs) -> tuple[Any, Any, str | None]:
+    """The run, and another environment for it and its name if one is named.
 
-    Where the run's own is of no use without the user's word, the one that is named stands for it.
+    The run's own, named by the user, has the run's arguments. Where it is of no use without the user's word, another
+    one that is named stands for it.
     """
-    from wmjax.envs.handed import source_of
+    from wmjax.envs.handed import handed, source_of
     from wmjax.folder import read_description
     from wmjax.settings import other_env
 
     given = env_args(args.env_arg)
     if args.env is None:
-        return _load(args, env_args=given), None
-    own = read_description(args.run)["env"]
+        return _load(args, env_args=given), None, None
+    description = read_description(args.run)
+    own = description["env"]
+    if own is not None and _same(own, args.env, handed(args.env).name):
+        return _load(args, args.env, given), None, None
+    where = lambda description: other_env(description, args.env, given, start_timeout=args.start_timeout)
     if not args.trust_env and (own is None or source_of(own) is not None):
-        return _load(args, args.env, given), None
+        return _load(args, where(description)), None, args.env
     run = _load(args)
-    return run, other_env(run.description, args.env, given, start_timeout=args.start_timeout)
+    return run, where(run.description), args.env
+
+
+def _same(own: str, *names: str) -> bool:
+    """Whether one of the names is the environment's own; also that of its class or function in another module or file.
+
+    A file may have been moved, and what was imported as a module may be named by its file.
+    """
+    from wmjax.envs.handed import source_of
+
+    last = lambda name: name.rpartition(":")[2]
+    return own in names or any(source_of(own) and source_of(name) and last(name) == last(own) for name in names)
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -43,12 +59,12 @@ def evaluate(argv: Sequence[str]) -> None:
     from wmjax.scores import keep
 
     args = parse(EvalArgs, argv, "wmjax eval")
-    run, where = _load_to_play(args)
+    run, where, named = _load_to_play(args)
     if args.video:
         figures.pictures(run.env.spec)
     how = {"action": args.action, "max_steps": args.max_steps}
     scores = run.evaluate(args.episodes, args.seed, env=where, eval_envs=args.eval_envs, **how)
-    records = run.records(scores, args.seed, env=args.env, env_args=env_args(args.env_arg), **how)
+    records = run.records(scores, args.seed, env=named, env_args=env_args(args.env_arg), **how)
     found = records[run.path]
     if args.json:
         print(json.dumps(found), flush=True)
@@ -90,9 +106,10 @@ def dream(argv: Sequence[str]) -> None:
     from wmjax.loops.driver import evaluation_key
 
     args = parse(DreamArgs, argv, "wmjax dream")
-    run = _load(args)
+    run, where, _ = _load_to_play(args)
     run = run.members[0] if run.members else run  # of several seeds, the first
-    result = figures.open_loop(run.agent, run.env, run.state.params, evaluation_key(0), args.context, args.horizon)
+    env = run.env if where is None else run.env_like(where)
+    result = figures.open_loop(run.agent, env, run.state.params, evaluation_key(0), args.context, args.horizon)
     errors = figures.horizon_errors(result, args.context)
     seen = figures.reconstruction_errors(result, args.context)
     about = {"context": args.context, "horizon": args.horizon, "reconstruction": seen}
@@ -107,7 +124,7 @@ def dream(argv: Sequence[str]) -> None:
         written = [gif, grid, *written]
     for name, error in seen.items():
         print(f"{name}, error of the reconstruction: {error:.5f}")
-    for name in errors.keys() - {"count"}:
+    for name in (name for name in errors if name != "count"):
         for kind, values in errors[name].items():
             known = [value for value in values if value is not None][:8]
             print(f"{name}, error of {kind} at horizons 1 to {len(known)}: {' '.join(f'{v:.5f}' for v in known)}")
