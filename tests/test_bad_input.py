@@ -62,6 +62,7 @@ NAMES = [
     ("list agent", "'agent'", "", "agents"),
     ("list", "", "", "agents"),
     ("train dreamer_v3 --resume", "resume", "out", ""),
+    ("train --resume", "resume", "", "--out RUN"),
     ("train dreamer_v3 --resume --out {empty}", "run", "{empty}", "not a run folder"),
     ("train dreamer_v3 --resume --out {other}", "agent", "'muzero'", "cannot change"),
     ("train dreamer_v3 --out {file}", "out", "{file}", "not empty"),

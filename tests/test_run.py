@@ -106,6 +106,15 @@ def test_evaluation_depends_on_its_seed_and_not_on_how_many_episodes_follow(trai
     assert run.evaluate(40, seed=3).returns != run.evaluate(40, seed=4).returns
 
 
+@pytest.mark.parametrize(
+    "name, value", [*(("reward", x) for x in ("x", None, float("nan"), [1.0], 1j, 1e300)),
+                    *(("is_first", x) for x in ("no", None, 1, [True], np.ones(2, bool)))],
+)  # fmt: skip
+def test_acting_refuses_a_reward_and_a_flag_that_are_none(trained, name, value):
+    with pytest.raises(UsageError, match=rf"^{name}: .* is not valid; (a finite number|True or False) is$"):
+        trained[0].act(np.zeros(1), **{name: value})
+
+
 def test_evaluation_refuses_what_it_cannot_do(trained):
     run, _ = trained
     for arguments, words in (

@@ -201,12 +201,17 @@ class Run:
 
         Raises:
           UsageError: an observation that cannot be read; the message names the entry, what was found and what is valid.
+            Or `reward` is not one finite number, or `is_first` not True or False.
         """
         if self.members:
             raise UsageError(f"act: this run has {len(self.members)} seeds; choose one, as in run.members[0].act(...)")
         seed = checks.number("seed", seed)
-        if np.shape(reward) != () or not np.isfinite(np.asarray(reward, np.float32)):
-            raise UsageError(f"reward: {reward!r} is not valid; a finite number is")
+        for name, value, kinds, valid in (
+            ("reward", reward, "fiub", "a finite number"), ("is_first", is_first, "b", "True or False"),
+        ):  # fmt: skip
+            array = np.asarray(value)
+            if array.shape != () or array.dtype.kind not in kinds or not np.isfinite(array.astype(np.float32)):
+                raise checks.invalid(name, value, valid)
         obs = {name: value[None] for name, value in own.read(self.env, obs).items()}
         if self._acting is None:
             self._acting = {"step": _act_program(self.agent, self.env), "carry": None}

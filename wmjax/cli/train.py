@@ -51,6 +51,8 @@ def _train(argv: Sequence[str]) -> None:
         if HELP & set(argv):
             doc = f"{TrainArgs.__doc__}\n\nAGENT is one of {names}. `wmjax train AGENT --help` shows its fields too."
             parse(_documented(TrainArgs, doc), argv, "wmjax train AGENT")
+        if "--resume" in argv and value_of("--out", argv, None) is None:
+            raise UsageError("resume: needs the run folder to go on with, --out RUN")
         raise UsageError(f"agent: missing; valid are {names}")
     args = _parse(start, argv)
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainArgs)}
