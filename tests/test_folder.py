@@ -142,6 +142,8 @@ def test_a_newer_version_is_said_and_so_are_names_that_are_not_known_let_pass(tm
     assert read_description(write(tmp_path / "run", GOOD), said.append) == GOOD and not said
     with_mark = b"\xef\xbb\xbf" + json.dumps(GOOD | {"future": [{}]}).encode()
     assert read_description(write(tmp_path / "run", with_mark), said.append)["future"] == [{}] and not said
+    long = GOOD | {"about": {"command": "wmjax train " + "--agent.units 8 " * 100}}
+    assert read_description(write(tmp_path / "run", long), said.append) == long and not said
     read_description(write(tmp_path / "run", GOOD | {"version": "99.1"}), said.append)
     assert len(said) == 1 and "wmjax 99.1, which is newer" in said[0]
     assert "wmjax 99.1, which is newer" in refusal(write(tmp_path / "run", GOOD | {"version": "99.1", "seed": "x"}))
@@ -170,6 +172,12 @@ def state(place):
 def enter(path, *, resume=True, description=GOOD, **options):
     with open_folder(path, resume, description, lambda folder: None, lambda text: None, **options) as found:
         return found
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path):
+    with pytest.raises(UsageError, match="^env_args: too long"):
+        enter(tmp_path / "run", resume=False, description=GOOD | {"env_args": {"level": "x" * 2**20}})
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "best", "replay", "wandb"])

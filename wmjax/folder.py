@@ -163,7 +163,11 @@ def _is_newer(version: Any) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that the file is whole or not there."""
-    files.write(path, (json.dumps(value, indent=1) + "\n").encode())
+    files.write(path, _json(value))
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,6 +204,8 @@ def open_folder(
     path = Path(out) if out is not None else _new_folder(description)
     if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"out: {str(path)!r} exists and is not empty; give another folder, or resume the run in it")
+    if len(_json(description)) > CONFIG_BYTES:
+        raise UsageError(f"env_args: too long for {CONFIG}, which has at most {CONFIG_BYTES:,} bytes")
     _check_names(path, description)
     lock = _lock(path / LOCK) if not no_lock else None
     lock_is_new = not (path / LOCK).exists()
