@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +121,15 @@ def test_a_run_that_goes_on_from_an_earlier_step_has_the_best_agent_of_its_own_h
     assert checkpoint.info(tmp_path / BEST)["mean"] == 1.0
     for step in (48, 64, 900):
         assert (tmp_path / BEST / f"{step:012d}.damaged").is_dir()
+    for iteration in ("x", None, 10**9):  # of a manifest that somebody else wrote
+        shutil.copytree(tmp_path / BEST / "000000000032", tmp_path / BEST / "000000000064")
+        checkpoint._write_manifest(
+            tmp_path / BEST / "000000000064" / "manifest.json",
+            {"format": 1, "step": 64, "info": {"mean": 2.0, "iteration": iteration}, "leaves": {}},
+        )
+        go_on(tmp_path, 64, [])
+        assert (checkpoint.latest(tmp_path / BEST) == 32) == (iteration == 10**9)
+        shutil.rmtree(tmp_path / BEST / "000000000064", ignore_errors=True)
     (tmp_path / BEST / "000000000032" / "manifest.json").write_text("{}")
     go_on(tmp_path, 80, [0.2])  # what is damaged is worse than nothing
     assert checkpoint.steps(tmp_path / BEST) == [80]

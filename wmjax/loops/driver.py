@@ -189,7 +189,8 @@ class Driver:
             later = checkpoint.set_aside(folder / BEST, after=step)
             with contextlib.suppress(checkpoint.CheckpointCorruptError, UsageError):
                 # The steps of a search for parameters may take none of the environment.
-                if checkpoint.info(folder / BEST, step).get("iteration", 0) > iteration:
+                then = checkpoint.info(folder / BEST, step).get("iteration", 0)
+                if isinstance(then, int) and then > iteration:
                     checkpoint.put_aside(folder / BEST / f"{step:012d}")
                     later.append(step)
             if later:
