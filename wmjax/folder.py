@@ -309,7 +309,8 @@ def say_edits(path: Path, description: dict[str, Any], info: dict[str, Any], say
     changed = {k: v for k, v in _differences(saved, description).items() if k not in ("devices", "parallel", "preset")}
     if changed:
         show = checks.show
-        listed = ", ".join(f"{name} was {show(old)} and is {show(new)}" for name, (old, new) in changed.items())
+        word = lambda name: show(name)[1:-1]  # a manifest may say anything
+        listed = ", ".join(f"{word(name)} was {show(old)} and is {show(new)}" for name, (old, new) in changed.items())
         say(f"warning: {path / CONFIG} is not as it was when the checkpoint was saved: {listed}")
 
 
