@@ -211,7 +211,8 @@ def _one_line(box: str) -> str:
                 break
         else:
             words.append(line)
-    return " ".join(" ".join(words).split()) or "arguments are not valid"
+    line = " ".join(" ".join(words).split()) or "arguments are not valid"
+    return line if len(line) <= 800 else f"{line[:400]} ... {line[-400:]}"  # the value may be a long one
 
 
 def _flags(args_class: Any, prefix: str = "--") -> list[str]:
@@ -266,12 +267,14 @@ def env_args(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Arguments of an environment: values are JSON, such as numbers, true, false and null, or else text."""
     words = {"True": True, "False": False, "None": None}  # as in Python
 
-    def read(text: str) -> Any:
+    def read(name: str, text: str) -> Any:
         if text in words:
             return words[text]
         try:
             return json.loads(text, parse_constant=lambda word: text)
         except ValueError:
             return text
+        except RecursionError:
+            raise checks.invalid(f"env_args: {name}", text, f"JSON of at most {checks.LEVELS} levels") from None
 
-    return {name: read(text) for name, text in pairs}
+    return {name: read(name, text) for name, text in pairs}

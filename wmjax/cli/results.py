@@ -102,12 +102,15 @@ def _score_line(scores: Any) -> str:
 
 def dream(argv: Sequence[str]) -> None:
     from wmjax import figures
+    from wmjax.files import own_folder
     from wmjax.folder import write_json
     from wmjax.loops.driver import evaluation_key
 
     args = parse(DreamArgs, argv, "wmjax dream")
     run, where, _ = _load_to_play(args)
-    run = run.members[0] if run.members else run  # of several seeds, the first
+    if run.members:  # of several seeds, the first
+        run = run.members[0]
+        own_folder(run.path)
     env = run.env if where is None else run.env_like(where)
     result = figures.open_loop(run.agent, env, run.state.params, evaluation_key(0), args.context, args.horizon)
     errors = figures.horizon_errors(result, args.context)
