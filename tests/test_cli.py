@@ -1,12 +1,16 @@
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from tests.test_run import ENV, TINY
+from wmjax import cli
 from wmjax.cli import main
 from wmjax.types import UsageError
 
@@ -91,6 +95,9 @@ def test_a_run_is_resumed_without_its_agents_name_and_not_with_another(run, caps
         ("train dreamer_v3 --config {empty}", ["config", "{empty}"]),
         ("train dreamer_v3 --dry-run --seed -1", ["seed", "-1"]),
         ("list envs pendulun", ["'pendulun'", "'pendulum'"]),
+        ("list envs [", ["'['", "glob"]),
+        (f"train dreamer_v3 --seed {'9' * 5000}", ["--seed", "9 ... 9", "5000 digits"]),
+        (f"eval {{empty}} --env-arg level {'[' * 10**5}", ["env_args", "level", "levels"]),
         ("eval", ["RUN"]),
         ("eval {empty}", ["{empty}", "not a run folder"]),
         ("eval {empty} --action greedy", ["--action", "'greedy'", "sample", "mode"]),
@@ -188,6 +195,14 @@ def test_a_dream_of_a_run(run, capsys):
     fails(capsys, ["dream", str(run), "--horizon", "0"], "horizon", "0")
 
 
+def test_a_dream_is_not_written_where_the_folder_of_a_seed_is_a_link(tmp_path, capsys, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "seed-0").symlink_to(tmp_path / "elsewhere")
+    seeds = SimpleNamespace(members=[SimpleNamespace(path=tmp_path / "seed-0")])
+    monkeypatch.setattr("wmjax.run.load", lambda path, **how: seeds)
+    fails(capsys, ["dream", str(tmp_path)], "it is a link", "seed-0", code=1)
+
+
 def test_a_plot_of_runs(run, tmp_path, capsys):
     assert main(["plot", str(run), str(run), "--out", str(tmp_path / "p.png")]) == 0
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
@@ -226,6 +241,18 @@ def test_signals_become_exit_codes(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(runs, "train", stop)
         assert main(["train", "dreamer_v3"]) == code
         assert capsys.readouterr().err == f"wmjax: interrupted; saved in {tmp_path}\n"
+
+
+def test_an_interrupt_while_garbage_is_collected_is_not_lost(monkeypatch):
+    def interrupt(phase, info):
+        gc.callbacks.remove(interrupt)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sys, "unraisablehook", cli._unraisable)
+    gc.callbacks.append(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        gc.collect()  # where Python drops it
+        time.sleep(10)
 
 
 def test_a_damaged_checkpoint_is_one_line_and_exit_code_1(run, tmp_path, capsys):

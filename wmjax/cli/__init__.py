@@ -5,12 +5,14 @@ Whatever a user gets wrong is a `UsageError`, shown as one line on standard erro
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import difflib
 import logging
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -89,9 +91,15 @@ def _let_go(stream: Any) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _ignore_late_reads(found: Any) -> None:
-    """Of a damaged checkpoint the first array that cannot be read is told of; the storage complains of the others."""
-    if str(found.exc_value) != "Event loop is closed":
+def _unraisable(found: Any) -> None:
+    """What Python has no place to raise at, as while garbage is collected.
+
+    An interrupt there is not lost but comes again. Of a damaged checkpoint the first array that cannot be read is told
+    of; the storage complains of the others, which is left out.
+    """
+    if issubclass(found.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    elif str(found.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(found)
 
 
@@ -102,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         _open_descriptors()
-        sys.unraisablehook = _ignore_late_reads
+        sys.unraisablehook = _unraisable
     try:
         return _main(sys.argv[1:] if argv is None else argv)
     finally:
