@@ -147,6 +147,25 @@ def test_acting_repeats_itself_after_a_reset_and_gives_native_actions(trained):
     assert set(first) <= {0, 1}
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "valid"),
+    [
+        ("reward", [None, "x", "1.5", [], {}, [1.0], float("nan"), 1e39, 10**400, 1j, object()], "a finite number"),
+        (
+            "is_first",
+            [None, "x", 1.5, 1j, [True], np.ones(2, bool), {}, 10**400, object(), float("nan")],
+            "True or False",
+        ),
+    ],
+)
+def test_what_comes_with_an_observation_is_checked(name, values, valid):
+    for value in values:
+        with pytest.raises(UsageError, match=f"^{name}: .* is not valid; {valid} is$"):
+            runs._scalar(name, value, bool if name == "is_first" else float)
+    assert runs._scalar("reward", np.float32(2), float) == runs._scalar("reward", jax.numpy.array(2), float) == 2.0
+    assert runs._scalar("is_first", np.array(True), bool) is runs._scalar("is_first", jax.numpy.ones((), bool), bool)
+
+
 def test_acting_rescales_to_the_bounds_of_the_environment():
     space = Box(0.0, 10.0, (1,))
     env = Env(EnvSpec({"vector": Box(-1, 1, (1,))}, space), None, None)

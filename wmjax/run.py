@@ -206,12 +206,7 @@ class Run:
         if self.members:
             raise UsageError(f"act: this run has {len(self.members)} seeds; choose one, as in run.members[0].act(...)")
         seed = checks.number("seed", seed)
-        for name, value, kinds, valid in (
-            ("reward", reward, "fiub", "a finite number"), ("is_first", is_first, "b", "True or False"),
-        ):  # fmt: skip
-            array = np.asarray(value)
-            if array.shape != () or array.dtype.kind not in kinds or not np.isfinite(array.astype(np.float32)):
-                raise checks.invalid(name, value, valid)
+        is_first, reward = _scalar("is_first", is_first, bool), _scalar("reward", reward, float)
         obs = {name: value[None] for name, value in own.read(self.env, obs).items()}
         if self._acting is None:
             self._acting = {"step": _act_program(self.agent, self.env), "carry": None}
@@ -225,6 +220,16 @@ class Run:
         step = TimeStep(obs, np.full(1, reward, np.float32), np.full(1, is_first), flag, flag)
         memory["carry"], action = memory["step"](self.state.params, key, memory["carry"], step)
         return own.write(self.env, np.asarray(action))
+
+
+def _scalar(field: str, value: Any, kind: type) -> Any:
+    """A truth value or a finite number of float32, also out of an array without axes. Raises `UsageError`."""
+    with contextlib.suppress(ValueError, TypeError), np.errstate(over="ignore"):
+        array = np.asarray(value)
+        valid = array.dtype.kind == "b" if kind is bool else array.dtype.kind not in "OSUMmc"
+        if valid and array.shape == () and np.isfinite(array.astype(np.float32)):
+            return kind(array)
+    raise checks.invalid(field, value, "True or False" if kind is bool else "a finite number")
 
 
 def _act_program(agent: Agent, env: Env | HostEnv) -> Any:

@@ -72,12 +72,12 @@ class Box:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.shape != ():
+        if not isinstance(self.shape, tuple) or self.shape:
             _check_wholes("Box: shape", self.shape)
         try:
             np.dtype(self.dtype)
             low, high = self._bound(self.low), self._bound(self.high)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UsageError(
                 f"Box: low {self.low!r:.80}, high {self.high!r:.80}, dtype {self.dtype!r} are not valid for the shape "
                 f"{self.shape}; numbers are, one or a tuple of one per entry, and a dtype such as 'float32'"

@@ -58,7 +58,7 @@ def handed(env: Any, args: Mapping[str, Any] | None = None) -> Handed:
         return handed(GYM + args.pop("id"), args)
     _refuse_made(env)
     if not callable(env):
-        raise UsageError(f"env: {env!r:.80} is not valid; {VALID}")
+        raise UsageError(f"env: {checks.show(env)} is not valid; {VALID}")
     return Handed(env, GYM + gym_suite.name_of(env), args)
 
 
@@ -66,7 +66,7 @@ def _keywords(env: functools.partial) -> dict[str, Any]:
     try:
         return dict(inspect.signature(env.func).bind_partial(*env.args).arguments) | env.keywords
     except (TypeError, ValueError) as error:
-        raise UsageError(f"env: {env!r:.80} is not valid ({error}); give arguments by their names") from None
+        raise UsageError(f"env: {checks.show(env)} is not valid ({error}); give arguments by their names") from None
 
 
 def _refuse_made(env: Any) -> None:
@@ -91,7 +91,7 @@ def check_args(args: Any) -> dict[str, Any]:
     if args is None:
         return {}
     if not isinstance(args, Mapping) or not all(isinstance(name, str) for name in args):
-        raise UsageError(f"env_args: {args!r:.80} is not valid; names with values are, such as {{'size': 8}}")
+        raise UsageError(f"env_args: {checks.show(args)} is not valid; names with values are, such as {{'size': 8}}")
     for name, value in args.items():
         try:
             if checks.is_deep({name: value}):

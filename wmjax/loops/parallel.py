@@ -72,8 +72,7 @@ def share(recipe: Recipe, devices: int) -> Recipe:
 def check_devices(devices: int, backend: str) -> None:
     """Raises `UsageError` unless there are that many devices, and the backend is one of `BACKENDS`."""
     checks.number("devices", devices)
-    if backend not in BACKENDS:
-        raise UsageError(f"parallel: {backend!r} is not valid; {' and '.join(BACKENDS)} are")
+    checks.choice("parallel", backend, BACKENDS)
     there = len(jax.devices())
     if devices > there:
         hint = "; XLA_FLAGS=--xla_force_host_platform_device_count=N makes N out of one CPU"
