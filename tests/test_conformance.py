@@ -176,7 +176,11 @@ def last_update(name: str) -> str:
 WITHOUT_NOISE = {"tokenizer", "world_model"}  # updates that draw nothing, in these configurations
 ONLY_LATENTS = {"encode"}  # updates that train nothing, but change what replay keeps beside the records
 UPDATES = [
-    pytest.param((name, update), id=f"{name}-{update}", marks=[] if update == last_update(name) else pytest.mark.slow)
+    pytest.param(
+        (name, update),
+        id=f"{name}-{update}",
+        marks=[] if update == last_update(name) and name != "iris" else pytest.mark.slow,
+    )
     for name, row in ROWS.items()
     for update in row.convolutions
 ]
@@ -327,6 +331,9 @@ def test_a_checkpoint_brings_the_agent_back(row, tmp_path):
     chex.assert_trees_all_equal(restored, state)
 
 
+@pytest.mark.parametrize(
+    "row", [name if name == "dreamer_v3" else pytest.param(name, marks=pytest.mark.slow) for name in ROWS], indirect=True
+)
 def test_updates_lower_from_any_machine_with_all_their_convolutions_on_gpu_and_tpu_and_none_on_a_cpu(row):
     name, row = row
     agent = make(name)

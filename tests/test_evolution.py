@@ -53,7 +53,10 @@ def search(strategy, fitness, mean, generations, *, until=jnp.inf):
     return jax.jit(run), jax.jit(jax.vmap(run))
 
 
-@pytest.mark.parametrize("cost, start", [(sphere, 1.0), (ellipsoid, 1.0), (rosenbrock, 0.0)])
+@pytest.mark.parametrize(
+    "cost, start",
+    [(sphere, 1.0), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((ellipsoid, 1.0), (rosenbrock, 0.0)))],
+)
 def test_evaluations_to_a_hundred_millionth_are_within_a_fifth_of_pycmas(cost, start):
     cma = pytest.importorskip("cma", reason="the extra `test` brings pycma")
     population, theirs = 10, []

@@ -25,6 +25,7 @@ def test_every_preset_makes_an_agent(agent, preset):
     assert settings.steps > made.recipe.num_envs
 
 
+@pytest.mark.slow
 def test_the_documentation_names_the_presets_that_need_more_memory_than_one_accelerator_has():
     large, spec = {}, SPEC._replace(survival=True)
     for agent in AGENTS:

@@ -122,7 +122,7 @@ def test_evaluation_refuses_what_it_cannot_do(trained):
         *((dict(seed=value), f"seed: {value!r}") for value in (-1, 0.5, True, 2**31, None)),
         *((dict(max_steps=value), f"max_steps: {value!r}") for value in (0, 2.0, True)),
         *((dict(eval_envs=value), f"eval_envs: {value!r}") for value in (0, -1, 1.5)),
-        *((dict(action=value), f"eval_action: {value!r}") for value in ("modes", 3, "")),
+        *((dict(action=value), f"action: {value!r}") for value in ("modes", 3, "")),
         *((dict(env=value), re.escape(f"env: {value!r}")) for value in (5, ())),
         (dict(env="probe:act_continuous"), "action Box"),
     ):
@@ -253,7 +253,7 @@ def test_a_run_goes_on_with_the_settings_it_has_where_none_are_given(trained, tm
     assert (made.description["env"], made.steps) == (ENV, 60)
     # It has to fit what the run has, and not the preset.
     assert settings.setup("dreamer_v3", overrides={"replay_capacity": 72}, before=before).config.replay_capacity == 72
-    assert settings.setup("dreamer_v3", preset="small", before=before).config.dimensions.deter == 128
+    assert settings.setup("dreamer_v3", preset="small", steps=2000, before=before).config.dimensions.deter == 128
     with pytest.raises(UsageError, match="trained on an Env value"):
         settings.setup("dreamer_v3", before=before | {"env": None})
 

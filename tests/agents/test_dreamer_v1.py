@@ -214,6 +214,7 @@ def small_update():
     return made, batch, made.update
 
 
+@pytest.mark.slow
 def test_all_gradients_are_those_of_the_weights_before_the_update():
     made, batch, learn = small_update()
     moving, metrics, _ = learn(made.state, jax.random.key(0), batch)
@@ -256,6 +257,7 @@ def policy_of(made, explore, rows=400, **params):
     return np.asarray(made.agent.policy(params, keys, (), state, explore=explore)[1])
 
 
+@pytest.mark.slow
 def test_evaluation_takes_the_mode_without_noise():
     made = tiny()
     assert len(np.unique(policy_of(made, False), axis=0)) == 1

@@ -257,6 +257,7 @@ def test_actor_and_critic_leave_the_world_model_alone_and_the_replay_critic_shap
     }
 
 
+@pytest.mark.slow
 def test_a_gradient_reaches_actions_through_imagination(monkeypatch):
     """With mean-field latents imagination is smooth, and autodiff must agree with finite differences."""
     monkeypatch.setattr(distributions, "straight_through_sample", lambda key, logits: jax.nn.softmax(logits))

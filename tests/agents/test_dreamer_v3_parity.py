@@ -333,6 +333,7 @@ def test_full_agent_losses_and_gradients_equal_the_authors(agent, losses, most_l
         assert abs(ours_norm - row[0]) <= 1e-4 * max(row[0], 1e-3), name
 
 
+@pytest.mark.slow
 def test_each_loss_sends_its_gradient_where_the_authors_loss_does(agent, losses, most_likely):
     section, objective, trained = agent
     rows, cols = losses.config[section]["grad_norm_rows"], losses.config[section]["grad_norm_cols"]

@@ -319,6 +319,7 @@ def replayed(nets, state, keys, dream, first, last):
         )
 
 
+@pytest.mark.slow
 def test_a_generated_trajectory_is_what_a_full_pass_draws_with_the_same_noise():
     _, _, nets, state, keys, _, dream, _ = imagined(3)
     for t, tokens, reward, end in replayed(nets, state, keys, dream, 0, 3):
