@@ -332,7 +332,7 @@ def test_a_checkpoint_brings_the_agent_back(row, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "row", [name if name == "dreamer_v3" else pytest.param(name, marks=pytest.mark.slow) for name in ROWS], indirect=True
+    "row", [pytest.param(name, marks=[pytest.mark.slow] * (name != "dreamer_v3")) for name in ROWS], indirect=True
 )
 def test_updates_lower_from_any_machine_with_all_their_convolutions_on_gpu_and_tpu_and_none_on_a_cpu(row):
     name, row = row

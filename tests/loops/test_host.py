@@ -375,7 +375,8 @@ def searching_agent(slots, sigma_min=None, restarts=None):
     return agent._replace(init=init, act=act, act_carry=lambda params, n: jnp.zeros(n, jnp.int32))
 
 
-@pytest.mark.parametrize("slots", [3, pytest.param(4, marks=pytest.mark.slow)])  # rounds with an idle slot, or candidate i in slot i
+# Rounds with an idle slot, or candidate i in slot i.
+@pytest.mark.parametrize("slots", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_search_tries_every_candidate_as_in_the_device_loop(slots):
     agent = searching_agent(slots)
     loop, state, metrics = run_host(agent, host_env()[0], [1, 4, 1])
