@@ -424,6 +424,7 @@ def test_an_environment_that_starts_slowly_is_waited_for_as_long_as_is_said():
     for seconds in (0, -1, float("nan"), "long"):
         with pytest.raises(UsageError, match="start_timeout"):
             make_env(slow, start_timeout=seconds)
+    assert make_env(Walk, start_timeout=float("inf")).spec.obs
 
 
 def test_of_a_simulator_of_which_one_may_exist_the_described_one_has_ended_before_training_begins(tmp_path):

@@ -28,6 +28,7 @@ from wmjax.suites.worker import Setup, arrays, layout
 from wmjax.types import Array, EnvSpec, HostEnv, RunError, TimeStep, UsageError
 
 START_SECONDS = 120.0  # for a worker to import its library and begin, unless told otherwise
+MOST_SECONDS = 1_000_000.0  # that a system can wait for at once, and more than anybody does
 STEP_SECONDS = 60.0  # until a worker counts as hanging, unless told otherwise
 MAX_RESTARTS = 10  # within `RESTART_SECONDS`, unless told otherwise
 RESTART_SECONDS = 3600.0
@@ -145,7 +146,7 @@ def _describe(name: str, setup: Setup, seconds: float) -> dict[str, Any]:
     except Exception as error:  # whatever pickling raises
         raise UsageError(f"env: {name!r} cannot be sent to a process of its own: {error}") from error
     try:
-        if not process.connection.poll(seconds):
+        if not process.connection.poll(min(seconds, MOST_SECONDS)):
             raise UsageError(
                 f"env: {name!r} could not be made within {seconds:g} seconds; a larger start_timeout gives it longer"
             )
