@@ -1,5 +1,6 @@
 import gc
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -241,6 +242,13 @@ def test_signals_become_exit_codes(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(runs, "train", stop)
         assert main(["train", "dreamer_v3"]) == code
         assert capsys.readouterr().err == f"wmjax: interrupted; saved in {tmp_path}\n"
+
+
+def test_what_the_storage_logs_is_not_shown_beside_the_line_that_says_it(capsys):
+    main(["list", "agents"])
+    logging.getLogger("absl").error("RESOURCE_EXHAUSTED")
+    assert "RESOURCE_EXHAUSTED" not in capsys.readouterr().err
+    assert not logging.getLogger("absl").isEnabledFor(logging.ERROR)
 
 
 def test_an_interrupt_while_garbage_is_collected_is_not_lost(monkeypatch):

@@ -119,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is as it should be
+    # Orbax warns of what is as it should be, and shows tracebacks of what it raises and a run says in one line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         _dispatch(argv)
     except UntrustedError as error:
