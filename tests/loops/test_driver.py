@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import shutil
 
 import jax
@@ -133,3 +134,8 @@ def test_a_run_that_goes_on_from_an_earlier_step_has_the_best_agent_of_its_own_h
     (tmp_path / BEST / "000000000032" / "manifest.json").write_text("{}")
     go_on(tmp_path, 80, [0.2])  # what is damaged is worse than nothing
     assert checkpoint.steps(tmp_path / BEST) == [80]
+    place = shutil.copytree(tmp_path / CHECKPOINTS / "000000000080", tmp_path / CHECKPOINTS / "000000000999")
+    content = {name: x for name, x in json.loads((place / "manifest.json").read_text()).items() if name != "sha256"}
+    checkpoint._write_manifest(place / "manifest.json", content | {"step": 999})  # which is not that of its state
+    go_on(tmp_path, 96, [0.1])
+    assert checkpoint.steps(tmp_path / CHECKPOINTS) == [80, 96]

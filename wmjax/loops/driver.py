@@ -176,8 +176,9 @@ class Driver:
             with self._display.working("compiling the run's first state (once, then cached)"):
                 return jax.block_until_ready(self._programs.init(self.per_seed(jax.random.key)))
         with self._display.working("reading the newest checkpoint"):
-            step, state = checkpoint.restore_newest(folder, self._programs.template, warn, exact=True)
-            self._set_aside(step, self._iteration(state), warn)
+            _, state = checkpoint.restore_newest(folder, self._programs.template, warn, exact=True)
+            # What has another number than its state is set aside too: it would stay the newest for ever.
+            self._set_aside(self.env_steps(state), self._iteration(state), warn)
             state = state._replace(skips=device.count_anew(state.skips, self._plan.max_skipped))
             return self._programs.place(state)
 
