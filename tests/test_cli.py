@@ -2,6 +2,7 @@ import gc
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,12 @@ def test_a_plot_of_runs(run, tmp_path, capsys):
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert main(["plot", str(run)]) == 0
     assert (run / "learning_curve.png").exists()
+    damaged = shutil.copytree(run, tmp_path / "damaged")
+    with (damaged / "metrics.jsonl").open("a") as file:
+        file.write("3\n")
+    capsys.readouterr()
+    assert main(["plot", str(damaged)]) == 0
+    assert capsys.readouterr().err.count("1 line is not of metrics") == 1
 
 
 @pytest.mark.parametrize(

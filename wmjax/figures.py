@@ -366,10 +366,13 @@ FITNESS = {
 STYLES = {"fitness_best": ":", "fitness_mean": "--", "mean_return": "-"}
 
 
-def fitness_curves(folder: str | Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Generations and values of each of `FITNESS` in a run that searched for parameters; {} in one that did not."""
+def fitness_curves(folder: str | Path, **how: Any) -> dict[str, tuple[list[float], list[float]]]:
+    """Generations and values of each of `FITNESS` in a run that searched for parameters; {} in one that did not.
+
+    `how` are further arguments of `read_metrics`.
+    """
     curves: dict[str, tuple[list[float], list[float]]] = {}
-    for line in read_metrics(folder):
+    for line in read_metrics(folder, **how):
         for key, value in line.items():
             part, _, name = key.rpartition("/")
             if name in FITNESS and part and value is not None and line.get(f"{part}/generation") is not None:

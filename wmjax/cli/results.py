@@ -146,7 +146,8 @@ def plot(argv: Sequence[str]) -> None:
         d = read_description(path)
         label = f"{d['agent']} {d['env'] or 'env'} {d['preset']}"
         named += [(label, folder) for folder in members(path, d).values() or [path]]
-    evolved = [bool(figures.fitness_curves(folder)) for _, folder in named]
+    quiet = lambda text: None  # what is damaged is said where it is drawn
+    evolved = [bool(figures.fitness_curves(folder, say=quiet)) for _, folder in named]
     if any(evolved) and not all(evolved):
         apart = [str(named[evolved.index(kind)][1]) for kind in (True, False)]
         raise UsageError(f"runs: {apart[0]!r} has fitness over generations, {apart[1]!r} has not; draw them apart")
