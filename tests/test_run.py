@@ -352,6 +352,16 @@ def test_a_run_whose_settings_stopped_it_goes_on_with_better_ones(tmp_path):
 # Several seeds
 
 
+def test_seeds_whose_checkpoints_are_of_different_steps_are_said(tmp_path, monkeypatch, capsys):
+    for steps, words in (([60, 60], ""), ([60, 42], "seed 0 at 60, seed 1 at 42")):
+        made = settings.setup("dreamer_v3", "probe:value", seeds=2)
+        (tmp_path / "config.json").write_text(json.dumps(made.description))
+        found = iter(steps)
+        monkeypatch.setattr(runs, "_read_agent", lambda *args, found=found: (next(found), {"x": np.zeros(1)}))
+        assert wmjax.load(tmp_path).step == 60
+        assert words in (said := capsys.readouterr().err) and bool(said) == bool(words)
+
+
 # With its own epsilon of 1e-20 the optimizer turns rounding errors of gradients that are 0 into steps of full size.
 SMALL_STEPS = dict(learning_rate=1e-3, epsilon=1e-3, eval_every=20)
 

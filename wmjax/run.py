@@ -288,6 +288,9 @@ def load(
         return Run(path, description, config, made.agent, made.env, state, step=step, which=which)
     inner = members(path, description).items()
     found = [_read_agent(folder, made.agent, which, member_description(saved, seed)) for seed, folder in inner]
+    if which == "latest" and len({step for step, _ in found}) > 1:
+        each = ", ".join(f"seed {seed} at {step:,}" for (seed, _), (step, _) in zip(inner, found, strict=True))
+        warn(f"warning: {path}: the seeds' newest checkpoints are not of one step: {each}")
     return _with_members(Run(path, description, config, made.agent, made.env, found[0][1], which=which), found)
 
 
