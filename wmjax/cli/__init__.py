@@ -119,8 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    # Orbax warns of what is as it should be, and shows tracebacks of what it raises and a run says in one line.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax warns of what is as it should be, and has tracebacks shown of what it raises and a run says in one line.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         _dispatch(argv)
     except UntrustedError as error:
