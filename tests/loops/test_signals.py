@@ -70,11 +70,15 @@ def test_what_is_said_to_a_stream_that_is_gone_is_lost_and_nothing_else():
 
 def test_a_second_signal_ends_a_process_that_does_not_hear_of_it():
     script = """
-    import hashlib
+    import hashlib, time
     from wmjax.loops import signals
 
+    def say(text):
+        print("said", flush=True)
+        time.sleep(1000)  # as where nobody reads
+
     signals.PATIENCE = 0.2
-    with signals.catch_signals(lambda text: print("said", flush=True)):
+    with signals.catch_signals(say):
         print("ready", flush=True)
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
     """

@@ -53,6 +53,12 @@ def catch_signals(say: Callable[[str], None]) -> Iterator[list[int]]:
         ours.close()
 
 
+def _tell(say: Callable[[str], None], signum: int) -> None:
+    name = signal.Signals(signum).name
+    with contextlib.suppress(OSError, ValueError):  # where it is said may have gone with the terminal
+        say(f"{name}: the run is saved and stops after what is compiled or computed now; another ends it")
+
+
 def _watch(source: socket.socket, numbers: set[int], ended: threading.Event, say: Callable[[str], None]) -> None:
     count = 0
     while received := source.recv(1):  # a byte for each signal, its number
@@ -60,8 +66,7 @@ def _watch(source: socket.socket, numbers: set[int], ended: threading.Event, say
             continue
         count += 1
         if count == 1:
-            name = signal.Signals(received[0]).name
-            with contextlib.suppress(OSError, ValueError):  # where it is said may have gone with the terminal
-                say(f"{name}: the run is saved and stops after what is compiled or computed now; another ends it")
+            # By a thread of its own: a full pipe that nobody reads would keep a second signal from being heard.
+            threading.Thread(target=_tell, args=(say, received[0]), daemon=True).start()
         elif not ended.wait(PATIENCE):
             os._exit(128 + received[0])
