@@ -56,6 +56,7 @@ def test_the_actor_is_trained_through_the_world_model_and_does_not_train_it():
 # Time
 
 
+@pytest.mark.slow
 def test_a_reset_inside_the_window_forgets_state_and_action_before_it():
     check_reset(tiny(), PIXELS)
 
@@ -182,6 +183,7 @@ def imagination(actor_params, deter):
     return v1.imagine_behavior(nets, agent.model, config, params, keys, start)
 
 
+@pytest.mark.slow
 def test_no_gradient_passes_through_the_inputs_of_the_policy_but_through_the_dynamics():
     _, config, _, state = tiny(VECTOR)
     deter = jnp.full((2, config.deter), 0.1)

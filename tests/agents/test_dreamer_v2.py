@@ -64,6 +64,7 @@ def test_every_head_shapes_the_world_model_and_the_behavior_leaves_it_alone():
 # Time
 
 
+@pytest.mark.slow
 def test_a_reset_inside_the_window_forgets_state_and_action_before_it():
     check_reset(tiny(), PIXELS)
 
@@ -239,6 +240,7 @@ def test_the_slow_critic_is_copied_after_the_first_update_and_after_every_hundre
         assert copied or same(new["slow_critic"], state.params["slow_critic"]), step
 
 
+@pytest.mark.slow
 def test_actor_and_critic_learn_in_the_updated_world_model():
     made, batch, learn = small_update()
     new, moving, _ = learn(made.state, jax.random.key(0), batch)

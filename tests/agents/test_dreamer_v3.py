@@ -243,6 +243,7 @@ def gradient_flow(spec=PIXELS):
     return flow
 
 
+@pytest.mark.slow
 def test_actor_and_critic_leave_the_world_model_alone_and_the_replay_critic_shapes_it():
     flow = gradient_flow()
     assert flow == {
@@ -285,6 +286,7 @@ def test_a_gradient_reaches_actions_through_imagination(monkeypatch):
 # Updates
 
 
+@pytest.mark.slow
 def test_the_first_update_has_learning_rate_zero_and_the_second_moves_zero_heads():
     agent, config, _, _ = tiny(warmup=10)
     state = jax.jit(agent.init)(jax.random.key(0))

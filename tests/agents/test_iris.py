@@ -338,6 +338,7 @@ def test_where_a_step_does_not_fit_the_context_restarts_from_the_current_frame_a
         np.testing.assert_array_equal(dream.reward[t], reward)
 
 
+@pytest.mark.slow
 def test_generated_frames_are_decoded_tokens_in_zero_to_one():
     _, _, nets, state, _, tokens, dream, frames = imagined(3)
     np.testing.assert_array_equal(dream.tokens[0], tokens)
@@ -591,6 +592,7 @@ def test_batches_come_from_episodes_uniformly_padded_after_for_the_models_and_be
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_embeddings_positions_biases_and_norms_do_not_decay():
     _, config, _, state = made()
     adam = iris.optimizers(config)["world_model"]
