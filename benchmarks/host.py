@@ -26,8 +26,8 @@ from wmjax.agents import AGENTS
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import device
-from wmjax.loops.host import HostLoop
-from wmjax.loops.host_rollout import Options
+from wmjax.loops.host.loop import HostLoop
+from wmjax.loops.host.rollout import Options
 from wmjax.types import HostEnv, Recipe, Stage
 
 REPEATS = 5

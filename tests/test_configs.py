@@ -165,7 +165,7 @@ def test_a_dry_run_says_where_a_run_would_not_fit(tmp_path, capsys, monkeypatch)
     assert main(["train", "dreamer_v3", "--dry-run", *few, str(2**31 - 1)]) == 0
     refused = capsys.readouterr().out.splitlines()[-2]
     assert refused.startswith("it would not begin here: replay_capacity: 2147483647 records of") and "free" in refused
-    monkeypatch.setattr("wmjax.loops.host.available_bytes", lambda: 10**6)
+    monkeypatch.setattr("wmjax.loops.host.loop.available_bytes", lambda: 10**6)
     assert main(["train", "dreamer_v3", "--env", "gym:CartPole-v1", "--dry-run", *few, "100000", "--out", "a/b"]) == 0
     refused = capsys.readouterr().out.splitlines()[-2]
     assert refused.startswith("it would not begin here: replay_capacity: 100000 needs") and "--memory-map" in refused

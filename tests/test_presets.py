@@ -9,7 +9,7 @@ import pytest
 from tests.paper_settings import CONFIGS
 from wmjax import presets
 from wmjax.agents import AGENTS
-from wmjax.loops import host
+from wmjax.loops.host import loop as host
 from wmjax.loops.memory import tree_bytes
 from wmjax.replay.host import sizes
 from wmjax.types import Box, Discrete, EnvSpec, HostEnv, UsageError

@@ -15,7 +15,8 @@ import jax
 import jaxlib
 
 import wmjax
-from wmjax.loops import device, host, memory
+from wmjax.loops import device, memory
+from wmjax.loops.host import loop as host
 from wmjax.loops.memory import amount
 from wmjax.replay.host import sizes
 from wmjax.types import HostEnv, PyTree, UsageError

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax import checks, dreaming, files
-from wmjax.loops import host_rollout, memory
+from wmjax.loops import memory
+from wmjax.loops.host import rollout as host_rollout
 from wmjax.loops.report import read_metrics
 from wmjax.loops.rollout import Position, rollout
 from wmjax.ops import noise

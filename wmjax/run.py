@@ -34,9 +34,10 @@ from wmjax.folder import (
     say_edits,
     warn,
 )
-from wmjax.loops import checkpoint, host, memory, wandb_log
+from wmjax.loops import checkpoint, memory, wandb_log
 from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key, make_evaluator
+from wmjax.loops.host import loop as host
 from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
 from wmjax.loops.signals import catch_signals
 from wmjax.names import nearest

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from tests.loops.fakes import counter_env, fake_agent, fake_recipe, learn
-from tests.loops.test_host import CounterEnvs, host_env
-from tests.loops.test_host_driver import drive
+from tests.loops.host.test_driver import drive
+from tests.loops.host.test_loop import CounterEnvs, host_env
 from wmjax.loops.device import RunState, Skips
 from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Evaluator, Plan, make_evaluator
-from wmjax.loops.host_rollout import HostEvaluator, Options
+from wmjax.loops.host.rollout import HostEvaluator, Options
 from wmjax.loops.parallel import Programs
 from wmjax.loops.report import read_metrics
 from wmjax.loops.rollout import Evaluation

@@ -23,7 +23,7 @@ from wmjax.folder import BEST, CHECKPOINTS, member_description, member_path
 from wmjax.loops import checkpoint, device
 from wmjax.loops.device import RunState, first
 from wmjax.loops.display import Clock, Display
-from wmjax.loops.host_rollout import HostEvaluator, Options
+from wmjax.loops.host.rollout import HostEvaluator, Options
 from wmjax.loops.parallel import Programs, tree_of_seed
 from wmjax.loops.report import Left, Report
 from wmjax.loops.rollout import PERIODIC_EPISODES, Evaluation, evaluate

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax import evolution
-from wmjax.loops.host_rollout import act_program, first_episodes, seed_words
+from wmjax.loops.host.rollout import act_program, first_episodes, seed_words
 from wmjax.ops import noise
 from wmjax.types import Agent, AgentState, Array, Evolve, HostEnv, HostEnvs, Metrics, PyTree, Trajectory
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 
 from wmjax.loops import device
-from wmjax.loops.host_rollout import timestep_shapes
+from wmjax.loops.host.rollout import timestep_shapes
 from wmjax.types import Agent, AgentState, Env, EnvSpec, Evolve, PyTree, RunError, UsageError
 
 SPARE = 0.9  # of the host's free memory, or of a disk, that may be filled

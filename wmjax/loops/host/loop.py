@@ -21,9 +21,9 @@ import numpy as np
 from wmjax.folder import REPLAY
 from wmjax.loops import checkpoint, device
 from wmjax.loops.device import Episode, RunState, Skips, first
+from wmjax.loops.host.learning import Clock, Latents, Learner, add
+from wmjax.loops.host.rollout import DEFAULTS, Options, act_program, seed_words, start, timestep_shapes
 from wmjax.loops.host_evolution import Iteration, make_iteration
-from wmjax.loops.host_learning import Clock, Latents, Learner, add
-from wmjax.loops.host_rollout import DEFAULTS, Options, act_program, seed_words, start, timestep_shapes
 from wmjax.loops.memory import SPARE, available_bytes, check_agent, resident_bytes
 from wmjax.loops.parallel import Programs
 from wmjax.loops.rollout import random_act

@@ -8,8 +8,8 @@ import pytest
 from tests.loops.fakes import ACTIONS, counter_env, fake_agent, fake_recipe, learn
 from wmjax import evolution
 from wmjax.loops import checkpoint, device, host_evolution
-from wmjax.loops.host import HostLoop, programs
-from wmjax.loops.host_rollout import HostEvaluator, Options, act_program, first_episodes, play
+from wmjax.loops.host.loop import HostLoop, programs
+from wmjax.loops.host.rollout import HostEvaluator, Options, act_program, first_episodes, play
 from wmjax.ops import noise
 from wmjax.replay import chunks
 from wmjax.types import (
@@ -335,11 +335,11 @@ def test_a_replay_larger_than_memory_or_disk_is_refused(tmp_path, monkeypatch):
     )
     begin()
     assert "replay of 64 records" in said[0] and "fills 100%" in said[0]
-    monkeypatch.setattr("wmjax.loops.host.available_bytes", lambda: 100)
+    monkeypatch.setattr("wmjax.loops.host.loop.available_bytes", lambda: 100)
     with pytest.raises(UsageError, match=r"replay_capacity: 64 needs .* GB of memory"):
         begin()
     with monkeypatch.context() as patch:
-        patch.setattr("wmjax.loops.host.HostReplay", lambda *args, **kwargs: np.empty(2**50))
+        patch.setattr("wmjax.loops.host.loop.HostReplay", lambda *args, **kwargs: np.empty(2**50))
         with pytest.raises(UsageError, match=r"replay_capacity: 64 needs .* GB of memory, .* or memory_map"):
             HostLoop(with_recipe(), host_env()[0], tmp_path)
     monkeypatch.undo()
