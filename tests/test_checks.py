@@ -65,6 +65,22 @@ def test_a_field_beyond_its_bound_is_refused_with_the_bound(agent, values, words
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("agent", "values", "valid"),
+    [
+        ("dreamer_v1", {"encoder_padding": "FULL"}, "VALID, SAME"),
+        ("dreamer_v2", {"actor_grad": "x"}, "auto, reinforce, dynamics, both"),
+        ("dreamer_v3", {"compute_dtype": 16}, "float32, bfloat16"),
+        ("world_models", {"eval_action": "sample"}, "mode"),
+        ("iris", {"norm": None}, "pre, post"),
+    ],
+)
+def test_a_choice_is_checked_in_a_configuration_made_in_python_too(agent, values, valid):
+    ((name, value),) = values.items()
+    with pytest.raises(UsageError, match=f"^{name}: {value!r} is not valid; one of {valid} is$"):
+        AGENTS[agent][0](**values).validate()
+
+
 @pytest.mark.parametrize("value", [np.int64(3), np.uint8(3), 3])
 def test_whole_numbers_of_numpy_are_taken_as_python_s_own(value):
     assert checks.number("seeds", value) == 3 and type(checks.number("seeds", value)) is int

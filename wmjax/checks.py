@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import math
 import numbers
 import operator
 import os
+import types
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from wmjax.types import UsageError
 
@@ -198,14 +201,35 @@ def rules(rule: Rule, fields: str) -> dict[str, Rule]:
     return dict.fromkeys(fields.split(), rule)
 
 
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; any other type by itself."""
+    return hint.__args__ if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+@functools.cache
+def _choices(config_class: type) -> dict[str, tuple[list[str], bool]]:
+    """Of the fields that say what text they may be (`Literal`): that, and whether they may be other things too."""
+    found = {}
+    for name, hint in typing.get_type_hints(config_class).items():
+        words = [part for part in alternatives(hint) if typing.get_origin(part) is Literal]
+        if words:
+            found[name] = list(typing.get_args(words[0])), hint not in words
+    return found
+
+
 def check_ranges(config: Any, table: Mapping[str, Rule]) -> None:
     """Raises `UsageError` on the first field of a dataclass that breaks its rule, or the upper bound of `BOUNDS`.
 
-    None is always valid. Each entry of a tuple must be, and there are at most `LAYERS`. Text is of no concern here.
-    Numbers other than integers must be ones of float32: neither infinite nor too small to be told from 0.
+    None is always valid, except where there are choices (`Literal`), of which the value must be one. Each entry of a
+    tuple must be valid, and there are at most `LAYERS`. Numbers other than integers must be ones of float32: neither
+    infinite nor too small to be told from 0.
     """
+    choices = _choices(type(config))
     for field in dataclasses.fields(config):
         value, rule = getattr(config, field.name), table.get(field.name)
+        words, more = choices.get(field.name, ((), True))
+        if not (value in words if isinstance(value, str) and words else more):
+            raise invalid(field.name, value, f"one of {', '.join(words)}")
         entries = value if isinstance(value, tuple) else (value,)
         if len(entries) > LAYERS:
             raise UsageError(f"{field.name} must have at most {LAYERS} entries, got {len(entries)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -41,7 +40,7 @@ def check_fields(config_class: type, values: Mapping[str, Any]) -> dict[str, Any
 def _check_type(name: str, value: Any, hint: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
-    choices = hint.__args__ if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    choices = checks.alternatives(hint)
     for choice in choices:
         if choice is float and isinstance(value, int) and not isinstance(value, bool):
             with contextlib.suppress(OverflowError):

@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import typing
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -151,8 +150,6 @@ class WorldModelsConfig:
         """Raises `UsageError` on the first field that is out of range, or contradicts another."""
         check_ranges(self, RULES)
         check_ranges(self.evolve, EVOLVE_RULES)
-        _check_choices(self)
-        _check_choices(self.evolve)
         evolution.StrategyConfig(1, self.evolve.population, weight_decay=self.evolve.weight_decay).validate()
         if self.perceptual == "lpips":
             perceptual.load_lpips(self.lpips_weights)
@@ -203,20 +200,6 @@ RULES = (
 EVOLVE_RULES = rules(
     POSITIVE, "sigma_init population rollouts generations mean_every mean_rollouts horizon starts"
 ) | rules(NOT_NEGATIVE, "restarts")
-
-
-def _check_choices(config) -> None:
-    """Values of fields with a fixed set of them, also where the configuration was built in Python."""
-    hints = _literals(type(config))
-    for name, valid in hints.items():
-        if getattr(config, name) not in valid:
-            raise UsageError(f"{name}: {getattr(config, name)!r} is not valid; one of {', '.join(valid)} is")
-
-
-@functools.cache
-def _literals(config_class: type) -> dict[str, tuple[str, ...]]:
-    hints = typing.get_type_hints(config_class)
-    return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
