@@ -40,6 +40,7 @@ class Discrete:
     """One of `n` choices, an int32 in [0, n). Raises `UsageError` unless `n` is an integer of at least 1."""
 
     n: int
+    shape, dtype = (), "int32"  # of a value
 
     def __post_init__(self) -> None:
         _check_whole("Discrete: n", self.n)
@@ -53,9 +54,15 @@ class MultiDiscrete:
     """
 
     ns: tuple[int, ...]
+    dtype = "int32"  # of a value
 
     def __post_init__(self) -> None:
         _check_wholes("MultiDiscrete: ns", self.ns)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """One entry for each choice."""
+        return (len(self.ns),)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,11 +117,10 @@ def _check_callables(env: Any, names: tuple[str, ...]) -> None:
 # What is given
 
 
-def _action(spec: EnvSpec) -> jax.ShapeDtypeStruct:
-    space = spec.action
-    if isinstance(space, Box):
-        return jax.ShapeDtypeStruct(space.shape, space.dtype)
-    return jax.ShapeDtypeStruct(() if isinstance(space, Discrete) else (len(space.ns),), jnp.int32)
+def _arguments(spec: EnvSpec) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """A key and an action."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return key, jax.ShapeDtypeStruct(spec.action.shape, spec.action.dtype)
 
 
 def _shapes(what: str, valid: str, function: Callable, *args: Any) -> PyTree:
@@ -143,7 +142,7 @@ def _pair(what: str, valid: str, given: Any, kind: type) -> tuple[PyTree, Any]:
 
 def _checked_env(env: Env) -> Env:
     _check_callables(env, ("reset", "step"))
-    key, action = jax.eval_shape(lambda: jax.random.key(0)), _action(env.spec)
+    key, action = _arguments(env.spec)
     state, first = _pair("reset", RESET[Env], _shapes("reset", RESET[Env], env.reset, key), TimeStep)
 
     def after(state: PyTree) -> tuple[PyTree, TimeStep]:
@@ -166,7 +165,7 @@ def _checked_env(env: Env) -> Env:
 
 def _checked_raw(raw: RawEnv) -> RawEnv:
     _check_callables(raw, ("reset", "step", "observe"))
-    key, action = jax.eval_shape(lambda: jax.random.key(0)), _action(raw.spec)
+    key, action = _arguments(raw.spec)
 
     def after(state: PyTree) -> tuple[PyTree, Outcome]:
         return _pair("step", STEP[RawEnv], _shapes("step", STEP[RawEnv], raw.step, key, state, action), Outcome)
@@ -273,7 +272,7 @@ def _check_obs(what: str, spec: EnvSpec, obs: Any) -> None:
 
 
 def _check_entry(what: str, space: Any, value: Any) -> None:
-    shape, dtype = entry_type(space)
+    shape, dtype = space.shape, space.dtype
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise UsageError(f"{what} is {_shown(value)}, which is not valid; {dtype} {list(shape)} is, as its spec says")
     if value.shape != shape:
@@ -281,13 +280,6 @@ def _check_entry(what: str, space: Any, value: Any) -> None:
     if not _is_harmless(value.dtype, jnp.dtype(dtype)):
         how = " (values of 0 to 255, by .astype(jnp.uint8))" if dtype == "uint8" else ""
         raise UsageError(f"{what} is {value.dtype}; its spec says {dtype}{how}")
-
-
-def entry_type(space: Any) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype of an observation in a space."""
-    if isinstance(space, Box):
-        return space.shape, space.dtype
-    return (() if isinstance(space, Discrete) else (len(space.ns),)), "int32"
 
 
 def _is_harmless(found: Any, said: Any) -> bool:
@@ -302,7 +294,7 @@ def _is_harmless(found: Any, said: Any) -> bool:
 
 
 def _settled_obs(spec: EnvSpec, obs: dict[str, Any]) -> dict[str, Any]:
-    return {name: jnp.asarray(value).astype(entry_type(spec.obs[name])[1]) for name, value in obs.items()}
+    return {name: jnp.asarray(value).astype(spec.obs[name].dtype) for name, value in obs.items()}
 
 
 def _shown(value: Any) -> str:

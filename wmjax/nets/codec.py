@@ -62,9 +62,8 @@ def stage_channels(side: int, depth: int) -> tuple[int, ...]:
 def check_obs(spaces: Spaces, obs: dict[str, Array]) -> None:
     """Demands that every entry ends with the shape of its space, and that all begin with the same axes."""
     for name, space in spaces:
-        shape = () if isinstance(space, Discrete) else space.shape
-        contracts.shaped(*shape, **{name: obs[name]})
-    lead = min((obs[name].ndim - len(getattr(space, "shape", ())) for name, space in spaces), default=0)
+        contracts.shaped(*space.shape, **{name: obs[name]})
+    lead = min((obs[name].ndim - len(space.shape) for name, space in spaces), default=0)
     contracts.leading(lead, **{name: obs[name] for name, _ in spaces})
 
 

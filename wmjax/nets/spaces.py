@@ -31,12 +31,7 @@ def choice_outputs(spec: EnvSpec) -> dict[str, int]:
 
 def zero_obs(spec: EnvSpec, lead: tuple[int, ...]) -> dict[str, Array]:
     """All-zero observations `[*lead, ...]`."""
-    return {
-        name: jnp.zeros(lead, jnp.int32)
-        if isinstance(space, Discrete)
-        else jnp.zeros((*lead, *space.shape), space.dtype)
-        for name, space in spec.obs.items()
-    }
+    return {name: jnp.zeros((*lead, *space.shape), space.dtype) for name, space in spec.obs.items()}
 
 
 def check_spec(spec: EnvSpec, fits: Callable[[int], bool] | None) -> None:
