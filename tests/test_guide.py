@@ -220,11 +220,9 @@ def test_the_actor_critic_reaches_the_optimum_of_a_small_mdp_known_by_value_iter
 
     def update(carry, step):
         params, slow, opt_state = carry
-        grads = jax.grad(loss)(params, slow, jax.random.fold_in(jax.random.key(1), step))
-        for name, chain in chains.items():
-            params[name], opt_state[name], _ = paper.optim.apply(
-                chain, None, grads[name], opt_state[name], params[name]
-            )
+        key = jax.random.fold_in(jax.random.key(1), step)
+        objective = lambda params: (loss(params, slow, key), ({}, ()))
+        params, opt_state, *_ = paper.optim.descend(objective, chains, opt_state, params, None)
         slow = paper.optim.soft_update(params["critic"], slow, 1.0, step, 10)
         return (params, slow, opt_state), ()
 

@@ -8,11 +8,10 @@ from tests.parity import load
 from wmjax.optim import (
     adam_tf,
     adaptive_grad_clip,
-    apply,
     clipped_adam_tf,
+    descend,
     laprop,
     soft_update,
-    sync,
     warmup_schedule,
 )
 from wmjax.types import UsageError
@@ -26,6 +25,13 @@ def run(optimizer, params, gradients):
         params = optax.apply_updates(params, updates)
         history.append(params)
     return history
+
+
+def one_step(optimizer, gradient, opt_state, params, axis=None):
+    """`descend` by a given gradient: parameters, the optimizer's state, the norm of the gradient."""
+    objective = lambda params: (optax.tree.vdot(params["x"], gradient), ({}, ()))
+    done = descend(objective, {"x": optimizer}, {"x": opt_state}, {"x": params}, axis)
+    return done.params["x"], done.opt_state["x"], done.grad_norm["x"]
 
 
 def test_clipping_uses_the_norm_of_the_whole_tensor_and_a_floor_for_what_is_zero():
@@ -66,7 +72,7 @@ def test_weight_decay_touches_only_the_matching_parameters_and_is_scaled_by_the_
 def test_the_first_update_changes_nothing_and_a_zero_head_moves_at_the_second():
     params = {"head": jnp.zeros(3), "body": jnp.ones(3)}
     gradient = {"head": jnp.array([1.0, 2.0, 3.0]), "body": jnp.ones(3)}
-    optimizer = optax.chain(sync(None), adaptive_grad_clip(0.3), laprop(warmup_schedule(4e-5, 1000)))
+    optimizer = optax.chain(adaptive_grad_clip(0.3), laprop(warmup_schedule(4e-5, 1000)))
     first, second = run(optimizer, params, [gradient, gradient])
     for name in params:
         np.testing.assert_array_equal(first[name], params[name])
@@ -93,14 +99,15 @@ def test_a_schedule_that_does_not_exist_is_refused_with_the_nearest_name():
 
 def test_gradients_are_averaged_over_devices_before_anything_else():
     params = jnp.ones(2)
-    optimizer = optax.chain(sync("devices"), adaptive_grad_clip(0.3), laprop(0.1))
-    alone = optax.chain(sync(None), adaptive_grad_clip(0.3), laprop(0.1))
+    optimizer = optax.chain(adaptive_grad_clip(0.3), laprop(0.1))
     shards = jnp.array([[1.0, 5.0], [3.0, -1.0]])
-    step = lambda tx, gradient: tx.update(gradient, tx.init(params), params)[0]
-    spread = jax.vmap(lambda g: step(optimizer, g), axis_name="devices")(shards)
-    single = step(alone, shards.mean(0))
+    step = lambda gradient, axis: one_step(optimizer, gradient, optimizer.init(params), params, axis)[0]
+    spread = jax.vmap(lambda g: step(g, "devices"), axis_name="devices")(shards)
+    single = step(shards.mean(0), None)
     np.testing.assert_array_equal(spread, [single, single])
-    np.testing.assert_allclose(single, -0.1, rtol=1e-4)  # the mean of normalized shards would be 0 in the second entry
+    np.testing.assert_allclose(
+        single - params, -0.1, rtol=1e-4
+    )  # the mean of normalized shards would be 0 in the second entry
 
 
 def test_a_slow_copy_follows_by_its_rate_and_rate_1_copies():
@@ -211,10 +218,25 @@ def test_clipping_is_by_the_norm_of_all_gradients_together_and_off_at_zero():
 def test_a_step_takes_the_mean_of_the_gradients_of_all_devices_and_reports_its_norm():
     chain = clipped_adam_tf(0.1, 1e-8, 100.0)
     params, grads = jnp.zeros(1), jnp.array([[2.0], [4.0]])
-    step = jax.vmap(lambda g: apply(chain, "devices", g, chain.init(params), params), axis_name="devices")
+    step = jax.vmap(lambda g: one_step(chain, g, chain.init(params), params, "devices"), axis_name="devices")
     new, _, norm = step(grads)
     assert norm.tolist() == [3.0, 3.0]
     np.testing.assert_allclose(new, -0.1, rtol=1e-5)
+
+
+def test_each_optimizer_steps_on_its_own_part_of_one_gradient_and_metrics_are_means_over_devices():
+    chains = {"fast": optax.sgd(1.0), "slow": optax.sgd(0.25)}
+    params = {"fast": jnp.array([1.0, 1.0]), "slow": {"bias": jnp.array(2.0)}}
+
+    def step(x):
+        objective = lambda p: (jnp.sum(p["fast"] * x) + 4 * p["slow"]["bias"], ({"x": x}, x))
+        return descend(objective, chains, {k: c.init(params[k]) for k, c in chains.items()}, params, "devices")
+
+    done = jax.vmap(step, axis_name="devices")(jnp.array([2.0, 4.0]))
+    assert done.params["fast"].tolist() == [[-2.0, -2.0]] * 2 and done.params["slow"]["bias"].tolist() == [1.0, 1.0]
+    assert done.metrics["x"].tolist() == [3.0, 3.0] and done.aux.tolist() == [2.0, 4.0]
+    assert done.grad_norm["slow"].tolist() == [4.0, 4.0] and done.update_norm["slow"].tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(done.grad_norm["fast"], 18**0.5)
 
 
 def test_accumulated_gradients_make_one_step_of_their_mean():

@@ -1,30 +1,60 @@
-"""Optimizers as chains of optax links, learning rate schedules, and slowly following copies of parameters.
+"""One step down a gradient, optimizers as chains of optax links, learning rates, slowly following copies of parameters.
 
-DreamerV3's optimizer is `optax.chain(sync(axis_name), adaptive_grad_clip(0.3), laprop(warmup_schedule(4e-5, 1000)))`.
+DreamerV3's optimizer is `optax.chain(adaptive_grad_clip(0.3), laprop(warmup_schedule(4e-5, 1000)))`.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from wmjax.types import Array, PyTree, UsageError
+from wmjax.types import Array, Metrics, PyTree, UsageError
 
 
-def sync(axis_name: str | None) -> optax.GradientTransformation:
-    """Averages gradients over devices; the first link of a chain, so that all that follows is equal on every device.
+class Descent(NamedTuple):
+    """What `descend` gives. The dicts have an entry for each optimizer."""
+
+    params: dict[str, PyTree]
+    opt_state: dict[str, PyTree]
+    metrics: Metrics  # means over devices
+    aux: PyTree  # of this device
+    grad_norm: dict[str, Array]  # of the mean gradient over devices, before clipping
+    update_norm: dict[str, Array]  # of what was added to the parameters
+
+
+def descend(
+    objective: Callable,
+    optimizers: dict[str, optax.GradientTransformation],
+    opt_state: dict[str, PyTree],
+    params: dict[str, PyTree],
+    axis_name: str | None,
+) -> Descent:
+    """One gradient of an objective, averaged over devices, and one step of each optimizer on its part of it.
 
     Args:
-      axis_name: the named axis that the batch is spread over, or None for the identity.
+      objective: `params -> (loss, (metrics, aux))`, a float32 scalar, scalars by name, and anything else.
+      optimizers: by name.
+      opt_state, params: of each optimizer, by the same names.
+      axis_name: the named axis that the batch is spread over, or None.
     """
-    if axis_name is None:
-        return optax.identity()
-    return optax.stateless(lambda updates, params: jax.lax.pmean(updates, axis_name))
+    (_, (metrics, aux)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+    grads, changes, new_state = pmean(grads, axis_name), {}, {}
+    for name, optimizer in optimizers.items():
+        changes[name], new_state[name] = optimizer.update(grads[name], opt_state[name], params[name])
+    norms = lambda trees: {name: optax.tree.norm(tree) for name, tree in trees.items()}
+    params = optax.apply_updates(params, changes)
+    return Descent(params, new_state, pmean(metrics, axis_name), aux, norms(grads), norms(changes))
+
+
+def pmean(tree: PyTree, axis_name: str | None) -> PyTree:
+    """The mean of each leaf over devices, `jax.lax.pmean`; the tree itself where `axis_name` is None."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def adaptive_grad_clip(clip: float, floor: float = 1e-3) -> optax.GradientTransformation:
@@ -162,19 +192,6 @@ def clipped_adam_tf(
         links.append(optax.add_decayed_weights(-weight_decay))  # after the learning rate, so not scaled by it
     chain = optax.chain(*links)
     return chain if accumulate == 1 else optax.MultiSteps(chain, accumulate).gradient_transformation()
-
-
-def apply(
-    optimizer: optax.GradientTransformation, axis_name: str | None, grads: PyTree, opt_state: PyTree, params: PyTree
-) -> tuple[PyTree, PyTree, Array]:
-    """One step on gradients that are averaged over devices first.
-
-    Returns:
-      New parameters, the optimizer's new state, and the norm of the averaged gradient before clipping, a scalar.
-    """
-    grads, _ = sync(axis_name).update(grads, optax.EmptyState())
-    changes, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, changes), opt_state, optax.tree.norm(grads)
 
 
 def _matching(pattern: str, params: PyTree) -> PyTree:

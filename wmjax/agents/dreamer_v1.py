@@ -558,22 +558,19 @@ def update(
     from the zero state, wherever it was cut.
     """
     step = jax.tree.map(lambda x: x[1:], trajectory.step)
-    groups = grouped(state.params)
 
     def objective(groups):
         params = groups["model"] | groups["actor"] | groups["critic"]
-        return loss(nets, model, spec, config, params, key, trajectory.action[:-1], step, axis_name)
-
-    (_, (_, _, _, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(groups)
-    if axis_name is not None:
-        metrics = jax.lax.pmean(metrics, axis_name)
-    params, opt_state = {"exploration": exploration_amount(config, state.step + 1)}, {}
-    for name, chain in optimizers(config).items():
-        new, opt_state[name], metrics[f"grad_norm/{name}"] = optim.apply(
-            chain, axis_name, grads[name], state.opt_state[name], groups[name]
+        total, (_, _, _, metrics) = loss(
+            nets, model, spec, config, params, key, trajectory.action[:-1], step, axis_name
         )
-        params |= new
-    return AgentState(params, opt_state, state.stats, state.step + 1), metrics, None
+        return total, (metrics, ())
+
+    done = optim.descend(objective, optimizers(config), state.opt_state, grouped(state.params), axis_name)
+    metrics = done.metrics | {f"grad_norm/{name}": norm for name, norm in done.grad_norm.items()}
+    params = done.params["model"] | done.params["actor"] | done.params["critic"]
+    params["exploration"] = exploration_amount(config, state.step + 1)
+    return AgentState(params, done.opt_state, state.stats, state.step + 1), metrics, None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -614,14 +614,17 @@ def update(
     prev_action = jnp.concatenate([jnp.zeros_like(trajectory.action[:1]), trajectory.action[:-1]])
     key_model, key_behavior = jax.random.split(key)
     world, behavior = split_params(state.params)
-    chain, opt_state, norms = optimizers(config), dict(state.opt_state), {}
+    chains = optimizers(config)
 
     # World model.
-    def model_objective(world):
-        return world_model_loss(nets, model, spec, config, world, key_model, prev_action, step, axis_name)
+    def model_objective(groups):
+        total, (_, states, metrics) = world_model_loss(
+            nets, model, spec, config, groups["model"], key_model, prev_action, step, axis_name
+        )
+        return total, (metrics, states)
 
-    (_, (_, states, metrics)), grads = jax.value_and_grad(model_objective, has_aux=True)(world)
-    world, opt_state["model"], norms["model"] = optim.apply(chain["model"], axis_name, grads, opt_state["model"], world)
+    done = optim.descend(model_objective, {"model": chains.pop("model")}, state.opt_state, {"model": world}, axis_name)
+    world, states = done.params["model"], done.aux
 
     # Actor and critic, in the new model, from the posterior states of the old one.
     last = config.imagine_last or length
@@ -632,25 +635,22 @@ def update(
 
     def behavior_objective(trained):
         params = world | {"slow_critic": slow_critic}
-        return behavior_loss(
+        total, (_, metrics) = behavior_loss(
             nets, model, config, actor_gradient(spec, config), params, trained, keys, start, is_terminal
         )
+        return total, (metrics, ())
 
-    trained = {name: behavior[name] for name in ("actor", "critic")}
-    (_, (_, more)), grads = jax.value_and_grad(behavior_objective, has_aux=True)(trained)
-    for name in trained:
-        trained[name], opt_state[name], norms[name] = optim.apply(
-            chain[name], axis_name, grads[name], opt_state[name], trained[name]
-        )
+    behavior_done = optim.descend(
+        behavior_objective, chains, state.opt_state, {name: behavior[name] for name in chains}, axis_name
+    )
+    trained = behavior_done.params
 
     # The first move of the slow critic is a copy, whatever its rate.
     rate = jnp.where(state.step == 0, 1.0, config.slow_critic_rate)
     slow_critic = optim.soft_update(trained["critic"], slow_critic, rate, state.step, config.slow_critic_every)
-    metrics |= more
-    if axis_name is not None:
-        metrics = jax.lax.pmean(metrics, axis_name)
-    metrics |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
-    params = world | trained | {"slow_critic": slow_critic}
+    norms = done.grad_norm | behavior_done.grad_norm
+    metrics = done.metrics | behavior_done.metrics | {f"grad_norm/{name}": norm for name, norm in norms.items()}
+    params, opt_state = world | trained | {"slow_critic": slow_critic}, done.opt_state | behavior_done.opt_state
     return AgentState(params, opt_state, state.stats, state.step + 1), metrics, None
 
 

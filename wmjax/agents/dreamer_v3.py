@@ -635,27 +635,22 @@ def update(
     trained = {name: value for name, value in state.params.items() if name != "slow_critic"}
 
     def objective(trained):
-        params = trained | {"slow_critic": slow_critic}
-        return loss(
+        params = trained["all"] | {"slow_critic": slow_critic}
+        total, (_, states, return_norm, metrics) = loss(
             nets, model, spec, config, params, state.stats["return_norm"], key, start, trajectory.action[:-1], step,
             axis_name,
         )  # fmt: skip
+        return total, (metrics | {"loss": total}, (states, return_norm))
 
-    (total, aux), grads = jax.value_and_grad(objective, has_aux=True)(trained)
-    _, states, return_norm, metrics = aux
-    grads, _ = optim.sync(axis_name).update(grads, optax.EmptyState())
-    changes, opt_state = optimizer(config).update(grads, state.opt_state["all"], trained)
-    trained = optax.apply_updates(trained, changes)
+    done = optim.descend(objective, {"all": optimizer(config)}, state.opt_state, {"all": trained}, axis_name)
+    trained, (states, return_norm) = done.params["all"], done.aux
     slow_critic = optim.soft_update(trained["critic"], slow_critic, config.slow_critic_rate)
-    metrics["loss"] = total
-    if axis_name is not None:
-        metrics = jax.lax.pmean(metrics, axis_name)
-    metrics |= {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(changes)}
+    metrics = done.metrics | {"grad_norm": done.grad_norm["all"], "update_norm": done.update_norm["all"]}
     latent = jax.tree.map(
         lambda old, new: jnp.concatenate([old[:1], new]), trajectory.latent, pack_latent(states, config)
     )
     new_state = AgentState(
-        trained | {"slow_critic": slow_critic}, {"all": opt_state}, {"return_norm": return_norm}, state.step + 1
+        trained | {"slow_critic": slow_critic}, done.opt_state, {"return_norm": return_norm}, state.step + 1
     )
     return new_state, metrics, latent
 

@@ -775,22 +775,17 @@ def _descend(
 ) -> tuple[AgentState, Metrics, tuple]:
     """One optimizer step of a module on the sum of the losses in `objective(weights) -> (losses, (metrics, aux))`."""
 
-    def total(weights):
-        losses, aux = objective(weights)
-        return sum(losses.values()), (losses, aux)
+    def total(modules):
+        losses, (metrics, aux) = objective(modules[name])
+        value = sum(losses.values())
+        return value, (metrics | {f"loss/{term}": loss for term, loss in losses.items()} | {"loss": value}, aux)
 
-    (value, (losses, (metrics, aux))), grads = jax.value_and_grad(total, has_aux=True)(state.params[name])
-    grads, _ = optim.sync(axis_name).update(grads, optax.EmptyState())
-    changes, opt_state = optimizers(config)[name].update(grads, state.opt_state[name], state.params[name])
-    weights = optax.apply_updates(state.params[name], changes)
-    metrics = metrics | {f"loss/{term}": loss for term, loss in losses.items()} | {"loss": value}
-    if axis_name is not None:
-        metrics = jax.lax.pmean(metrics, axis_name)
-    metrics["grad_norm"] = optax.tree.norm(grads)
+    chain, params = {name: optimizers(config)[name]}, {name: state.params[name]}
+    done = optim.descend(total, chain, state.opt_state, params, axis_name)
     new = state._replace(
-        params=state.params | {name: weights}, opt_state=state.opt_state | {name: opt_state}, step=state.step + 1
+        params=state.params | done.params, opt_state=state.opt_state | done.opt_state, step=state.step + 1
     )
-    return new, metrics, aux
+    return new, done.metrics | {"grad_norm": done.grad_norm[name]}, done.aux
 
 
 def update_tokenizer(

@@ -612,18 +612,6 @@ def memory_optimizer(config: WorldModelsConfig) -> optax.GradientTransformation:
     return optax.chain(clip[config.clip](config.clip_limit), optax.adam(schedule))
 
 
-def _descend(objective, optimizer, params, opt_state, axis_name):
-    """One gradient step; `objective(params) -> (loss, aux)`."""
-    (_, aux), grads = jax.value_and_grad(objective, has_aux=True)(params)
-    grads, _ = optim.sync(axis_name).update(grads, optax.EmptyState())
-    changes, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, changes), opt_state, aux, optax.tree.norm(grads)
-
-
-def _mean_over(axis_name: str | None, metrics: Metrics) -> Metrics:
-    return metrics if axis_name is None else jax.lax.pmean(metrics, axis_name)
-
-
 def vision_update(
     nets: Networks, spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None,
     state: AgentState, key: Array, trajectory: Trajectory,
@@ -633,14 +621,17 @@ def vision_update(
     keys = noise.row_keys(key, image.shape[1], axis_name)
     keys = noise.split(keys, image.shape[0]).reshape(-1)  # [T * B]
     image = image.reshape(-1, *image.shape[2:])
-    vision = {name: state.params[name] for name in ("encoder", "decoder")}
-    objective = lambda vision: vision_loss(nets, config, vision, keys, image, axis_name)
-    vision, opt_state, metrics, norm = _descend(
-        objective, vision_optimizer(config), vision, state.opt_state["vision"], axis_name
+
+    def objective(modules):
+        value, metrics = vision_loss(nets, config, modules["vision"], keys, image, axis_name)
+        return value, (metrics, ())
+
+    chain, params = {"vision": vision_optimizer(config)}, {name: state.params[name] for name in ("encoder", "decoder")}
+    done = optim.descend(objective, chain, state.opt_state, {"vision": params}, axis_name)
+    new = AgentState(
+        state.params | done.params["vision"], state.opt_state | done.opt_state, state.stats, state.step + 1
     )
-    metrics = _mean_over(axis_name, metrics) | {"grad_norm": norm}
-    opt_state = state.opt_state | {"vision": opt_state}
-    return state._replace(params=state.params | vision, opt_state=opt_state, step=state.step + 1), metrics, None
+    return new, done.metrics | {"grad_norm": done.grad_norm["vision"]}, None
 
 
 def encode_update(
@@ -651,7 +642,7 @@ def encode_update(
     del key
     embed = model.encode(state.params, trajectory.step.obs)
     kl, _ = kl_floor(embed["mu"], embed["logvar"], 0.0)
-    return state, _mean_over(axis_name, {"kl": jnp.mean(kl)}), pack_latent(embed, config)
+    return state, optim.pmean({"kl": jnp.mean(kl)}, axis_name), pack_latent(embed, config)
 
 
 def memory_update(
@@ -670,19 +661,20 @@ def memory_update(
     if config.memory_stateful:
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
         start = tuple(jax.lax.dynamic_slice_in_dim(x, first, batch) for x in stats["memory_carry"])
-    objective = lambda memory: memory_loss(
-        nets, config, memory, start, z, trajectory.action, trajectory.step, axis_name
-    )
-    memory, opt_state, (last, metrics), norm = _descend(
-        objective, memory_optimizer(config), state.params["memory"], state.opt_state["memory"], axis_name
-    )
+
+    def objective(modules):
+        value, (last, metrics) = memory_loss(
+            nets, config, modules["memory"], start, z, trajectory.action, trajectory.step, axis_name
+        )
+        return value, (metrics, last)
+
+    chain, params = {"memory": memory_optimizer(config)}, {"memory": state.params["memory"]}
+    done = optim.descend(objective, chain, state.opt_state, params, axis_name)
     if config.memory_stateful:
         gather = (lambda x: x) if axis_name is None else (lambda x: jax.lax.all_gather(x, axis_name, tiled=True))
-        stats = stats | {"memory_carry": tuple(gather(sg(x)) for x in last)}
-    metrics = _mean_over(axis_name, metrics) | {"grad_norm": norm}
-    opt_state = state.opt_state | {"memory": opt_state}
-    params = state.params | {"memory": memory}
-    return AgentState(params, opt_state, stats, state.step + 1), metrics, None
+        stats = stats | {"memory_carry": tuple(gather(sg(x)) for x in done.aux)}
+    new = AgentState(state.params | done.params, state.opt_state | done.opt_state, stats, state.step + 1)
+    return new, done.metrics | {"grad_norm": done.grad_norm["memory"]}, None
 
 
 def pack_latent(embed: dict[str, Array], config: WorldModelsConfig) -> dict[str, Array]:
