@@ -11,7 +11,7 @@ import pytest
 
 import wmjax
 from wmjax.envs.wrappers import Outcome, agent_actions
-from wmjax.loops.rollout import random_action
+from wmjax.ops.action_distributions import random_action
 from wmjax.types import Box, Discrete, Env, EnvSpec, HostEnv, MultiDiscrete, TimeStep, UsageError
 
 SPEC = EnvSpec({"vector": Box(-1, 1, (3,))}, Discrete(2), 10)

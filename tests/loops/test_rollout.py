@@ -1,5 +1,3 @@
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +5,7 @@ import pytest
 
 from tests.loops.fakes import counter_env, fake_agent
 from wmjax.loops import rollout as rollouts
-from wmjax.types import Box, Discrete, MultiDiscrete, UsageError
+from wmjax.types import UsageError
 
 
 def start(agent, env, params, count):
@@ -60,28 +58,6 @@ def test_random_actions_are_uniform_one_hots_and_latents_are_zeros_of_the_agents
     assert set(np.unique(records.action)) == {0.0, 1.0} and (records.action.sum(-1) == 1).all()
     np.testing.assert_allclose(records.action.mean((0, 1)), 1 / 3, atol=0.05)
     assert records.latent.shape == (15, 200, 1) and not records.latent.any()
-
-
-def test_random_actions_of_a_box_fill_minus_one_to_one_whatever_its_bounds():
-    draw = jax.vmap(partial(rollouts.random_action, Box(-30.0, 70.0, (2,))))
-    action = draw(jax.random.split(jax.random.key(0), 2000))
-    assert action.shape == (2000, 2) and action.min() >= -1 and action.max() <= 1
-    np.testing.assert_allclose(action.mean(0), 0, atol=0.06)
-    np.testing.assert_allclose(action.std(0), 3**-0.5, atol=0.03)
-    assert rollouts.random_action(Discrete(4), jax.random.key(0)).shape == (4,)
-
-
-def test_random_actions_of_several_choices_are_independent_one_hots_side_by_side():
-    draw = jax.vmap(partial(rollouts.random_action, MultiDiscrete((2, 3))))
-    action = np.asarray(draw(jax.random.split(jax.random.key(0), 3000)))
-    assert action.shape == (3000, 5) and (action[:, :2].sum(-1) == 1).all() and (action[:, 2:].sum(-1) == 1).all()
-    both = action[:, :2, None] * action[:, None, 2:]
-    np.testing.assert_allclose(both.mean(0), 1 / 6, atol=0.03)
-
-
-def test_action_spaces_that_agents_do_not_speak_are_refused():
-    with pytest.raises(UsageError, match="action space"):
-        rollouts.random_action(Box(0, 1, (2, 2)), jax.random.key(0))
 
 
 def evaluate(episodes, env=None, **kwargs):

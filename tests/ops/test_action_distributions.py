@@ -1,10 +1,20 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from wmjax.ops import action_distributions as actions
-from wmjax.ops.action_distributions import TanhNormal, TruncatedNormal, explore, tanh_normal, truncated_normal
+from wmjax.ops.action_distributions import (
+    TanhNormal,
+    TruncatedNormal,
+    explore,
+    random_action,
+    tanh_normal,
+    truncated_normal,
+)
+from wmjax.types import Box, Discrete, MultiDiscrete, UsageError
 
 KEY = jax.random.key(0)
 GRID = jnp.linspace(-0.99999, 0.99999, 40_001)[:, None]
@@ -88,3 +98,25 @@ def test_exploration_replaces_a_share_of_choices_or_adds_clipped_noise():
     np.testing.assert_allclose((chosen[:, 0] * chosen[:, 4]).mean(), 0.7 * 0.8, atol=0.02)  # independently
     noisy = explore(KEY, jnp.full((20_000, 1), 0.9), 0.3, None)
     assert noisy.max() == 1.0 and float((noisy == 1.0).mean()) == pytest.approx(0.369, abs=0.02)
+
+
+def test_random_actions_of_a_box_fill_minus_one_to_one_whatever_its_bounds():
+    draw = jax.vmap(partial(random_action, Box(-30.0, 70.0, (2,))))
+    action = draw(jax.random.split(jax.random.key(0), 2000))
+    assert action.shape == (2000, 2) and action.min() >= -1 and action.max() <= 1
+    np.testing.assert_allclose(action.mean(0), 0, atol=0.06)
+    np.testing.assert_allclose(action.std(0), 3**-0.5, atol=0.03)
+    assert random_action(Discrete(4), jax.random.key(0)).shape == (4,)
+
+
+def test_random_actions_of_several_choices_are_independent_one_hots_side_by_side():
+    draw = jax.vmap(partial(random_action, MultiDiscrete((2, 3))))
+    action = np.asarray(draw(jax.random.split(jax.random.key(0), 3000)))
+    assert action.shape == (3000, 5) and (action[:, :2].sum(-1) == 1).all() and (action[:, 2:].sum(-1) == 1).all()
+    both = action[:, :2, None] * action[:, None, 2:]
+    np.testing.assert_allclose(both.mean(0), 1 / 6, atol=0.03)
+
+
+def test_action_spaces_that_agents_do_not_speak_are_refused():
+    with pytest.raises(UsageError, match="action space"):
+        random_action(Box(0, 1, (2, 2)), jax.random.key(0))

@@ -35,6 +35,7 @@ from wmjax.nets.mlp import call, init_modules
 from wmjax.nets.spaces import action_size
 from wmjax.nets.vae import Decoder, Encoder, decoder_base
 from wmjax.ops import distributions, noise
+from wmjax.ops.action_distributions import random_action
 from wmjax.ops.masks import masked_mean
 from wmjax.types import (
     Agent,
@@ -401,7 +402,7 @@ def held(spec: EnvSpec) -> Collector:
 
     def draw(key):
         key_action, key_repeat = jax.random.split(key)
-        return _uniform(key_action, spec), jax.random.randint(key_repeat, (), 1, 11)
+        return random_action(spec.action, key_action), jax.random.randint(key_repeat, (), 1, 11)
 
     def start(key):
         return *draw(key), jnp.int32(0)
@@ -442,7 +443,7 @@ def brown(spec: EnvSpec) -> Collector:
         raise UsageError("collection: 'brown' needs continuous actions; use random, held or linear")
 
     def start(key):
-        return _uniform(key, spec)
+        return random_action(spec.action, key)
 
     def step(key, action):
         return jnp.clip(action + math.sqrt(1 / 50) * jax.random.normal(key, action.shape), -1, 1), action
@@ -450,16 +451,10 @@ def brown(spec: EnvSpec) -> Collector:
     return Collector(start, step)
 
 
-def _uniform(key: Array, spec: EnvSpec) -> Array:
-    if isinstance(spec.action, Discrete):
-        return jax.nn.one_hot(jax.random.randint(key, (), 0, spec.action.n), spec.action.n)
-    return jax.random.uniform(key, spec.action.shape, minval=-1.0, maxval=1.0)
-
-
 def collector(spec: EnvSpec, config: WorldModelsConfig) -> Collector:
     """The collection policy of a configuration; `random` remembers nothing."""
     if config.collection == "random":
-        return Collector(lambda key: (), lambda key, memory: ((), _uniform(key, spec)))
+        return Collector(lambda key: (), lambda key, memory: ((), random_action(spec.action, key)))
     return {"held": held, "brown": brown, "linear": functools.partial(linear, latent=config.latent)}[config.collection](
         spec
     )
@@ -499,25 +494,13 @@ def vision_loss(
     loss = config.recon_scale * recon + config.beta * floored
     metrics = {"recon": jnp.mean(recon), "kl": jnp.mean(kl)}
     if config.perceptual != "none":
-        distance = _perceptual(config, 2 * target - 1, 2 * output - 1)
+        distance = perceptual.loss(config.perceptual, 2 * target - 1, 2 * output - 1, config.lpips_weights)
         loss = loss + config.perceptual_scale * distance
         metrics["perceptual"] = jnp.mean(distance)
     total = jnp.mean(loss)
     if config.reduction == "sum":  # over the batch of all devices, whose gradients are averaged
         total = total * image.shape[0] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
     return total, metrics | {"loss": total}
-
-
-def _perceptual(config: WorldModelsConfig, target: Array, output: Array) -> Array:
-    if config.perceptual == "multiscale":
-        return perceptual.multiscale(target, output)
-    stack = _stack(config.lpips_weights if config.perceptual == "lpips" else None)
-    return perceptual.distance(stack, target, output)
-
-
-@functools.cache
-def _stack(path: str | None) -> perceptual.Stack:
-    return perceptual.random_stack() if path is None else perceptual.load_lpips(path)
 
 
 def unroll(

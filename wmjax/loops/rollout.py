@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from wmjax.ops import noise
+from wmjax.ops.action_distributions import random_action
 from wmjax.replay.device import Record
-from wmjax.types import Agent, Array, Box, Discrete, Env, EnvSpec, MultiDiscrete, PyTree, Space, TimeStep, UsageError
+from wmjax.types import Agent, Array, Env, EnvSpec, PyTree, TimeStep, UsageError
 
 EVALUATION_STEPS = 10_000  # where an environment has no limit of its own
 EVALUATION_ENVS = 128  # that run at once
@@ -31,18 +32,6 @@ class Evaluation(NamedTuple):
     returns: Array  # float32, undiscounted sums of reward
     lengths: Array  # int32, in agent steps
     cut: Array  # bool, still going when the step limit came, so the return is that of a part
-
-
-def random_action(space: Space, key: Array) -> Array:
-    """A uniformly random action as agents emit them: one-hots side by side, or float32 `[A]` in [-1, 1)."""
-    if isinstance(space, Discrete):
-        return jax.nn.one_hot(jax.random.randint(key, (), 0, space.n), space.n)
-    if isinstance(space, MultiDiscrete):
-        keys = zip(space.ns, jax.random.split(key, len(space.ns)), strict=True)
-        return jnp.concatenate([random_action(Discrete(n), key) for n, key in keys])
-    if isinstance(space, Box) and len(space.shape) == 1:
-        return jax.random.uniform(key, space.shape, minval=-1.0, maxval=1.0)
-    raise UsageError(f"action space {space}: agents act in Discrete, MultiDiscrete and one-dimensional Box spaces")
 
 
 def random_act(agent: Agent, spec: EnvSpec) -> Callable:

@@ -8,6 +8,7 @@ Source: Zhang et al. 2018 (LPIPS), equation 1; VGG16 of Simonyan & Zisserman 201
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -81,6 +82,29 @@ def stack_of(arrays: Mapping[str, np.ndarray], path: str = "") -> Stack:
     if any(w is None or w.shape != (s[-1],) or (w < 0).any() for w, s in zip(weights, VGG16, strict=True)):
         raise UsageError(f"lpips_weights: {path!r} lacks linear0 to linear4, all at least 0; write it with {CONVERTER}")
     return Stack(tuple(stages), weights)
+
+
+@functools.cache
+def _stack(lpips_weights: str | None) -> Stack:
+    return random_stack() if lpips_weights is None else load_lpips(lpips_weights)
+
+
+def loss(
+    kind: str, x: Array, y: Array, lpips_weights: str | None = None, keys: Array | None = None, rate: float = 0.0
+) -> Array:
+    """How differently two images are seen, by the name of a distance: float32 `[B]`, at least 0.
+
+    Args:
+      kind: "none", which is 0; "multiscale"; or a `distance`, "random_features" or "lpips".
+      x, y: `[B, H, W, C]` in [-1, 1].
+      lpips_weights: the file of those of "lpips".
+      keys, rate: of its dropout; see `distance`.
+    """
+    if kind == "none":
+        return jnp.zeros(x.shape[0])
+    if kind == "multiscale":
+        return multiscale(x, y)
+    return distance(_stack(lpips_weights if kind == "lpips" else None), x, y, keys, rate)
 
 
 def distance(stack: Stack, x: Array, y: Array, keys: Array | None = None, rate: float = 0.0) -> Array:

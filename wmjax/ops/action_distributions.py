@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from wmjax.ops import contracts, noise
 from wmjax.ops.distributions import split_choices
-from wmjax.types import Array
+from wmjax.types import Array, Box, Discrete, MultiDiscrete, Space, UsageError
 
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 INSIDE = 0.99999997  # actions are moved this near to ±1 before tanh is undone
@@ -157,6 +157,19 @@ def truncated_normal(loc: Array, scale: Array, min_std: float = 0.1) -> Truncate
     contracts.floating(loc=loc, scale=scale)
     loc, scale = jnp.tanh(loc.astype(jnp.float32)), scale.astype(jnp.float32)
     return TruncatedNormal(loc, 2 * jax.nn.sigmoid(scale / 2) + min_std)
+
+
+def random_action(space: Space, key: Array) -> Array:
+    """A uniformly random action as agents emit them: one-hots side by side, or float32 `[A]` in [-1, 1)."""
+    contracts.keys(key=key)
+    if isinstance(space, Discrete):
+        return jax.nn.one_hot(jax.random.randint(key, (), 0, space.n), space.n)
+    if isinstance(space, MultiDiscrete):
+        keys = zip(space.ns, jax.random.split(key, len(space.ns)), strict=True)
+        return jnp.concatenate([random_action(Discrete(n), key) for n, key in keys])
+    if isinstance(space, Box) and len(space.shape) == 1:
+        return jax.random.uniform(key, space.shape, minval=-1.0, maxval=1.0)
+    raise UsageError(f"action space {space}: agents act in Discrete, MultiDiscrete and one-dimensional Box spaces")
 
 
 def explore(key: Array, action: Array, amount: Array | float, counts: Sequence[int] | None) -> Array:
