@@ -131,12 +131,12 @@ def test_codebooks_that_follow_moving_averages_take_no_gradient_and_are_followed
         new, metrics, _ = update_of(agent, "tokenizer")(state, jax.random.key(0), batch)
         z = jit(iris.latents, nets, config)(state.params, batch.step.obs["image"][0] * (2 / 255) - 1)
         codebook = state.params["tokenizer"]["codebook"]
-        counts, sums = vq.assigned(z, vq.nearest(z, codebook), config.vocab_size)
+        taken = vq.assigned(z, vq.nearest(z, codebook), config.vocab_size)
         if kind == "ema":
-            record, expected = vq.ema_update(state.stats["codebook"], counts, sums, config.codebook_decay)
+            record, expected = vq.ema_update(state.stats["codebook"], taken, config.codebook_decay)
             np.testing.assert_allclose(new.stats["codebook"].counts, record.counts, rtol=1e-5)
         else:
-            expected = vq.cosine_update(codebook, counts, sums, 1 - config.codebook_decay)
+            expected = vq.cosine_update(codebook, taken, 1 - config.codebook_decay)
         np.testing.assert_allclose(new.params["tokenizer"]["codebook"], expected, rtol=1e-4, atol=1e-5)
         assert {"perplexity", "usage", "dead"} <= set(metrics)
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.agents.closeness import close
 from tests.agents.iris_weights import ACTOR_CRITIC, TOKENIZER, WORLD_MODEL, flatten, our_name, our_value, tree
+from tests.nets.test_transformer import kept_positions
 from tests.parity import Fixture, load
 from wmjax.agents import iris
 from wmjax.nets import transformer, vqgan
@@ -232,7 +233,7 @@ def test_the_cache_token_by_token_equals_the_authors_and_the_full_pass(world):
     hidden, frames, rewards, ends = run(tokens)
     close(hidden, data["out/hidden"], 5e-5)
     close(hidden, data["cached/hidden"], 5e-5)
-    kept = lambda kinds: np.array(transformer.kept_positions(tokens.shape[1], module.block, kinds))
+    kept = lambda kinds: np.array(kept_positions(tokens.shape[1], module.block, kinds))
     close(frames[:, kept(module.frame_positions)], data["cached/logits_observations"], 5e-5)
     close(rewards[:, kept((module.tokens,))], data["cached/logits_rewards"], 5e-5)
     close(ends[:, kept((module.tokens,))], data["cached/logits_ends"], 5e-5)
@@ -252,11 +253,11 @@ def test_heads_keep_the_positions_that_the_authors_keep(world):
         tokens = len(actions) + len(data[f"kept/embed_observations_{case}"])  # each is of one kind or the other
         past = (module.tokens - actions[0]) % module.block if case.startswith("after") else 0
         for head, kept in kinds.items():
-            found = transformer.kept_positions(tokens, module.block, kept, past)
+            found = kept_positions(tokens, module.block, kept, past)
             assert list(found) == data[f"kept/{head}_{case}"].tolist(), (head, case)
     for place, counts in enumerate(data["cached/counts"]):
         heads = (module.frame_positions, at_action, at_action)
-        assert [len(transformer.kept_positions(1, module.block, kept, place)) for kept in heads] == counts.tolist()
+        assert [len(kept_positions(1, module.block, kept, place)) for kept in heads] == counts.tolist()
 
 
 def test_world_model_losses_and_gradients_equal_the_authors_with_padding_and_ends(world):

@@ -28,6 +28,11 @@ def with_params(**changes):
     return module, {"params": jax.tree.unflatten(structure, leaves)}
 
 
+def kept_positions(tokens, block, kinds, past=0):
+    """Of the next `tokens` tokens, those whose position in their block is one of `kinds`; relative to the first."""
+    return tuple(i for i in range(tokens) if (past + i) % block in kinds)
+
+
 def cache_of(module, batch):
     return init_cache(batch, module.layers, module.heads, module.width, module.max_tokens)
 
@@ -93,10 +98,10 @@ def test_a_restarted_row_holds_the_given_tokens_alone_and_the_others_are_left_as
 
 def test_positions_that_heads_read_in_two_blocks_of_seventeen():
     module = tiny(tokens=16)
-    assert transformer.kept_positions(34, module.block, module.frame_positions) == (
+    assert kept_positions(34, module.block, module.frame_positions) == (
         *range(15), 16, *range(17, 32), 33,
     )  # fmt: skip
-    assert transformer.kept_positions(34, module.block, (module.tokens,)) == (16, 33)
+    assert kept_positions(34, module.block, (module.tokens,)) == (16, 33)
 
 
 def test_with_reward_tokens_the_next_frame_is_predicted_at_the_reward_and_the_outcome_at_the_action():

@@ -37,7 +37,7 @@ def test_upsampling_repeats_pixels_before_it_convolves():
 
 
 def test_attention_stands_at_the_levels_of_its_sides_and_in_the_middle():
-    encoder = vqgan.Encoder(4, (1, 1, 1), 2, (4, 8), 8)
+    encoder = vqgan.Encoder(vqgan.Sizes(4, (1, 1, 1), 2, (4, 8)), 8)
     params = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
     found = sorted(name for name in params if "attn" in name)
     assert found == ["attn1_0", "attn1_1", "attn2_0", "attn2_1", "mid_attn"]
@@ -45,8 +45,8 @@ def test_attention_stands_at_the_levels_of_its_sides_and_in_the_middle():
 
 @pytest.mark.slow
 def test_a_patch_of_eight_pixels_is_seen_and_drawn_by_one_position():
-    shape = (8, (1,), 1, ())
-    tokenizer = vqgan.Tokenizer(vqgan.Encoder(*shape, 4, 8), vqgan.Decoder(3, *shape, 8), 16, 4)
+    sizes = vqgan.Sizes(8, (1,), 1, (), patch=8)
+    tokenizer = vqgan.Tokenizer(vqgan.Encoder(sizes, 4), vqgan.Decoder(sizes, 3), 16, 4)
     params = tokenizer.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), method="everything")
     z = tokenizer.apply(params, jnp.zeros((2, 16, 16, 3)), method="encode")
     image = tokenizer.apply(params, z, method="decode")
@@ -54,8 +54,8 @@ def test_a_patch_of_eight_pixels_is_seen_and_drawn_by_one_position():
 
 
 def test_the_codebook_starts_uniform_within_one_over_its_size():
-    shape = (8, (1,), 1, ())
-    tokenizer = vqgan.Tokenizer(vqgan.Encoder(*shape, 4, 8), vqgan.Decoder(3, *shape, 8), 64, 32)
+    sizes = vqgan.Sizes(8, (1,), 1, (), patch=8)
+    tokenizer = vqgan.Tokenizer(vqgan.Encoder(sizes, 4), vqgan.Decoder(sizes, 3), 64, 32)
     codebook = tokenizer.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), method="everything")["params"]["codebook"]
     assert 0.98 / 64 < np.abs(codebook).max() <= 1 / 64
     np.testing.assert_allclose(codebook.std(), 1 / 64 / 3**0.5, rtol=0.05)

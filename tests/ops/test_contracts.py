@@ -12,6 +12,7 @@ import pytest
 
 from wmjax import ops
 from wmjax.ops import action_distributions, contracts, distributions, latents, mixture, normalize, vq
+from wmjax.types import Discrete
 
 B, S, K, A, V, D, T = 2, 3, 4, 5, 6, 7, 8
 KEY = jax.random.key(0)
@@ -24,7 +25,7 @@ ONE_HOTS = distributions.OneHotCategoricals((distributions.OneHotCategorical(flo
 TWO_HOT = distributions.TwoHot(floats(B, 3), distributions.exponential_bins(3))
 MIXTURE = mixture.Mixture(floats(B, K, D), floats(B, K, D), floats(B, K, D))
 CODES = vq.init_state(floats(V, D))
-COUNTED = dict(counts=floats(V), sums=floats(V, D))
+TAKEN = vq.Assigned(floats(B, D), ints(B), floats(V), floats(V, D))
 # Right arguments of each function. Those that a loose rule reads, or that are no arrays, are left as they are: `FREE`.
 RIGHT = {
     "action_distributions.TanhNormal.sample": (TANH.sample, dict(seed=KEY)),
@@ -37,6 +38,7 @@ RIGHT = {
     "action_distributions.truncated_normal": dict(loc=floats(B, A), scale=floats(B, A)),
     "action_distributions.truncated_noise": dict(key=KEY, low=floats(B, A), high=floats(B, A)),
     "action_distributions.explore": dict(key=KEY, action=floats(B, A), amount=0.5, counts=(2, 3)),
+    "action_distributions.random_action": dict(space=Discrete(3), key=KEY),
     "distributions.unimix_logits": dict(logits=floats(B, K), unimix=0.0),
     "distributions.straight_through_sample": dict(key=KEY, logits=floats(B, S, K)),
     "distributions.split_choices": dict(action=floats(B, A), counts=(2, 3)),
@@ -87,12 +89,10 @@ RIGHT = {
     "vq.init_state": dict(codebook=floats(V, D)),
     "vq.assigned": dict(z=floats(B, D), tokens=ints(B), size=V),
     "vq.update_usage": dict(state=CODES, counts=floats(V), decay=0.9),
-    "vq.ema_update": dict(state=CODES, **COUNTED),
-    "vq.cosine_update": dict(codebook=floats(V, D), **COUNTED),
+    "vq.ema_update": dict(state=CODES, batch=TAKEN),
+    "vq.cosine_update": dict(codebook=floats(V, D), batch=TAKEN),
     "vq.health": dict(counts=floats(V), usage=floats(V), dead_below=0.1),
-    "vq.revive": dict(
-        key=KEY, state=CODES, codebook=floats(V, D), z=floats(B, D), tokens=ints(B), **COUNTED, dead_below=0.1
-    ),
+    "vq.revive": dict(key=KEY, state=CODES, codebook=floats(V, D), batch=TAKEN, dead_below=0.1),
 }  # fmt: skip
 ANY_SHAPE = {("symlog.symlog", "x"), ("symlog.symexp", "x"), ("normalize.update", "x")}
 ANY_SHAPE |= {("noise.fold_in", "key"), ("noise.split", "key")}
@@ -102,7 +102,11 @@ FREE = {("vq.update_usage", "state"), ("vq.ema_update", "state"), ("vq.revive", 
 
 def takes_arrays(function) -> bool:
     kinds = [str(p.annotation) for p in inspect.signature(function).parameters.values() if p.name != "self"]
-    return any(word in kind for kind in kinds for word in ("Array", "Latent", "Categorical", "Gaussian", "ReturnRange"))
+    return any(
+        word in kind
+        for kind in kinds
+        for word in ("Array", "Latent", "Categorical", "Gaussian", "ReturnRange", "Assigned")
+    )
 
 
 def public_functions() -> set[str]:

@@ -49,14 +49,14 @@ def test_moving_averages_bring_every_entry_to_the_mean_of_its_latents():
     codebook = jnp.array([[0.0, 0.0], [4.0, 4.0]])
     z = jnp.array([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
     tokens = vq.nearest(z, codebook)
-    counts, sums = vq.assigned(z, tokens, 2)
-    assert counts.tolist() == [2, 1] and sums.tolist() == [[1, 1], [5, 5]]
+    batch = vq.assigned(z, tokens, 2)
+    assert batch.counts.tolist() == [2, 1] and batch.sums.tolist() == [[1, 1], [5, 5]]
     # By hand: N = 0.5 + 0.5 (2, 1), m = 0.5 e + 0.5 s.
-    state, moved = vq.ema_update(vq.init_state(codebook), counts, sums, decay=0.5, eps=1e-9)
+    state, moved = vq.ema_update(vq.init_state(codebook), batch, decay=0.5, eps=1e-9)
     np.testing.assert_allclose(state.counts, [1.5, 1.0])
     np.testing.assert_allclose(moved, [[0.5 / 1.5, 0.5 / 1.5], [4.5, 4.5]], rtol=1e-6)
     for _ in range(40):
-        state, moved = vq.ema_update(state, counts, sums, decay=0.5)
+        state, moved = vq.ema_update(state, batch, decay=0.5)
     np.testing.assert_allclose(moved, [[0.5, 0.5], [5.0, 5.0]], rtol=1e-4)
 
 
@@ -65,7 +65,7 @@ def test_the_cosine_codebook_turns_towards_its_latents_and_keeps_unit_length():
     z = vq.normalize(jnp.array([[1.0, 0.2], [1.0, 0.4]]))
     tokens = vq.nearest(z, codebook)
     assert tokens.tolist() == [0, 0]
-    moved = vq.cosine_update(codebook, *vq.assigned(z, tokens, 3), rate=0.5)
+    moved = vq.cosine_update(codebook, vq.assigned(z, tokens, 3), rate=0.5)
     np.testing.assert_allclose(jnp.linalg.norm(moved, axis=-1), 1.0, rtol=1e-6)
     middle = vq.normalize(vq.normalize(z.mean(0)) + codebook[0])
     np.testing.assert_allclose(moved[0], middle, rtol=1e-5)
@@ -81,8 +81,7 @@ def test_health_counts_what_the_batch_took_and_what_is_dead():
 
 def revived(state, codebook, z, tokens, dead_below):
     """The record and the codebook after dead entries were given new places."""
-    counts, sums = vq.assigned(z, tokens, codebook.shape[0])
-    return vq.revive(jax.random.key(0), state, codebook, z, tokens, counts, sums, dead_below)
+    return vq.revive(jax.random.key(0), state, codebook, vq.assigned(z, tokens, codebook.shape[0]), dead_below)
 
 
 def test_reset_moves_dead_entries_only_onto_latents_of_the_batch():
@@ -117,10 +116,9 @@ def test_codebooks_are_equal_on_two_devices_and_on_one():
     state = vq.init_state(codebook)._replace(usage=jnp.array([0.0, 0.3, 0.3, 0.2, 0.2]))
 
     def follow(z, axis_name):
-        tokens = vq.nearest(z, codebook)
-        counts, sums = vq.assigned(z, tokens, 5, axis_name)
-        new, moved = vq.ema_update(vq.update_usage(state, counts, 0.9), counts, sums)
-        return vq.revive(jax.random.key(0), new, moved, z, tokens, counts, sums, 0.05, axis_name)
+        batch = vq.assigned(z, vq.nearest(z, codebook), 5, axis_name)
+        new, moved = vq.ema_update(vq.update_usage(state, batch.counts, 0.9), batch)
+        return vq.revive(jax.random.key(0), new, moved, batch, 0.05, axis_name)
 
     one = follow(z, None)
     two = jax.vmap(lambda z: follow(z, "devices"), axis_name="devices")(z.reshape(2, 4, 3))

@@ -247,13 +247,9 @@ def networks(spec: EnvSpec, config: IRISConfig) -> Networks:
     """The modules for one environment."""
     side, _, image_channels = spec.obs[image_name(spec, config)].shape
     dtype = config.compute_dtype
-    if config.multipliers:
-        shape = (config.channels, config.multipliers, config.res_blocks, config.attention)
-        encoder = vqgan.Encoder(*shape, config.latents, config.patch, dtype)
-        decoder = vqgan.Decoder(image_channels, *shape, config.patch, dtype)
-    else:
-        encoder = vqgan.PatchEncoder(config.channels, config.res_blocks, config.latents, config.patch, dtype)
-        decoder = vqgan.PatchDecoder(image_channels, config.channels, config.res_blocks, config.patch, dtype)
+    sizes = vqgan.Sizes(config.channels, config.multipliers, config.res_blocks, config.attention, config.patch, dtype)
+    kinds = (vqgan.Encoder, vqgan.Decoder) if config.multipliers else (vqgan.PatchEncoder, vqgan.PatchDecoder)
+    encoder, decoder = kinds[0](sizes, config.latents), kinds[1](sizes, image_channels)
     return Networks(
         tokenizer=vqgan.Tokenizer(encoder, decoder, config.vocab_size, config.embed_dim, dtype),
         world_model=TokenTransformer(
@@ -338,17 +334,6 @@ def reconstruction_loss(x: Array, y: Array, config: IRISConfig) -> Array:
     return 0.1 * absolute + squared.mean((-3, -2, -1)) + 0.01 * squared.mean(-1).max((-2, -1))
 
 
-def perceptual_loss(x: Array, y: Array, keys: Array, config: IRISConfig) -> Array:
-    """The same, as `config.perceptual` says; `keys` `[B]` are for LPIPS' dropout."""
-    if config.perceptual == "multiscale":
-        return perceptual.multiscale(x, y)
-    if config.perceptual == "none":
-        return jnp.zeros(x.shape[0])
-    lpips = config.perceptual == "lpips"
-    stack = perceptual.load_lpips(config.lpips_weights) if lpips else perceptual.random_stack()
-    return perceptual.distance(stack, x, y, keys, config.lpips_dropout)
-
-
 def tokenizer_losses(
     nets: Networks, config: IRISConfig, params: dict, keys: Array, image: Array
 ) -> tuple[dict[str, Array], tuple[Array, Array]]:
@@ -377,7 +362,7 @@ def tokenizer_losses(
         "codebook": codebook_loss,
         "commit": commit,
         "recon": reconstruction_loss(x, y, config).mean(),
-        "perceptual": perceptual_loss(x, y, keys, config).mean(),
+        "perceptual": perceptual.loss(config.perceptual, x, y, config.lpips_weights, keys, config.lpips_dropout).mean(),
     }
     return losses, (sg(z), tokens)
 
@@ -412,16 +397,16 @@ def follow_codebook(
       The new state and codebook, and how healthy it is.
     """
     size = codebook.shape[0]
-    counts, sums = vq.assigned(z, tokens, size, axis_name)
-    state = vq.update_usage(state, counts, config.codebook_decay)
+    batch = vq.assigned(z, tokens, size, axis_name)
+    state = vq.update_usage(state, batch.counts, config.codebook_decay)
     if config.codebook == "ema":
-        state, codebook = vq.ema_update(state, counts, sums, config.codebook_decay)
+        state, codebook = vq.ema_update(state, batch, config.codebook_decay)
     if config.codebook == "ema_cosine":
-        codebook = vq.cosine_update(codebook, counts, sums, 1 - config.codebook_decay)
+        codebook = vq.cosine_update(codebook, batch, 1 - config.codebook_decay)
     dead_below = (config.codebook_reset or 0.1) / size
-    metrics = vq.health(counts, state.usage, dead_below)
+    metrics = vq.health(batch.counts, state.usage, dead_below)
     if config.codebook_reset:
-        state, codebook = vq.revive(key, state, codebook, z, tokens, counts, sums, dead_below, axis_name)
+        state, codebook = vq.revive(key, state, codebook, batch, dead_below, axis_name)
     return state, codebook, metrics
 
 

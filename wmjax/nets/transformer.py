@@ -31,29 +31,22 @@ class KVCache(NamedTuple):
     length: Array  # int32 [B], tokens in the context
 
 
-class New(NamedTuple):
-    """Keys and values of the tokens of one full pass, for each layer."""
-
-    keys: tuple[Array, ...]  # [B, heads, T, Dh]
-    values: tuple[Array, ...]  # [B, heads, T, Dh]
-
-
 def init_cache(batch: int, layers: int, heads: int, width: int, max_tokens: int, dtype: str = "float32") -> KVCache:
     """A cache without tokens."""
     empty = lambda: tuple(jnp.zeros((batch, heads, max_tokens, width // heads), dtype) for _ in range(layers))
     return KVCache(empty(), empty(), jnp.zeros(batch, jnp.int32))
 
 
-def restart(cache: KVCache, new: New, where: Array) -> KVCache:
-    """The cache whose rows `where` (bool `[B]`) hold the tokens of a pass alone; the others stay as they are."""
+def restart(cache: KVCache, fresh: KVCache, where: Array) -> KVCache:
+    """The cache whose rows `where` (bool `[B]`) hold the tokens of `full` alone; the others stay as they are."""
     here = where[:, None, None, None]
 
     def front(old: Array, x: Array) -> Array:
         start = jnp.where(here, x, jax.lax.slice(old, (0,) * 4, x.shape))
         return jax.lax.dynamic_update_slice(old, start, (0,) * 4)
 
-    keys, values = (tuple(map(front, *pair)) for pair in zip(cache[:2], new, strict=True))
-    return KVCache(keys, values, jnp.where(where, new.keys[0].shape[-2], cache.length))
+    keys, values = (tuple(map(front, *pair)) for pair in zip(cache[:2], fresh[:2], strict=True))
+    return KVCache(keys, values, jnp.where(where, fresh.keys[0].shape[-2], cache.length))
 
 
 def _write(old: Array, x: Array, place: Array) -> Array:
@@ -73,17 +66,9 @@ def dropout(keys: Array | None, x: Array, rate: float) -> Array:
     return jnp.where(bits >= dropped, x / (1.0 - dropped / 2**16), 0.0).astype(x.dtype)
 
 
-class Linear(nn.Module):
+def _linear(features: int, dtype: str, name: str | None = None) -> nn.Dense:
     """x W + b, started at N(0, 0.02) and 0."""
-
-    features: int
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(0.02), name=name)
 
 
 class LayerNorm(nn.Module):
@@ -131,30 +116,19 @@ class Block(nn.Module):
         norm1, norm2 = LayerNorm(name="norm1"), LayerNorm(name="norm2")
         y = norm1(x) if self.norm == "pre" else x
         split = (-1, tokens, self.heads, width // self.heads)
-        q, k, v = (Linear(width, self.dtype, name=name)(y).reshape(split) for name in ("query", "key", "value"))
+        q, k, v = (_linear(width, self.dtype, name)(y).reshape(split) for name in ("query", "key", "value"))
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
         if cache is not None:
             # Written first, read afterwards: then the compiler needs no copy of it.
             k, v = (_write(old, x, place) for old, x in zip(cache, (k, v), strict=True))
         y = _attend(q, k, v, place, drop[0], self.rate)
-        y = Linear(width, self.dtype, name="proj")(y.swapaxes(1, 2).reshape(x.shape))
+        y = _linear(width, self.dtype, "proj")(y.swapaxes(1, 2).reshape(x.shape))
         x = x + dropout(drop[1], y, self.rate)
         x = x if self.norm == "pre" else norm1(x)
         y = norm2(x) if self.norm == "pre" else x
-        y = ACTIVATIONS[self.activation](Linear(self.ff, self.dtype, name="mlp_in")(y))
-        x = x + dropout(drop[2], Linear(width, self.dtype, name="mlp_out")(y), self.rate)
+        y = ACTIVATIONS[self.activation](_linear(self.ff, self.dtype, "mlp_in")(y))
+        x = x + dropout(drop[2], _linear(width, self.dtype, "mlp_out")(y), self.rate)
         return (x if self.norm == "pre" else norm2(x)), (k, v)
-
-
-def kept_positions(tokens: int, block: int, kinds: tuple[int, ...], past: int = 0) -> tuple[int, ...]:
-    """Of the next `tokens` tokens, those whose position in their block is one of `kinds`; relative to the first.
-
-    >>> kept_positions(6, 3, (0, 2))
-    (0, 2, 3, 5)
-    >>> kept_positions(3, 3, (2,), past=1)
-    (1,)
-    """
-    return tuple(i for i in range(tokens) if (past + i) % block in kinds)
 
 
 class TokenTransformer(nn.Module):
@@ -213,9 +187,9 @@ class TokenTransformer(nn.Module):
         self.blocks = [Block(*options) for _ in range(self.layers)]
         if self.norm == "pre":
             self.norm_out = LayerNorm()
-        self.frame_in, self.frame_out = Linear(self.width, self.dtype), Linear(self.vocab_size, self.dtype)
-        self.reward_in, self.reward_out = Linear(self.width, self.dtype), Linear(3, self.dtype)
-        self.end_in, self.end_out = Linear(self.width, self.dtype), Linear(2, self.dtype)
+        self.frame_in, self.frame_out = _linear(self.width, self.dtype), _linear(self.vocab_size, self.dtype)
+        self.reward_in, self.reward_out = _linear(self.width, self.dtype), _linear(3, self.dtype)
+        self.end_in, self.end_out = _linear(self.width, self.dtype), _linear(2, self.dtype)
 
     # Embeddings, [..., D].
 
@@ -236,7 +210,7 @@ class TokenTransformer(nn.Module):
 
     # Passes.
 
-    def full(self, x: Array, keys: Array | None = None) -> tuple[Array, New]:
+    def full(self, x: Array, keys: Array | None = None) -> tuple[Array, KVCache]:
         """A pass over a whole context.
 
         Args:
@@ -244,19 +218,16 @@ class TokenTransformer(nn.Module):
           keys: `[B]`, for dropout; None for none.
 
         Returns:
-          Outputs `[B, T, D]`, and the keys and values of all tokens.
+          Outputs `[B, T, D]`, and the cache of these tokens, in which there is no room for more.
         """
         contracts.exactly(None, None, self.width, x=x)
         if keys is not None:
             contracts.keys(x.shape[0], keys=keys)
-        place = jnp.arange(x.shape[1])
-        x = x + self.position_table[: x.shape[1]].astype(self.dtype)
+        batch, length, _ = x.shape
+        x = x + self.position_table[:length].astype(self.dtype)
         x = dropout(None if keys is None else noise.fold_in(keys, self.layers), x, self.rate)
-        new = []
-        for layer, block in enumerate(self.blocks):
-            x, pair = block(x, place[None], None, None if keys is None else noise.fold_in(keys, layer))
-            new.append(pair)
-        return self._finish(x), New(*zip(*new, strict=True))
+        x, (new_keys, values) = self._through_blocks(x, jnp.arange(length)[None], None, keys)
+        return x, KVCache(new_keys, values, jnp.full(batch, length))
 
     def advance(self, x: Array, cache: KVCache) -> tuple[Array, KVCache]:
         """A pass over the next tokens of a context.
@@ -270,15 +241,16 @@ class TokenTransformer(nn.Module):
         """
         contracts.exactly(cache.length.shape[0], None, self.width, x=x)
         place = cache.length[:, None] + jnp.arange(x.shape[1])
-        x = x + self.position_table[place].astype(self.dtype)
+        x, (keys, values) = self._through_blocks(x + self.position_table[place].astype(self.dtype), place, cache, None)
+        return x, KVCache(keys, values, cache.length + x.shape[1])
+
+    def _through_blocks(self, x: Array, place: Array, cache: KVCache | None, keys: Array | None):
         new = []
         for layer, block in enumerate(self.blocks):
-            x, pair = block(x, place, (cache.keys[layer], cache.values[layer]))
+            old = None if cache is None else (cache.keys[layer], cache.values[layer])
+            x, pair = block(x, place, old, None if keys is None else noise.fold_in(keys, layer))
             new.append(pair)
-        return self._finish(x), KVCache(*zip(*new, strict=True), cache.length + x.shape[1])
-
-    def _finish(self, x: Array) -> Array:
-        return self.norm_out(x) if self.norm == "pre" else x
+        return self.norm_out(x) if self.norm == "pre" else x, zip(*new, strict=True)
 
     # Heads: outputs [..., D] to float32 logits.
 

@@ -7,7 +7,8 @@ Source: Esser et al. 2021 (VQGAN), appendix A, in the sizes of Micheli et al. 20
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -100,119 +101,115 @@ class AttnBlock(nn.Module):
         return x + Conv(channels, 1, dtype=self.dtype, name="proj")(y)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of an encoder, and of the decoder that mirrors it."""
+
+    channels: int  # of level i, times multipliers[i]
+    multipliers: tuple[int, ...]  # one for each level; between levels the image is halved
+    res_blocks: int  # of each level
+    attention: tuple[int, ...]  # sides of the levels whose blocks are followed by attention
+    patch: int = 1  # the first convolution sees patches of this side, without overlap; 1 is the paper's 3x3 convolution
+    dtype: str = "float32"
+
+
 def _middle(x: Array, dtype: str) -> Array:
     x = ResBlock(x.shape[-1], dtype, name="mid_res0")(x)
     x = AttnBlock(dtype, name="mid_attn")(x)
     return ResBlock(x.shape[-1], dtype, name="mid_res1")(x)
 
 
+def _level(x: Array, sizes: Sizes, level: int, blocks: int) -> Array:
+    for block in range(blocks):
+        x = ResBlock(sizes.multipliers[level] * sizes.channels, sizes.dtype, name=f"res{level}_{block}")(x)
+        if x.shape[-3] in sizes.attention:
+            x = AttnBlock(sizes.dtype, name=f"attn{level}_{block}")(x)
+    return x
+
+
 class Encoder(nn.Module):
-    """Images `[..., H, W, C]` in [-1, 1] to latents `[..., h, w, latents]`, h = H / (patch 2^(levels - 1)).
+    """Images `[..., H, W, C]` in [-1, 1] to latents `[..., h, w, latents]`, h = H / (patch 2^(levels - 1))."""
 
-    Attributes:
-      channels: of level i, times multipliers[i].
-      multipliers: one for each level; between levels the image is halved.
-      res_blocks: of each level.
-      attention: sides of the levels whose blocks are followed by attention.
-      latents: channels of the output.
-      patch: the first convolution sees patches of this side, without overlap; 1 is the paper's 3x3 convolution.
-    """
-
-    channels: int
-    multipliers: Sequence[int]
-    res_blocks: int
-    attention: Sequence[int]
-    latents: int
-    patch: int = 1
-    dtype: str = "float32"
+    sizes: Sizes
+    latents: int  # channels of the output
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        first = dict(size=self.patch, stride=self.patch) if self.patch > 1 else {}
-        x = Conv(self.channels, **first, dtype=self.dtype, name="conv_in")(x)
-        for level, multiplier in enumerate(self.multipliers):
+        sizes, dtype = self.sizes, self.sizes.dtype
+        first = dict(size=sizes.patch, stride=sizes.patch) if sizes.patch > 1 else {}
+        x = Conv(sizes.channels, **first, dtype=dtype, name="conv_in")(x)
+        for level in range(len(sizes.multipliers)):
             if level:
-                x = Conv(x.shape[-1], stride=2, dtype=self.dtype, name=f"down{level - 1}")(x)
-            for block in range(self.res_blocks):
-                x = ResBlock(multiplier * self.channels, self.dtype, name=f"res{level}_{block}")(x)
-                if x.shape[-3] in self.attention:
-                    x = AttnBlock(self.dtype, name=f"attn{level}_{block}")(x)
-        x = _middle(x, self.dtype)
-        return Conv(self.latents, dtype=self.dtype, name="conv_out")(Norm(name="norm_out")(x))
+                x = Conv(x.shape[-1], stride=2, dtype=dtype, name=f"down{level - 1}")(x)
+            x = _level(x, sizes, level, sizes.res_blocks)
+        x = _middle(x, dtype)
+        return Conv(self.latents, dtype=dtype, name="conv_out")(Norm(name="norm_out")(x))
 
 
 class Decoder(nn.Module):
-    """Latents `[..., h, w, latents]` to images `[..., H, W, features]`, unbounded. Attributes as in `Encoder`.
+    """Latents `[..., h, w, latents]` to images `[..., H, W, features]`, unbounded.
 
     A level has one block more than the encoder's.
     """
 
+    sizes: Sizes
     features: int
-    channels: int
-    multipliers: Sequence[int]
-    res_blocks: int
-    attention: Sequence[int]
-    patch: int = 1
-    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
-        x = Conv(self.multipliers[-1] * self.channels, dtype=self.dtype, name="conv_in")(z)
-        x = _middle(x, self.dtype)
-        for level, multiplier in reversed(list(enumerate(self.multipliers))):
-            for block in range(self.res_blocks + 1):
-                x = ResBlock(multiplier * self.channels, self.dtype, name=f"res{level}_{block}")(x)
-                if x.shape[-3] in self.attention:
-                    x = AttnBlock(self.dtype, name=f"attn{level}_{block}")(x)
+        sizes, dtype = self.sizes, self.sizes.dtype
+        x = Conv(sizes.multipliers[-1] * sizes.channels, dtype=dtype, name="conv_in")(z)
+        x = _middle(x, dtype)
+        for level in reversed(range(len(sizes.multipliers))):
+            x = _level(x, sizes, level, sizes.res_blocks + 1)
             if level:
-                x = Conv(x.shape[-1], upsample=True, dtype=self.dtype, name=f"up{level - 1}")(x)
+                x = Conv(x.shape[-1], upsample=True, dtype=dtype, name=f"up{level - 1}")(x)
         x = Norm(name="norm_out")(x)
-        if self.patch == 1:
-            return Conv(self.features, dtype=self.dtype, name="conv_out")(x)
-        return _draw_patches(x, self.features, self.patch, self.dtype)
+        if sizes.patch == 1:
+            return Conv(self.features, dtype=dtype, name="conv_out")(x)
+        return _draw_patches(x, self.features, sizes)
 
 
 class PatchEncoder(nn.Module):
     """An MLP on each patch by itself, `[..., H, W, C]` to `[..., H / patch, W / patch, latents]`.
 
     Not of VQGAN: cheap, and a token says something of its own patch only, so that what does not change in an image does
-    not change in its tokens.
+    not change in its tokens. Of the sizes, `channels` are its units and `res_blocks` its layers.
     """
 
-    units: int
-    layers: int
+    sizes: Sizes
     latents: int
-    patch: int
-    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        for layer in range(self.layers):
-            size = 1 if layer else self.patch
-            x = nn.silu(Conv(self.units, size, size, dtype=self.dtype, name=f"layer{layer}")(x))
-        return Conv(self.latents, 1, dtype=self.dtype, name="layer_out")(x)
+        x = _layers(x, self.sizes, self.sizes.patch)
+        return Conv(self.latents, 1, dtype=self.sizes.dtype, name="layer_out")(x)
 
 
 class PatchDecoder(nn.Module):
     """The reverse: `[..., h, w, latents]` to images `[..., h patch, w patch, features]`, unbounded."""
 
+    sizes: Sizes
     features: int
-    units: int
-    layers: int
-    patch: int
-    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        for layer in range(self.layers):
-            x = nn.silu(Conv(self.units, 1, dtype=self.dtype, name=f"layer{layer}")(x))
-        return _draw_patches(x, self.features, self.patch, self.dtype)
+        return _draw_patches(_layers(x, self.sizes, 1), self.features, self.sizes)
 
 
-def _draw_patches(x: Array, features: int, patch: int, dtype: str) -> Array:
+def _layers(x: Array, sizes: Sizes, first: int) -> Array:
+    """Layers on single positions; those of the first are patches of a side."""
+    for layer in range(sizes.res_blocks):
+        size = 1 if layer else first
+        x = nn.silu(Conv(sizes.channels, size, size, dtype=sizes.dtype, name=f"layer{layer}")(x))
+    return x
+
+
+def _draw_patches(x: Array, features: int, sizes: Sizes) -> Array:
     """Every position draws its own patch."""
-    init = uniform_within(x.shape[-1] ** -0.5)
-    return conv.ConvTranspose(features, patch, patch, kernel_init=init, bias_init=init, dtype=dtype, name="conv_out")(x)
+    init, patch = uniform_within(x.shape[-1] ** -0.5), sizes.patch
+    options = dict(kernel_init=init, bias_init=init, dtype=sizes.dtype, name="conv_out")
+    return conv.ConvTranspose(features, patch, patch, **options)(x)
 
 
 class Tokenizer(nn.Module):

@@ -77,7 +77,3 @@ class Mixture(NamedTuple):
         chosen = jnp.arange(self.mean.shape[-2])[:, None] == index
         pick = lambda x: jnp.sum(jnp.where(chosen, x.astype(jnp.float32), 0.0), -2)
         return pick(self.mean) + jnp.exp(pick(self.log_std)) * jnp.sqrt(temperature) * normal
-
-    def expected(self) -> Array:
-        """Expected value Σ wₖ μₖ, float32 `[..., D]`."""
-        return jnp.sum(jax.nn.softmax(self.logits.astype(jnp.float32), -2) * self.mean.astype(jnp.float32), -2)

@@ -105,12 +105,21 @@ def init_state(codebook: Array) -> CodebookState:
     return CodebookState(jnp.full(size, 1.0 / size, jnp.float32), jnp.ones(size), codebook.astype(jnp.float32))
 
 
+class Assigned(NamedTuple):
+    """The latents of a batch, N on this device, and what the entries of the codebook got of all devices' latents."""
+
+    z: Array  # float32 [N, D]
+    tokens: Array  # int32 [N]
+    counts: Array  # float32 [V], how many latents took each entry
+    sums: Array  # float32 [V, D], of these latents
+
+
 def _sum_over(x: Array, axis_name: str | None) -> Array:
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
-def assigned(z: Array, tokens: Array, size: int, axis_name: str | None = None) -> tuple[Array, Array]:
-    """How many latents took each entry, and their sum: float32 `[V]` and `[V, D]`, over all devices."""
+def assigned(z: Array, tokens: Array, size: int, axis_name: str | None = None) -> Assigned:
+    """What a codebook of `size` entries gets, of latents `[..., D]` and their tokens `[...]`."""
     contracts.shaped(None, z=z)
     contracts.floating(z=z)
     contracts.integers(tokens=tokens)
@@ -118,7 +127,16 @@ def assigned(z: Array, tokens: Array, size: int, axis_name: str | None = None) -
     contracts.exactly(*z.shape[:-1], tokens=tokens)
     z, tokens = z.reshape(-1, z.shape[-1]).astype(jnp.float32), tokens.reshape(-1)
     onehot = jax.nn.one_hot(tokens, size, dtype=jnp.float32)
-    return _sum_over(onehot.sum(0), axis_name), _sum_over(onehot.T @ z, axis_name)
+    return Assigned(z, tokens, _sum_over(onehot.sum(0), axis_name), _sum_over(onehot.T @ z, axis_name))
+
+
+def _check(batch: Assigned, size: int, dim: int) -> None:
+    contracts.exactly(None, dim, z=batch.z)
+    contracts.exactly(batch.z.shape[0], tokens=batch.tokens)
+    contracts.exactly(size, counts=batch.counts)
+    contracts.exactly(size, dim, sums=batch.sums)
+    contracts.floating(z=batch.z, counts=batch.counts, sums=batch.sums)
+    contracts.integers(tokens=batch.tokens)
 
 
 def update_usage(state: CodebookState, counts: Array, decay: float) -> CodebookState:
@@ -130,7 +148,7 @@ def update_usage(state: CodebookState, counts: Array, decay: float) -> CodebookS
 
 
 def ema_update(
-    state: CodebookState, counts: Array, sums: Array, decay: float = 0.99, eps: float = 1e-5
+    state: CodebookState, batch: Assigned, decay: float = 0.99, eps: float = 1e-5
 ) -> tuple[CodebookState, Array]:
     """Moves every entry to the running mean of the latents that took it.
 
@@ -138,7 +156,7 @@ def ema_update(
 
     Args:
       state: before this batch.
-      counts, sums: n `[V]` and s `[V, D]`, from `assigned`.
+      batch: with n, its `counts`, and s, its `sums`.
       decay: β in [0, 1).
       eps: keeps entries that nobody takes finite (they drift to the origin).
 
@@ -147,30 +165,30 @@ def ema_update(
 
     Source: van den Oord et al. 2017, appendix A.1, with Laplace smoothing.
     """
-    contracts.exactly(*state.counts.shape, counts=counts)
-    contracts.exactly(*state.sums.shape, sums=sums)
-    contracts.floating(counts=counts, sums=sums)
-    size = counts.shape[0]
-    new_counts = decay * state.counts + (1 - decay) * counts
-    new_sums = decay * state.sums + (1 - decay) * sums
-    total = new_counts.sum()
-    smoothed = (new_counts + eps) / (total + size * eps) * total
-    return state._replace(counts=new_counts, sums=new_sums), new_sums / smoothed[:, None]
+    _check(batch, *state.sums.shape)
+    counts = decay * state.counts + (1 - decay) * batch.counts
+    sums = decay * state.sums + (1 - decay) * batch.sums
+    total = counts.sum()
+    smoothed = (counts + eps) / (total + counts.shape[0] * eps) * total
+    return state._replace(counts=counts, sums=sums), sums / smoothed[:, None]
 
 
-def cosine_update(codebook: Array, counts: Array, sums: Array, rate: float = 0.01) -> Array:
+def cosine_update(codebook: Array, batch: Assigned, rate: float = 0.01) -> Array:
     """Turns every unit entry a little towards the mean direction of the unit latents that took it.
 
-        e ← normalize((1 - r) e + r normalize(s / n))
+        e ← normalize((1 - r) e + r normalize(s / n)),   n = counts, s = sums
 
     An entry that nobody took keeps its direction. Source: Micheli et al. 2024 (Δ-IRIS).
     """
     contracts.exactly(None, None, codebook=codebook)
-    contracts.exactly(codebook.shape[0], counts=counts)
-    contracts.exactly(*codebook.shape, sums=sums)
-    contracts.floating(codebook=codebook, counts=counts, sums=sums)
-    mean = sums / jnp.maximum(counts, 1.0)[:, None]
-    return normalize((1 - rate) * codebook + rate * normalize(mean))
+    contracts.floating(codebook=codebook)
+    _check(batch, *codebook.shape)
+    return normalize((1 - rate) * codebook + rate * normalize(_means(batch)))
+
+
+def _means(batch: Assigned) -> Array:
+    """Of the latents of each entry, `[V, D]`; 0 without any."""
+    return batch.sums / jnp.maximum(batch.counts, 1.0)[:, None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -206,15 +224,7 @@ def health(counts: Array, usage: Array, dead_below: float) -> Metrics:
 
 
 def revive(
-    key: Array,
-    state: CodebookState,
-    codebook: Array,
-    z: Array,
-    tokens: Array,
-    counts: Array,
-    sums: Array,
-    dead_below: float,
-    axis_name: str | None = None,
+    key: Array, state: CodebookState, codebook: Array, batch: Assigned, dead_below: float, axis_name: str | None = None
 ) -> tuple[CodebookState, Array]:
     """Gives every dead entry the place of a latent of the batch, and a fresh record.
 
@@ -226,8 +236,7 @@ def revive(
     Args:
       key: the same on every device; consumed.
       state, codebook: after this batch.
-      z, tokens: `[..., D]` and `[...]`, the batch's latents on this device and their entries.
-      counts, sums: of the whole batch, from `assigned`.
+      batch: from `assigned`.
       dead_below: an entry is dead where its usage is below this share.
       axis_name: axis that the batch is spread over; latents of all devices are drawn from.
 
@@ -236,18 +245,12 @@ def revive(
     """
     contracts.keys(key=key)
     contracts.exactly(None, None, codebook=codebook)
-    contracts.shaped(codebook.shape[1], z=z)
-    contracts.exactly(*z.shape[:-1], tokens=tokens)
-    contracts.exactly(codebook.shape[0], counts=counts)
-    contracts.exactly(*codebook.shape, sums=sums)
-    contracts.floating(codebook=codebook, z=z, counts=counts, sums=sums)
-    contracts.integers(tokens=tokens)
-    z, tokens = z.reshape(-1, z.shape[-1]).astype(jnp.float32), tokens.reshape(-1)
-    size, rows = codebook.shape[0], z.shape[0]
+    contracts.floating(codebook=codebook)
+    _check(batch, *codebook.shape)
+    z, size, rows = batch.z, codebook.shape[0], batch.z.shape[0]
     count, mean, square = (_sum_over(x, axis_name) for x in (jnp.float32(rows), z.sum(0), jnp.sum(z * z)))
     variance = square / count - jnp.sum((mean / count) ** 2)
-    mean_of_token = sums / jnp.maximum(counts, 1.0)[:, None]
-    error = jnp.sum((z - mean_of_token[tokens]) ** 2, -1)
+    error = jnp.sum((z - _means(batch)[batch.tokens]) ** 2, -1)
     upto = jnp.cumsum(jnp.where(error > FITS * variance, error, 0.0))
     before, total = jnp.float32(0), upto[-1]
     if axis_name is not None:
@@ -259,11 +262,6 @@ def revive(
     index = jnp.clip(jnp.searchsorted(upto, mark, side="right"), 0, rows - 1)
     drawn = _sum_over(jnp.where(own[:, None], z[index], 0.0), axis_name)
     dead = (state.usage < dead_below) & (total > 0)
-    return (
-        CodebookState(
-            jnp.where(dead, 1.0 / size, state.usage),
-            jnp.where(dead, 1.0, state.counts),
-            jnp.where(dead[:, None], drawn, state.sums),
-        ),
-        jnp.where(dead[:, None], drawn, codebook),
-    )
+    usage, counts = jnp.where(dead, 1.0 / size, state.usage), jnp.where(dead, 1.0, state.counts)
+    sums, codebook = (jnp.where(dead[:, None], drawn, old) for old in (state.sums, codebook))
+    return CodebookState(usage, counts, sums), codebook
