@@ -5,6 +5,7 @@ Needs the extra `test` for pycma. Let nothing else run. Every time is the median
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import time
@@ -126,7 +127,7 @@ def generations(table: Table) -> None:
         evolve = agent.recipe.stages[-1].evolve
         state = jax.jit(agent.init)(jax.random.key(0))
         batch = noise_batch(agent, env.spec, evolve.sampling.length, evolve.batch_size)
-        run = jax.jit(evolution.make_generation(agent, env, evolve))
+        run = jax.jit(functools.partial(evolution.generation, agent, env, evolve))
         seconds = median_time(lambda: run(state, jax.random.key(1), batch))  # noqa: B023
         table.add(
             name, population * rollouts * horizon / seconds, "steps/s", generations_per_minute=60 / seconds,

@@ -91,7 +91,7 @@ def generation(params, key, state):
     act = lambda params, key, carry, step: agent.policy(params, key, carry, step.obs["state"], explore=True)
     population = params | {"controller": candidates}
     keys = evolution.episode_keys(key_play, 16, 4)
-    returns, _ = evolution.population_returns(dream, act, agent.policy_carry, population, keys, 16, 9)
+    returns = evolution.play(dream, act, population, agent.policy_carry(population, 64), keys, 9).returns
     return strategy.tell(key_tell, state, candidates, returns.mean(1)), returns.mean(1)
 
 

@@ -280,18 +280,16 @@ def constant(params, keys, carry, step):
     return carry, rows[:, None]
 
 
-def population_returns(keys, candidates=3, env=None, max_steps=10, params=None, axis_name=None):
-    params = jnp.arange(float(candidates)) if params is None else params
-    return evolution.population_returns(
-        env or countdown(), constant, lambda params, rows: (), params, keys, candidates, max_steps, axis_name
-    )
+def population_returns(keys, env=None, max_steps=10, params=None, axis_name=None):
+    params = jnp.arange(float(len(keys))) if params is None else params
+    return evolution.play(env or countdown(), constant, params, (), keys, max_steps, axis_name)[:2]
 
 
 def test_returns_count_the_first_episode_of_each_row_and_stop_at_the_limit():
     keys = evolution.episode_keys(jax.random.key(0), 3, 4)
     returns, lengths = jax.jit(population_returns)(keys)
     assert returns.shape == lengths.shape == (3, 4)
-    starts = jax.vmap(lambda k: countdown().reset(jax.random.split(k)[0])[0])(keys[:4])
+    starts = jax.vmap(lambda k: countdown().reset(jax.random.split(k)[0])[0])(keys[0])
     np.testing.assert_array_equal(lengths, np.broadcast_to(starts, (3, 4)))
     np.testing.assert_array_equal(returns, np.arange(3)[:, None] * np.asarray(lengths))
     _, lengths = population_returns(keys, max_steps=2)
@@ -310,12 +308,12 @@ def test_common_random_numbers_give_every_candidate_the_same_episodes():
 def test_a_population_spread_over_devices_is_evaluated_as_on_one():
     for common in (True, False):
         keys = evolution.episode_keys(jax.random.key(0), 4, 3, common)
-        alone, _ = population_returns(keys, 4)
+        alone, _ = population_returns(keys)
 
         def part(device, common=common):
             first = 2 * device
             keys = evolution.episode_keys(jax.random.key(0), 2, 3, common, first)
-            return population_returns(keys, 2, params=first + jnp.arange(2.0), axis_name="devices")[0]
+            return population_returns(keys, params=first + jnp.arange(2.0), axis_name="devices")[0]
 
         spread = jax.vmap(part, axis_name="devices")(jnp.arange(2))
         np.testing.assert_array_equal(spread[0], alone)
@@ -374,7 +372,7 @@ def test_a_controller_evolved_in_a_dream_of_catch_beats_random_play_in_catch():
     zeros = jnp.zeros(catch.COLUMNS)
     starts = Seen(0 * ball, ball, 0 * ball + 2, zeros, zeros + 1)
     evolve = Evolve(
-        "controller", evolution.make_iteration, make_strategy(StrategyConfig(6, 8, sigma_init=0.5)),
+        "controller", make_strategy(StrategyConfig(6, 8, sigma_init=0.5)),
         lambda params: params["theta"], lambda params, theta: params | {"theta": theta}, "dream", rollouts=8,
         max_steps=20, population=8, generations=10,
         mean_rollouts=32, starts=lambda params, key, batch: starts,
@@ -382,7 +380,7 @@ def test_a_controller_evolved_in_a_dream_of_catch_beats_random_play_in_catch():
     params = {"theta": jnp.zeros(6)}
     opt_state = {"controller": evolution.init_evolving(evolve, jax.random.key(0), params)}
     state = AgentState(params, opt_state, (), jnp.int32(0))
-    iteration = jax.jit(evolution.make_iteration(agent, env, evolve))
+    iteration = jax.jit(functools.partial(evolution.iteration, agent, env, evolve))
     for i in range(4):
         state, metrics = iteration(state, jax.random.key(i), None)
     assert metrics["length"] == catch.ROWS - 1
@@ -401,7 +399,7 @@ def test_a_controller_evolved_in_a_dream_of_catch_beats_random_play_in_catch():
 def flat_search(restarts: int | None, generations: int = 5) -> Evolve:
     """Of one number, in an environment that pays the same for all: it is done once it was flat for long."""
     return Evolve(
-        "search", evolution.make_iteration, make_strategy(StrategyConfig(1, 4)), get=lambda params: params,
+        "search", make_strategy(StrategyConfig(1, 4)), get=lambda params: params,
         set=lambda params, theta: theta, where="env", rollouts=1, max_steps=2, population=4, generations=generations,
         mean_rollouts=1, restarts=restarts,
     )  # fmt: skip
@@ -414,7 +412,7 @@ def iterated(evolve: Evolve, iterations: int) -> list[tuple[AgentState, dict]]:
         act=lambda params, key, carry, step, explore: (carry, jnp.ones((len(key), 1)), ()),
     )
     env = countdown()
-    run = jax.jit(evolution.make_iteration(agent, env, evolve))
+    run = jax.jit(functools.partial(evolution.iteration, agent, env, evolve))
     params = jnp.zeros(1)
     state = AgentState(params, {"search": evolution.init_evolving(evolve, jax.random.key(0), params)}, (), jnp.int32(0))
     found = []

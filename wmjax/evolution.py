@@ -206,21 +206,35 @@ def restart(strategy: Strategy, key: Array, state: StrategyState, mean: Array, f
 # Fitness: returns of episodes
 
 
-def play(env: Env, act: Callable, params: PyTree, carry: PyTree, keys: Array, max_steps: int) -> tuple[Array, Array]:
-    """Plays the first episode of one environment per key, all at once.
+class Played(NamedTuple):
+    """First episodes, one for each key."""
+
+    returns: Array  # float32, undiscounted sums of reward
+    lengths: Array  # int32, in steps
+    ended: Array  # bool; False where the step limit came first
+
+
+def play(
+    env: Env, act: Callable, params: PyTree, carry: PyTree, keys: Array, max_steps: int, axis_name: str | None = None
+) -> Played:
+    """Plays the first episode of one environment per key, all in one loop over time, until each has ended.
 
     Args:
       env: takes what `act` emits.
-      act: `(params, keys [B], carry, TimeStep [B]) -> (carry, action [B, A])`.
-      params, carry: of `act`.
-      keys: `[B]`; row i depends on its own key only; consumed.
+      act: `(params, keys [B], carry, TimeStep [B]) -> (carry, action [B, A], ...)`.
+      params: of `act`. What is evolved has a leading axis of candidates, everything else is shared (a network with a
+        kernel for each candidate would be slow); the rows of a candidate are side by side.
+      carry: of `act`, for B rows.
+      keys: `[...]`, of B in all, such as those of `episode_keys`; row i depends on its own key only; consumed.
       max_steps: steps after which an episode is cut.
+      axis_name: axis over which a population is spread; `params`, `carry` and `keys` are then this device's part, and
+        the episodes those of all.
 
     Returns:
-      Undiscounted returns, float32 `[B]`, and lengths in steps, int32 `[B]`.
+      The episodes, in the shape of `keys`.
     """
-    rows = keys.shape[0]
-    key_reset, key_run = noise.split(keys, 2)
+    rows = keys.size
+    key_reset, key_run = noise.split(keys.reshape(-1), 2)
     env_state, timestep = jax.vmap(env.reset)(key_reset)
     step = jax.vmap(env.step)
 
@@ -231,18 +245,19 @@ def play(env: Env, act: Callable, params: PyTree, carry: PyTree, keys: Array, ma
     def body(loop: tuple) -> tuple:
         t, env_state, timestep, carry, returns, lengths, ended = loop
         key_act, key_step = noise.split(noise.fold_in(key_run, t), 2)
-        carry, action = act(params, key_act, carry, timestep)
+        carry, action, *_ = act(params, key_act, carry, timestep)
         env_state, timestep = step(key_step, env_state, action)
         returns = returns + jnp.where(ended, 0.0, timestep.reward)
         return t + 1, env_state, timestep, carry, returns, lengths + ~ended, ended | timestep.is_last
 
     start = (jnp.int32(0), env_state, timestep, carry, jnp.zeros(rows), jnp.zeros(rows, jnp.int32))
-    *_, returns, lengths, _ = jax.lax.while_loop(going, body, (*start, jnp.zeros(rows, bool)))
-    return returns, lengths
+    *_, returns, lengths, ended = jax.lax.while_loop(going, body, (*start, jnp.zeros(rows, bool)))
+    played = Played(*(x.reshape(keys.shape) for x in (returns, lengths, ended)))
+    return played if axis_name is None else jax.lax.all_gather(played, axis_name, tiled=True)
 
 
 def episode_keys(key: Array, candidates: int, rollouts: int, common: bool = True, first: Array | int = 0) -> Array:
-    """Keys of the episodes of each candidate, `[candidates * rollouts]`, a candidate's side by side.
+    """Keys of the episodes of each candidate, `[candidates, rollouts]`.
 
     Args:
       key: of the generation; consumed.
@@ -251,41 +266,12 @@ def episode_keys(key: Array, candidates: int, rollouts: int, common: bool = True
     """
     keys = noise.row_keys(key, rollouts)
     if common:
-        return jnp.tile(keys, candidates)
-    return jax.vmap(lambda i: noise.fold_in(keys, i))(first + jnp.arange(candidates)).reshape(-1)
-
-
-def population_returns(
-    env: Env,
-    act: Callable,
-    act_carry: Callable,
-    params: PyTree,
-    keys: Array,
-    candidates: int,
-    max_steps: int,
-    axis_name: str | None = None,
-) -> tuple[Array, Array]:
-    """Returns `[candidates, rollouts]` and lengths of the episodes of a population, in one loop over time.
-
-    Args:
-      env, act, max_steps: as in `play`.
-      act_carry: `(params, batch_size) -> carry`.
-      params: what is evolved has a leading axis of candidates, everything else is shared (a network with a kernel for
-        each candidate would be slow), and `act` is given `candidates * rollouts` rows, a candidate's side by side.
-      keys: `[candidates * rollouts]`, such as those of `episode_keys`.
-      axis_name: axis over which the population is spread; `params` and `keys` are then this device's part, and the
-        results those of all.
-    """
-    carry = act_carry(params, keys.shape[0])
-    results = play(env, act, params, carry, keys, max_steps)
-    results = tuple(x.reshape(candidates, -1) for x in results)
-    if axis_name is None:
-        return results
-    return tuple(jax.lax.all_gather(x, axis_name, tiled=True) for x in results)
+        return jnp.broadcast_to(keys, (candidates, rollouts))
+    return jax.vmap(lambda i: noise.fold_in(keys, i))(first + jnp.arange(candidates))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Evolution of an agent's parameters
+# Evolution of an agent's parameters: what a search remembers
 
 
 class Restarts(NamedTuple):
@@ -312,6 +298,11 @@ def init_evolving(evolve: Evolve, key: Array, params: PyTree) -> Evolving:
     return Evolving(evolve.strategy.init(key, theta), kept, kept_return, restarts)
 
 
+def _with(state: AgentState, evolve: Evolve, **changes: Any) -> AgentState:
+    evolving: Evolving = state.opt_state[evolve.name]
+    return state._replace(opt_state=state.opt_state | {evolve.name: evolving._replace(**changes)})
+
+
 def populations(evolve: Evolve) -> list[Evolve]:
     """The search as it is before its first restart, after it, and so on: each time with twice the population."""
     searches = [evolve]
@@ -324,46 +315,41 @@ def populations(evolve: Evolve) -> list[Evolve]:
 
 def restarts_so_far(evolve: Evolve, state: AgentState) -> Array:
     """How often the search was restarted, int32: an index of `populations`."""
-    return state.opt_state[evolve.name].restarts.count
+    restarts = state.opt_state[evolve.name].restarts
+    return restarts.count if restarts else jnp.int32(0)
 
 
 def is_over(evolve: Evolve, state: AgentState) -> Array:
-    """Whether a search whose `restarts` are not None is done and will not be restarted, bool."""
+    """Whether a search is done and will not be restarted, bool; never where its `restarts` are None."""
     evolving: Evolving = state.opt_state[evolve.name]
+    if not evolving.restarts:
+        return jnp.bool_(False)
     return evolving.strategy.done & (evolving.restarts.count >= evolve.restarts)
 
 
 def restart_if_done(evolve: Evolve, key: Array, state: AgentState) -> AgentState:
     """The state after a generation: where the search is done it begins anew, unless it did so often enough (IPOP)."""
     evolving: Evolving = state.opt_state[evolve.name]
+    if not evolving.restarts:
+        return state
     again = evolving.strategy.done & ~is_over(evolve, state)
     # The first state is the same for all populations.
     _, fresh = restart(evolve.strategy, key, evolving.strategy, evolving.restarts.start)
     strategy = jax.tree.map(lambda new, old: jnp.where(again, new, old), fresh, evolving.strategy)
     restarts = evolving.restarts._replace(count=evolving.restarts.count + again)
-    return _with(state, evolve, evolving._replace(strategy=strategy, restarts=restarts))
+    return _with(state, evolve, strategy=strategy, restarts=restarts)
 
 
-def _world(agent: Agent, env: Env, evolve: Evolve, params: PyTree, key: Array, batch: Trajectory | None, axis_name):
-    """The environment that candidates are tried in, and how they act in it; to be called inside the traced function."""
-    if evolve.where == "env":
-        act = lambda params, key, carry, step: agent.act(params, key, carry, step, explore=True)[:2]
-        return env, act, agent.act_carry
-    starts = evolve.starts(params, key, batch)
-    if axis_name is not None:  # records are each device's own, but a candidate is to be tried the same on any of them
-        starts = jax.lax.all_gather(starts, axis_name, tiled=True)
-    dream = dreaming.dream_env(
-        agent.model, params, starts, env.spec, horizon=evolve.max_steps, obs="state", actions="agent"
-    )
-    act = lambda params, key, carry, step: agent.policy(params, key, carry, step.obs["state"], explore=True)
-    return dream, act, agent.policy_carry
+def generation_keys(evolve: Evolve, key: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """To ask, to tell, to play, for the starts of dreams, and to restart; from that of the generation."""
+    key_restart, key = (key, key) if evolve.restarts is None else jax.random.split(key)
+    return *jax.random.split(key, 4), key_restart
 
 
 def ask(evolve: Evolve, key: Array, state: AgentState) -> tuple[Array, AgentState]:
     """The candidates of a generation, `[population, n]`, and the state that `tell` takes."""
-    evolving: Evolving = state.opt_state[evolve.name]
-    candidates, strategy = evolve.strategy.ask(key, evolving.strategy)
-    return candidates, _with(state, evolve, evolving._replace(strategy=strategy))
+    candidates, strategy = evolve.strategy.ask(key, state.opt_state[evolve.name].strategy)
+    return candidates, _with(state, evolve, strategy=strategy)
 
 
 def tell(
@@ -374,10 +360,9 @@ def tell(
     Of the metrics, those of fitness are over the candidates whose fitness is finite, `failed` is the share of the
     others, and `length` is in agent steps.
     """
-    evolving: Evolving = state.opt_state[evolve.name]
     fitness = jnp.mean(returns, 1)
-    strategy = evolve.strategy.tell(key, evolving.strategy, candidates, fitness)
-    finite = jnp.isfinite(fitness)
+    strategy = evolve.strategy.tell(key, state.opt_state[evolve.name].strategy, candidates, fitness)
+    state, finite = _with(state, evolve, strategy=strategy), jnp.isfinite(fitness)
     metrics = {
         "fitness_mean": jnp.mean(fitness, where=finite),
         "fitness_best": jnp.max(fitness, initial=-jnp.inf, where=finite),
@@ -385,29 +370,28 @@ def tell(
         "failed": jnp.mean(~finite),
         "length": jnp.mean(lengths.astype(jnp.float32)),
     }
-    evolving = evolving._replace(strategy=strategy)
-    metrics = {name: jnp.float32(value) for name, value in metrics.items()} | _standing(evolving)
-    return _with(state, evolve, evolving)._replace(step=state.step + 1), metrics
+    metrics = {name: jnp.float32(value) for name, value in metrics.items()}
+    return state._replace(step=state.step + 1), metrics | _standing(evolve, state)
 
 
-def _standing(evolving: Evolving) -> Metrics:
+def _standing(evolve: Evolve, state: AgentState) -> Metrics:
     """The metrics of a search that need no episodes."""
-    strategy = evolving.strategy
+    strategy, *_, restarts = state.opt_state[evolve.name]
     metrics = {
         "sigma": strategy.sigma,
         "theta_rms": jnp.sqrt(jnp.mean(strategy.mean**2)),
         "generation": strategy.generation,
         "done": strategy.done,
     }
-    if evolving.restarts:
-        metrics["restarts"] = evolving.restarts.count
+    if restarts:
+        metrics["restarts"] = restarts.count
     return {name: jnp.float32(value) for name, value in metrics.items()}
 
 
 def rest(evolve: Evolve, state: AgentState) -> tuple[AgentState, Metrics]:
     """A generation of a search that is over: nothing is played, and what `tell` says of episodes is NaN."""
     played = ("fitness_mean", "fitness_best", "fitness_std", "failed", "length")
-    return state, dict.fromkeys(played, jnp.float32(jnp.nan)) | _standing(state.opt_state[evolve.name])
+    return state, dict.fromkeys(played, jnp.float32(jnp.nan)) | _standing(evolve, state)
 
 
 def distribution_mean(evolve: Evolve, state: AgentState) -> Array:
@@ -424,11 +408,11 @@ def keep_mean(evolve: Evolve, state: AgentState, returns: Array) -> tuple[AgentS
     evolving: Evolving = state.opt_state[evolve.name]
     mean, score = distribution_mean(evolve, state), jnp.mean(returns)
     better = score > evolving.kept_return  # never where it is not a number
-    evolving = evolving._replace(
-        kept=jnp.where(better, mean, evolving.kept), kept_return=jnp.where(better, score, evolving.kept_return)
-    )
-    state = _with(state, evolve, evolving)._replace(params=evolve.set(state.params, evolving.kept))
-    return state, {"mean_return": jnp.float32(score), "kept_return": evolving.kept_return}
+    kept = jnp.where(better, mean, evolving.kept)
+    kept_return = jnp.where(better, score, evolving.kept_return)
+    state = _with(state, evolve, kept=kept, kept_return=kept_return)
+    state = state._replace(params=evolve.set(state.params, kept))
+    return state, {"mean_return": jnp.float32(score), "kept_return": kept_return}
 
 
 def keep_all(evolve: Evolve, state: AgentState) -> tuple[AgentState, Metrics]:
@@ -443,8 +427,29 @@ def means_of_generations(state: AgentState, evolve: Evolve, metrics: Metrics) ->
     return {name: mean(x) for name, x in metrics.items()} | {"generation": jnp.float32(generation)}
 
 
-def _with(state: AgentState, evolve: Evolve, evolving: Evolving) -> AgentState:
-    return state._replace(opt_state=state.opt_state | {evolve.name: evolving})
+# ---------------------------------------------------------------------------------------------------------------------
+# Evolution of an agent's parameters: one program, its environments or dreams included
+
+
+def _play(
+    agent: Agent, env: Env, evolve: Evolve, axis_name: str | None, params: PyTree, theta: Array, keys: Array,
+    key_starts: Array, batch: Trajectory | None
+) -> Played:  # fmt: skip
+    """Episodes of the agent with `theta`, in the environment or in dreams from a batch of records."""
+    candidates = evolve.set(params, theta)
+    if evolve.where == "env":
+        act = lambda params, key, carry, step: agent.act(params, key, carry, step, explore=True)
+        carry = agent.act_carry(candidates, keys.size)
+        return play(env, act, candidates, carry, keys, evolve.max_steps, axis_name)
+    starts = evolve.starts(params, key_starts, batch)
+    if axis_name is not None:  # records are each device's own, but a candidate is to be tried the same on any of them
+        starts = jax.lax.all_gather(starts, axis_name, tiled=True)
+    dream = dreaming.dream_env(
+        agent.model, params, starts, env.spec, horizon=evolve.max_steps, obs="state", actions="agent"
+    )
+    act = lambda params, key, carry, step: agent.policy(params, key, carry, step.obs["state"], explore=True)
+    carry = agent.policy_carry(candidates, keys.size)
+    return play(dream, act, candidates, carry, keys, evolve.max_steps, axis_name)
 
 
 def _share(count: int, axis_name: str | None) -> tuple[Array | int, int]:
@@ -457,83 +462,71 @@ def _share(count: int, axis_name: str | None) -> tuple[Array | int, int]:
     return jax.lax.axis_index(axis_name) * (count // devices), count // devices
 
 
-def make_generation(agent: Agent, env: Env, evolve: Evolve, axis_name: str | None = None) -> Callable:
+def generation(
+    agent: Agent, env: Env, evolve: Evolve, state: AgentState, key: Array, batch: Trajectory | None,
+    axis_name: str | None = None
+) -> tuple[AgentState, Metrics]:  # fmt: skip
     """One generation: ask, play all candidates' episodes, tell.
+
+    To be compiled by the caller: nothing leaves the device in between.
 
     Args:
       agent: acts in `env`, and brings the model whose dreams are played in.
       env: takes what the agent emits; a search in dreams uses its `spec` only.
       evolve: what is searched for, and where.
-      axis_name: axis that the population is spread over; keys and state are the same on all devices, trajectories are
-        each device's own.
+      state: of the agent.
+      key: consumed.
+      batch: supplies the starts of dreams; None for a search in the environment.
+      axis_name: axis that the population is spread over; key and state are the same on all devices, the batch is each
+        device's own.
 
     Returns:
-      `(AgentState, key, Trajectory or None) -> (AgentState, Metrics)`; the trajectory supplies the starts of dreams.
-      To be compiled by the caller: nothing leaves the device in between. The metrics are those of `tell`, or of `rest`
-      once the search is over.
+      The state, and the metrics of `tell`, or of `rest` once the search is over.
     """
-    if evolve.restarts is None:
-        return _make_generation(agent, env, evolve, axis_name)
-    sizes = [_make_generation(agent, env, search, axis_name) for search in populations(evolve)]
+    key_ask, key_tell, key_play, key_starts, key_restart = generation_keys(evolve, key)
 
-    def generation(state: AgentState, key: Array, batch: Trajectory | None) -> tuple[AgentState, Metrics]:
-        key_restart, key = jax.random.split(key)
-
-        def play(state: AgentState) -> tuple[AgentState, Metrics]:
-            index = restarts_so_far(evolve, state)
-            state, metrics = jax.lax.switch(
-                index, [lambda state, play=play: play(state, key, batch) for play in sizes], state
-            )
-            return restart_if_done(evolve, key_restart, state), metrics
-
-        return jax.lax.cond(is_over(evolve, state), lambda state: rest(evolve, state), play, state)
-
-    return generation
-
-
-def _make_generation(agent: Agent, env: Env, evolve: Evolve, axis_name: str | None) -> Callable:
-    def generation(state: AgentState, key: Array, batch: Trajectory | None) -> tuple[AgentState, Metrics]:
-        key_ask, key_tell, key_play, key_starts = jax.random.split(key, 4)
-        candidates, state = ask(evolve, key_ask, state)
+    def generate(search: Evolve, state: AgentState) -> tuple[AgentState, Metrics]:
+        candidates, state = ask(search, key_ask, state)
         first, count = _share(candidates.shape[0], axis_name)
         part = jax.lax.dynamic_slice_in_dim(candidates, first, count).astype(jnp.float32)
-        world, act, act_carry = _world(agent, env, evolve, state.params, key_starts, batch, axis_name)
         keys = episode_keys(key_play, count, evolve.rollouts, evolve.common, first)
-        returns, lengths = population_returns(
-            world, act, act_carry, evolve.set(state.params, part), keys, count, evolve.max_steps, axis_name
-        )
-        return tell(evolve, key_tell, state, candidates, returns, lengths)
+        played = _play(agent, env, evolve, axis_name, state.params, part, keys, key_starts, batch)
+        return tell(search, key_tell, state, candidates, played.returns, played.lengths)
 
-    return generation
+    if evolve.restarts is None:
+        return generate(evolve, state)
+
+    def go_on(state: AgentState) -> tuple[AgentState, Metrics]:
+        sizes = [functools.partial(generate, search) for search in populations(evolve)]
+        state, metrics = jax.lax.switch(restarts_so_far(evolve, state), sizes, state)
+        return restart_if_done(evolve, key_restart, state), metrics
+
+    return jax.lax.cond(is_over(evolve, state), functools.partial(rest, evolve), go_on, state)
 
 
-def make_iteration(agent: Agent, env: Env, evolve: Evolve, axis_name: str | None = None) -> Callable:
+def iteration(
+    agent: Agent, env: Env, evolve: Evolve, state: AgentState, key: Array, batch: Trajectory | None,
+    axis_name: str | None = None
+) -> tuple[AgentState, Metrics]:  # fmt: skip
     """Some generations, then an evaluation of the distribution's mean (`keep_mean`).
 
-    Arguments and the function that is returned are those of `make_generation`.
+    Arguments and what is returned are those of `generation`. The state stays finite, though a fitness need not be.
     """
-    generation = make_generation(agent, env, evolve, axis_name)
+    key_search, key_mean, key_starts = jax.random.split(key, 3)
+    over, keys = is_over(evolve, state), jax.random.split(key_search, evolve.generations)
+    go = lambda state, key: generation(agent, env, evolve, state, key, batch, axis_name)
+    state, metrics = jax.lax.scan(go, state, keys)
 
-    def iteration(state: AgentState, key: Array, batch: Trajectory | None) -> tuple[AgentState, Metrics]:
-        key_search, key_mean, key_starts = jax.random.split(key, 3)
-        keys = jax.random.split(key_search, evolve.generations)
-        before = state
-        state, metrics = jax.lax.scan(lambda state, key: generation(state, key, batch), state, keys)
+    def evaluate(state: AgentState) -> tuple[AgentState, Metrics]:
+        first, count = _share(evolve.mean_rollouts, axis_name)
+        keys = jax.lax.dynamic_slice_in_dim(noise.row_keys(key_mean, evolve.mean_rollouts), first, count)
+        mean = distribution_mean(evolve, state)
+        played = _play(agent, env, evolve, axis_name, state.params, mean, keys[None], key_starts, batch)
+        return keep_mean(evolve, state, played.returns)
 
-        def evaluate(state: AgentState) -> tuple[AgentState, Metrics]:
-            world, act, act_carry = _world(agent, env, evolve, state.params, key_starts, batch, axis_name)
-            first, count = _share(evolve.mean_rollouts, axis_name)
-            keys = jax.lax.dynamic_slice_in_dim(noise.row_keys(key_mean, evolve.mean_rollouts), first, count)
-            params = evolve.set(state.params, distribution_mean(evolve, state))
-            returns, _ = population_returns(world, act, act_carry, params, keys, 1, evolve.max_steps, axis_name)
-            return keep_mean(evolve, state, returns)
-
-        metrics = means_of_generations(state, evolve, metrics)
-        if evolve.restarts is None:
-            state, more = evaluate(state)
-        else:
-            over = is_over(evolve, before)
-            state, more = jax.lax.cond(over, lambda state: keep_all(evolve, state), evaluate, state)
-        return state, metrics | more
-
-    return iteration
+    metrics = means_of_generations(state, evolve, metrics)
+    if evolve.restarts is None:
+        state, more = evaluate(state)
+    else:
+        state, more = jax.lax.cond(over, functools.partial(keep_all, evolve), evaluate, state)
+    return state, metrics | more

@@ -263,13 +263,9 @@ class Update(NamedTuple):
 
 
 class Evolve(NamedTuple):
-    """A way to search for parameters by the returns they earn."""
+    """A way to search for parameters by the returns they earn (`evolution.iteration`)."""
 
     name: str  # also of its entry in `AgentState.opt_state`
-    # `evolution.make_iteration`: (Agent, Env, Evolve, axis_name) -> an iteration of its stage, which is a function
-    # (AgentState, key, Trajectory or None) -> (AgentState, Metrics). It keeps the state finite by itself, for a
-    # candidate's fitness need not be.
-    make_iteration: Callable
     strategy: Any  # `evolution.Strategy`
     get: Callable  # params -> theta [n]
     set: Callable  # (params, theta [n]) -> params; with theta [P, n] acting takes P * K rows, each candidate's together

@@ -679,7 +679,7 @@ def starts_of(trained, seed=0):
 def test_a_generation_in_the_dream_is_one_program_that_leaves_nothing_to_the_host(trained):
     agent, env, run, _ = trained
     evolve = agent.recipe.stages[-1].evolve
-    generation = jax.jit(evolution.make_generation(agent, env, evolve))
+    generation = jax.jit(functools.partial(evolution.generation, agent, env, evolve))
     key, batch = jax.random.key(1), starts_of(trained)
     warm, _ = generation(run.agent, key, batch)
     traces = generation._cache_size()
@@ -697,7 +697,7 @@ def test_a_generation_in_the_dream_is_one_program_that_leaves_nothing_to_the_hos
 def test_the_agent_acts_by_an_evaluated_mean_and_never_by_the_best_of_a_population(trained):
     agent, env, run, _ = trained
     evolve = agent.recipe.stages[-1].evolve
-    iteration = jax.jit(evolution.make_iteration(agent, env, evolve))
+    iteration = jax.jit(functools.partial(evolution.iteration, agent, env, evolve))
     state, metrics = iteration(run.agent, jax.random.key(1), starts_of(trained))
     evolving = state.opt_state["controller"]
     np.testing.assert_array_equal(state.params["controller"], evolving.strategy.mean)
@@ -713,7 +713,9 @@ def test_the_agent_acts_by_an_evaluated_mean_and_never_by_the_best_of_a_populati
 def test_the_population_can_be_evaluated_in_the_environment_itself(trained):
     agent, env, run, _ = trained
     evolve = agent.recipe.stages[-1].evolve._replace(where="env", max_steps=9)
-    state, metrics = jax.jit(evolution.make_iteration(agent, env, evolve))(run.agent, jax.random.key(0), None)
+    state, metrics = jax.jit(functools.partial(evolution.iteration, agent, env, evolve))(
+        run.agent, jax.random.key(0), None
+    )
     assert -1 <= metrics["fitness_mean"] <= metrics["fitness_best"] <= 1
     assert metrics["length"] == 9
     assert int(state.opt_state["controller"].strategy.generation) == 2
@@ -725,13 +727,15 @@ def test_a_population_spread_over_devices_evolves_as_on_one(trained, where):
     agent, env, run, _ = trained
     evolve = agent.recipe.stages[-1].evolve._replace(where=where, generations=1)
     batches = jax.tree.map(lambda *x: jnp.stack(x), starts_of(trained, 0), starts_of(trained, 1))
-    part = evolution.make_iteration(agent, env, evolve, "devices")
+    part = functools.partial(evolution.iteration, agent, env, evolve, axis_name="devices")
     spread = jax.vmap(lambda batch: part(run.agent, jax.random.key(1), batch)[0], axis_name="devices")
     found = jax.jit(spread)(batches).opt_state["controller"]
     for x in jax.tree.leaves(found):
         np.testing.assert_array_equal(x[0], x[1])
     if where == "env":  # dreams on one device start from half as many records
-        alone, _ = jax.jit(evolution.make_iteration(agent, env, evolve))(run.agent, jax.random.key(1), None)
+        alone, _ = jax.jit(functools.partial(evolution.iteration, agent, env, evolve))(
+            run.agent, jax.random.key(1), None
+        )
         expected = alone.opt_state["controller"]
         np.testing.assert_allclose(found.strategy.mean[0], expected.strategy.mean, atol=1e-5)
         np.testing.assert_allclose(found.kept_return[0], expected.kept_return, atol=1e-4)
@@ -739,9 +743,8 @@ def test_a_population_spread_over_devices_evolves_as_on_one(trained, where):
 
 def test_a_population_that_devices_cannot_share_evenly_is_refused(trained):
     agent, env, run, _ = trained
-    odd = evolution.make_iteration(
-        agent, env, agent.recipe.stages[-1].evolve._replace(where="env", mean_rollouts=3), "devices"
-    )
+    evolve = agent.recipe.stages[-1].evolve._replace(where="env", mean_rollouts=3)
+    odd = functools.partial(evolution.iteration, agent, env, evolve, axis_name="devices")
     with pytest.raises(UsageError, match="3 cannot be spread evenly over 2 devices"):
         jax.eval_shape(
             jax.vmap(lambda _: odd(run.agent, jax.random.key(1), None)[0].step, axis_name="devices"), jnp.arange(2)

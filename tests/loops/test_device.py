@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.loops.fakes import counter_env, fake_agent, fake_recipe, learn
+from wmjax import evolution
 from wmjax.loops import checkpoint
 from wmjax.loops import device as loop
 from wmjax.types import Evolve, Recipe, Sampling, Stage, Update, UsageError
@@ -139,27 +140,29 @@ def test_two_online_samplings_must_have_one_length():
 # Searches for parameters
 
 
-def searching(where="env", metric=lambda state: state.params["w"].mean()):
-    """An agent that collects four steps and then moves a weight by noise and by what it is given of replay."""
-    seen = []
+@pytest.fixture
+def searching(monkeypatch):
+    """Makes an agent that collects four steps and then moves a weight by noise and by what it is given of replay."""
 
-    def make_iteration(agent, env, evolve, axis_name):
-        seen.append((agent, env, evolve, axis_name))
+    def make(where="env", metric=lambda state: state.params["w"].mean()):
+        seen = []
 
-        def iterate(state, key, batch):
+        def iterate(agent, env, evolve, state, key, batch, axis_name):
+            seen.append((agent, env, evolve, axis_name))
             noise = jax.random.normal(key, state.params["w"].shape)
             given = 0.0 if batch is None else batch.step.obs["vector"].mean()
             state = state._replace(params={"w": 0.9 * state.params["w"] + given + noise}, step=state.step + 1)
             return state, {"fitness": metric(state)}
 
-        return iterate
+        monkeypatch.setattr(evolution, "iteration", iterate)
+        evolve = Evolve(
+            "search", None, None, None, where, rollouts=1, max_steps=3, population=4, generations=1, mean_rollouts=1,
+            sampling=Sampling(3), batch_size=5,
+        )  # fmt: skip
+        stages = (Stage("collect", 2, 2, None), Stage("evolve", 9, 0, None, evolve=evolve))
+        return fake_agent(Recipe(2, 20, stages)), seen
 
-    evolve = Evolve(
-        "search", make_iteration, None, None, None, where, rollouts=1, max_steps=3, population=4, generations=1,
-        mean_rollouts=1, sampling=Sampling(3), batch_size=5,
-    )  # fmt: skip
-    stages = (Stage("collect", 2, 2, None), Stage("evolve", 9, 0, None, evolve=evolve))
-    return fake_agent(Recipe(2, 20, stages)), seen
+    return make
 
 
 def collected_and(agent):
@@ -169,7 +172,7 @@ def collected_and(agent):
 
 
 @pytest.mark.parametrize("where", ["env", "dream"])
-def test_a_search_goes_on_byte_for_byte_however_it_is_cut(where):
+def test_a_search_goes_on_byte_for_byte_however_it_is_cut(searching, where):
     agent, seen = searching(where)
     start, search = collected_and(agent)
     whole, metrics = search(start(), 6)
@@ -183,12 +186,14 @@ def test_a_search_goes_on_byte_for_byte_however_it_is_cut(where):
     assert seen[0][2].name == "search" and seen[0][3] is None
 
 
-def test_a_search_in_dreams_is_given_windows_of_replay_and_one_in_the_environment_nothing():
+def test_a_search_in_dreams_is_given_windows_of_replay_and_one_in_the_environment_nothing(searching, monkeypatch):
     agent, _ = searching("dream")
-    given, shapes = agent.recipe.stages[1].evolve, []
-    spy = lambda *args: lambda state, key, batch: shapes.append(jax.tree.map(jnp.shape, batch)) or (state, {})
-    stages = (agent.recipe.stages[0], agent.recipe.stages[1]._replace(evolve=given._replace(make_iteration=spy)))
-    start, search = collected_and(agent._replace(recipe=agent.recipe._replace(stages=stages)))
+    stages, shapes = agent.recipe.stages, []
+    spy = lambda agent, env, evolve, state, key, batch, axis_name: (
+        shapes.append(jax.tree.map(jnp.shape, batch)) or (state, {})
+    )
+    monkeypatch.setattr(evolution, "iteration", spy)
+    start, search = collected_and(agent)
     search(start(), 1)
     assert shapes[0].action == (3, 5, 3) and shapes[0].step.reward == (3, 5)
     shapes.clear()
@@ -198,7 +203,7 @@ def test_a_search_in_dreams_is_given_windows_of_replay_and_one_in_the_environmen
     assert shapes[0] is None
 
 
-def test_a_fitness_that_is_not_finite_is_no_reason_to_skip_a_generation():
+def test_a_fitness_that_is_not_finite_is_no_reason_to_skip_a_generation(searching):
     agent, _ = searching(metric=lambda state: jnp.where(state.step == 2, jnp.nan, 1.0))
     start, search = collected_and(agent)
     run, metrics = search(start(), 3)
@@ -215,7 +220,7 @@ def test_a_fitness_that_is_not_finite_is_no_reason_to_skip_a_generation():
         (dict(empty=True), "neither collects nor learns"),
     ],
 )
-def test_a_search_that_cannot_be_run_is_refused(change, message):
+def test_a_search_that_cannot_be_run_is_refused(searching, change, message):
     agent, _ = searching("dream")
     collect, search = agent.recipe.stages
     if "open" in change:

@@ -61,7 +61,7 @@ def test_what_is_shared_between_devices_adds_up_to_the_whole():
 
 def test_a_search_shares_its_batch_and_is_refused_where_its_population_cannot_be_shared():
     numbers = dict(rollouts=1, max_steps=3, population=8, generations=1, mean_rollouts=4, batch_size=12)
-    evolve = Evolve("search", None, None, None, None, "dream", **numbers)
+    evolve = Evolve("search", None, None, None, "dream", **numbers)
     recipe = lambda **change: Recipe(12, 96, (Stage("evolve", 9, 0, None, evolve=evolve._replace(**change)),))
     share = lambda **change: parallel.share(recipe(**change), 4)
     shared = share().stages[0].evolve

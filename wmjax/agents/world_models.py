@@ -796,7 +796,6 @@ def _evolve(spec: EnvSpec, config: WorldModelsConfig, model: WorldModel) -> Evol
     rows = 2 ** (rows.bit_length() - 1)  # a power of two, which devices can share
     return Evolve(
         "controller",
-        evolution.make_iteration,
         strategy,
         get=lambda params: params["controller"],
         set=lambda params, theta: params | {"controller": theta},

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax import checks
+from wmjax import checks, evolution
 from wmjax.loops.rollout import Position, random_act, rollout
 from wmjax.ops import noise
 from wmjax.replay import device as replays
@@ -25,6 +26,7 @@ from wmjax.types import (
     AgentState,
     Array,
     Env,
+    Evolve,
     HostEnv,
     Metrics,
     PyTree,
@@ -194,10 +196,19 @@ def count_episodes(episode: Episode, step: TimeStep) -> tuple[Episode, Metrics]:
     return episode, jax.tree.map(jnp.sum, sums)
 
 
-def _collect(
-    agent: Agent, env: Env, stage: Stage, axis_name: str | None, run: RunState, key: Array
-) -> tuple[RunState, Metrics]:
+class _Part(NamedTuple):
+    """What the functions of a stage are about."""
+
+    agent: Agent
+    env: Env
+    stage: Stage
+    axis_name: str | None
+    each: Callable  # what updates and searches are wrapped in
+
+
+def _collect(part: _Part, run: RunState, key: Array) -> tuple[RunState, Metrics]:
     """Steps the environments and adds what they gave to replay."""
+    agent, env, stage, axis_name, _ = part
     act = stage.act or random_act(agent, env.spec)
     position = Position(run.env_state, run.timestep, run.carry)
     position, records = rollout(
@@ -208,6 +219,12 @@ def _collect(
         sums = jax.lax.psum(sums, axis_name)
     replay, steps = replays.add(run.replay, records), run.steps + stage.collect
     return run._replace(**position._asdict(), replay=replay, episode=episode, steps=steps), sums
+
+
+def _sample(part: _Part, replay: Replay, key: Array, what: Update | Evolve) -> tuple[Replay, Trajectory, replays.Index]:
+    if part.axis_name is not None:  # each device reads its own replay
+        key = jax.random.fold_in(key, jax.lax.axis_index(part.axis_name))
+    return replays.sample(replay, key, what.sampling, what.batch_size)
 
 
 def is_finite(changed: PyTree, metrics: Metrics, axis_name: str | None = None) -> Array:
@@ -263,21 +280,20 @@ def apply_update(
     return jax.tree.map(keep, new_state, state), _count_skips(skips, finite), metrics, latent
 
 
-def _learn(update: Update, axis_name: str | None, run: RunState, key: Array) -> tuple[RunState, Metrics]:
+def _learn(part: _Part, update: Update, run: RunState, key: Array) -> tuple[RunState, Metrics]:
     """Does the repeats of one update; sums of the metrics of those that were kept, and how many were not.
 
     Of an update that is not finite nothing is kept: neither the new agent state nor its latents.
     """
+    update = update._replace(fn=part.each(update.fn))
     experience = run.replay.data._replace(latent=())  # does not change here, so it stays out of the scan's carry
 
     def body(carry: tuple, key: Array) -> tuple[tuple, Metrics]:
         state, replay, skips = carry
         replay = replay._replace(data=experience._replace(latent=replay.data.latent))
         key_sample, key_learn = jax.random.split(key)
-        if axis_name is not None:  # each device reads its own replay
-            key_sample = jax.random.fold_in(key_sample, jax.lax.axis_index(axis_name))
-        replay, batch, index = replays.sample(replay, key_sample, update.sampling, update.batch_size)
-        state, skips, metrics, latent = apply_update(update, axis_name, state, skips, key_learn, batch)
+        replay, batch, index = _sample(part, replay, key_sample, update)
+        state, skips, metrics, latent = apply_update(update, part.axis_name, state, skips, key_learn, batch)
         if latent is not None:
             replay = replays.write(replay, index, latent)
         return (state, replay._replace(data=Record((), (), replay.data.latent)), skips), metrics
@@ -289,36 +305,31 @@ def _learn(update: Update, axis_name: str | None, run: RunState, key: Array) -> 
     return run._replace(agent=state, replay=replay, skips=skips), jax.tree.map(lambda x: x.sum(0), metrics)
 
 
-def _evolve(
-    agent: Agent, env: Env, stage: Stage, axis_name: str | None, run: RunState, key: Array
-) -> tuple[RunState, Metrics]:
+def _evolve(part: _Part, run: RunState, key: Array) -> tuple[RunState, Metrics]:
     """Some generations of a search, in the run's environment or in dreams that start from its replay."""
-    evolve, batch = stage.evolve, None
+    evolve, batch = part.stage.evolve, None
     key_sample, key_search = jax.random.split(key)
     if evolve.where == "dream":
-        if axis_name is not None:  # each device reads its own replay
-            key_sample = jax.random.fold_in(key_sample, jax.lax.axis_index(axis_name))
-        replay, batch, _ = replays.sample(run.replay, key_sample, evolve.sampling, evolve.batch_size)
+        replay, batch, _ = _sample(part, run.replay, key_sample, evolve)
         run = run._replace(replay=run.replay._replace(cursor=replay.cursor))
     # The key of the search is the same on all devices, and so is what comes of it.
-    state, metrics = evolve.make_iteration(agent, env, evolve, axis_name)(run.agent, key_search, batch)
+    search = part.each(partial(evolution.iteration, part.agent, part.env, evolve, axis_name=part.axis_name))
+    state, metrics = search(run.agent, key_search, batch)
     return run._replace(agent=state), {name: jnp.float32(value) for name, value in metrics.items()}
 
 
-def _iterate(
-    agent: Agent, env: Env, stage: Stage, axis_name: str | None, run: RunState
-) -> tuple[RunState, Metrics, dict[str, Metrics]]:
+def _iterate(part: _Part, run: RunState) -> tuple[RunState, Metrics, dict[str, Metrics]]:
     """One iteration of a stage: collect, learn, evolve. Sums over episodes, and over the repeats of each update."""
-    key = jax.random.fold_in(jax.random.fold_in(run.key, run.stage), run.iteration)
+    stage, key = part.stage, jax.random.fold_in(jax.random.fold_in(run.key, run.stage), run.iteration)
     episodes: Metrics = {}
     if stage.collect:
-        run, episodes = _collect(agent, env, stage, axis_name, run, jax.random.fold_in(key, 0))
+        run, episodes = _collect(part, run, jax.random.fold_in(key, 0))
     learned: dict[str, Metrics] = {}
     for number, update in enumerate(stage.updates, 1):
-        run, learned[update.name] = _learn(update, axis_name, run, jax.random.fold_in(key, number))
+        run, learned[update.name] = _learn(part, update, run, jax.random.fold_in(key, number))
     if stage.evolve:
         key = jax.random.fold_in(key, 1 + len(stage.updates))
-        run, learned[stage.evolve.name] = _evolve(agent, env, stage, axis_name, run, key)
+        run, learned[stage.evolve.name] = _evolve(part, run, key)
     return run._replace(iteration=run.iteration + 1), episodes, learned
 
 
@@ -342,7 +353,7 @@ def means(stage: Stage, episodes: Metrics, learned: dict[str, Metrics], iteratio
 
 
 def make_stage(
-    agent: Agent, env: Env, stage: Stage, axis_name: str | None = None
+    agent: Agent, env: Env, stage: Stage, axis_name: str | None = None, each: Callable = lambda fn: fn
 ) -> Callable[[RunState, Array], tuple[RunState, Metrics]]:
     """A stage as one function, to be compiled by the caller (`compile_stage`), or mapped over seeds first.
 
@@ -352,6 +363,7 @@ def make_stage(
       stage: one of `agent.recipe.stages`.
       axis_name: the named axis that environments, replay and batches are spread over, or None. The recipe then says
         the numbers of one device, and each device has its own environments, replay and keys.
+      each: what `Update.fn` and searches are wrapped in, such as `jax.custom_batching.sequential_vmap`.
 
     Returns:
       `run(state, iterations) -> (state, metrics)`. `iterations` is an int32 and may be traced: any number is the same
@@ -365,7 +377,7 @@ def make_stage(
     check(agent)
 
     # Inlined, so the program is the same; but traced only once, though it is needed for shapes first.
-    iterate = jax.jit(lambda run: _iterate(agent, env, stage, axis_name, run), inline=True)
+    iterate = jax.jit(partial(_iterate, _Part(agent, env, stage, axis_name, each)), inline=True)
 
     def run_stage(run: RunState, iterations: Array) -> tuple[RunState, Metrics]:
         def body(_: Array, loop: tuple) -> tuple:

@@ -167,23 +167,12 @@ def programs(
 
 
 def _body(agent: Agent, env: Env, stage: Stage, several: bool, axis_name: str | None) -> Callable:
-    stage = _in_turn(stage) if several and jax.default_backend() == "cpu" else stage
-    run_stage = device.make_stage(agent, env, stage, axis_name)
-    return jax.vmap(run_stage, (0, None)) if several else run_stage
-
-
-def _in_turn(stage: Stage) -> Stage:
-    """The stage whose seeds learn, or evolve, one after the other within the program.
-
-    One seed's update fills the cores of a CPU, and mapped over seeds it would be slower than in turn: its weights,
-    which all rows of a batch share, would become operands of batched products. It also compiles faster.
-    """
-    in_turn, evolve = jax.custom_batching.sequential_vmap, stage.evolve
-    updates = tuple(update._replace(fn=in_turn(update.fn)) for update in stage.updates)
-    if evolve:
-        make = evolve.make_iteration
-        evolve = evolve._replace(make_iteration=lambda *args: in_turn(make(*args)))
-    return stage._replace(updates=updates, evolve=evolve)
+    if not several:
+        return device.make_stage(agent, env, stage, axis_name)
+    # One seed's update fills the cores of a CPU, and mapped over seeds it would be slower than in turn: its weights,
+    # which all rows of a batch share, would become operands of batched products. It also compiles faster.
+    in_turn = {"each": jax.custom_batching.sequential_vmap} if jax.default_backend() == "cpu" else {}
+    return jax.vmap(device.make_stage(agent, env, stage, axis_name, **in_turn), (0, None))
 
 
 def _axes(run: RunState, lead: int) -> RunState:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from wmjax.evolution import play
 from wmjax.ops import noise
 from wmjax.ops.action_distributions import random_action
 from wmjax.replay.device import Record
@@ -46,15 +48,6 @@ def random_act(agent: Agent, spec: EnvSpec) -> Callable:
     return act
 
 
-def _advance(act: Callable, env_step: Callable, params: PyTree, keys: Array, position: Position, explore: bool):
-    """One step of all environments; `keys` `[num_envs]`, so that a row does not depend on how many others there are."""
-    key_act, key_env = noise.split(keys, 2)
-    env_state, timestep, carry = position
-    carry, action, latent = act(params, key_act, carry, timestep, explore=explore)
-    env_state, following = env_step(key_env, env_state, action)
-    return Position(env_state, following, carry), Record(timestep, action, latent)
-
-
 def rollout(
     act: Callable,
     env_step: Callable,
@@ -84,8 +77,12 @@ def rollout(
     num_envs = position.timestep.reward.shape[0]
 
     def body(position: Position, t: Array) -> tuple[Position, Record]:
-        keys = noise.row_keys(jax.random.fold_in(key, t), num_envs, axis_name)
-        return _advance(act, env_step, params, keys, position, explore)
+        # A key for each row, so that it does not depend on how many others there are.
+        key_act, key_env = noise.split(noise.row_keys(jax.random.fold_in(key, t), num_envs, axis_name), 2)
+        env_state, timestep, carry = position
+        carry, action, latent = act(params, key_act, carry, timestep, explore=explore)
+        env_state, following = env_step(key_env, env_state, action)
+        return Position(env_state, following, carry), Record(timestep, action, latent)
 
     return jax.lax.scan(body, Position(*position), jnp.arange(steps))
 
@@ -93,28 +90,6 @@ def rollout(
 def step_limit(spec: EnvSpec) -> int:
     """Agent steps after which an evaluation cuts an episode: the environment's own limit, or `EVALUATION_STEPS`."""
     return spec.max_episode_steps or EVALUATION_STEPS
-
-
-def _first_episodes(agent: Agent, env: Env, params: PyTree, keys: Array, explore: bool, max_steps: int):
-    """Runs one environment per key until each has ended its first episode; returns, lengths and which ended."""
-    count = keys.shape[0]
-    key_reset, key_run = noise.split(keys, 2)
-    env_state, timestep = jax.vmap(env.reset)(key_reset)
-    start = Position(env_state, timestep, agent.act_carry(params, count))
-    step = jax.vmap(env.step)
-
-    def going(loop: tuple) -> Array:
-        t, _, _, _, ended = loop
-        return (t < max_steps) & ~ended.all()
-
-    def body(loop: tuple) -> tuple:
-        t, position, returns, lengths, ended = loop
-        position, _ = _advance(agent.act, step, params, noise.fold_in(key_run, t), position, explore)
-        returns += jnp.where(ended, 0.0, position.timestep.reward)
-        return t + 1, position, returns, lengths + ~ended, ended | position.timestep.is_last
-
-    loop = (jnp.int32(0), start, jnp.zeros(count), jnp.zeros(count, jnp.int32), jnp.zeros(count, bool))
-    return jax.lax.while_loop(going, body, loop)[2:]
 
 
 def evaluate(
@@ -146,6 +121,7 @@ def evaluate(
     chunks = -(-episodes // EVALUATION_ENVS)
     width = -(-episodes // chunks)
     keys = noise.row_keys(key, chunks * width).reshape(chunks, width)
-    play = lambda keys: _first_episodes(agent, env, params, keys, explore, limit)
-    returns, lengths, ended = (x.reshape(-1)[:episodes] for x in jax.lax.map(play, keys))
+    act = functools.partial(agent.act, explore=explore)
+    chunk = lambda keys: play(env, act, params, agent.act_carry(params, width), keys, limit)
+    returns, lengths, ended = (x.reshape(-1)[:episodes] for x in jax.lax.map(chunk, keys))
     return Evaluation(returns, lengths, ~ended)

@@ -7,7 +7,8 @@ import pytest
 
 from tests.loops.fakes import ACTIONS, counter_env, fake_agent, fake_recipe, learn
 from wmjax import evolution
-from wmjax.loops import checkpoint, device, host_evolution
+from wmjax.loops import checkpoint, device
+from wmjax.loops.host.evolution import Search
 from wmjax.loops.host.loop import HostLoop, programs
 from wmjax.loops.host.rollout import HostEvaluator, Options, act_program, first_episodes, play
 from wmjax.ops import noise
@@ -354,7 +355,7 @@ def searching_agent(slots, sigma_min=None, restarts=None):
     size = 2 * ACTIONS
     strategy = evolution.make_strategy(evolution.StrategyConfig(size, 4, sigma_min=sigma_min))
     evolve = Evolve(
-        "search", evolution.make_iteration, strategy, lambda params: params["theta"],
+        "search", strategy, lambda params: params["theta"],
         lambda params, theta: params | {"theta": theta}, "env", rollouts=2, max_steps=10, population=4, generations=3,
         mean_rollouts=5, restarts=restarts,
     )  # fmt: skip
@@ -425,8 +426,8 @@ def test_candidates_play_the_same_episodes_or_each_its_own():
     evolve = agent.recipe.stages[1].evolve
     for common in (True, False):
         envs = env.start(4)
-        iteration = host_evolution.make_iteration(agent, env, evolve._replace(common=common))
-        assert iteration(envs, agent.init(jax.random.key(0)), jax.random.key(1), None) is not None
+        search = Search(agent, env, evolve._replace(common=common))
+        assert search(envs, agent.init(jax.random.key(0)), jax.random.key(1), None) is not None
         own = [tuple(seed) for seeds in envs.log[:6] for seed in seeds]  # of three generations: no other seeds
         assert len(set(own)) == (6 if common else 24)
 

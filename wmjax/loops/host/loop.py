@@ -21,9 +21,9 @@ import numpy as np
 from wmjax.folder import REPLAY
 from wmjax.loops import checkpoint, device
 from wmjax.loops.device import Episode, RunState, Skips, first
+from wmjax.loops.host.evolution import Search
 from wmjax.loops.host.learning import Clock, Latents, Learner, add
 from wmjax.loops.host.rollout import DEFAULTS, Options, act_program, seed_words, start, timestep_shapes
-from wmjax.loops.host_evolution import Iteration, make_iteration
 from wmjax.loops.memory import SPARE, available_bytes, check_agent, resident_bytes
 from wmjax.loops.parallel import Programs
 from wmjax.loops.rollout import random_act
@@ -244,7 +244,7 @@ class HostLoop:
         rows = lambda key, t: noise.row_keys(jax.random.fold_in(key, t), self._num_envs)
         act = act_program(stage.act or random_act(self._agent, self._env.spec), self._env, rows, explore=True)
         learn = [jax.jit(partial(device.apply_update, u, None), donate_argnums=(0, 1)) for u in stage.updates]
-        search = make_iteration(self._agent, self._env, stage.evolve) if stage.evolve else None
+        search = Search(self._agent, self._env, stage.evolve) if stage.evolve else None
 
         def run_stage(run: RunState, iterations: int) -> tuple[RunState, Metrics]:
             clock, sums, done = Clock(), {}, 0
@@ -329,7 +329,7 @@ class HostLoop:
             return run, None
         return run._replace(iteration=run.iteration + np.int32(1)), sums | learner.sums
 
-    def _search(self, stage: Stage, search: Iteration, run: RunState) -> tuple[RunState, dict[str, Metrics] | None]:
+    def _search(self, stage: Stage, search: Search, run: RunState) -> tuple[RunState, dict[str, Metrics] | None]:
         """One iteration of a search; None if it stopped."""
         evolve, batch = stage.evolve, None
         key_sample, key_search = self._search_keys(run.key, run.stage, run.iteration)
