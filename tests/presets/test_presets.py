@@ -6,11 +6,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from tests.paper_settings import CONFIGS
+from tests.presets.paper_settings import CONFIGS
 from wmjax import presets
 from wmjax.agents import AGENTS
 from wmjax.loops.host import loop as host
 from wmjax.loops.memory import tree_bytes
+from wmjax.presets.budgets import BUDGETS, MEASURED, RunSettings
 from wmjax.replay.host import sizes
 from wmjax.types import Box, Discrete, EnvSpec, HostEnv, UsageError
 
@@ -36,7 +37,7 @@ def test_the_documentation_names_the_presets_that_need_more_memory_than_one_acce
             replay = sizes(example, made.recipe.num_envs, made.recipe.replay_capacity).memory_bytes
             if replay > 80e9:
                 large[agent, preset] = replay
-    text = (Path(__file__).parents[1] / "docs" / "papers.md").read_text().split("## Memory\n")[1].split("\n## ")[0]
+    text = (Path(__file__).parents[2] / "docs" / "papers.md").read_text().split("## Memory\n")[1].split("\n## ")[0]
     told = re.findall(r"^- `(\w+)`, `(\w+)`: (\d+) GB$", text, re.M)
     assert {(agent, preset): int(number) for agent, preset, number in told} == {
         name: round(number / 1e9) for name, number in large.items()
@@ -89,7 +90,7 @@ def tables(text):
 
 
 def test_the_documented_settings_of_the_papers_are_those_of_the_presets():
-    found = tables((Path(__file__).parents[1] / "docs" / "papers.md").read_text(encoding="utf-8"))
+    found = tables((Path(__file__).parents[2] / "docs" / "papers.md").read_text(encoding="utf-8"))
     assert list(found) == list(CONFIGS)
     for key, rows in found.items():
         assert {field: ast.literal_eval(here) for field, _, here, _ in rows} == CONFIGS[key], key
@@ -115,6 +116,29 @@ def test_a_paper_preset_trains_for_as_long_as_its_benchmark_does():
     settings = presets.resolve("dreamer_v2", "paper_atari", "atari200m:Pong")[1]
     assert (settings.steps, settings.image_size) == (200_000_000, 64)
     assert presets.resolve("dreamer_v3", "paper", overrides={"size": "12m"})[0].dimensions.deter == 2048
+
+
+def test_every_row_of_the_budgets_is_of_a_preset_and_says_something():
+    for row in BUDGETS:
+        assert row.preset == "*" or row.preset in {name for agent in AGENTS for name in presets.PRESETS[agent]}
+        assert row.agent == "*" or row.preset in ("*", *presets.PRESETS[row.agent])
+        assert row.score or any(value is not ... for value in row[3:-2]), row
+        assert bool(row.score) == bool(row.source), row
+
+
+def test_the_readme_shows_the_measured_scores_and_their_budgets():
+    text = (
+        (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split("## Results\n")[1].split("\n## ")[0]
+    )
+    shown, env = {}, None
+    for line in re.findall(r"^\| (.*) \|$", text, re.M)[2:]:
+        place, agent, frames, score, _ = (cell.strip(" `") for cell in line.split("|"))
+        env = place.partition("`")[0] or env
+        shown[agent, env] = int(frames.replace(",", "")), score
+    env, score, frames = re.search(r"World Models on `(\w+)` .*?: (\d+), .*?after ([\d,]+) frames", text, re.S).groups()
+    shown["world_models", env] = int(frames.replace(",", "")), score
+    measured = {(row.agent, row.env): (row.steps, row.score) for row in BUDGETS if row.source == MEASURED}
+    assert shown == measured
 
 
 def test_dreamer_v3_begins_to_train_with_as_many_windows_as_its_authors():
@@ -225,9 +249,9 @@ def test_every_agent_has_a_default_environment():
 
 
 def test_settings_of_an_environment_belong_to_small():
-    assert presets.resolve("dreamer_v3", "small", "pendulum")[1] == presets.RUNS["dreamer_v3"]["pendulum"]
+    assert presets.resolve("dreamer_v3", "small", "pendulum")[1] == RunSettings(200_000, image_size=32, action_repeat=2)
     assert presets.resolve("dreamer_v3", "paper", "pendulum")[1].image_size is None
-    assert presets.resolve("dreamer_v3", "small", "never heard of")[1] == presets.DEFAULT_RUN
+    assert presets.resolve("dreamer_v3", "small", "never heard of")[1] == RunSettings(100_000)
     assert presets.resolve("dreamer_v1", "small", "dmc:walker_walk")[1].action_repeat == 2
     assert presets.resolve("world_models", "small", "gym:CarRacing-v3")[1].image_size == 64
 

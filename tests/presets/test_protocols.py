@@ -10,7 +10,7 @@ from wmjax.agents import AGENTS
 from wmjax.suites import SuiteError
 from wmjax.suites.atari_suite import ARGUMENTS, Protocol, protocol
 
-DOCS = Path(__file__).parents[1] / "docs" / "protocols.md"
+DOCS = Path(__file__).parents[2] / "docs" / "protocols.md"
 SHOWN = {True: "yes", False: "no"}
 
 
