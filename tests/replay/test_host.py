@@ -11,7 +11,7 @@ import pytest
 from wmjax.replay import chunks
 from wmjax.replay import device as replays
 from wmjax.replay.device import Record
-from wmjax.replay.host import HostReplay
+from wmjax.replay.host import HostReplay, sizes
 from wmjax.types import RunError, Sampling, TimeStep, UsageError
 
 ENVS, CAPACITY = 3, 33  # 11 rows
@@ -39,8 +39,13 @@ def example():
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), records(0, 1))
 
 
-def host(tmp_path=None, **options):
-    return HostReplay(example(), ENVS, CAPACITY, folder=tmp_path, chunk_bytes=4 * 3 * 35, **options)
+@pytest.fixture(autouse=True)
+def blocks_of_four_rows(monkeypatch):
+    monkeypatch.setattr("wmjax.replay.host.CHUNK_BYTES", 4 * 3 * 35)
+
+
+def host(tmp_path=None, *, rows=CAPACITY // ENVS, **options):
+    return HostReplay(example(), ENVS, ENVS * rows, folder=tmp_path, **options)
 
 
 def same(a, b):
@@ -227,10 +232,9 @@ def test_a_file_whose_hash_is_right_and_whose_arrays_are_not_is_left_out(data, t
 def test_memory_never_exceeds_what_is_stated_and_is_less_with_files(memory_map, tmp_path):
     rows, stated = 400, {}
     for option in (False, True):
-        mine = HostReplay(example(), ENVS, ENVS * rows, folder=tmp_path, memory_map=option, chunk_bytes=4 * 3 * 35)
-        stated[option] = mine.memory_bytes
+        stated[option] = sizes(example(), ENVS, ENVS * rows, memory_map=option).memory_bytes
     assert stated[True] < 0.5 * stated[False]
-    mine = HostReplay(example(), ENVS, ENVS * rows, folder=tmp_path, memory_map=memory_map, chunk_bytes=4 * 3 * 35)
+    mine = host(tmp_path, rows=rows, memory_map=memory_map)
     most = 0
     for row in range(2 * rows + 3):
         mine.add(records(row, 1))
@@ -244,7 +248,8 @@ def test_memory_never_exceeds_what_is_stated_and_is_less_with_files(memory_map, 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="descriptors are counted as Linux shows them")
 def test_however_many_files_there_are_few_are_open(tmp_path, monkeypatch):
     monkeypatch.setattr("wmjax.replay.host.MAPPED", 3)
-    mine = HostReplay(example(), ENVS, ENVS * 80, folder=tmp_path, memory_map=True, chunk_bytes=1)
+    monkeypatch.setattr("wmjax.replay.host.CHUNK_BYTES", 1)
+    mine = host(tmp_path, rows=80, memory_map=True)
     before = len(os.listdir("/proc/self/fd"))
     mine.add(records(0, 80))
     mine.saved()
@@ -257,9 +262,7 @@ def test_however_many_files_there_are_few_are_open(tmp_path, monkeypatch):
 
 def test_what_cannot_be_written_stops_a_replay_that_is_read_from_files_before_memory_is_full(tmp_path, monkeypatch):
     said = []
-    mine = HostReplay(
-        example(), ENVS, ENVS * 80, folder=tmp_path, memory_map=True, chunk_bytes=4 * 3 * 35, warn=said.append
-    )
+    mine = host(tmp_path, rows=80, memory_map=True, warn=said.append)
 
     def full(folder, arrays):
         raise OSError(28, "No space left on device")

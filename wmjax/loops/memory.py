@@ -17,7 +17,8 @@ import jax
 
 from wmjax.loops import device
 from wmjax.loops.host.rollout import timestep_shapes
-from wmjax.types import Agent, AgentState, Env, EnvSpec, Evolve, PyTree, RunError, UsageError
+from wmjax.replay.host import tree_bytes
+from wmjax.types import Agent, AgentState, Env, EnvSpec, Evolve, RunError, UsageError
 
 SPARE = 0.9  # of the host's free memory, or of a disk, that may be filled
 # Of a control group, as containers and schedulers make them: its folder, limit, use, and the cache in that.
@@ -89,11 +90,6 @@ def room() -> Room | None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is needed
-
-
-def tree_bytes(tree: PyTree) -> int:
-    """Of all leaves, arrays or shapes."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def amount(size: float) -> str:

@@ -19,7 +19,7 @@ Index = tuple[Array, Array]  # (row, env), int32 [T, B] each: where the steps of
 
 
 class Record(NamedTuple):
-    """What replay keeps of a time step; leaves are `[num_envs, ...]`."""
+    """What replay keeps of a time step; leaves are `[num_envs, ...]`. All but the flags may be left out, as ()."""
 
     step: TimeStep
     action: Array  # as the agent chose it on seeing `step`
@@ -104,7 +104,11 @@ def init(example: Record, num_envs: int, capacity: int) -> Replay:
 
 
 def _rows(replay: Replay) -> int:
-    return replay.data.action.shape[0]
+    return replay.data.step.is_first.shape[0]
+
+
+def _num_envs(replay: Replay) -> int:
+    return replay.data.step.is_first.shape[1]
 
 
 def size(replay: Replay) -> Array:
@@ -124,10 +128,10 @@ def add(replay: Replay, records: Record) -> Replay:
       replay: where to.
       records: consecutive time steps `[steps, num_envs, ...]`, at most as many as the replay has rows.
     """
-    rows, steps = _rows(replay), records[1].shape[0]
+    records, rows = Record(*records), _rows(replay)
+    steps = records.step.is_first.shape[0]
     if steps > rows:
         raise UsageError(f"collect {steps}: replay keeps {rows} steps of each environment; must be at most that")
-    records = Record(*records)
     contracts.fits(jax.eval_shape(lambda data: jax.tree.map(lambda x: x[:steps], _unpack(data)), replay.data), records)
     records = _pack(records)
 
@@ -149,8 +153,8 @@ def _starts(replay: Replay, key: Array, window: int, batch_size: int) -> Index:
 
     def draw(key: Array) -> Index:
         key_row, key_env = jax.random.split(key)
-        num_envs = replay.data.action.shape[1]
-        return oldest + jax.random.randint(key_row, (), 0, most), jax.random.randint(key_env, (), 0, num_envs)
+        row = oldest + jax.random.randint(key_row, (), 0, most)
+        return row, jax.random.randint(key_env, (), 0, _num_envs(replay))
 
     return jax.vmap(draw)(keys)
 
@@ -234,7 +238,7 @@ def _mask(replay: Replay, row: Array, is_first: Array, pad: str | None) -> Array
 
 def _online(replay: Replay, start: Array, env: Array, window: int) -> tuple[Replay, Array, Array]:
     """Fills the first slots from the online queue, oldest unread window first, and moves its cursor."""
-    num_envs = replay.data.action.shape[1]
+    num_envs = _num_envs(replay)
     oldest = replay.added - size(replay)
     intact = -(-oldest // window) * num_envs  # items before this one have been overwritten, at least in part
     first = jnp.maximum(replay.cursor, intact)
@@ -251,7 +255,7 @@ def _one_after_the_other(replay: Replay, sampling: Sampling, batch_size: int) ->
 
     Trained steps do not overlap, except that the last window of an environment ends with its newest row.
     """
-    num_envs, kept = replay.data.action.shape[1], size(replay)
+    num_envs, kept = _num_envs(replay), size(replay)
     windows = jnp.maximum(-(-(kept - sampling.context) // sampling.length), 1)
     item = (replay.cursor + jnp.arange(batch_size)) % (windows * num_envs)
     latest = jnp.maximum(kept - sampling.context - sampling.length, 0)
@@ -322,7 +326,7 @@ def write(replay: Replay, index: Index, latent: PyTree) -> Replay:
     contracts.fits(jax.tree.map(of_batch, wanted, latent), latent)
     row, env = (x[x.shape[0] - leaves[0].shape[0] :].ravel() for x in index)
     # Scatters leave open which of two writes to one place wins, so all but the last are sent out of bounds.
-    place = row * replay.data.action.shape[1] + env
+    place = row * _num_envs(replay) + env
     order = jnp.argsort(place, stable=True)
     last = jnp.concatenate([place[order][1:] != place[order][:-1], jnp.ones(1, bool)])
     row = jnp.where(jnp.zeros_like(last).at[order].set(last), row, _rows(replay))

@@ -7,11 +7,12 @@ immutable file (`replay.chunks`); a checkpoint names these files and holds what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -46,15 +47,33 @@ def cpu() -> jax.Device:
         return jax.local_devices()[0]
 
 
-def _flags(step: TimeStep, lead: tuple[int, ...]) -> Record:
+def tree_bytes(tree: PyTree) -> int:
+    """Of all leaves, arrays or shapes."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+Block = dict[str, np.ndarray]  # the part of records that never changes, by name, `[rows, num_envs, ...]`
+
+
+def _flags(step: TimeStep) -> Record:
     """The part of records that the device replay keeps."""
-    return Record(step._replace(obs={}, reward=()), np.zeros((*lead, 0), np.float32), ())
+    return Record(step._replace(obs={}, reward=()), (), ())
 
 
-def _data(records: Record) -> dict[str, Any]:
-    """The part of records that never changes, by name."""
+def _data(records: Record) -> Block:
+    """The part of records that lies in blocks."""
     obs = {f"obs/{name}": value for name, value in records.step.obs.items()}
     return obs | {"reward": records.step.reward, "action": records.action}
+
+
+def _record(flags: TimeStep, data: Block, latent: PyTree) -> Record:
+    """What `_flags` and `_data` are parts of."""
+    obs = {name.removeprefix("obs/"): value for name, value in data.items() if name.startswith("obs/")}
+    return Record(flags._replace(obs=obs, reward=data["reward"]), data["action"], latent)
+
+
+def _copy(tree: PyTree) -> PyTree:
+    return jax.tree.map(np.array, tree)
 
 
 class Sizes(NamedTuple):
@@ -66,18 +85,13 @@ class Sizes(NamedTuple):
     disk_bytes: int  # of its files, and of the latents in two checkpoints and a third that is being written
 
 
-def sizes(
-    example: Record, num_envs: int, capacity: int, *, memory_map: bool = False, chunk_bytes: int | None = None
-) -> Sizes:
+def sizes(example: Record, num_envs: int, capacity: int, *, memory_map: bool = False) -> Sizes:
     """From what `HostReplay` takes; nothing is allocated."""
-    bytes_of = lambda tree: sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
-    shapes = jax.eval_shape(lambda tree: tree, Record(*example))
-    rows, row_bytes = capacity // num_envs, bytes_of(_data(shapes))
-    block = max(1, min(rows, (chunk_bytes or CHUNK_BYTES) // row_bytes))
+    rows, row_bytes = capacity // num_envs, tree_bytes(_data(example))
+    block = max(1, min(rows, CHUNK_BYTES // row_bytes))
     resident = -(-rows // block) * block
     resident = min(resident, (UNWRITTEN + 1) * block) if memory_map else resident
-    latent = rows * bytes_of(shapes.latent)
-    flags = rows * bytes_of(shapes.step._replace(obs={}, reward=()))
+    latent, flags = rows * tree_bytes(example.latent), rows * tree_bytes(_flags(example.step))
     memory = (resident + block) * row_bytes + 2 * latent + flags
     return Sizes(block, memory, flags, rows * row_bytes + 3 * latent)
 
@@ -92,7 +106,6 @@ class HostReplay:
       folder: where complete blocks are written; None for nowhere, and then nothing can be saved.
       memory_map: read complete blocks from their files instead of keeping them in memory.
       warn: is told what goes wrong with a file.
-      chunk_bytes: of a block, about; `CHUNK_BYTES` by default.
     """
 
     def __init__(
@@ -104,28 +117,27 @@ class HostReplay:
         folder: Path | None = None,
         memory_map: bool = False,
         warn: Callable[[str], None] = lambda text: None,
-        chunk_bytes: int | None = None,
     ) -> None:
         if memory_map and folder is None:
             raise UsageError("memory_map: needs a folder to write to")
         self.num_envs, self._folder, self._memory_map, self._warn = num_envs, folder, memory_map, warn
-        found = sizes(example, num_envs, capacity, memory_map=memory_map, chunk_bytes=chunk_bytes)
-        self.memory_bytes, self._length = found.memory_bytes, found.block
-        shapes = jax.eval_shape(lambda tree: tree, Record(*example))
-        self._shapes = {name: (x.shape, np.dtype(x.dtype)) for name, x in _data(shapes).items()}
         self.rows = capacity // num_envs
-        self.latent = jax.tree.map(lambda x: np.zeros((self.rows, *x.shape), x.dtype), shapes.latent)
+        self._length = sizes(example, num_envs, capacity).block
+        self._row = _data(example)  # of a block, as shapes
+        self.latent = self._zeros(example.latent, self.rows)
         with jax.default_device(cpu()):
-            flags = shapes.step._replace(obs={}, reward=())
-            ring = replays.init(Record(flags, jax.ShapeDtypeStruct((num_envs, 0), "float32"), ()), num_envs, capacity)
-            self.ring = jax.device_put(ring, cpu())
+            self.ring = jax.device_put(replays.init(_flags(example.step), num_envs, capacity), cpu())
         count = -(-self.rows // self._length)
-        self._blocks: list[dict[str, np.ndarray] | None] = [None] * count  # those in memory
+        self._blocks: list[Block | None] = [None] * count  # those in memory
         self._mapped = lru_cache(MAPPED)(lambda digest: chunks.mapped(folder, digest))
         self._digests = np.zeros((count, 32), np.uint8)
         self._added = 0
         self._pool = ThreadPoolExecutor(1, "replay")
         self._writing: dict[int, Future] = {}
+
+    @staticmethod
+    def _zeros(tree: PyTree, *lead: int) -> PyTree:
+        return jax.tree.map(lambda x: np.zeros((*lead, *x.shape), x.dtype), tree)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Adding
@@ -135,14 +147,11 @@ class HostReplay:
 
         Raises `RunError` where replay is read from files and too many of these could not be written.
         """
-        records = Record(*records)
-        steps = records.action.shape[0]
-        flags = jax.device_put(_flags(records.step, records.action.shape[:2]), cpu())
-        self.ring = _add(self.ring, flags)
+        steps, data, done = records.action.shape[0], _data(records), 0
+        self.ring = _add(self.ring, jax.device_put(_flags(records.step), cpu()))
         row = self.next_rows(steps)
         for stored, new in zip(jax.tree.leaves(self.latent), jax.tree.leaves(records.latent), strict=True):
             stored[row] = new
-        data, done = _data(records), 0
         while done < steps:
             number, offset = divmod((self._added + done) % self.rows, self._length)
             size = min(steps - done, self._size_of(number) - offset)
@@ -168,7 +177,7 @@ class HostReplay:
         """Rows of a block; the last may be shorter."""
         return min(self._length, self.rows - number * self._length)
 
-    def _block(self, number: int) -> dict[str, np.ndarray] | None:
+    def _block(self, number: int) -> Block | None:
         """A block to read from, in memory or in its file; None if nothing was written to it."""
         if self._blocks[number] is not None or not self._digests[number].any():
             return self._blocks[number]
@@ -180,15 +189,15 @@ class HostReplay:
         there = (n for n, block in enumerate(self._blocks) if block is not None and not self._digests[n].any())
         return [number for number in there if number != head and number not in self._writing]
 
-    def _open(self, number: int) -> dict[str, np.ndarray]:
+    def _open(self, number: int) -> Block:
         """A block that may be written to."""
         if number in self._writing:
             self._settle(wait=True)
         block = self._block(number)
         if block is None:
-            block = {name: np.zeros((self._length, *shape), dtype) for name, (shape, dtype) in self._shapes.items()}
+            block = self._zeros(self._row, self._length)
         elif block is not self._blocks[number]:
-            block = {name: np.array(value) for name, value in block.items()}
+            block = _copy(block)
             self._mapped.cache_clear()  # a file that is mapped takes room even when it is removed
         self._blocks[number] = block
         self._digests[number] = 0
@@ -229,17 +238,19 @@ class HostReplay:
 
     def gather(self, flags: Trajectory, index: Index) -> Trajectory:
         """The batch that `draw` decided on, without latents."""
-        (row, env), found = index, {}
+        step, action, _ = _record(flags.step, self._gather(index, self._block), ())
+        return flags._replace(step=step, action=action)
+
+    def _gather(self, index: Index, block_of: Callable[[int], Block | None]) -> Block:
+        """What lies in blocks at an index, by name."""
+        row, env = index
         number, offset = np.divmod(row, self._length)
-        for name, (shape, dtype) in self._shapes.items():
-            found[name] = np.empty((*row.shape, *shape[1:]), dtype)
+        found = {name: np.empty((*row.shape, *x.shape[1:]), x.dtype) for name, x in self._row.items()}
         for one in np.unique(number):
-            here, block = number == one, self._block(one)
+            here, block = number == one, block_of(one)
             for name, values in found.items():
                 values[here] = 0 if block is None else block[name][offset[here], env[here]]
-        obs = {name.removeprefix("obs/"): value for name, value in found.items() if name.startswith("obs/")}
-        step = flags.step._replace(obs=obs, reward=found["reward"])
-        return flags._replace(step=step, action=found["action"])
+        return found
 
     def latents(self, index: Index) -> PyTree:
         """The stored latents of a batch, `[T, B, ...]`."""
@@ -262,12 +273,10 @@ class HostReplay:
 
     def template(self) -> Saved:
         """Shapes and dtypes of what `saved` gives, and that it is to stay on the CPU."""
-        head = {name: (self._length, *shape) for name, (shape, _) in self._shapes.items()}
-        head = {name: jax.ShapeDtypeStruct(shape, self._shapes[name][1]) for name, shape in head.items()}
-        digests = jax.ShapeDtypeStruct(self._digests.shape, "uint8")
-        saved = Saved(*jax.eval_shape(lambda tree: tree, (self.ring, self.latent)), head, digests)
         place = jax.sharding.SingleDeviceSharding(cpu())
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), saved)
+        shaped = lambda x, *lead: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype, sharding=place)
+        head = {name: shaped(x, self._length) for name, x in self._row.items()}
+        return jax.tree.map(shaped, Saved(self.ring, self.latent, (), self._digests))._replace(head=head)
 
     def digests(self) -> set[bytes]:
         """Of the files that hold what is in replay now."""
@@ -284,33 +293,29 @@ class HostReplay:
         if failure is not None:
             raise failure
         block = self._blocks[head] if not self._digests[head].any() else None
-        if block is None:
-            block = {name: np.zeros((self._length, *shape), dtype) for name, (shape, dtype) in self._shapes.items()}
+        block = self._zeros(self._row, self._length) if block is None else block
         return Saved(self.ring, self.latent, block, self._digests.copy())
 
     def load(self, saved: Saved) -> None:
         """Goes on from what `saved` gave. Files that are torn or missing are left out, and that is said."""
-        latent = jax.tree.map(lambda x: np.array(x), saved.latent)
-        ring = jax.device_put(saved.ring, cpu())
-        digests, added = np.array(saved.digests), int(ring.added)
-        head = added % self.rows // self._length
-        blocks: list[dict[str, np.ndarray] | None] = [None] * len(self._blocks)
-        lost = []
+        self.ring, self.latent = jax.device_put(saved.ring, cpu()), _copy(saved.latent)
+        self._digests, self._added = np.array(saved.digests), int(saved.ring.added)
+        self._blocks = [None] * len(self._digests)
+        head, lost = self._added % self.rows // self._length, []
         if self._folder is not None:
             chunks.tidy(self._folder)
-        for number, row in enumerate(digests):
+        for number, row in enumerate(self._digests):
             if not row.any():
                 if number == head:
-                    blocks[number] = {name: np.array(value) for name, value in saved.head.items()}
+                    self._blocks[number] = _copy(saved.head)
             elif (found := self._read(row.tobytes())) is None:
                 lost.append(number)
             elif not self._memory_map:
-                blocks[number] = {name: np.array(value) for name, value in found.items()}
-        self.ring, self.latent, self._blocks, self._digests, self._added = ring, latent, blocks, digests, added
+                self._blocks[number] = _copy(found)
         if lost:
             self._leave_out(lost)
 
-    def _read(self, digest: bytes) -> dict[str, np.ndarray] | None:
+    def _read(self, digest: bytes) -> Block | None:
         """A block in its file; None where that is torn or missing, or holds other arrays."""
         if not chunks.is_whole(self._folder, digest):
             return None
@@ -318,7 +323,7 @@ class HostReplay:
             found = chunks.mapped(self._folder, digest)
         except (OSError, ValueError):
             return None
-        wanted = {name: ((self._length, *shape), dtype) for name, (shape, dtype) in self._shapes.items()}
+        wanted = {name: ((self._length, *x.shape), x.dtype) for name, x in self._row.items()}
         return found if {name: (x.shape, x.dtype) for name, x in found.items()} == wanted else None
 
     def _leave_out(self, lost: list[int]) -> None:
@@ -331,27 +336,18 @@ class HostReplay:
             f"warning: replay in {self._folder}: {len(lost)} of {len(self._digests)} chunks are torn or missing; the "
             f"{dropped * self.num_envs} records in them are left out"
         )
-        before, flags, latent = self.ring, jax.tree.map(np.asarray, self.ring.data.step), self.latent
+        flags, latent = jax.tree.map(np.asarray, self.ring.data.step), self.latent
         blocks = [None if number in lost else self._block(number) for number in range(len(self._blocks))]
-        self.ring = jax.device_put(jax.tree.map(np.zeros_like, before), cpu())
-        self.latent = jax.tree.map(np.zeros_like, latent)
-        self._blocks, self._digests, self._added = [None] * len(blocks), np.zeros_like(self._digests), 0
+        self.ring = jax.device_put(self._zeros(self.ring), cpu())
+        self.latent, self._digests = self._zeros((latent, self._digests))
+        self._blocks, self._added = [None] * len(blocks), 0
         ends = np.flatnonzero((np.diff(numbers) > 1) | (np.diff(numbers // self._length) > 0)) + 1
         for piece in np.split(numbers, ends):
-            if not len(piece):
-                continue
-            row = piece % self.rows
-            number, offset = np.divmod(row, self._length)
-            step = jax.tree.map(lambda x, row=row: x[row].copy(), flags)
-            if piece[0] > oldest and piece[0] - 1 not in numbers:
-                step.is_first[0] = True
-            data = {name: np.empty((len(row), *shape), dtype) for name, (shape, dtype) in self._shapes.items()}
-            for one in np.unique(number):
-                for name, value in data.items():
-                    value[number == one] = blocks[one][name][offset[number == one]]
-            obs = {name.removeprefix("obs/"): value for name, value in data.items() if name.startswith("obs/")}
-            stored = jax.tree.map(lambda x, row=row: x[row], latent)
-            self.add(Record(step._replace(obs=obs, reward=data["reward"]), data["action"], stored))
+            if len(piece):
+                index = tuple(np.broadcast_arrays(piece[:, None] % self.rows, np.arange(self.num_envs)))
+                step, stored = jax.tree.map(lambda x, index=index: x[index], (flags, latent))
+                step.is_first[0] |= piece[0] > oldest and piece[0] - 1 not in numbers
+                self.add(_record(step, self._gather(index, blocks.__getitem__), stored))
 
     def close(self) -> None:
         """Waits for files that are being written."""
