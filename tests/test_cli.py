@@ -167,7 +167,7 @@ def test_where_scores_cannot_be_kept_they_are_shown_all_the_same(run, how, capsy
     import errno
     import shutil
 
-    from wmjax import folder
+    from wmjax import run_folder
 
     copy, code = tmp_path / "run", errno.EROFS if how == "read only" else None
     shutil.copytree(run, copy)
@@ -178,7 +178,7 @@ def test_where_scores_cannot_be_kept_they_are_shown_all_the_same(run, how, capsy
     def fails(path, *parts):
         raise OSError(code, os.strerror(code), str(path))
 
-    monkeypatch.setattr(folder.files, "write", fails if code else folder.files.write)
+    monkeypatch.setattr(run_folder.files, "write", fails if code else run_folder.files.write)
     for arguments in ([], ["--json"]):
         assert main(["eval", str(copy), "--episodes", "3", *arguments]) == 0
         out, err = capsys.readouterr()

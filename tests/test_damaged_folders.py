@@ -20,11 +20,11 @@ from tests.run_folders import Victims, damage
 from tests.test_run import ENV, TINY
 from wmjax import figures
 from wmjax.cli import main
-from wmjax.folder import open_folder, read_description, say_edits, write_json
 from wmjax.loops import checkpoint
 from wmjax.loops.display import Display
 from wmjax.loops.report import Report, read_metrics
 from wmjax.replay import chunks
+from wmjax.run_folder import open_folder, read_description, say_edits, write_json
 from wmjax.types import RunError, UsageError
 
 DESCRIPTION = {

@@ -23,7 +23,14 @@ from wmjax.cache import enable_compilation_cache
 from wmjax.envs import own
 from wmjax.envs.handed import check_args, check_trust
 from wmjax.envs.wrappers import agent_actions
-from wmjax.folder import (
+from wmjax.loops import checkpoint, memory, wandb_log
+from wmjax.loops.display import Display
+from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key, make_evaluator
+from wmjax.loops.host import loop as host
+from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
+from wmjax.loops.signals import catch_signals
+from wmjax.names import nearest
+from wmjax.run_folder import (
     BEST,
     CHECKPOINTS,
     EVAL,
@@ -34,13 +41,6 @@ from wmjax.folder import (
     say_edits,
     warn,
 )
-from wmjax.loops import checkpoint, memory, wandb_log
-from wmjax.loops.display import Display
-from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key, make_evaluator
-from wmjax.loops.host import loop as host
-from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
-from wmjax.loops.signals import catch_signals
-from wmjax.names import nearest
 from wmjax.scores import Scores, keep, record, summarize_seeds
 from wmjax.settings import Setup, check_idle, describe, make, other_env, setup
 from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, TimeStep, UsageError

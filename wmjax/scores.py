@@ -15,7 +15,7 @@ import numpy as np
 
 from wmjax.envs.atari_scores import human_normalized
 from wmjax.files import own_folder
-from wmjax.folder import EVAL, EVALS, write_json
+from wmjax.run_folder import EVAL, EVALS, write_json
 
 BLOCK = 2**22  # returns that the bootstrap draws at once
 

@@ -12,12 +12,12 @@ import pytest
 
 from tests.loops.fakes import counter_env, fake_agent, fake_recipe
 from tests.loops.host.test_loop import host_env
-from wmjax.folder import BEST, CHECKPOINTS
 from wmjax.loops import checkpoint, parallel
 from wmjax.loops.driver import Driver, NotFiniteError, Plan
 from wmjax.loops.host import loop as host
 from wmjax.loops.host.rollout import Options
 from wmjax.loops.rollout import Evaluation
+from wmjax.run_folder import BEST, CHECKPOINTS
 
 share = [0.0]  # of the updates, those that are not finite: drawn by their keys
 

@@ -26,7 +26,7 @@ def _load_to_play(args: EvalArgs | DreamArgs) -> tuple[Any, Any, str | None]:
     one that is named stands for it.
     """
     from wmjax.envs.handed import handed, source_of
-    from wmjax.folder import read_description
+    from wmjax.run_folder import read_description
     from wmjax.settings import other_env
 
     given = env_args(args.env_arg)
@@ -103,8 +103,8 @@ def _score_line(scores: Any) -> str:
 def dream(argv: Sequence[str]) -> None:
     from wmjax import figures
     from wmjax.files import own_folder
-    from wmjax.folder import write_json
     from wmjax.loops.driver import evaluation_key
+    from wmjax.run_folder import write_json
 
     args = parse(DreamArgs, argv, "wmjax dream")
     run, where, _ = _load_to_play(args)
@@ -136,7 +136,7 @@ def dream(argv: Sequence[str]) -> None:
 
 def plot(argv: Sequence[str]) -> None:
     from wmjax import figures
-    from wmjax.folder import members, read_description
+    from wmjax.run_folder import members, read_description
 
     args = parse(PlotArgs, argv, "wmjax plot")
     if not args.runs:

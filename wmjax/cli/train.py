@@ -76,7 +76,7 @@ def _start(agent: str | None, argv: Sequence[str]) -> Start | None:
     """None where neither the command line nor a file names an agent."""
     from wmjax import presets
     from wmjax.cli import configs
-    from wmjax.folder import read_description
+    from wmjax.run_folder import read_description
 
     file, preset, out = (value_of(flag, argv, None) for flag in ("--config", "--preset", "--out"))
     given = configs.read(file, agent) if file is not None else None
@@ -148,7 +148,7 @@ def _show(agent: str, values: Mapping[str, Any], chosen: Mapping[str, Any], prin
     """Prints what would be trained: as a file of settings, or what it would take."""
     from wmjax import checks, estimate
     from wmjax.cli import configs
-    from wmjax.folder import read_description
+    from wmjax.run_folder import read_description
     from wmjax.settings import describe, setup
 
     ours = inspect.signature(setup).parameters

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax import checks
-from wmjax.folder import BEST, CHECKPOINTS, member_description, member_path
 from wmjax.loops import checkpoint, device
 from wmjax.loops.device import RunState, first
 from wmjax.loops.display import Clock, Display
@@ -28,6 +27,7 @@ from wmjax.loops.parallel import Programs, tree_of_seed
 from wmjax.loops.report import Left, Report
 from wmjax.loops.rollout import PERIODIC_EPISODES, Evaluation, evaluate
 from wmjax.ops import noise
+from wmjax.run_folder import BEST, CHECKPOINTS, member_description, member_path
 from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, UsageError
 
 KEEP = 2  # checkpoints of the whole run; what is best holds the agent alone

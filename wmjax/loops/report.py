@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from wmjax import files
-from wmjax.folder import METRICS, warn
 from wmjax.loops.display import Clock, Display, duration
 from wmjax.loops.wandb_log import WandbLog
+from wmjax.run_folder import METRICS, warn
 from wmjax.types import UsageError
 
 LINE_BYTES = 2**20

@@ -11,7 +11,6 @@ from tests.loops.fakes import fake_agent, fake_recipe
 from tests.loops.host.test_loop import host_env
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
-from wmjax.folder import CHECKPOINTS
 from wmjax.loops import checkpoint
 from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Plan
@@ -19,6 +18,7 @@ from wmjax.loops.host.loop import HostLoop, programs
 from wmjax.loops.host.rollout import Options
 from wmjax.loops.report import read_metrics
 from wmjax.replay import chunks
+from wmjax.run_folder import CHECKPOINTS
 from wmjax.types import RunError
 
 

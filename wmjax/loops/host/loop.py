@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.folder import REPLAY
 from wmjax.loops import checkpoint, device
 from wmjax.loops.device import Episode, RunState, Skips, first
 from wmjax.loops.host.evolution import Search
@@ -31,6 +30,7 @@ from wmjax.ops import noise
 from wmjax.replay import chunks
 from wmjax.replay.device import Record
 from wmjax.replay.host import HostReplay, Sizes, cpu, sizes
+from wmjax.run_folder import REPLAY
 from wmjax.types import Agent, Array, HostEnv, HostEnvs, Metrics, PyTree, Recipe, RunError, Stage, TimeStep, UsageError
 
 

@@ -9,7 +9,7 @@ import filelock
 import pytest
 
 from wmjax import files, folder
-from wmjax.folder import open_folder, read_description, say_edits
+from wmjax.run_folder import open_folder, read_description, say_edits
 from wmjax.types import UsageError
 
 GOOD = {
