@@ -533,7 +533,7 @@ def _programs(
             records=math.ceil(made.steps / made.env.spec.action_repeat), resume=resume,
         )  # fmt: skip
         with contextlib.closing(loop):
-            yield host.programs(loop)
+            yield loop
     else:
         yield _device_programs(made)
 
@@ -548,8 +548,6 @@ def _check_state(made: Setup, path: Path) -> None:
 
 
 def _device_programs(made: Setup) -> Programs:
-    # `init` runs once, so time spent on optimizing it is lost.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     description = made.description
     return programs(
         made.agent,
@@ -557,7 +555,6 @@ def _device_programs(made: Setup) -> Programs:
         seeds=description["seeds"],
         devices=description["devices"],
         backend=description["parallel"] or BACKENDS[0],
-        options=options,
     )
 
 

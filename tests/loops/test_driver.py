@@ -43,7 +43,8 @@ def failing_agent():
 def device_programs(seeds):
     """Those of the device loop, compiled once for all tests."""
     programs = parallel.programs(failing_agent(), counter_env(), seeds=seeds)
-    return programs._replace(compile_stage=functools.cache(programs.compile_stage))
+    programs.compile_stage = functools.cache(programs.compile_stage)
+    return programs
 
 
 def drive(path, failing, steps, *, on_host=False, seeds=(0,), resume=False, most=5):
@@ -52,8 +53,7 @@ def drive(path, failing, steps, *, on_host=False, seeds=(0,), resume=False, most
     agent, env = failing_agent(), host_env()[0] if on_host else counter_env()
     with contextlib.ExitStack() as stack:
         if on_host:
-            loop = stack.enter_context(contextlib.closing(host.HostLoop(agent, env, path, path / CHECKPOINTS)))
-            programs = host.programs(loop)
+            programs = stack.enter_context(contextlib.closing(host.HostLoop(agent, env, path, path / CHECKPOINTS)))
         else:
             programs = device_programs(len(seeds))
         plan = Plan(agent, env, path, seeds, steps, 10**6, 1e6, most, None, Options(workers=1))

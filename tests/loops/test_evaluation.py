@@ -171,8 +171,8 @@ class Counting:
         zero = np.int32(0)
         state = AgentState({"w": np.zeros(2)}, {}, (), zero)
         self.state = RunState(state, (), (), (), (), (), Skips(zero, zero, zero), KEY, zero, zero, zero)
-        same = lambda tree: tree
-        counted = Programs(None, self.compile_stage, same, same, same, lambda run: None, None)
+        counted = Programs()
+        counted.compile_stage = self.compile_stage
         steps = sum(stage.collect * stage.iterations for stage in stages) * 2 * 2
         plan = Plan(agent, counter_env(), path, (0,), steps, eval_every, 1e6, 100, Display(io.StringIO()))
         self.driver, self.keys = Driver(plan, counted, []), []

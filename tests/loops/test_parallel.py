@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -98,9 +99,10 @@ def test_replicas_that_differ_are_named():
         def __init__(self, *copies):
             self.addressable_shards = [Shard(np.float32(x)) for x in copies]
 
-    parallel._check_replicas({"a": Spread(1, 1), "b": Spread(1, 2)}, {"a": -1, "b": 0})
+    check = lambda run, **axes: parallel.ShardMap.check_replicas(SimpleNamespace(_axes=axes), run)
+    check({"a": Spread(1, 1), "b": Spread(1, 2)}, a=-1, b=0)
     with pytest.raises(parallel.ReplicasDifferError, match="b differs"):
-        parallel._check_replicas({"a": Spread(1, 1), "b": Spread(1, 2)}, {"a": -1, "b": -1})
+        check({"a": Spread(1, 1), "b": Spread(1, 2)}, a=-1, b=-1)
 
 
 def test_programs_of_several_seeds_give_what_each_seed_gives_alone():

@@ -144,7 +144,7 @@ class Driver:
 
     def _ends(self) -> bool:
         """Whether something keeps the run from going on."""
-        return bool(self._caught or self.stopped or self._programs.failure())
+        return bool(self._caught or self.stopped or self._programs.failure)
 
     def env_steps(self, state: RunState) -> int:
         """Frames so far, of each seed."""
@@ -234,7 +234,7 @@ class Driver:
             self._programs.check_replicas(state)
             self._save(state)
             self._saver.close()
-        if failure := self._programs.failure() or self._error:
+        if failure := self._programs.failure or self._error:
             raise failure
         if self._saver.failed:
             raise RunError(f"the end of the run could not be saved: {', '.join(map(str, sorted(self._saver.failed)))}")

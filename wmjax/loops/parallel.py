@@ -9,7 +9,8 @@ for bit; every device steps its own environments and samples its own replay.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,18 +32,32 @@ class ReplicasDifferError(RunError):
     """Devices hold different copies of what should be one; the message names the first such leaf."""
 
 
-class Programs(NamedTuple):
-    """A run's compiled programs. `init` and `compile_stage` work on one layout of the state, which `place` makes."""
+class Programs:
+    """How a run is initialized and advanced: a class for each place that it can be computed in.
 
-    init: Callable  # (key, or keys [seeds]) -> RunState
-    compile_stage: Callable  # (Stage) -> (RunState, iterations) -> (RunState, Metrics); the state is donated
-    place: Callable  # (RunState of any arrays, as `gather` gives it) -> RunState
-    gather: Callable  # (RunState) -> RunState with the shapes of a run on one device
-    replica: Callable  # (replicated part of a RunState) -> the same on one device
-    check_replicas: Callable  # (RunState) -> None; raises `ReplicasDifferError`
-    template: RunState  # shapes and dtypes of what `gather` gives
-    failure: Callable = lambda: None  # () -> the `RunError` that ended a stage early, or None; of the host loop
-    make_way: Callable = lambda: None  # () -> None; ends environments on the host until they are needed again
+    Besides what is here each has these, of one layout of the state:
+
+        init(key, or keys [seeds]) -> RunState
+        compile_stage(Stage) -> (RunState, iterations) -> (RunState, Metrics), which donates the state
+        place(RunState of any arrays, as `gather` gives it) -> RunState
+        template: RunState, shapes and dtypes of what `gather` gives
+    """
+
+    failure: RunError | None = None  # why a stage ended early; of the host loop
+
+    def gather(self, run: RunState) -> RunState:
+        """The state with the shapes of a run on one device."""
+        return run
+
+    def replica(self, tree: PyTree) -> PyTree:
+        """A part of the state that is the same on all devices, on one of them."""
+        return tree
+
+    def check_replicas(self, run: RunState) -> None:
+        """Raises `ReplicasDifferError` where devices hold different copies of what should be one."""
+
+    def make_way(self) -> None:
+        """Ends environments on the host until they are needed again."""
 
 
 def share(recipe: Recipe, devices: int) -> Recipe:
@@ -82,97 +97,127 @@ def check_devices(devices: int, backend: str) -> None:
         )
 
 
-def programs(
-    agent: Agent, env: Env, *, seeds: int = 1, devices: int = 1, backend: str = BACKENDS[0], options=None
-) -> Programs:
-    """How a run is initialized and advanced.
+class OneDevice(Programs):
+    """Several seeds are a leading axis of the state, mapped over by `vmap`.
+
+    On a CPU updates and searches of several seeds are computed in turn.
+    """
+
+    def __init__(self, agent: Agent, env: Env, seeds: int) -> None:
+        self._agent, self._env, self._several = agent, env, seeds > 1
+        init = partial(device.init, agent, env)
+        self._init = jax.vmap(init) if self._several else init
+        key = lambda: jax.random.split(jax.random.key(0), seeds) if self._several else jax.random.key(0)
+        self.template = jax.eval_shape(self._init, jax.eval_shape(key))
+
+    def init(self, key: Array, **where: Any) -> RunState:
+        # It runs once, so time spent on optimizing it is lost.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        return jax.jit(self._init, **where).lower(key).compile(compiler_options=options)(key)
+
+    def _body(self, stage: Stage, axis_name: str | None = None) -> Callable[[RunState, Array], tuple]:
+        if not self._several:
+            return device.make_stage(self._agent, self._env, stage, axis_name)
+        # One seed's update fills the cores of a CPU. Mapped over seeds it would be slower than in turn: its weights,
+        # which all rows of a batch share, would become operands of batched products. It would compile slower, too.
+        in_turn = {"each": jax.custom_batching.sequential_vmap} if jax.default_backend() == "cpu" else {}
+        return jax.vmap(device.make_stage(self._agent, self._env, stage, axis_name, **in_turn), (0, None))
+
+    def compile_stage(self, stage: Stage) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
+        return device.with_count(jax.jit(self._body(stage), donate_argnums=0))
+
+    def place(self, run: RunState) -> RunState:
+        return jax.tree.map(jnp.asarray, run)
+
+
+class ShardMap(OneDevice):
+    """Several devices, each with its part of the environments and of what belongs to them, by `shard_map`."""
+
+    def __init__(self, agent: Agent, env: Env, seeds: int, devices: int) -> None:
+        super().__init__(agent, env, seeds)
+        self._agent = agent._replace(recipe=share(agent.recipe, devices))
+        self._mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
+        self._axes = _axes(self.template, lead=int(self._several))
+        self._specs = jax.tree.map(lambda axis: P() if axis == _REPLICATED else P(*[None] * axis, AXIS), self._axes)
+        self._shardings = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), self._specs)
+
+    def init(self, key: Array) -> RunState:
+        return super().init(key, out_shardings=self._shardings)
+
+    def compile_stage(self, stage: Stage) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
+        specs = dict(in_specs=(self._specs, P()), out_specs=(self._specs, P()))
+        # Without `check_vma=False` gradients of replicated parameters would come summed over devices already.
+        mapped = jax.shard_map(self._body(stage, AXIS), mesh=self._mesh, check_vma=False, **specs)
+        return device.with_count(jax.jit(mapped, donate_argnums=0))
+
+    def place(self, run: RunState) -> RunState:
+        return jax.device_put(run, self._shardings)
+
+    def replica(self, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+
+    def check_replicas(self, run: RunState) -> None:
+        leaves = jax.tree_util.tree_flatten_with_path(run)[0]
+        for (path, leaf), axis in zip(leaves, jax.tree.leaves(self._axes), strict=True):
+            if axis != _REPLICATED:
+                continue
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                leaf = jax.random.key_data(leaf)
+            first, *others = [np.asarray(shard.data).tobytes() for shard in leaf.addressable_shards]
+            if any(other != first for other in others):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise ReplicasDifferError(f"{name} differs between devices")
+
+
+class PMap(ShardMap):
+    """As `ShardMap`, by `pmap`: every leaf has a leading axis of devices."""
+
+    def __init__(self, agent: Agent, env: Env, seeds: int, devices: int) -> None:
+        super().__init__(agent, env, seeds, devices)
+        stacked = NamedSharding(self._mesh, P(AXIS))
+        self._stack = jax.jit(lambda run: _stack(run, self._axes, devices), out_shardings=stacked)
+        self._unstack = jax.jit(lambda run: _unstack(run, self._axes), out_shardings=self._shardings)
+
+    def init(self, key: Array) -> RunState:
+        return self._stack(super().init(key))
+
+    def compile_stage(self, stage: Stage) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
+        where = dict(in_axes=(0, None), out_axes=(0, 0), devices=list(self._mesh.devices))
+        step = jax.pmap(self._body(stage, AXIS), AXIS, donate_argnums=0, **where)
+
+        def run_stage(run: RunState, iterations: Array) -> tuple[RunState, Metrics]:
+            run, metrics = step(run, iterations)
+            return run, self.replica(metrics)
+
+        return device.with_count(run_stage)
+
+    def place(self, run: RunState) -> RunState:
+        return self._stack(super().place(run))
+
+    def gather(self, run: RunState) -> RunState:
+        return self._unstack(run)
+
+    def replica(self, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x[0], super().replica(tree))
+
+
+def programs(agent: Agent, env: Env, *, seeds: int = 1, devices: int = 1, backend: str = BACKENDS[0]) -> Programs:
+    """How a run is initialized and advanced on devices.
 
     Args:
       agent: its recipe says the numbers of the whole run; made with `axis_name=AXIS` if there are several devices.
       env: takes what the agent emits.
-      seeds: how many; where there are several, the state has a leading axis of them, mapped over by `vmap` (on a CPU
-        all but updates and searches, which are computed in turn).
+      seeds: how many; where there are several, the state has a leading axis of them.
       devices: how many to spread over; 1 for no axis at all.
-      backend: "shard_map", or "pmap"; read where there are several devices.
-      options: for the compiler, of `init` only.
+      backend: one of `BACKENDS`; read where there are several devices.
 
     Raises:
       UsageError: there are not so many devices, or the recipe cannot be shared evenly.
     """
     check_devices(devices, backend)
-    several = seeds > 1
-    init = lambda key: device.init(agent, env, key)
-    init = jax.vmap(init) if several else init
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds) if several else jax.random.key(0))
-    template = jax.eval_shape(init, keys)
-    compile_init = lambda key, **where: jax.jit(init, **where).lower(key).compile(compiler_options=options)(key)
-    identity = lambda tree: tree
     if devices == 1:
-        compile_stage = lambda stage: device.with_count(
-            jax.jit(_body(agent, env, stage, several, None), donate_argnums=0)
-        )
-        place = lambda run: jax.tree.map(jnp.asarray, run)
-        return Programs(compile_init, compile_stage, place, identity, identity, lambda run: None, template)
-
-    shared = agent._replace(recipe=share(agent.recipe, devices))
-    mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
-    axes = _axes(template, lead=int(several))
-    specs = jax.tree.map(lambda axis: P() if axis == _REPLICATED else P(*[None] * axis, AXIS), axes)
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    body = lambda stage: _body(shared, env, stage, several, AXIS)
-    place = lambda run: jax.device_put(run, shardings)
-    one_replica = lambda x: x.addressable_shards[0].data
-    if backend == "shard_map":
-
-        def compile_stage(stage: Stage) -> Callable:
-            # Without `check_vma=False` gradients of replicated parameters would come summed over devices already.
-            mapped = jax.shard_map(
-                body(stage), mesh=mesh, in_specs=(specs, P()), out_specs=(specs, P()), check_vma=False
-            )
-            return device.with_count(jax.jit(mapped, donate_argnums=0))
-
-        return Programs(
-            lambda key: compile_init(key, out_shardings=shardings),
-            compile_stage,
-            place,
-            identity,
-            lambda tree: jax.tree.map(one_replica, tree),
-            lambda run: _check_replicas(run, axes),
-            template,
-        )
-
-    stack = jax.jit(lambda run: _stack(run, axes, devices), out_shardings=NamedSharding(mesh, P(AXIS)))
-    unstack = jax.jit(lambda run: _unstack(run, axes), out_shardings=shardings)
-
-    def compile_stage(stage: Stage) -> Callable:
-        step = jax.pmap(
-            body(stage), AXIS, in_axes=(0, None), devices=list(mesh.devices), donate_argnums=0, out_axes=(0, 0)
-        )
-
-        def run_stage(run: RunState, iterations: Array) -> tuple[RunState, Metrics]:
-            run, metrics = step(run, iterations)
-            return run, jax.tree.map(lambda x: one_replica(x)[0], metrics)
-
-        return device.with_count(run_stage)
-
-    return Programs(
-        lambda key: stack(compile_init(key, out_shardings=shardings)),
-        compile_stage,
-        lambda run: stack(place(run)),
-        unstack,
-        lambda tree: jax.tree.map(lambda x: one_replica(x)[0], tree),
-        lambda run: _check_replicas(run, axes),
-        template,
-    )
-
-
-def _body(agent: Agent, env: Env, stage: Stage, several: bool, axis_name: str | None) -> Callable:
-    if not several:
-        return device.make_stage(agent, env, stage, axis_name)
-    # One seed's update fills the cores of a CPU, and mapped over seeds it would be slower than in turn: its weights,
-    # which all rows of a batch share, would become operands of batched products. It also compiles faster.
-    in_turn = {"each": jax.custom_batching.sequential_vmap} if jax.default_backend() == "cpu" else {}
-    return jax.vmap(device.make_stage(agent, env, stage, axis_name, **in_turn), (0, None))
+        return OneDevice(agent, env, seeds)
+    return (PMap if backend == "pmap" else ShardMap)(agent, env, seeds, devices)
 
 
 def _axes(run: RunState, lead: int) -> RunState:
@@ -205,20 +250,6 @@ def _unstack(run: RunState, axes: RunState) -> RunState:
         return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
     return jax.tree.map(one, run, axes)
-
-
-def _check_replicas(run: RunState, axes: RunState) -> None:
-    leaves = jax.tree_util.tree_flatten_with_path(run)[0]
-    for (path, leaf), axis in zip(leaves, jax.tree.leaves(axes), strict=True):
-        if axis != _REPLICATED:
-            continue
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        first, *others = [np.asarray(shard.data).tobytes() for shard in leaf.addressable_shards]
-        if any(other != first for other in others):
-            raise ReplicasDifferError(
-                f"{jax.tree_util.keystr(path, simple=True, separator='/')} differs between devices"
-            )
 
 
 def tree_of_seed(tree: PyTree, index: int) -> PyTree:

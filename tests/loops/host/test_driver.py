@@ -14,7 +14,7 @@ from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import checkpoint
 from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Plan
-from wmjax.loops.host.loop import HostLoop, programs
+from wmjax.loops.host.loop import HostLoop
 from wmjax.loops.host.rollout import Options
 from wmjax.loops.report import read_metrics
 from wmjax.replay import chunks
@@ -45,7 +45,7 @@ def drive(path, env, steps, *, resume=False, caught=(), actions=3, said=None, **
             options,
             callback=callback,
         )
-        driver = Driver(plan, programs(loop), caught)
+        driver = Driver(plan, loop, caught)
         state = driver.start(resume, said.append)
         try:
             state = driver.run(state)

@@ -9,7 +9,7 @@ from tests.loops.fakes import ACTIONS, counter_env, fake_agent, fake_recipe, lea
 from wmjax import evolution
 from wmjax.loops import checkpoint, device
 from wmjax.loops.host.evolution import Search
-from wmjax.loops.host.loop import HostLoop, programs
+from wmjax.loops.host.loop import HostLoop
 from wmjax.loops.host.rollout import HostEvaluator, Options, act_program, first_episodes, play
 from wmjax.ops import noise
 from wmjax.replay import chunks
@@ -266,7 +266,7 @@ def test_a_disk_that_old_records_have_filled_is_cleared_and_used_again(tmp_path,
 def test_lost_environments_end_the_stage_with_its_state():
     agent = with_recipe()
     loop, state, _ = run_host(agent, host_env(breaks=6 + 9)[0], [3, 8])
-    assert str(programs(loop).failure()) == "the environments are gone"
+    assert str(loop.failure) == "the environments are gone"
     assert (int(state.iteration), int(state.steps), int(loop.replay.ring.added)) == (4, 14, 14)
 
 

@@ -97,7 +97,7 @@ def _too_large(recipe: Recipe, needed: float) -> UsageError:
     )
 
 
-class HostLoop:
+class HostLoop(Programs):
     """What a run on the host consists of besides its `RunState`: environments, where they stand, and replay.
 
     Args:
@@ -140,7 +140,6 @@ class HostLoop:
         self.replay = self._make_replay(example, needs)
         run = self._begin(state, carry, jax.eval_shape(lambda: jax.random.key(0)))
         self.template = jax.eval_shape(lambda tree: tree, run)._replace(replay=self.replay.template())
-        self.failure: RunError | None = None  # why a stage ended early
         self._envs: HostEnvs | None = None
         self._lost = 0  # of environments that are closed
         self._timestep: TimeStep | None = None  # not acted on yet
@@ -389,12 +388,3 @@ class HostLoop:
         learner.until(learner.total)
         self._timestep = timestep
         return carry, jax.tree.map(lambda *x: np.stack(x), *map(jax.device_get, rows)) if rows else Record((), (), ())
-
-
-def programs(loop: HostLoop) -> Programs:
-    """How a run on the host is initialized and advanced, in the form that the driver takes."""
-    same = lambda tree: tree
-    return Programs(
-        loop.init, loop.compile_stage, loop.place, loop.gather, same, lambda run: None, loop.template,
-        lambda: loop.failure, loop.make_way,
-    )  # fmt: skip
