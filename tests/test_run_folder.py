@@ -8,8 +8,8 @@ import resource
 import filelock
 import pytest
 
-from wmjax import files, folder
-from wmjax.run_folder import open_folder, read_description, say_edits
+from wmjax import files
+from wmjax.run_folder import open_folder, read_description, say_edits, write_json
 from wmjax.types import UsageError
 
 GOOD = {
@@ -214,7 +214,7 @@ def test_what_is_written_whole_takes_the_place_of_a_link(link, tmp_path, victim)
     path = write(tmp_path / "run", GOOD)
     link(victim / "folder" / "config.json", path / "linked.json")
     (path / ".linked.json.tmp").symlink_to(victim / "file")
-    folder.write_json(path / "linked.json", {"a": 1})
+    write_json(path / "linked.json", {"a": 1})
     assert json.loads((path / "linked.json").read_text()) == {"a": 1} and not (path / "linked.json").is_symlink()
     assert (path / "linked.json").stat().st_mode & 0o777 == 0o666 & ~umask()
     assert len(list(path.iterdir())) == 3
