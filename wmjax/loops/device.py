@@ -261,14 +261,14 @@ def count_anew(skips: Skips, most: int) -> Skips:
 
 
 def apply_update(
-    update: Update, axis_name: str | None, state: AgentState, skips: Skips, key: Array, batch: Trajectory
+    fn: Callable, axis_name: str | None, state: AgentState, skips: Skips, key: Array, batch: Trajectory
 ) -> tuple[AgentState, Skips, Metrics, PyTree | None]:
-    """Learns from one batch, unless that gives what is not finite: then state and latents stay as they were.
+    """Learns from one batch by `Update.fn`; state and latents stay as they were where that is not finite.
 
     Returns:
       The state and the count of skips; metrics, all 0 but "skipped" if nothing was kept; and the latents to write back.
     """
-    new_state, metrics, latent = update.fn(state, key, batch)
+    new_state, metrics, latent = fn(state, key, batch)
     # What an update leaves alone is the same value, and costs nothing.
     pairs = zip(jax.tree.leaves(new_state), jax.tree.leaves(state), strict=True)
     finite = is_finite([new for new, old in pairs if new is not old], metrics, axis_name)
@@ -285,7 +285,7 @@ def _learn(part: _Part, update: Update, run: RunState, key: Array) -> tuple[RunS
 
     Of an update that is not finite nothing is kept: neither the new agent state nor its latents.
     """
-    update = update._replace(fn=part.each(update.fn))
+    fn = part.each(update.fn)
     experience = run.replay.data._replace(latent=())  # does not change here, so it stays out of the scan's carry
 
     def body(carry: tuple, key: Array) -> tuple[tuple, Metrics]:
@@ -293,7 +293,7 @@ def _learn(part: _Part, update: Update, run: RunState, key: Array) -> tuple[RunS
         replay = replay._replace(data=experience._replace(latent=replay.data.latent))
         key_sample, key_learn = jax.random.split(key)
         replay, batch, index = _sample(part, replay, key_sample, update)
-        state, skips, metrics, latent = apply_update(update, part.axis_name, state, skips, key_learn, batch)
+        state, skips, metrics, latent = apply_update(fn, part.axis_name, state, skips, key_learn, batch)
         if latent is not None:
             replay = replays.write(replay, index, latent)
         return (state, replay._replace(data=Record((), (), replay.data.latent)), skips), metrics

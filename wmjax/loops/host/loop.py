@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -146,9 +146,13 @@ class HostLoop(Programs):
         self._pool = ThreadPoolExecutor(1, "loader")
         self._latents = Latents(self.replay)
         self._named: dict[int, set[bytes]] = {}  # by the step of a checkpoint, the replay files that it names
+        # Stages that act, or learn, by the same function have its program in common.
+        rows = lambda key, t: noise.row_keys(jax.random.fold_in(key, t), self._num_envs)
+        by_chance = random_act(agent, env.spec)
+        self._act_by = cache(lambda act: act_program(act or by_chance, env, rows, explore=True))
+        self._learn_by = cache(lambda fn: jax.jit(partial(device.apply_update, fn, None), donate_argnums=(0, 1)))
         self._count = jax.jit(device.count_episodes)
         self._keys = jax.jit(self._iteration_keys, static_argnums=3)
-        self._search_keys = jax.jit(self._iteration_keys_of_search)
 
     def _make_replay(self, example: Record, needs: Sizes) -> HostReplay:
         recipe, memory_map = self._agent.recipe, self._options.memory_map
@@ -240,9 +244,7 @@ class HostLoop(Programs):
         as done if what it collects is in replay, and as not done otherwise; updates that it made are kept, others are
         not made up for. The agent state that it is given is donated.
         """
-        rows = lambda key, t: noise.row_keys(jax.random.fold_in(key, t), self._num_envs)
-        act = act_program(stage.act or random_act(self._agent, self._env.spec), self._env, rows, explore=True)
-        learn = [jax.jit(partial(device.apply_update, u, None), donate_argnums=(0, 1)) for u in stage.updates]
+        act, learn = self._act_by(stage.act), [self._learn_by(update.fn) for update in stage.updates]
         search = Search(self._agent, self._env, stage.evolve) if stage.evolve else None
 
         def run_stage(run: RunState, iterations: int) -> tuple[RunState, Metrics]:
@@ -275,18 +277,12 @@ class HostLoop(Programs):
     @staticmethod
     def _iteration_keys(
         key: Array, stage: Array, iteration: Array, repeats: tuple[int, ...]
-    ) -> tuple[Array, list[Array]]:
-        """For acting, and for every update `[repeats, 2]`: to sample and to learn. As in the device loop."""
+    ) -> tuple[Array, list[Array], Array]:
+        """For acting; for every update `[repeats, 2]`, to sample and to learn; and `[2]` for a search. As on device."""
         key = jax.random.fold_in(jax.random.fold_in(key, stage), iteration)
         one = lambda number, count: jax.random.split(jax.random.fold_in(key, number), count)
         both = [jax.vmap(jax.random.split)(one(number, count)) for number, count in enumerate(repeats, 1)]
-        return jax.random.fold_in(key, 0), both
-
-    @staticmethod
-    def _iteration_keys_of_search(key: Array, stage: Array, iteration: Array) -> Array:
-        """To sample and to search, `[2]`. As in the device loop, of a stage without updates."""
-        key = jax.random.fold_in(jax.random.fold_in(key, stage), iteration)
-        return jax.random.split(jax.random.fold_in(key, 1))
+        return jax.random.fold_in(key, 0), both, jax.random.split(jax.random.fold_in(key, 1 + len(repeats)))
 
     def _ready(self, stage: Stage) -> bool:
         """Whether replay holds what its updates sample; files may have been lost."""
@@ -299,8 +295,8 @@ class HostLoop(Programs):
         if not stage.collect and not self._ready(stage):
             self.failure = self._nothing_to_sample(stage)
             return run, None
-        key = jax.device_put(run.key, cpu())
-        key_act, keys = self._keys(key, run.stage, run.iteration, tuple(update.repeats for update in stage.updates))
+        repeats = tuple(update.repeats for update in stage.updates)
+        key_act, keys, _ = self._keys(jax.device_put(run.key, cpu()), run.stage, run.iteration, repeats)
         learner = Learner(stage, learn, keys, run.agent, run.skips, self._latents, clock, self._stop)
         if stage.collect and self._timestep is None and not self._begin_again(run):
             return run, None
@@ -331,7 +327,7 @@ class HostLoop(Programs):
     def _search(self, stage: Stage, search: Search, run: RunState) -> tuple[RunState, dict[str, Metrics] | None]:
         """One iteration of a search; None if it stopped."""
         evolve, batch = stage.evolve, None
-        key_sample, key_search = self._search_keys(run.key, run.stage, run.iteration)
+        _, _, (key_sample, key_search) = self._keys(run.key, run.stage, run.iteration, ())
         if evolve.where == "dream":
             if not self.replay.can_sample(evolve.sampling):
                 self.failure = self._nothing_to_sample(stage)
