@@ -135,7 +135,7 @@ def update(table: Table, label: str, name: str, config) -> None:
     learn = agent.recipe.stages[-1].updates[0]
     state = jax.jit(agent.init)(jax.random.key(0))
     sampling = learn.sampling
-    batch = random_batch(agent, state.params, PIXELS, sampling.length + sampling.context, learn.batch_size)
+    batch = random_batch(agent, state.variables, PIXELS, sampling.length + sampling.context, learn.batch_size)
     step, seconds = compiled(learn.fn, state, jax.random.key(1), batch)
     limit = arithmetic(jax.make_jaxpr(learn.fn)(state, jax.random.key(1), batch).jaxpr) / table.rate
     took = median_time(lambda: step(state, jax.random.key(1), batch))
@@ -168,7 +168,7 @@ def in_loop(table: Table, label: str, name: str, config, env: Env, iterations: i
 
 def policy_step(table: Table, label: str, name: str, config, envs: int) -> None:
     agent = AGENTS[name][1](PIXELS, config)
-    params = jax.jit(agent.init)(jax.random.key(0)).params
+    params = jax.jit(agent.init)(jax.random.key(0)).variables
     step = jax.tree.map(lambda x: x[0], random_batch(agent, params, PIXELS, 1, envs).step)
     carry = agent.act_carry(params, envs)
     act = jax.jit(lambda key, carry, step: agent.act(params, key, carry, step, explore=True))
@@ -177,7 +177,7 @@ def policy_step(table: Table, label: str, name: str, config, envs: int) -> None:
 
 def imagination(table: Table, label: str, name: str, config, rows: int = 1024, horizon: int = 15) -> None:
     agent = AGENTS[name][1](PIXELS, config)
-    params = jax.jit(agent.init)(jax.random.key(0)).params
+    params = jax.jit(agent.init)(jax.random.key(0)).variables
     start = agent.model.init_state(params, rows)
 
     def run(params, key):
@@ -217,7 +217,7 @@ def environment(table: Table, name: str, envs: int = 16, steps: int = 2000) -> N
 def replay(table: Table, rows: int = 2000, envs: int = 16) -> None:
     """Sampling 16 windows of 65 images, and writing latents back, as the device loop does."""
     agent = AGENTS["dreamer_v3"][1](PIXELS, presets.resolve("dreamer_v3", "paper", None, {"size": "1m"})[0])
-    params = jax.jit(agent.init)(jax.random.key(0)).params
+    params = jax.jit(agent.init)(jax.random.key(0)).variables
     batch = random_batch(agent, params, PIXELS, 1, envs)
     example = jax.tree.map(lambda x: x[0], replays.Record(batch.step, batch.action, batch.latent))
     store = replays.init(example, envs, rows * envs)._replace(added=jnp.int32(rows))

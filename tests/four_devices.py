@@ -63,7 +63,7 @@ def updates_equal_those_of_one_device(name: str) -> None:
     for backend in BACKENDS:
         np.testing.assert_allclose(norms[backend], norms["one"], rtol=1e-3)
         moved = 0.0
-        params = [jax.tree.leaves(x.params) for x in (state, states["one"], states[backend])]
+        params = [jax.tree.leaves(x.variables) for x in (state, states["one"], states[backend])]
         for old, new, copies in zip(*params, strict=True):
             replicas = [np.asarray(shard.data).reshape(new.shape) for shard in copies.addressable_shards]
             assert len(replicas) == 4 and all(x.tobytes() == replicas[0].tobytes() for x in replicas)

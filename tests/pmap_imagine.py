@@ -17,7 +17,7 @@ ROWS, HORIZON = 8, 4
 def main(name: str) -> None:
     """Raises AssertionError unless four devices imagine what one does."""
     agent = make(name)
-    params = perturb(jax.jit(agent.init)(jax.random.key(0)).params)
+    params = perturb(jax.jit(agent.init)(jax.random.key(0)).variables)
     keys = noise.row_keys(jax.random.key(1), ROWS)
     state = agent.model.init_state(params, ROWS)
     state = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(2), x.shape).astype(x.dtype), state)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.agents import test_dreamer_v1, test_dreamer_v2, test_dreamer_v3, test_iris, test_world_models
-from tests.agents.batches import PIXELS, TINY_IRIS, TINY_V1, TINY_V2, TINY_V3, perturb, random_trajectory
+from tests.agents.batches import PIXELS, TINY_IRIS, TINY_V1, TINY_V2, TINY_V3, perturbed, random_trajectory
 from wmjax.agents import AGENTS
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
@@ -200,7 +200,7 @@ def start(name: str, which: str | None = None) -> Start:
     """Compiling takes longer than all tests: done once for each update."""
     agent = make(name)
     state = jax.jit(agent.init)(jax.random.key(0))
-    state = state._replace(params=perturb(state.params, scale=0.03))
+    state = perturbed(state, 0.03)
     chosen = updates_of(agent)[which or last_update(name)]
     length = chosen.sampling.length + chosen.sampling.context
     batch = random_trajectory(agent, pixels(name), state, length, chosen.batch_size)
@@ -229,7 +229,7 @@ def test_init_is_a_function_of_the_key(row):
     init = jax.jit(agent.init)
     first, second, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
     chex.assert_trees_all_equal(first, second)
-    assert not all(map(np.array_equal, jax.tree.leaves(first.params), jax.tree.leaves(other.params)))
+    assert not all(map(np.array_equal, jax.tree.leaves(first.variables), jax.tree.leaves(other.variables)))
 
 
 @pytest.mark.parametrize("which", UPDATES)
@@ -252,14 +252,14 @@ def test_an_update_is_a_function_of_state_key_and_batch(which):
     chex.assert_trees_all_equal(first, second)
     halved = jax.tree.map(lambda x: x if x.dtype == bool else (x / 2).astype(x.dtype), batch)
     assert not same(first, update(state, jax.random.key(0), halved)[::2])
-    assert same(first[0].params, state.params) == (which[1] in ONLY_LATENTS)
-    assert same(first[0].params, other[0].params) == (which[1] in WITHOUT_NOISE | ONLY_LATENTS)
+    assert same(first[0].variables, state.variables) == (which[1] in ONLY_LATENTS)
+    assert same(first[0].variables, other[0].variables) == (which[1] in WITHOUT_NOISE | ONLY_LATENTS)
 
 
 def test_acting_forgets_the_last_episode_where_a_new_one_begins(row):
     agent, state, batch, _ = start(row[0])
-    act = jax.jit(lambda carry, step: agent.act(state.params, jax.random.key(0), carry, step, explore=False))
-    carry = agent.act_carry(state.params, batch.action.shape[1])
+    act = jax.jit(lambda carry, step: agent.act(state.variables, jax.random.key(0), carry, step, explore=False))
+    carry = agent.act_carry(state.variables, batch.action.shape[1])
     record = lambda t, first: jax.tree.map(lambda x: x[t], batch.step)._replace(
         is_first=jnp.full(batch.action.shape[1], first)
     )
@@ -278,8 +278,8 @@ def test_rows_of_a_batch_do_not_see_each_other_when_acting(row):
 
     @jax.jit
     def act(keys, step):
-        carry = agent.act_carry(state.params, keys.shape[0])
-        return agent.act(state.params, keys, carry, step, explore=True)[1]
+        carry = agent.act_carry(state.variables, keys.shape[0])
+        return agent.act(state.variables, keys, carry, step, explore=True)[1]
 
     alone = act(keys[:1], jax.tree.map(lambda x: x[:1], step))
     np.testing.assert_allclose(alone[0], act(keys, step)[0], atol=1e-5)
@@ -309,7 +309,9 @@ def test_half_batches_under_a_named_axis_equal_the_full_batch(which):
     update = jax.vmap(half.fn, (None, None, 1), axis_name="devices")
     found, metrics, latent = jax.jit(update)(state, jax.random.key(0), split)
     moved = 0.0
-    for old, new, other in zip(*map(jax.tree.leaves, (state.params, expected.params, found.params)), strict=True):
+    for old, new, other in zip(
+        *map(jax.tree.leaves, (state.variables, expected.variables, found.variables)), strict=True
+    ):
         np.testing.assert_array_equal(other[0], other[1])
         np.testing.assert_allclose(other[0], new, atol=2e-5)
         moved = max(moved, float(np.abs(np.asarray(new) - old).max()))
@@ -400,7 +402,7 @@ def learned(name: str, env: Env) -> float:
     for stage in agent.recipe.stages:
         run, _ = device.compile_stage(agent, env, stage)(run, stage.iterations or row.probe_iterations)
         run = device.next_stage(run)
-    scores = jax.jit(lambda params, key: evaluate(agent, env, params, key, 128))(run.agent.params, jax.random.key(1))
+    scores = jax.jit(lambda params, key: evaluate(agent, env, params, key, 128))(run.agent.variables, jax.random.key(1))
     return np.mean(scores.returns)
 
 

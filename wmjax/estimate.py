@@ -53,11 +53,11 @@ def command_line() -> str:
 
 def about(made: Setup) -> dict[str, Any]:
     """What `config.json` says besides the settings: none of it has to be the same where a run goes on."""
-    params = jax.eval_shape(made.agent.init, jax.random.key(0)).params
+    params = jax.eval_shape(made.agent.init, jax.random.key(0)).variables
     devices = jax.devices()[: made.description["devices"]]
     return {
         "parameters": count(params),
-        "parameters_of": {name: count(part) for name, part in params.items()},
+        "parameters_of": {name: count(part) for name, part in sorted(params.items())},
         "config": effective_config(made.config),
         "devices": [f"{x.platform} {x.device_kind}" if x.device_kind != x.platform else x.platform for x in devices],
         "versions": {

@@ -490,7 +490,7 @@ def generation(
         first, count = _share(candidates.shape[0], axis_name)
         part = jax.lax.dynamic_slice_in_dim(candidates, first, count).astype(jnp.float32)
         keys = episode_keys(key_play, count, evolve.rollouts, evolve.common, first)
-        played = _play(agent, env, evolve, axis_name, state.params, part, keys, key_starts, batch)
+        played = _play(agent, env, evolve, axis_name, state.variables, part, keys, key_starts, batch)
         return tell(search, key_tell, state, candidates, played.returns, played.lengths)
 
     if evolve.restarts is None:
@@ -521,7 +521,7 @@ def iteration(
         first, count = _share(evolve.mean_rollouts, axis_name)
         keys = jax.lax.dynamic_slice_in_dim(noise.row_keys(key_mean, evolve.mean_rollouts), first, count)
         mean = distribution_mean(evolve, state)
-        played = _play(agent, env, evolve, axis_name, state.params, mean, keys[None], key_starts, batch)
+        played = _play(agent, env, evolve, axis_name, state.variables, mean, keys[None], key_starts, batch)
         return keep_mean(evolve, state, played.returns)
 
     metrics = means_of_generations(state, evolve, metrics)

@@ -120,7 +120,7 @@ class Run:
         options = {"options": host.Options(eval_envs=eval_envs)} if isinstance(where, HostEnv) else {}
         evaluator, key = make_evaluator(agent, where, max_steps=max_steps, **options), evaluation_key(seed)
         return summarize_seeds(
-            {run.seed: evaluator(run.state.params, key, episodes) for run in self.members or (self,)}
+            {run.seed: evaluator(run.state.variables, key, episodes) for run in self.members or (self,)}
         )
 
     def records(
@@ -154,7 +154,7 @@ class Run:
         """
         agent, where = self._playing(seed, env, action)
         run = self.members[0] if self.members else self
-        return figures.write_episode(self.path, agent, where, run.state.params, evaluation_key(seed))
+        return figures.write_episode(self.path, agent, where, run.state.variables, evaluation_key(seed))
 
     def _playing(self, seed: int, env: Any, action: str | None) -> tuple[Agent, Env | HostEnv]:
         checks.number("seed", seed)
@@ -215,11 +215,11 @@ class Run:
         is_first = is_first or memory["carry"] is None
         if is_first:
             key = jax.random.fold_in(jax.random.key(seed), ACT_KEY)
-            memory |= {"carry": self.agent.act_carry(self.state.params, 1), "key": key}
+            memory |= {"carry": self.agent.act_carry(self.state.variables, 1), "key": key}
         memory["key"], key = jax.random.split(memory["key"])
         flag = np.zeros(1, bool)
         step = TimeStep(obs, np.full(1, reward, np.float32), np.full(1, is_first), flag, flag)
-        memory["carry"], action = memory["step"](self.state.params, key, memory["carry"], step)
+        memory["carry"], action = memory["step"](self.state.variables, key, memory["carry"], step)
         return own.write(self.env, np.asarray(action))
 
 
@@ -511,7 +511,7 @@ def _evaluate_end(made: Setup, run: Run, driver: Driver, display: Display) -> No
     """Fresh episodes of the trained agent: their scores, said and kept."""
     episodes = FINAL_HOST_EPISODES if isinstance(made.env, HostEnv) else FINAL_EPISODES
     with display.working(f"evaluating over {episodes} episodes", say=False):
-        played = driver.evaluator(run.state.params, driver.per_seed(evaluation_key), episodes)
+        played = driver.evaluator(run.state.variables, driver.per_seed(evaluation_key), episodes)
     by_seed = zip(*map(np.atleast_2d, played), strict=True)
     _tell_scores(run, summarize_seeds(dict(zip(made.seeds, by_seed, strict=True))), display.say)
     display.say(f"run folder {run.path}")

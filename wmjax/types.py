@@ -244,10 +244,16 @@ class WorldModel(NamedTuple):
 class AgentState(NamedTuple):
     """All that training changes; one type for every agent, so a checkpoint is a tree."""
 
-    params: dict
+    params: dict  # by module; what gradients, or a search, change
     opt_state: dict
     stats: PyTree
     step: Array  # int32, updates so far
+    non_trainable: dict = {}  # noqa: RUF012  other parameters, by name: slow copies, amounts that acting reads
+
+    @property
+    def variables(self) -> dict:
+        """All parameters, trained or not; what acting reads."""
+        return self.params | self.non_trainable
 
 
 class Update(NamedTuple):
@@ -303,7 +309,7 @@ class Recipe(NamedTuple):
 
 
 class Agent(NamedTuple):
-    """An algorithm as a value. `params` is `AgentState.params`."""
+    """An algorithm as a value. `params` is `AgentState.variables`."""
 
     init: Callable  # (key) -> AgentState
     policy_carry: Callable  # (params, batch_size) -> PolicyCarry; the policy's own memory, () if none

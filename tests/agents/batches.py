@@ -10,7 +10,7 @@ from wmjax.agents.dreamer_v1 import DreamerV1Config
 from wmjax.agents.dreamer_v2 import DreamerV2Config
 from wmjax.agents.dreamer_v3 import DreamerV3Config
 from wmjax.agents.iris import IRISConfig
-from wmjax.types import Agent, Box, Discrete, EnvSpec, MultiDiscrete, TimeStep, Trajectory
+from wmjax.types import Agent, AgentState, Box, Discrete, EnvSpec, MultiDiscrete, TimeStep, Trajectory
 
 IMAGE = Box(0, 255, (16, 16, 3), "uint8")
 VECTOR = Box(-np.inf, np.inf, (5,))
@@ -37,6 +37,8 @@ TINY_IRIS = IRISConfig(
     tokenizer_after=1, world_model_after=2, actor_critic_after=3, replay_capacity=256, tokenizer_rate=1e-3,
     world_model_rate=1e-3, actor_critic_rate=1e-3,
 )  # fmt: skip
+
+KINDS = ("params", "non_trainable")  # of parameters, in an agent's state
 
 
 def random_entry(rng: np.random.Generator, space, lead: tuple[int, ...]):
@@ -71,8 +73,8 @@ def random_action(spec: EnvSpec, lead: tuple[int, ...], seed: int = 0):
 def random_trajectory(agent: Agent, spec: EnvSpec, state, length: int, batch: int, seed: int = 0) -> Trajectory:
     """`[length, batch]` records with the latents that acting on them leaves."""
     step, action = random_step(spec, (length, batch), seed), random_action(spec, (length, batch), seed)
-    latents, carry = [], agent.act_carry(state.params, batch)
-    act = jax.jit(lambda key, carry, step: agent.act(state.params, key, carry, step, explore=True))
+    latents, carry = [], agent.act_carry(state.variables, batch)
+    act = jax.jit(lambda key, carry, step: agent.act(state.variables, key, carry, step, explore=True))
     for t in range(length):
         key = jax.random.fold_in(jax.random.key(seed), t)
         carry, _, latent = act(key, carry, jax.tree.map(lambda x, t=t: x[t], step))
@@ -87,3 +89,9 @@ def perturb(params, seed: int = 0, scale: float = 0.1):
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     moved = [x + scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(structure, moved)
+
+
+def perturbed(state: AgentState, scale: float = 0.1) -> AgentState:
+    """The state with every parameter moved a little, those that no gradient trains too."""
+    moved = perturb(state.variables, scale=scale)
+    return state._replace(**{kind: {name: moved[name] for name in getattr(state, kind)} for kind in KINDS})

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tests.agents.batches import PIXELS, perturb, random_action, random_step
+from tests.agents.batches import PIXELS, perturbed, random_action, random_step
 from wmjax import dreaming
 from wmjax.types import Agent, AgentState, Box, EnvSpec, TimeStep, Trajectory
 
@@ -29,7 +29,7 @@ class Made:
     @functools.cached_property
     def state(self) -> AgentState:
         state = jax.jit(self.agent.init)(jax.random.key(0))
-        return state._replace(params=perturb(state.params))
+        return perturbed(state)
 
     @functools.cached_property
     def update(self) -> Any:

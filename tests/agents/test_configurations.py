@@ -92,7 +92,7 @@ def trace(agent, env) -> None:
     """Acting in evaluation, and every stage of the recipe in the device loop."""
     run = jax.eval_shape(lambda key: device.init(agent, env, key), jax.random.key(0))
     act = lambda params, key, carry, step: agent.act(params, key, carry, step, explore=False)
-    jax.eval_shape(act, run.agent.params, jax.random.key(0), run.carry, run.timestep)
+    jax.eval_shape(act, run.agent.variables, jax.random.key(0), run.carry, run.timestep)
     for stage in agent.recipe.stages:
         program = jax.make_jaxpr(device.make_stage(agent, env, stage))(run, jnp.int32(1))
         assert not means_of_nothing(program.jaxpr), stage.name

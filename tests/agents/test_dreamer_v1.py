@@ -31,8 +31,7 @@ def gradient_flow(spec=VECTOR):
         losses = v1.loss(nets, agent.model, spec, free, params, jax.random.key(0), action, step)[1][0]
         return {name: jnp.mean(term) for name, term in losses.items()}
 
-    params = {name: value for name, value in state.params.items() if name != "exploration"}
-    values, pullback = jax.vjp(jax.jit(terms), params)
+    values, pullback = jax.vjp(jax.jit(terms), state.params)
     flow = {}
     for name in values:
         (grads,) = pullback({other: jnp.float32(other == name) for other in values})
@@ -253,7 +252,7 @@ def test_bfloat16_computation_keeps_the_losses_within_two_percent():
 
 def policy_of(made, explore, rows=400, **params):
     """Actions in one state, with a key for each row."""
-    params = made.state.params | params
+    params = made.state.variables | params
     state = made.agent.model.init_state(params, rows)
     keys = jax.random.split(jax.random.key(0), rows)
     return np.asarray(made.agent.policy(params, keys, (), state, explore=explore)[1])
@@ -296,7 +295,7 @@ def test_exploration_halves_with_the_steps_that_were_taken_and_stops_at_its_mini
     batch = small_update()[1]
     decaying = tiny(VECTOR, **SMALL_BATCH, **OPTIONS[0])
     new = decaying.update(decaying.state, jax.random.key(0), batch)[0]
-    assert float(new.params["exploration"]) == pytest.approx(0.4 * 0.5 ** ((16 + 4) / 100))
+    assert float(new.non_trainable["exploration"]) == pytest.approx(0.4 * 0.5 ** ((16 + 4) / 100))
 
 
 def test_the_papers_exploration_falls_evenly_to_its_minimum():
@@ -350,9 +349,8 @@ def test_an_update_runs_with_every_option_and_moves_every_module(changes):
         state, metrics, _ = made.update(state, jax.random.key(i), batch)
     assert all(np.isfinite(value) for value in metrics.values())
     for name in state.params:
-        if name != "exploration":
-            pairs = zip(*map(jax.tree.leaves, (made.state.params[name], state.params[name])), strict=True)
-            assert any(not np.array_equal(old, found) for old, found in pairs), name
+        pairs = zip(*map(jax.tree.leaves, (made.state.params[name], state.params[name])), strict=True)
+        assert any(not np.array_equal(old, found) for old, found in pairs), name
 
 
 REFUSED = [

@@ -28,15 +28,15 @@ def gradient_flow(spec=VECTOR):
     keys = jax.random.split(jax.random.key(0), 24)
 
     def terms(params):
-        world, behavior = v2.split_params(params)
+        groups = v2.grouped(params)
         _, (losses, states, _) = v2.world_model_loss(
-            nets, agent.model, spec, config, world, jax.random.key(0), action, step
+            nets, agent.model, spec, config, groups["model"], jax.random.key(0), action, step
         )
         # The actor is trained from where the model has been, not for where it starts: `update` stops these too.
         rows = jax.tree.map(lambda x: v2.sg(x).reshape(24, *x.shape[2:]), (states, step.is_terminal))
-        trained = {name: behavior[name] for name in ("actor", "critic")}
+        params = groups.pop("model") | state.non_trainable
         _, (more, _) = v2.behavior_loss(
-            nets, agent.model, config, v2.actor_gradient(spec, config), params, trained, keys, *rows
+            nets, agent.model, config, v2.actor_gradient(spec, config), params, groups, keys, *rows
         )
         return {name: jnp.mean(term) for name, term in (losses | more).items()}
 
@@ -143,7 +143,7 @@ def test_the_first_imagined_discount_comes_from_the_data_and_the_others_are_pred
     terminal = jnp.array([False, True])
     keys = jax.random.split(jax.random.key(0), 2)
     run = lambda terminal: v2.imagine_behavior(
-        nets, agent.model, config, state.params, state.params["actor"], keys, start, terminal
+        nets, agent.model, config, state.variables, state.params["actor"], keys, start, terminal
     )
     found = jax.jit(run)(terminal)
     np.testing.assert_allclose(found.discount[0], [config.discount, 0.0])
@@ -190,7 +190,7 @@ def continuous_imagination(actor_params, deter):
     agent, config, nets, state = tiny(VECTOR)
     start = agent.model.init_state(state.params, 2)._replace(deter=deter)
     keys, no = jax.random.split(jax.random.key(0), 2), jnp.zeros(2, bool)
-    return v2.imagine_behavior(nets, agent.model, config, state.params, actor_params, keys, start, no)
+    return v2.imagine_behavior(nets, agent.model, config, state.variables, actor_params, keys, start, no)
 
 
 def test_no_gradient_passes_through_the_inputs_of_the_policy_but_through_the_dynamics():
@@ -235,9 +235,9 @@ def test_the_slow_critic_is_copied_after_the_first_update_and_after_every_hundre
     same = lambda a, b: all(map(np.array_equal, *map(jax.tree.leaves, (a, b))))
     for step, copied in ((0, True), (1, False), (99, False), (100, True), (101, False), (200, True)):
         state = made.state._replace(step=jnp.int32(step))
-        new = learn(state, jax.random.key(0), batch)[0].params
+        new = learn(state, jax.random.key(0), batch)[0].variables
         assert same(new["slow_critic"], new["critic"]) == copied, step
-        assert copied or same(new["slow_critic"], state.params["slow_critic"]), step
+        assert copied or same(new["slow_critic"], state.non_trainable["slow_critic"]), step
 
 
 @pytest.mark.slow
@@ -255,8 +255,7 @@ def test_actor_and_critic_learn_in_the_updated_world_model():
 
 def test_every_weight_decays_by_a_millionth_of_itself_and_no_gradient():
     config, (made, _, _) = v2.DreamerV2Config(), small_update()
-    world, behavior = v2.split_params(made.state.params)
-    groups = {"model": world, "actor": behavior["actor"], "critic": behavior["critic"]}
+    groups = v2.grouped(made.state.params)
     for name, chain in v2.optimizers(config).items():
         zeros = jax.tree.map(jnp.zeros_like, groups[name])
         changes, _ = chain.update(zeros, chain.init(groups[name]), groups[name])
@@ -271,7 +270,7 @@ def test_bfloat16_computation_keeps_the_losses_within_two_percent():
 
     def losses(**changes):
         agent, config, nets, _ = tiny(MIXED, latent="gaussian", **changes)
-        world, _ = v2.split_params(tiny(MIXED, latent="gaussian").state.params)
+        world = v2.grouped(tiny(MIXED, latent="gaussian").state.params)["model"]
         loss = lambda world: v2.world_model_loss(
             nets, agent.model, MIXED, config, world, jax.random.key(0), action, step
         )
@@ -371,9 +370,8 @@ def test_an_update_runs_with_every_option_and_moves_every_module(changes):
         state, metrics, _ = made.update(state, jax.random.key(i), batch)
     assert all(np.isfinite(value) for value in metrics.values())
     for name in state.params:
-        if name != "slow_critic":
-            pairs = zip(*map(jax.tree.leaves, (made.state.params[name], state.params[name])), strict=True)
-            assert any(not np.array_equal(old, found) for old, found in pairs), name
+        pairs = zip(*map(jax.tree.leaves, (made.state.params[name], state.params[name])), strict=True)
+        assert any(not np.array_equal(old, found) for old, found in pairs), name
 
 
 REFUSED = [

@@ -324,8 +324,7 @@ def agent(request):
 
 
 def test_world_model_losses_equal_the_authors(agent, most_likely):
-    world, _ = v2.split_params(agent.params)
-    total, (losses, states, metrics) = jax.jit(agent.world_loss)(world)
+    total, (losses, states, metrics) = jax.jit(agent.world_loss)(v2.grouped(agent.params)["model"])
     close(total, agent.out("model_loss"), 1e-5)
     names = {"kl": "kl", "reward": "reward", "decode/image": "image"}
     names |= {"cont": "discount"} if agent.config.use_continue else {}
@@ -406,7 +405,8 @@ def test_the_policy_equals_the_authors_with_the_state_carried(agent, most_likely
 def test_gradients_of_the_world_model_and_three_training_steps_equal_the_authors(agent, most_likely):
     ours = v2.dreamer_v2(agent.spec, agent.config)
     opt_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(ours.init, jax.random.key(0))[1])
-    state = AgentState(agent.params, opt_state, (), jnp.int32(0))
+    params = dict(agent.params)
+    state = AgentState(params, opt_state, (), jnp.int32(0), {"slow_critic": params.pop("slow_critic")})
     # Our records hold the action that was chosen on seeing the step.
     action = jnp.concatenate([agent.prev_action[1:], jnp.full_like(agent.prev_action[:1], 9.0)])
     batch = Trajectory(agent.step, action, jnp.ones(action.shape[:2], bool), ())
@@ -430,7 +430,7 @@ def test_gradients_of_the_world_model_and_three_training_steps_equal_the_authors
             for name, norm in agent.file.tree(f"out/{agent.section}/grad_norm_per_tensor/wm").items():
                 found = np.linalg.norm(np.asarray(flatten(grads)[our_name(name, agent.discrete)]).ravel())
                 assert abs(found - norm) <= 1e-4 * max(norm, 1e-3), name
-    found, start = flatten(state.params), flatten(agent.params)
+    found, start = flatten(state.variables), flatten(agent.params)
     rates = {"actor": agent.config.actor_lr, "critic": agent.config.critic_lr, "slow_critic": agent.config.critic_lr}
     for name, theirs in agent.file.tree(f"out/{agent.section}/train3_params").items():
         name = our_name(name, agent.discrete)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.agents.batches import MIXED, PIXELS, TINY_V3, perturb, random_action, random_step, random_trajectory
+from tests.agents.batches import MIXED, PIXELS, TINY_V3, perturbed, random_action, random_step, random_trajectory
 from wmjax import dreaming
 from wmjax.agents import dreamer_v3 as v3
 from wmjax.nets import codec
@@ -32,8 +32,7 @@ TOTALS = {
 
 
 def counts(spec, config):
-    nets = v3.networks(spec, config)
-    params = jax.eval_shape(lambda key: v3.init_params(nets, spec, config, key), jax.random.key(0))
+    params = jax.eval_shape(v3.dreamer_v3(spec, config).init, jax.random.key(0)).variables
     return {name: sum(x.size for x in jax.tree.leaves(value)) for name, value in params.items()}
 
 
@@ -57,7 +56,7 @@ def tiny(spec=PIXELS, **changes):
         config = dataclasses.replace(TINY_V3, **changes)
         agent = v3.dreamer_v3(spec, config)
         state = jax.jit(agent.init)(jax.random.key(0))
-        MADE[name] = agent, config, v3.networks(spec, config), state._replace(params=perturb(state.params))
+        MADE[name] = agent, config, v3.networks(spec, config), perturbed(state)
     return MADE[name]
 
 
@@ -224,18 +223,16 @@ def test_the_return_range_is_updated_before_it_is_used_and_starts_at_zero():
 def gradient_flow(spec=PIXELS):
     """Which modules each loss term trains, at parameters where no head is zero."""
     agent, config, nets, state = tiny(spec)
-    params = dict(state.params)
-    slow = params.pop("slow_critic")
-    start = jax.tree.map(lambda x: x, agent.model.init_state(params, 4))
+    start = jax.tree.map(lambda x: x, agent.model.init_state(state.params, 4))
 
     def terms(params):
         _, (losses, *_) = v3.loss(
-            nets, agent.model, spec, dataclasses.replace(config, free_nats=0.0), params | {"slow_critic": slow},
+            nets, agent.model, spec, dataclasses.replace(config, free_nats=0.0), params | state.non_trainable,
             normalize.init(), jax.random.key(0), start, random_action(spec, (6, 4)), random_step(spec, (6, 4)),
         )  # fmt: skip
         return {name: term.mean() for name, term in losses.items()}
 
-    values, pullback = jax.vjp(jax.jit(terms), params)
+    values, pullback = jax.vjp(jax.jit(terms), state.params)
     flow = {}
     for name in values:
         (grads,) = pullback({other: jnp.float32(other == name) for other in values})
@@ -292,9 +289,9 @@ def test_the_first_update_has_learning_rate_zero_and_the_second_moves_zero_heads
     state = jax.jit(agent.init)(jax.random.key(0))
     batch = random_trajectory(agent, PIXELS, state, config.length + 1, 4)
     once, _, _ = update_of(agent)(state, jax.random.key(0), batch)
-    for name, module in state.params.items():
+    for name, module in state.variables.items():
         tolerance = 1e-6 if name == "slow_critic" else 0.0  # 0.98 x + 0.02 x is x but for rounding
-        for old, new in zip(*map(jax.tree.leaves, (module, once.params[name])), strict=True):
+        for old, new in zip(*map(jax.tree.leaves, (module, once.variables[name])), strict=True):
             np.testing.assert_allclose(new, old, atol=tolerance, rtol=tolerance)
     twice, _, _ = update_of(agent)(once, jax.random.key(1), batch)
     assert not np.any(state.params["critic"]["logits"]["kernel"])
@@ -305,11 +302,11 @@ def test_the_first_update_has_learning_rate_zero_and_the_second_moves_zero_heads
 def test_the_slow_critic_starts_as_a_copy_and_follows_by_two_percent():
     agent, config, _, _ = tiny()
     state = jax.jit(agent.init)(jax.random.key(0))
-    assert all(map(np.array_equal, *map(jax.tree.leaves, (state.params["critic"], state.params["slow_critic"]))))
+    assert all(map(np.array_equal, *map(jax.tree.leaves, (state.params["critic"], state.non_trainable["slow_critic"]))))
     batch = random_trajectory(agent, PIXELS, state, config.length + 1, 4)
     new, _, _ = update_of(agent)(state, jax.random.key(0), batch)
     for slow, old, fast in zip(
-        *map(jax.tree.leaves, (new.params["slow_critic"], state.params["slow_critic"], new.params["critic"])),
+        *map(jax.tree.leaves, (new.variables["slow_critic"], state.variables["slow_critic"], new.params["critic"])),
         strict=True,
     ):
         assert np.allclose(slow, 0.98 * old + 0.02 * fast, atol=1e-6)
@@ -413,7 +410,7 @@ def test_remat_changes_memory_not_numbers():
     batch = random_trajectory(agent, PIXELS, state, config.length + 1, 4)
     a, _, _ = update_of(agent)(state, jax.random.key(0), batch)
     b, _, _ = update_of(again)(state, jax.random.key(0), batch)
-    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
+    for x, y in zip(jax.tree.leaves(a.variables), jax.tree.leaves(b.variables), strict=True):
         assert np.allclose(x, y, atol=1e-6)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.agents.batches import PIXELS, TINY_IRIS, perturb, random_action, random_step
+from tests.agents.batches import PIXELS, TINY_IRIS, perturb, perturbed, random_action, random_step
 from wmjax import dreaming
 from wmjax.agents import iris
 from wmjax.envs import make_env
@@ -32,7 +32,7 @@ def made(**changes):
     config = dataclasses.replace(TINY_IRIS, **changes)
     agent = iris.iris(PIXELS, config)
     state = jax.jit(agent.init)(jax.random.key(0))
-    return agent, config, iris.networks(PIXELS, config), state._replace(params=perturb(state.params))
+    return agent, config, iris.networks(PIXELS, config), perturbed(state)
 
 
 def update_named(agent, name):

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.agents.batches import perturb, random_action, random_step
+from tests.agents.batches import perturb, perturbed, random_action, random_step
 from wmjax import dreaming, evolution, presets
 from wmjax.agents import world_models as wm
 from wmjax.envs import make_env
@@ -58,7 +58,7 @@ def tiny(spec=CATCH, **changes):
         config = dataclasses.replace(TINY, **changes)
         agent = wm.world_models(spec, config)
         state = jax.jit(agent.init)(jax.random.key(0))
-        MADE[name] = agent, config, wm.networks(spec, config), state._replace(params=perturb(state.params, scale=0.3))
+        MADE[name] = agent, config, wm.networks(spec, config), perturbed(state, 0.3)
     return MADE[name]
 
 

@@ -15,7 +15,7 @@ def start(agent, env, params, count):
 
 def run(count, steps, act=None, env=None, key=7):
     env, agent = env or counter_env(), fake_agent()
-    params = agent.init(jax.random.key(1)).params
+    params = agent.init(jax.random.key(1)).variables
     position = start(agent, env, params, count)
     act = act(agent, env.spec) if act else agent.act
     return rollouts.rollout(act, jax.vmap(env.step), params, jax.random.key(key), position, steps, explore=True)

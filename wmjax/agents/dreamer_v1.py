@@ -208,13 +208,12 @@ def networks(spec: EnvSpec, config: DreamerV1Config) -> Networks:
 
 
 def init_params(nets: Networks, spec: EnvSpec, config: DreamerV1Config, key: Array) -> dict:
-    """Parameters of all modules, and the present amount of exploration, which acting reads."""
+    """Parameters of all modules."""
     state = zero_state(config, 1)
     inputs = {name: (feature(state),) for name in Networks._fields}
     inputs["encoder"] = (zero_obs(spec, (1,)),)
     inputs["rssm"] = (state.deter, state.stoch, jnp.zeros((1, action_size(spec))), jnp.zeros((1, nets.rssm.embed)))
-    params = init_modules(nets._asdict(), key, inputs)
-    return params | {"exploration": exploration_amount(config, jnp.int32(0))}
+    return init_modules(nets._asdict(), key, inputs)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -521,9 +520,14 @@ def optimizers(config: DreamerV1Config) -> dict[str, optax.GradientTransformatio
 
 
 def grouped(params: dict) -> dict[str, dict]:
-    """The modules that each optimizer trains."""
-    model = {name: value for name, value in params.items() if name not in ("actor", "critic", "exploration")}
-    return {"model": model, "actor": {"actor": params["actor"]}, "critic": {"critic": params["critic"]}}
+    """What each optimizer trains; all modules but actor and critic are the world model."""
+    model = {name: value for name, value in params.items() if name not in ("actor", "critic")}
+    return {"model": model, "actor": params["actor"], "critic": params["critic"]}
+
+
+def ungrouped(groups: dict[str, dict]) -> dict:
+    """The parameters by module that `grouped` took apart."""
+    return groups["model"] | {name: groups[name] for name in ("actor", "critic")}
 
 
 def exploration_amount(config: DreamerV1Config, updates: Array) -> Array:
@@ -560,17 +564,15 @@ def update(
     step = jax.tree.map(lambda x: x[1:], trajectory.step)
 
     def objective(groups):
-        params = groups["model"] | groups["actor"] | groups["critic"]
         total, (_, _, _, metrics) = loss(
-            nets, model, spec, config, params, key, trajectory.action[:-1], step, axis_name
+            nets, model, spec, config, ungrouped(groups), key, trajectory.action[:-1], step, axis_name
         )
         return total, (metrics, ())
 
     done = optim.descend(objective, optimizers(config), state.opt_state, grouped(state.params), axis_name)
     metrics = done.metrics | {f"grad_norm/{name}": norm for name, norm in done.grad_norm.items()}
-    params = done.params["model"] | done.params["actor"] | done.params["critic"]
-    params["exploration"] = exploration_amount(config, state.step + 1)
-    return AgentState(params, done.opt_state, state.stats, state.step + 1), metrics, None
+    exploration = {"exploration": exploration_amount(config, state.step + 1)}
+    return AgentState(ungrouped(done.params), done.opt_state, state.stats, state.step + 1, exploration), metrics, None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -600,9 +602,9 @@ def dreamer_v1(spec: EnvSpec, config: DreamerV1Config, axis_name: str | None = N
 
     def init(key):
         params = init_params(nets, spec, config, key)
-        groups = grouped(params)
+        groups, exploration = grouped(params), {"exploration": exploration_amount(config, jnp.int32(0))}
         opt_state = {name: chain.init(groups[name]) for name, chain in optimizers(config).items()}
-        return AgentState(params, opt_state, (), jnp.int32(0))
+        return AgentState(params, opt_state, (), jnp.int32(0), exploration)
 
     def policy_carry(params, batch_size):
         del params, batch_size

@@ -204,9 +204,6 @@ class Networks(NamedTuple):
     critic: Head
 
 
-BEHAVIOR = ("actor", "critic", "slow_critic")  # all other modules are the world model
-
-
 def networks(spec: EnvSpec, config: DreamerV2Config) -> Networks:
     """The modules for one environment. `DenseRSSM.embed` follows from the encoder's output."""
     style = dict(norm=config.norm, activation=config.activation, dtype=config.compute_dtype)
@@ -235,13 +232,12 @@ def networks(spec: EnvSpec, config: DreamerV2Config) -> Networks:
 
 
 def init_params(nets: Networks, spec: EnvSpec, config: DreamerV2Config, key: Array) -> dict:
-    """Parameters of all modules; the slow critic starts as a copy of the critic."""
+    """Parameters of all modules."""
     state = zero_state(config, 1)
     inputs = {name: (feature(state),) for name in Networks._fields}
     inputs["encoder"] = (zero_obs(spec, (1,)),)
     inputs["rssm"] = (state.deter, state.stoch, jnp.zeros((1, action_size(spec))), jnp.zeros((1, nets.rssm.embed)))
-    params = init_modules(nets._asdict(), key, inputs)
-    return params | {"slow_critic": params["critic"]}
+    return init_modules(nets._asdict(), key, inputs)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -587,12 +583,10 @@ def optimizers(config: DreamerV2Config) -> dict[str, optax.GradientTransformatio
     return {name: optim.clipped_adam_tf(rate, *rest) for name, rate in rates.items()}
 
 
-def split_params(params: dict) -> tuple[dict, dict]:
-    """The world model's modules, and the others."""
-    return (
-        {name: value for name, value in params.items() if name not in BEHAVIOR},
-        {name: params[name] for name in BEHAVIOR},
-    )
+def grouped(params: dict) -> dict[str, dict]:
+    """What each optimizer trains; all modules but actor and critic are the world model."""
+    model = {name: value for name, value in params.items() if name not in ("actor", "critic")}
+    return {"model": model, "actor": params["actor"], "critic": params["critic"]}
 
 
 def update(
@@ -613,8 +607,8 @@ def update(
     step = trajectory.step._replace(is_first=trajectory.step.is_first.at[0].set(True))
     prev_action = jnp.concatenate([jnp.zeros_like(trajectory.action[:1]), trajectory.action[:-1]])
     key_model, key_behavior = jax.random.split(key)
-    world, behavior = split_params(state.params)
-    chains = optimizers(config)
+    chains, groups = optimizers(config), grouped(state.params)
+    chain, trained = {"model": chains.pop("model")}, {"model": groups.pop("model")}
 
     # World model.
     def model_objective(groups):
@@ -623,7 +617,7 @@ def update(
         )
         return total, (metrics, states)
 
-    done = optim.descend(model_objective, {"model": chains.pop("model")}, state.opt_state, {"model": world}, axis_name)
+    done = optim.descend(model_objective, chain, state.opt_state, trained, axis_name)
     world, states = done.params["model"], done.aux
 
     # Actor and critic, in the new model, from the posterior states of the old one.
@@ -631,27 +625,25 @@ def update(
     rows = lambda x: x[-last:].reshape(last * batch, *x.shape[2:])
     start, is_terminal = jax.tree.map(lambda x: sg(rows(x)), (states, step.is_terminal))
     keys = noise.split(noise.row_keys(key_behavior, batch, axis_name), last).reshape(last * batch)
-    slow_critic = behavior["slow_critic"]
 
     def behavior_objective(trained):
-        params = world | {"slow_critic": slow_critic}
+        params = world | state.non_trainable
         total, (_, metrics) = behavior_loss(
             nets, model, config, actor_gradient(spec, config), params, trained, keys, start, is_terminal
         )
         return total, (metrics, ())
 
-    behavior_done = optim.descend(
-        behavior_objective, chains, state.opt_state, {name: behavior[name] for name in chains}, axis_name
-    )
+    behavior_done = optim.descend(behavior_objective, chains, state.opt_state, groups, axis_name)
     trained = behavior_done.params
 
     # The first move of the slow critic is a copy, whatever its rate.
     rate = jnp.where(state.step == 0, 1.0, config.slow_critic_rate)
+    slow_critic = state.non_trainable["slow_critic"]
     slow_critic = optim.soft_update(trained["critic"], slow_critic, rate, state.step, config.slow_critic_every)
     norms = done.grad_norm | behavior_done.grad_norm
     metrics = done.metrics | behavior_done.metrics | {f"grad_norm/{name}": norm for name, norm in norms.items()}
-    params, opt_state = world | trained | {"slow_critic": slow_critic}, done.opt_state | behavior_done.opt_state
-    return AgentState(params, opt_state, state.stats, state.step + 1), metrics, None
+    params, opt_state = world | trained, done.opt_state | behavior_done.opt_state
+    return AgentState(params, opt_state, state.stats, state.step + 1, {"slow_critic": slow_critic}), metrics, None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -683,10 +675,9 @@ def dreamer_v2(spec: EnvSpec, config: DreamerV2Config, axis_name: str | None = N
 
     def init(key):
         params = init_params(nets, spec, config, key)
-        world, behavior = split_params(params)
-        groups = {"model": world, "actor": behavior["actor"], "critic": behavior["critic"]}
+        groups = grouped(params)
         opt_state = {name: chain.init(groups[name]) for name, chain in optimizers(config).items()}
-        return AgentState(params, opt_state, (), jnp.int32(0))
+        return AgentState(params, opt_state, (), jnp.int32(0), {"slow_critic": params["critic"]})
 
     def policy_carry(params, batch_size):
         del params, batch_size

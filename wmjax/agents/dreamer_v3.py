@@ -288,15 +288,14 @@ def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
 
 
 def init_params(nets: Networks, spec: EnvSpec, config: DreamerV3Config, key: Array) -> dict:
-    """Parameters of all modules; the slow critic starts as a copy of the critic."""
+    """Parameters of all modules."""
     dims = config.dimensions
     deter, stoch = jnp.zeros((1, dims.deter)), jnp.zeros((1, dims.stoch, dims.classes))
     feat = feature(RSSMState(deter, stoch, stoch))
     inputs = {name: (feat,) for name in Networks._fields}
     inputs |= {"encoder": (zero_obs(spec, (1,)),), "decoder": (deter, stoch)}
     inputs["rssm"] = (deter, stoch, jnp.zeros((1, nets.rssm.action)), jnp.zeros((1, nets.rssm.embed)))
-    params = init_modules(nets._asdict(), key, inputs)
-    return params | {"slow_critic": params["critic"]}
+    return init_modules(nets._asdict(), key, inputs)
 
 
 def feature(state: RSSMState) -> Array:
@@ -631,28 +630,24 @@ def update(
     """
     step = jax.tree.map(lambda x: x[1:], trajectory.step)
     start = unpack_latent(jax.tree.map(lambda x: x[0], trajectory.latent), config)
-    slow_critic = state.params["slow_critic"]
-    trained = {name: value for name, value in state.params.items() if name != "slow_critic"}
 
     def objective(trained):
-        params = trained["all"] | {"slow_critic": slow_critic}
+        params = trained["all"] | state.non_trainable
         total, (_, states, return_norm, metrics) = loss(
             nets, model, spec, config, params, state.stats["return_norm"], key, start, trajectory.action[:-1], step,
             axis_name,
         )  # fmt: skip
         return total, (metrics | {"loss": total}, (states, return_norm))
 
-    done = optim.descend(objective, {"all": optimizer(config)}, state.opt_state, {"all": trained}, axis_name)
-    trained, (states, return_norm) = done.params["all"], done.aux
-    slow_critic = optim.soft_update(trained["critic"], slow_critic, config.slow_critic_rate)
+    done = optim.descend(objective, {"all": optimizer(config)}, state.opt_state, {"all": state.params}, axis_name)
+    params, (states, return_norm) = done.params["all"], done.aux
+    slow_critic = optim.soft_update(params["critic"], state.non_trainable["slow_critic"], config.slow_critic_rate)
     metrics = done.metrics | {"grad_norm": done.grad_norm["all"], "update_norm": done.update_norm["all"]}
     latent = jax.tree.map(
         lambda old, new: jnp.concatenate([old[:1], new]), trajectory.latent, pack_latent(states, config)
     )
-    new_state = AgentState(
-        trained | {"slow_critic": slow_critic}, done.opt_state, {"return_norm": return_norm}, state.step + 1
-    )
-    return new_state, metrics, latent
+    stats = {"return_norm": return_norm}
+    return AgentState(params, done.opt_state, stats, state.step + 1, {"slow_critic": slow_critic}), metrics, latent
 
 
 def pack_latent(state: RSSMState, config: DreamerV3Config) -> dict[str, Array]:
@@ -692,9 +687,8 @@ def dreamer_v3(spec: EnvSpec, config: DreamerV3Config, axis_name: str | None = N
 
     def init(key):
         params = init_params(nets, spec, config, key)
-        trained = {name: value for name, value in params.items() if name != "slow_critic"}
-        opt_state = {"all": optimizer(config).init(trained)}
-        return AgentState(params, opt_state, {"return_norm": normalize.init()}, jnp.int32(0))
+        opt_state, stats = {"all": optimizer(config).init(params)}, {"return_norm": normalize.init()}
+        return AgentState(params, opt_state, stats, jnp.int32(0), {"slow_critic": params["critic"]})
 
     def policy_carry(params, batch_size):
         del params, batch_size

@@ -112,7 +112,7 @@ def dream(argv: Sequence[str]) -> None:
         run = run.members[0]
         own_folder(run.path)
     env = run.env if where is None else run.env_like(where)
-    result = figures.open_loop(run.agent, env, run.state.params, evaluation_key(0), args.context, args.horizon)
+    result = figures.open_loop(run.agent, env, run.state.variables, evaluation_key(0), args.context, args.horizon)
     errors = figures.horizon_errors(result, args.context)
     seen = figures.reconstruction_errors(result, args.context)
     about = {"context": args.context, "horizon": args.horizon, "reconstruction": seen}

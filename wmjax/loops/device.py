@@ -166,9 +166,9 @@ def init(agent: Agent, env: Env, key: Array) -> RunState:
     key_agent, key_env, key_act, key_run = jax.random.split(key, 4)
     state = agent.init(key_agent)
     env_state, timestep = jax.vmap(env.reset)(noise.row_keys(key_env, num_envs))
-    carry = agent.act_carry(state.params, num_envs)
+    carry = agent.act_carry(state.variables, num_envs)
     act = lambda *args: agent.act(*args, explore=True)
-    _, action, latent = jax.eval_shape(act, state.params, noise.row_keys(key_act, num_envs), carry, timestep)
+    _, action, latent = jax.eval_shape(act, state.variables, noise.row_keys(key_act, num_envs), carry, timestep)
     replay = replays.init(Record(timestep, action, latent), num_envs, agent.recipe.replay_capacity)
     episode = Episode(jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
     zero = jnp.int32(0)
@@ -212,7 +212,7 @@ def _collect(part: _Part, run: RunState, key: Array) -> tuple[RunState, Metrics]
     act = stage.act or random_act(agent, env.spec)
     position = Position(run.env_state, run.timestep, run.carry)
     position, records = rollout(
-        act, jax.vmap(env.step), run.agent.params, key, position, stage.collect, explore=True, axis_name=axis_name
+        act, jax.vmap(env.step), run.agent.variables, key, position, stage.collect, explore=True, axis_name=axis_name
     )
     episode, sums = count_episodes(run.episode, records.step)
     if axis_name is not None:

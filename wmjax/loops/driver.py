@@ -387,7 +387,7 @@ class Driver:
         step, agent = self.env_steps(state), self._programs.replica(state.agent)
         keys = noise.fold_in(self.per_seed(evaluation_key), self._position(state))
         with self._report.evaluating(f"evaluating over {PERIODIC_EPISODES} episodes"):
-            played = self.evaluator(agent.params, keys, PERIODIC_EPISODES)
+            played = self.evaluator(agent.variables, keys, PERIODIC_EPISODES)
         means = played.returns.mean(-1)
         for i, (folder, mean) in enumerate(zip(self._folders, np.atleast_1d(means), strict=True)):
             if mean > self._best[i]:

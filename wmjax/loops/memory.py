@@ -159,7 +159,7 @@ def _search(agent: Agent, state: AgentState, evolve: Evolve, acting: float) -> t
     """Of a generation's candidates and the episodes that they play side by side."""
     dims = math.prod(jax.eval_shape(evolve.get, state.params).shape)
     if evolve.where == "dream":
-        acting = tree_bytes(jax.eval_shape(lambda params: agent.model.init_state(params, 1), state.params))
+        acting = tree_bytes(jax.eval_shape(lambda params: agent.model.init_state(params, 1), state.variables))
     rows = max(evolve.population * evolve.rollouts, evolve.mean_rollouts)
     words = f"population: {evolve.population} candidates with {evolve.rollouts} episodes each (mean_rollouts: "
     return 4 * evolve.population * dims + rows * acting, f"{words}{evolve.mean_rollouts}) need"

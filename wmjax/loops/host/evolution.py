@@ -63,7 +63,7 @@ class Search:
             search = evolution.populations(evolve)[int(evolution.restarts_so_far(evolve, state))]
             key_ask, key_tell, key_play, _, key_restart = evolution.generation_keys(evolve, key_generation)
             candidates, asked = _ask(search, key_ask, state)
-            played = self._play(envs, state.params, key_play, candidates, evolve.rollouts, evolve.common)
+            played = self._play(envs, state.variables, key_play, candidates, evolve.rollouts, evolve.common)
             if played is None:
                 return None
             state, metrics = _tell(search, key_tell, asked, candidates, *played)
@@ -74,7 +74,7 @@ class Search:
             state, more = evolution.keep_all(evolve, state)
             return state, metrics | more
         mean = evolution.distribution_mean(evolve, state)[None]
-        played = self._play(envs, state.params, key_mean, mean, evolve.mean_rollouts, True)
+        played = self._play(envs, state.variables, key_mean, mean, evolve.mean_rollouts, True)
         if played is None:
             return None
         state, more = _keep_mean(evolve, state, played[0])

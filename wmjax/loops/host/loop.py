@@ -41,8 +41,8 @@ def shapes(agent: Agent, env: HostEnv) -> tuple[tuple[PyTree, PyTree], Record]:
 
     def act(key: Array, timestep: TimeStep) -> tuple[PyTree, ...]:
         state = agent.init(key)
-        carry = agent.act_carry(state.params, num_envs)
-        return state, *agent.act(state.params, noise.row_keys(key, num_envs), carry, timestep, explore=True)
+        carry = agent.act_carry(state.variables, num_envs)
+        return state, *agent.act(state.variables, noise.row_keys(key, num_envs), carry, timestep, explore=True)
 
     state, carry, action, latent = jax.eval_shape(act, jax.random.key(0), timestep)
     return (state, carry), Record(timestep, action, latent)
@@ -176,7 +176,7 @@ class HostLoop(Programs):
         """The state of a run before its first iteration, from keys as in the device loop; starts the environments."""
         key_agent, _, _, key_run = jax.random.split(key, 4)
         state = jax.jit(self._agent.init)(key_agent)
-        carry = jax.jit(self._agent.act_carry, static_argnums=1)(state.params, self._num_envs)
+        carry = jax.jit(self._agent.act_carry, static_argnums=1)(state.variables, self._num_envs)
         run = self._begin(state, carry, key_run)
         self._start_envs(run)
         return run
@@ -370,7 +370,7 @@ class HostLoop(Programs):
         key, timestep, rows = jax.device_put(key, jax.devices()[0]), self._timestep, []
         try:
             for t in range(steps):
-                carry, action, native, latent = act(learner.agent.params, key, t, carry, timestep)
+                carry, action, native, latent = act(learner.agent.variables, key, t, carry, timestep)
                 self._envs.send(clock.wait("device", lambda native=native: np.asarray(native)))
                 learner.until(math.ceil(learner.total * (t + 1) / steps))
                 following = clock.wait("envs", self._envs.receive)
