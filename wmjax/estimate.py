@@ -18,6 +18,7 @@ import wmjax
 from wmjax.loops import device, memory
 from wmjax.loops.host import loop as host
 from wmjax.loops.memory import amount
+from wmjax.loops.schedule import Schedule
 from wmjax.replay.host import sizes
 from wmjax.types import HostEnv, PyTree, UsageError
 
@@ -80,7 +81,7 @@ def _memory(made: Setup, memory_map: bool, out: Path | None) -> tuple[int, str, 
         needs = sizes(example, recipe.num_envs, recipe.replay_capacity, memory_map=memory_map)
         place = (out or Path()).absolute()
         place = next(folder for folder in (place, *place.parents) if folder.is_dir())
-        collected = math.ceil(made.steps / env.spec.action_repeat)
+        collected = Schedule(agent, env, made.steps).records
         words = f"{records}, at most {amount(needs.memory_bytes)} of memory, {amount(needs.disk_bytes)} of disk"
         check = lambda: host.check_room(recipe, state, needs, collected, place)
         return memory.tree_bytes((state, carry)), words, check
@@ -104,8 +105,7 @@ def outlook(made: Setup, memory_map: bool = False, out: Path | None = None) -> s
         check()
     except UsageError as error:
         missing = [f"it would not begin here: {error}"]
-    for index, stage in enumerate(recipe.stages):
-        iterations = device.stage_iterations(made.agent, made.env, steps, index)
+    for stage, iterations in zip(recipe.stages, Schedule(made.agent, made.env, steps).lengths, strict=True):
         updates += iterations * sum(update.repeats for update in stage.updates)
         searched = f" of {stage.evolve.generations} generations each" if stage.evolve else ""
         stages.append(f"{stage.name} {iterations:,} iterations{searched}")

@@ -28,6 +28,7 @@ from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key, make_evaluator
 from wmjax.loops.host import loop as host
 from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
+from wmjax.loops.schedule import Schedule
 from wmjax.loops.signals import catch_signals
 from wmjax.names import nearest
 from wmjax.run_folder import (
@@ -500,7 +501,7 @@ def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, Run, str]:
         state = driver.run(driver.start(resume, say))
         if caught:
             raise Interrupted(caught[0], plan.path)
-        step = driver.env_steps(state)
+        step = driver.schedule.env_steps(state)
         if driver.stopped:
             say(f"stopped by the callback at {step:,} env steps; saved, and may be resumed")
         run = _run_of(made, plan.path, step, driver.local(state))
@@ -530,7 +531,7 @@ def _programs(
     if isinstance(made.env, HostEnv):
         loop = host.HostLoop(
             made.agent, made.env, path, path / CHECKPOINTS, options, say=say, stop=lambda: bool(caught),
-            records=math.ceil(made.steps / made.env.spec.action_repeat), resume=resume,
+            records=Schedule(made.agent, made.env, made.steps).records, resume=resume,
         )  # fmt: skip
         with contextlib.closing(loop):
             yield loop

@@ -16,8 +16,8 @@ from wmjax.envs import make_env
 from wmjax.envs.handed import check_args, check_trust, handed
 from wmjax.envs.wrappers import agent_actions
 from wmjax.fields import replace
-from wmjax.loops import device
 from wmjax.loops.parallel import AXIS, BACKENDS, check_devices, share
+from wmjax.loops.schedule import Schedule, check
 from wmjax.suites import gym_suite
 from wmjax.suites.pictures import DEFAULT_SIZE
 from wmjax.types import Agent, Env, EnvSpec, HostEnv, UsageError
@@ -108,7 +108,7 @@ def setup(
         "config": dataclasses.asdict(config),
     }
     made = make(description, config, env, budget, start_timeout)
-    fixed = device.fixed_env_steps(made.agent, made.env)
+    fixed = Schedule(made.agent, made.env).whole()
     if fixed is None:
         _check_learns(made)
         return made
@@ -122,16 +122,14 @@ def setup(
 
 def _check_learns(made: Setup) -> None:
     """Raises `UsageError` where the steps end before anything is learned."""
-    recipe, updates = made.agent.recipe, 0
-    for index, stage in enumerate(recipe.stages):
-        iterations = device.stage_iterations(made.agent, made.env, made.steps, index)
+    stages, schedule, updates = made.agent.recipe.stages, Schedule(made.agent, made.env, made.steps), 0
+    for stage, iterations in zip(stages, schedule.lengths, strict=True):
         updates += iterations * (sum(update.repeats for update in stage.updates) + bool(stage.evolve))
         if iterations < (stage.iterations or 0):  # the steps end here
             break
     if not updates:
-        learns = next(i for i, stage in enumerate(recipe.stages) if stage.updates or stage.evolve)
-        collected = sum(stage.collect * stage.iterations for stage in recipe.stages[:learns])
-        first = (collected + recipe.stages[learns].collect) * recipe.num_envs * made.env.spec.action_repeat
+        learns = next(i for i, stage in enumerate(stages) if stage.updates or stage.evolve)
+        first = schedule.before(learns) + stages[learns].collect * schedule.frames
         raise UsageError(
             f"steps: {made.steps} is not valid, for nothing would be learned; the first update comes after {first} env "
             "steps, as the agent's configuration says (prefill and the like)"
@@ -159,9 +157,9 @@ def make(description: dict[str, Any], config: Any, env: Any, steps: int, start_t
         env, size = _sized(env, lambda spec: factory(spec, config, axis_name))
         description = description | ({} if size is None else {"image_size": size})
     agent = factory(env.spec, config, axis_name)
-    device.check(agent)
+    check(agent)
     if axis_name is not None:
-        device.check(agent._replace(recipe=share(agent.recipe, description["devices"])))
+        check(agent._replace(recipe=share(agent.recipe, description["devices"])))
     return Setup(description, config, agent, env, steps)
 
 

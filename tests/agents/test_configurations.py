@@ -16,7 +16,7 @@ from tests.agents import test_world_models
 from tests.agents.batches import TINY_IRIS, TINY_V1, TINY_V2, TINY_V3
 from tests.loops.fakes import counter_env
 from wmjax.agents import AGENTS
-from wmjax.loops import device
+from wmjax.loops import device, schedule
 from wmjax.types import Box, Discrete, Env, UsageError
 
 TINY = {
@@ -116,7 +116,7 @@ def test_every_valid_configuration_can_be_traced(name):
 
         def made(config):
             agent = AGENTS[name][1](env.spec, config)
-            device.check(agent)
+            schedule.check(agent)
             return agent
 
         def valid(config):

@@ -7,6 +7,7 @@ from tests.loops.fakes import counter_env, fake_agent, fake_recipe, learn
 from wmjax import evolution
 from wmjax.loops import checkpoint
 from wmjax.loops import device as loop
+from wmjax.loops.schedule import Schedule, check
 from wmjax.types import Evolve, Recipe, Sampling, Stage, Update, UsageError
 
 
@@ -40,7 +41,7 @@ def test_a_stage_collects_and_learns_as_often_as_its_recipe_says(programs):
     run, metrics = train(loop.next_stage(run), 5)
     assert (int(run.steps), int(run.replay.added), int(run.agent.step)) == (16, 16, 10)
     assert (int(run.stage), int(run.iteration)) == (1, 5)
-    assert loop.env_steps(agent, env, run) == 16 * 2 * 2  # environments, action repeat
+    assert Schedule(agent, env).env_steps(run) == 16 * 2 * 2  # environments, action repeat
     assert float(metrics["model/step"]) == 4.5  # the mean over updates 0..9
     assert all(value.dtype == jnp.float32 and value.shape == () for value in metrics.values())
 
@@ -133,7 +134,7 @@ def test_two_online_samplings_must_have_one_length():
     other = recipe.stages[1].updates[0]._replace(sampling=Sampling(2, online=True))
     stage = recipe.stages[1]._replace(updates=(*recipe.stages[1].updates, other))
     with pytest.raises(UsageError, match="online"):
-        loop.check(fake_agent(recipe._replace(stages=(recipe.stages[0], stage))))
+        check(fake_agent(recipe._replace(stages=(recipe.stages[0], stage))))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ def test_a_search_that_cannot_be_run_is_refused(searching, change, message):
     else:
         search = search._replace(evolve=search.evolve._replace(**change))
     with pytest.raises(UsageError, match=message):
-        loop.check(agent._replace(recipe=agent.recipe._replace(stages=(collect, search))))
+        check(agent._replace(recipe=agent.recipe._replace(stages=(collect, search))))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

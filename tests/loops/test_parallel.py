@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.loops.fakes import counter_env, fake_agent, fake_recipe
-from wmjax.loops import device, parallel
+from wmjax.loops import device, parallel, schedule
 from wmjax.types import Evolve, Recipe, Stage, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -123,4 +123,4 @@ def test_programs_of_several_seeds_give_what_each_seed_gives_alone():
         mine = parallel.tree_of_seed(many, i)
         np.testing.assert_allclose(mine.agent.params["w"], alone.agent.params["w"], rtol=1e-5)
         np.testing.assert_array_equal(mine.replay.data.action, alone.replay.data.action)
-        assert device.first(many.steps) == int(alone.steps)
+        assert schedule.first(many.steps) == int(alone.steps)

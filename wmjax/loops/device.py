@@ -7,7 +7,6 @@ cut into chunks, or on having been stopped and restored between them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -16,27 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax import checks, evolution
+from wmjax import evolution
 from wmjax.loops.rollout import Position, random_act, rollout
+from wmjax.loops.schedule import check
 from wmjax.ops import noise
 from wmjax.replay import device as replays
 from wmjax.replay.device import Record, Replay
-from wmjax.types import (
-    Agent,
-    AgentState,
-    Array,
-    Env,
-    Evolve,
-    HostEnv,
-    Metrics,
-    PyTree,
-    Sampling,
-    Stage,
-    TimeStep,
-    Trajectory,
-    Update,
-    UsageError,
-)
+from wmjax.types import Agent, AgentState, Array, Env, Evolve, Metrics, PyTree, Stage, TimeStep, Trajectory, Update
 
 
 class Episode(NamedTuple):
@@ -67,87 +52,7 @@ class RunState(NamedTuple):
     key: Array  # one typed key, the run's; never changes
     stage: Array  # int32, index in the recipe
     iteration: Array  # int32, iterations of this stage that are done
-    steps: Array  # int32, agent steps of each environment so far; frames would overflow (see `env_steps`)
-
-
-def first(counter: Array) -> int:
-    """A counter that is the same for all seeds and devices, on the host."""
-    return int(np.ravel(counter)[0])
-
-
-def env_steps(agent: Agent, env: Env | HostEnv, run: RunState) -> int:
-    """Records of one run so far, times the action repeat; all seeds of a run have the same count.
-
-    These are the frames that its environments advanced, and one step for each episode that began.
-    """
-    return first(run.steps) * agent.recipe.num_envs * env.spec.action_repeat
-
-
-def fixed_env_steps(agent: Agent, env: Env) -> int | None:
-    """Frames that a recipe collects whose stages all have a length; None where its last one uses up a budget."""
-    stages = agent.recipe.stages
-    if stages[-1].iterations is None:
-        return None
-    return sum(stage.collect * stage.iterations for stage in stages) * agent.recipe.num_envs * env.spec.action_repeat
-
-
-def stage_iterations(agent: Agent, env: Env | HostEnv, steps: int, index: int) -> int:
-    """Of a stage; an open one uses up the budget of env steps, and no stage collects more than that."""
-    recipe = agent.recipe
-    stage = recipe.stages[index]
-    if not stage.collect:
-        return stage.iterations
-    frames = recipe.num_envs * env.spec.action_repeat
-    before = sum(s.collect * s.iterations for s in recipe.stages[:index]) * frames
-    budget = max(0, math.ceil((steps - before) / (stage.collect * frames)))
-    return budget if stage.iterations is None else min(stage.iterations, budget)
-
-
-def check(agent: Agent) -> None:
-    """Raises `UsageError` if the recipe cannot be run.
-
-    Replay must be able to hold what is asked of it, and hold a whole window before the first update samples one.
-    """
-    recipe, rows, online = agent.recipe, 0, set()
-    for position, stage in enumerate(recipe.stages):
-        if stage.iterations is None and position + 1 < len(recipe.stages):
-            raise UsageError(f"stage {stage.name!r}: only the last stage may leave its iterations open")
-        if stage.collect > recipe.replay_capacity // recipe.num_envs:
-            rows_kept = recipe.replay_capacity // recipe.num_envs
-            raise UsageError(
-                f"stage {stage.name!r}: collect {stage.collect}, replay keeps {rows_kept} steps of each env"
-            )
-        if not (stage.collect or stage.updates or stage.evolve):
-            raise UsageError(f"stage {stage.name!r}: it neither collects nor learns")
-        if stage.iterations is not None and stage.iterations > checks.COUNT:
-            raise UsageError(f"stage {stage.name!r}: it has {stage.iterations} iterations, {checks.COUNT} is the most")
-        for update in stage.updates:
-            if update.repeats > checks.UPDATES:
-                raise UsageError(
-                    f"stage {stage.name!r}: {update.repeats} updates {update.name!r} in one iteration; at most "
-                    f"{checks.UPDATES} are valid"
-                )
-        if stage.iterations is None and not stage.collect:
-            raise UsageError(f"stage {stage.name!r}: it may leave its iterations open only if it collects")
-        for name, sampling, batch_size in _samplings(stage):
-            replays.check(recipe.replay_capacity, recipe.num_envs, sampling, batch_size)
-            window = sampling.context + sampling.length
-            online |= {window} if sampling.online else set()
-            if rows + stage.collect < window:
-                raise UsageError(
-                    f"stage {stage.name!r}: its update {name!r} samples {window} steps, but only "
-                    f"{rows + stage.collect} of each environment are collected before; a stage before it must collect"
-                )
-        rows += stage.collect * (stage.iterations or 0)
-    if len(online) > 1:
-        raise UsageError(f"online samplings of {sorted(online)} steps in one recipe: they must have one length")
-
-
-def _samplings(stage: Stage) -> list[tuple[str, Sampling, int]]:
-    """What a stage reads from replay: name, how, and batch size, of each of its updates and of its search."""
-    found = [(update.name, update.sampling, update.batch_size) for update in stage.updates]
-    evolve = stage.evolve
-    return found + ([(evolve.name, evolve.sampling, evolve.batch_size)] if evolve and evolve.where == "dream" else [])
+    steps: Array  # int32, agent steps of each environment so far; frames would overflow (see `Schedule.env_steps`)
 
 
 def init(agent: Agent, env: Env, key: Array) -> RunState:

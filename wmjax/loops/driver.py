@@ -20,18 +20,18 @@ import numpy as np
 
 from wmjax import checks
 from wmjax.loops import checkpoint, device
-from wmjax.loops.device import RunState, first
+from wmjax.loops.device import RunState
 from wmjax.loops.display import Clock, Display
 from wmjax.loops.host.rollout import HostEvaluator, Options
 from wmjax.loops.parallel import Programs, tree_of_seed
 from wmjax.loops.report import Left, Report
 from wmjax.loops.rollout import PERIODIC_EPISODES, Evaluation, evaluate
+from wmjax.loops.schedule import Schedule, first
 from wmjax.ops import noise
 from wmjax.run_folder import BEST, CHECKPOINTS, member_description, member_path
 from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, UsageError
 
 KEEP = 2  # checkpoints of the whole run; what is best holds the agent alone
-SEARCH_EVALUATIONS = 10  # over a search for parameters
 LOG_SECONDS = 10.0  # aimed at between two lines of progress
 CHECKPOINT_SHARE = 0.05  # of the run's time at most; large replays are saved less often
 STAGE_SECONDS = 20.0  # a stage that took longer is saved when it ends: to compile the next one may take a minute
@@ -127,6 +127,7 @@ class Driver:
     def __init__(self, plan: Plan, programs: Programs, caught: list[int]) -> None:
         self._plan, self._programs, self._caught = plan, programs, caught
         self._several = len(plan.seeds) > 1
+        self.schedule = Schedule(plan.agent, plan.env, plan.steps, plan.eval_every)
         host = dict(options=plan.host, say=self._say, stop=lambda: bool(caught), make_way=programs.make_way)
         self.evaluator = make_evaluator(plan.agent, plan.env, seeds=self._several, **host)
         self._folders = [member_path(plan.path, seed) for seed in plan.seeds] if self._several else [plan.path]
@@ -145,10 +146,6 @@ class Driver:
     def _ends(self) -> bool:
         """Whether something keeps the run from going on."""
         return bool(self._caught or self.stopped or self._programs.failure)
-
-    def env_steps(self, state: RunState) -> int:
-        """Frames so far, of each seed."""
-        return device.env_steps(self._plan.agent, self._plan.env, state)
 
     def per_seed(self, make: Callable[[int], Array]) -> Array:
         """`make` of every seed, stacked if there are several."""
@@ -178,7 +175,7 @@ class Driver:
         with self._display.working("reading the newest checkpoint"):
             _, state = checkpoint.restore_newest(folder, self._programs.template, warn, exact=True)
             # What has another number than its state is set aside too: it would stay the newest for ever.
-            self._set_aside(self.env_steps(state), self._iteration(state), warn)
+            self._set_aside(self.schedule.env_steps(state), self.schedule.iteration(state), warn)
             state = state._replace(skips=device.count_anew(state.skips, self._plan.max_skipped))
             return self._programs.place(state)
 
@@ -212,7 +209,7 @@ class Driver:
           RunError: the last state could not be saved.
         """
         plan, stages = self._plan, self._plan.agent.recipe.stages
-        resume = {"resume_step": self.env_steps(state), "resume_iteration": self._iteration(state)}
+        resume = {"resume_step": self.schedule.env_steps(state), "resume_iteration": self.schedule.iteration(state)}
         with contextlib.ExitStack() as stack:
             shared = {"clock": self._clock, **resume}
             report = Report(plan.path, total_steps=plan.steps, display=self._display, wandb=plan.wandb, **shared)
@@ -254,76 +251,27 @@ class Driver:
             self._report.say(f"warning: {reason}; it is set aside (.damaged)")
         return -math.inf
 
-    def _iteration(self, state: RunState) -> int:
-        """Iterations of all stages so far."""
-        before = self._plan.agent.recipe.stages[: first(state.stage)]
-        return sum(stage.iterations for stage in before) + first(state.iteration)
-
-    def _pace(self, index: int) -> int:
-        """Env steps that an iteration of a stage counts for, as to when evaluations are due.
-
-        Those that it takes. Where it takes none, those of the last stage before it that collected and learned; 0 if
-        there was none.
-        """
-        recipe = self._plan.agent.recipe
-        learned = (s.collect for s in reversed(recipe.stages[:index]) if s.collect and s.updates)
-        collect = recipe.stages[index].collect or next(learned, 0)
-        return collect * recipe.num_envs * self._plan.env.spec.action_repeat
-
-    def _position(self, state: RunState) -> int:
-        """Env steps so far, and those that iterations without any counted for (`_pace`)."""
-        stages, index = self._plan.agent.recipe.stages, first(state.stage)
-        done = [*(stage.iterations for stage in stages[:index]), first(state.iteration)]
-        still = sum(n * self._pace(i) for i, n in enumerate(done) if not stages[i].collect)
-        return self.env_steps(state) + still
-
-    def _milestone(self, state: RunState, total: int, more: int = 0) -> int:
-        """Periodic evaluations that are due: after each `eval_every` env steps, and after each tenth of a search.
-
-        With `more`, after so many more iterations of the stage.
-        """
-        index, every = first(state.stage), self._plan.eval_every
-        stage = self._plan.agent.recipe.stages[index]
-        if stage.evolve:
-            return SEARCH_EVALUATIONS * (first(state.iteration) + more) // total if every else 0
-        return (self._position(state) + more * self._pace(index)) // every if stage.updates and every else 0
-
-    def _replay_ratio(self, index: int, iteration: int) -> float:
-        recipe = self._plan.agent.recipe
-        trained = collected = 0
-        for number, stage in enumerate(recipe.stages[: index + 1]):
-            done = iteration if number == index else stage.iterations
-            trained += done * sum(u.repeats * u.batch_size * u.sampling.length for u in stage.updates)
-            collected += done * stage.collect * recipe.num_envs
-        return trained / max(collected, 1)
-
     def _run_stage(self, state: RunState, index: int) -> RunState:
-        plan = self._plan
-        stage = plan.agent.recipe.stages[index]
-        total, done = device.stage_iterations(plan.agent, plan.env, plan.steps, index), first(state.iteration)
+        schedule, stage = self.schedule, self._plan.agent.recipe.stages[index]
+        total, done = schedule.lengths[index], first(state.iteration)
         advance = self._telling(stage.name, self._programs.compile_stage(stage))
-        pace = self._pace(index)
         chunk = 1  # the first line of progress comes as soon as it can
         self._report.starts(stage.name, done)
         while done < total and not self._ends():
-            size, before = min(chunk, total - done), self._milestone(state, total)
-            if plan.eval_every and pace:
-                to_evaluation = plan.eval_every - self._position(state) % plan.eval_every
-                size = min(size, math.ceil(to_evaluation / pace))
-            if plan.eval_every and stage.evolve:
-                size = min(size, math.ceil((before + 1) * total / SEARCH_EVALUATIONS) - done)
+            size = min(chunk, total - done, schedule.until_evaluation(state))
+            before = schedule.evaluations(state)
             start = self._clock.seconds()
             state, metrics = advance(state, size)
             seconds = self._clock.seconds() - start
             done = first(state.iteration)  # fewer than asked for where a stage on the host was interrupted
             metrics = {name: np.asarray(value) for name, value in metrics.items()}
-            now = self._milestone(state, total)
+            now = schedule.evaluations(state)
             if now > before:
                 metrics |= self._evaluate(state)
-            end = self._milestone(state, total, more=total - done)
-            last = index + 1 == len(plan.agent.recipe.stages)
+            end = schedule.evaluations(state, more=total - done)
+            last = index + 1 == len(schedule.lengths)
             left = Left(done, total, last, max(0, end - now), collects=bool(stage.collect))
-            self._log(stage.name, state, metrics, self._replay_ratio(index, done), left)
+            self._log(stage.name, state, metrics, schedule.replay_ratio(state), left)
             self._saver.poll()
             self._stop_if_not_finite(state)
             # The first chunk tells little: then grow by at most eight times.
@@ -346,11 +294,11 @@ class Driver:
 
     def _log(self, stage: str, state: RunState, metrics: Mapping[str, np.ndarray], ratio: float, left: Left) -> None:
         """One line of the run, with means over seeds, and one of every seed."""
-        step, updates = self.env_steps(state), np.ravel(self._programs.replica(state.agent.step))
+        step, updates = self.schedule.env_steps(state), np.ravel(self._programs.replica(state.agent.step))
         metrics = {**metrics, "skipped": np.asarray(self._programs.replica(state.skips.total))}
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # no seed has a value yet
             means = {name: np.nanmean(value) for name, value in metrics.items()}
-        iteration = self._iteration(state)
+        iteration = self.schedule.iteration(state)
         record = self._report.log(stage, step, int(updates.max()), means, ratio, iteration=iteration, left=left)
         for i, report in enumerate(self._members):
             own = {name: value[i] for name, value in metrics.items()}
@@ -384,8 +332,8 @@ class Driver:
 
     def _evaluate(self, state: RunState) -> dict[str, np.ndarray]:
         """Metrics of the periodic evaluation, of each seed; keeps the agents that are the best so far."""
-        step, agent = self.env_steps(state), self._programs.replica(state.agent)
-        keys = noise.fold_in(self.per_seed(evaluation_key), self._position(state))
+        step, agent = self.schedule.env_steps(state), self._programs.replica(state.agent)
+        keys = noise.fold_in(self.per_seed(evaluation_key), self.schedule.position(state))
         with self._report.evaluating(f"evaluating over {PERIODIC_EPISODES} episodes"):
             played = self.evaluator(agent.variables, keys, PERIODIC_EPISODES)
         means = played.returns.mean(-1)
@@ -393,7 +341,7 @@ class Driver:
             if mean > self._best[i]:
                 self._best[i] = float(mean)
                 best = tree_of_seed(agent, i) if self._several else agent
-                info = self._about(i) | {"mean": float(mean), "iteration": self._iteration(state)}
+                info = self._about(i) | {"mean": float(mean), "iteration": self.schedule.iteration(state)}
                 self._saver.save(folder / BEST, step, {"agent": best}, keep=1, since=self._oldest(), info=info)
         told = {"eval/return": means, "eval/length": played.lengths.mean(-1), "eval/cut": played.cut.sum(-1)}
         return {name: np.where(np.isnan(means), np.nan, value) for name, value in told.items()}
@@ -420,7 +368,7 @@ class Driver:
             self._save_all(state)
 
     def _save_all(self, state: RunState) -> None:
-        start, step = time.monotonic(), self.env_steps(state)
+        start, step = time.monotonic(), self.schedule.env_steps(state)
         folder = self._plan.path / CHECKPOINTS
         try:
             self._saver.save(folder, step, self._programs.gather(state), keep=KEEP, info=self._about(None))

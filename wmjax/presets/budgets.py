@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 class RunSettings(NamedTuple):
     """What a run needs to know besides its agent's configuration."""
 
-    steps: int  # env steps (frames, `device.env_steps`) to train for
+    steps: int  # env steps (frames, as in `loops.schedule`) to train for
     image_size: int | None = None  # side in pixels; None: as registered
     action_repeat: int = 1  # frames per agent step
     env_args: Mapping[str, Any] = MappingProxyType({})  # of the environment

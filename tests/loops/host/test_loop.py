@@ -11,6 +11,7 @@ from wmjax.loops import checkpoint, device
 from wmjax.loops.host.evolution import Search
 from wmjax.loops.host.loop import HostLoop
 from wmjax.loops.host.rollout import HostEvaluator, Options, act_program, first_episodes, play
+from wmjax.loops.schedule import Schedule
 from wmjax.ops import noise
 from wmjax.replay import chunks
 from wmjax.types import (
@@ -173,7 +174,7 @@ def test_replay_files_that_no_checkpoint_names_go(tmp_path, monkeypatch):
     loop, state, _ = run_host(agent, host_env()[0], [3, 1], path=tmp_path)
     train = loop.compile_stage(agent.recipe.stages[1])
     for _ in range(4):
-        step = device.env_steps(agent, host_env()[0], state)
+        step = Schedule(agent, host_env()[0]).env_steps(state)
         checkpoint.save(tmp_path / "checkpoints", step, loop.gather(state), keep=2)
         state, _ = train(state, 6)
     assert len(list((tmp_path / "replay").iterdir())) <= 3 * 8 + 12

@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax.loops import checkpoint, device
-from wmjax.loops.device import Episode, RunState, Skips, first
+from wmjax.loops.device import Episode, RunState, Skips
 from wmjax.loops.host.evolution import Search
 from wmjax.loops.host.learning import Clock, Latents, Learner, add
 from wmjax.loops.host.rollout import DEFAULTS, Options, act_program, seed_words, start, timestep_shapes
 from wmjax.loops.memory import SPARE, available_bytes, check_agent, resident_bytes
 from wmjax.loops.parallel import Programs
 from wmjax.loops.rollout import random_act
+from wmjax.loops.schedule import Schedule, check, first
 from wmjax.ops import noise
 from wmjax.replay import chunks
 from wmjax.replay.device import Record
@@ -112,8 +113,8 @@ class HostLoop(Programs):
       resume: whether replay is on the disk already.
 
     Raises:
-      UsageError: the recipe cannot be run (`device.check`), or replay of so many records needs more memory or disk than
-        there is.
+      UsageError: the recipe cannot be run (`schedule.check`), or replay of so many records needs more memory or disk
+        than there is.
     """
 
     def __init__(
@@ -128,10 +129,10 @@ class HostLoop(Programs):
         records: int | None = None,
         resume: bool = False,
     ) -> None:
-        device.check(agent)
+        check(agent)
         self._agent, self._env, self._checkpoints, self._options = agent, env, checkpoints, options
         self._say, self._stop = say, stop
-        self._num_envs = agent.recipe.num_envs
+        self._num_envs, self._schedule = agent.recipe.num_envs, Schedule(agent, env)
         self._folder = path / REPLAY if path is not None else None
         (state, carry), example = shapes(agent, env)
         needs = sizes(example, self._num_envs, agent.recipe.replay_capacity, memory_map=options.memory_map)
@@ -184,7 +185,7 @@ class HostLoop(Programs):
     def place(self, run: RunState) -> RunState:
         """The state that goes on from what `gather` gave; environments begin new episodes."""
         saved = {digest.tobytes() for digest in np.asarray(run.replay.digests) if digest.any()}
-        self._named[device.env_steps(self._agent, self._env, run)] = saved  # also what is torn now: others may hold it
+        self._named[self._schedule.env_steps(run)] = saved  # also what is torn now: others may hold it
         self.replay.load(run.replay)
         counters = {name: np.asarray(getattr(run, name)) for name in ("stage", "iteration", "steps")}
         run = run._replace(replay=(), **counters)
@@ -212,7 +213,7 @@ class HostLoop(Programs):
             newest = max(self._named, default=0)  # may still be on its way to the disk
             there = {*checkpoint.steps(self._checkpoints), newest}
             self._named = {step: names for step, names in self._named.items() if step in there}
-            self._named[device.env_steps(self._agent, self._env, run)] = self.replay.digests()
+            self._named[self._schedule.env_steps(run)] = self.replay.digests()
             self._remove_unused_files()
         return run._replace(replay=saved)
 
