@@ -127,7 +127,7 @@ normal = v2.strided_codec.log_prob
 
 def laplace(output, target, space):
     """L1 on images, the paper's likelihood on everything else."""
-    if not v2.codec.is_image(space):
+    if not v2.spaces.is_image(space):
         return normal(output, target, space)
     return -jnp.sum(jnp.abs(output - (target.astype(jnp.float32) / 255 - 0.5)), (-3, -2, -1))
 

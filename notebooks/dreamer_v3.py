@@ -109,7 +109,7 @@ squared = v3._reconstruction
 
 def absolute(output, target, space):
     """L1 on images, the paper's loss on everything else."""
-    if not v3.codec.is_image(space):
+    if not v3.spaces.is_image(space):
         return squared(output, target, space)
     return jnp.sum(jnp.abs(output - target.astype(jnp.float32) / 255), (-3, -2, -1))
 

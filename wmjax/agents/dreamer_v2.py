@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from wmjax import checks, dreaming, optim, recipes
-from wmjax.nets import codec, spaces, strided_codec
+from wmjax.nets import spaces, strided_codec
 from wmjax.nets.heads import Head
 from wmjax.nets.mlp import call, init_modules
 from wmjax.nets.rssm import DenseRSSM, LatentState, feature, zero_first
@@ -386,7 +386,7 @@ def world_model_losses(
 def scales(spec: EnvSpec, config: DreamerV2Config) -> dict[str, float]:
     """The factor of each term of the world model's loss."""
     decode = {
-        f"decode/{name}": config.image_scale if codec.is_image(space) else config.vector_scale
+        f"decode/{name}": config.image_scale if spaces.is_image(space) else config.vector_scale
         for name, space in spec.obs.items()
     }
     factors = decode | {"kl": config.kl_scale, "reward": config.reward_scale}

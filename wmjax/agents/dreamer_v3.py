@@ -311,7 +311,7 @@ def feature(state: RSSMState) -> Array:
 def world_model(nets: Networks, spec: EnvSpec, config: DreamerV3Config) -> WorldModel:
     """The learned environment; `State` is `RSSMState`."""
     dims = config.dimensions
-    images = {name for name, space in spec.obs.items() if codec.is_image(space)}
+    images = {name for name, space in spec.obs.items() if spaces.is_image(space)}
 
     def init_state(params, batch_size):
         del params
@@ -428,7 +428,7 @@ def _latent_entropy(logits: Array, config: DreamerV3Config) -> Array:
 def _reconstruction(output: Array, target: Array, space) -> Array:
     if isinstance(space, Discrete):
         return optax.softmax_cross_entropy_with_integer_labels(output, target)
-    if codec.is_image(space):
+    if spaces.is_image(space):
         return jnp.sum((output - target.astype(jnp.float32) / 255) ** 2, (-3, -2, -1))
     error = (output - symlog(target)) ** 2
     return jnp.sum(error, -1) if space.shape else error
@@ -485,7 +485,7 @@ def imagination_losses(
 def scales(spec: EnvSpec, config: DreamerV3Config) -> dict[str, float]:
     """The factor of each loss term in the total."""
     decode = {
-        f"decode/{name}": config.image_scale if codec.is_image(space) else config.vector_scale
+        f"decode/{name}": config.image_scale if spaces.is_image(space) else config.vector_scale
         for name, space in spec.obs.items()
     }
     return decode | {

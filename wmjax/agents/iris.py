@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from wmjax import checks, dreaming, optim
-from wmjax.nets import codec, perceptual, vqgan
+from wmjax.nets import perceptual, spaces, vqgan
 from wmjax.nets.actor_critic import ActorCritic, Memory, zero_memory
 from wmjax.nets.transformer import KVCache, TokenTransformer, init_cache, restart
 from wmjax.ops import distributions, noise, returns, vq
@@ -219,7 +219,7 @@ def image_name(spec: EnvSpec, config: IRISConfig) -> str:
     """The one observation that IRIS sees. Raises `UsageError` where it could see none, or not tokenize it."""
     if not isinstance(spec.action, Discrete):
         raise UsageError(f"action space {spec.action} is not supported; valid: Discrete(n)")
-    if len(spec.obs) != 1 or not codec.is_image(next(iter(spec.obs.values()))):
+    if len(spec.obs) != 1 or not spaces.is_image(next(iter(spec.obs.values()))):
         raise UsageError(f"observations {dict(spec.obs)} are not supported; valid: one uint8 image (H, W, C)")
     ((name, space),) = spec.obs.items()
     height, width, channels = space.shape

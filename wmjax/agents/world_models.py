@@ -29,10 +29,9 @@ import optax
 from wmjax import dreaming, evolution, optim
 from wmjax.checks import FRACTION, NOT_NEGATIVE, POSITIVE, check_ranges, rules
 from wmjax.nets import perceptual
-from wmjax.nets.codec import is_image
 from wmjax.nets.mdn import MDNRNN
 from wmjax.nets.mlp import call, init_modules
-from wmjax.nets.spaces import action_size
+from wmjax.nets.spaces import action_size, is_image
 from wmjax.nets.vae import Decoder, Encoder, decoder_base
 from wmjax.ops import distributions, noise
 from wmjax.ops.action_distributions import random_action

@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from wmjax.ops import contracts
 from wmjax.types import Array, UsageError
 
 Padding = str | int  # "SAME", "VALID", or so many zeros on every side
@@ -40,7 +41,7 @@ _MIN_CHUNK = 8  # images at once: the innermost axis, so one SIMD register
 # Functions
 
 
-def conv2d(x: Array, kernel: Array, *, stride: int = 1, padding: Padding = "SAME") -> Array:
+def conv2d(x: Array, kernel: Array, *, stride: int = 1, padding: Padding = "SAME", max_pool: bool = False) -> Array:
     """Correlates images with a kernel.
 
     Args:
@@ -48,63 +49,67 @@ def conv2d(x: Array, kernel: Array, *, stride: int = 1, padding: Padding = "SAME
       kernel: [kh, kw, C, O].
       stride: pixels between outputs, both ways.
       padding: "SAME" (ceil(H / stride) outputs, the extra zero below and right), "VALID", or zeros on every side.
+      max_pool: `max_pool2d` of the result, without ever storing the large image in between; stride 1 only. A bias may
+        be added afterwards: max(y + b) = max(y) + b.
 
     Returns:
-      [..., Ho, Wo, O] in the dtype of `x`. Products are accumulated in float32.
+      [..., Ho, Wo, O], with `max_pool` [..., Ho // 2, Wo // 2, O], in the dtype of `x`. Products are accumulated in
+      float32.
 
     Raises:
       UsageError: `padding` or `stride` is not one of these, channels differ, or the kernel is larger than the image.
     """
-    return _conv(x, kernel, stride, padding, pool=False)
+    _check(x, kernel, stride, 2)
+    if max_pool and stride != 1:
+        raise UsageError(f"stride: {stride} is not valid with max_pool; use 1")
+    sides = list(zip(kernel.shape[:2], x.shape[-3:-1], strict=True))
+    pads = [_pads(n, k, stride, padding) for k, n in sides]
+    outs = [(lo + n + hi - k) // stride + 1 for (k, n), (lo, hi) in zip(sides, pads, strict=True)]
+    if min(outs) < 1:
+        raise UsageError(
+            f"kernel_size: {tuple(kernel.shape[:2])} does not fit images of {tuple(x.shape[-3:-1])} pixels"
+        )
+    if kernel.shape[:2] == (1, 1) and stride == 1 and pads == [(0, 0), (0, 0)]:
+        y = jnp.matmul(x, kernel[0, 0].astype(x.dtype))  # nothing but a matrix product
+        return max_pool2d(y) if max_pool else y
+
+    def fast(x, kernel):
+        return _block_conv(x, kernel[:, :, :, None, None], stride, [lo for lo, _ in pads], outs, max_pool)
+
+    def plain(x, kernel):
+        y = lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_DIMS)
+        return max_pool2d(y) if max_pool else y
+
+    return _either(fast, plain, x, kernel)
 
 
-def conv2d_max_pool(x: Array, kernel: Array, *, padding: Padding = "SAME") -> Array:
-    """`max_pool2d(conv2d(x, kernel, padding=padding))`, without ever storing the large image in between.
-
-    A bias may be added afterwards: max(y + b) = max(y) + b. Arguments and errors as for `conv2d`.
-
-    Returns:
-      [..., Ho // 2, Wo // 2, O].
-    """
-    return _conv(x, kernel, 1, padding, pool=True)
-
-
-def conv2d_transpose(x: Array, kernel: Array, *, stride: int, padding: str = "VALID") -> Array:
+def conv2d_transpose(x: Array, kernel: Array, *, stride: int) -> Array:
     """Transposed convolution with a Keras kernel: y[stride * i + k] = sum of x[i] kernel[k], the adjoint of `conv2d`.
 
-    The same numbers as `lax.conv_transpose(..., transpose_kernel=True)`, so Keras kernels load unchanged.
+    The same numbers as `lax.conv_transpose(..., "VALID", transpose_kernel=True)`, so Keras kernels load unchanged.
 
     Args:
       x: [..., H, W, C], any leading axes.
       kernel: [kh, kw, O, C], the layout of Keras.
       stride: output pixels per input pixel, both ways.
-      padding: "VALID", stride * H + max(kh - stride, 0) outputs; or "SAME", stride * H.
 
     Returns:
-      [..., Ho, Wo, O] in the dtype of `x`.
+      [..., stride * H + max(kh - stride, 0), stride * W + max(kw - stride, 0), O] in the dtype of `x`.
 
     Raises:
       UsageError: as `conv2d`.
     """
-    if padding not in ("SAME", "VALID"):
-        raise UsageError(f"padding: {padding!r} is not valid for a transposed convolution; use 'SAME' or 'VALID'")
-    _check(x, kernel, stride, kernel.shape[3])
-    sizes = list(zip(kernel.shape[:2], x.shape[-3:-1], strict=True))
-    if padding == "VALID":
-        begins, outs = (0, 0), [stride * n + max(k - stride, 0) for k, n in sizes]
-    else:  # the convention of `lax.conv_transpose`: what exceeds stride * n is cut off both ends, more of it at the end
-        ends = [k - 1 if stride > k - 1 else -(-(k + stride - 2) // 2) for k, _ in sizes]
-        begins, outs = [k - 1 - e for (k, _), e in zip(sizes, ends, strict=True)], [stride * n for _, n in sizes]
-    lows = [-(-k // stride) - 1 for k, _ in sizes]
+    _check(x, kernel, stride, 3)
+    sides = kernel.shape[:2]
+    outs = [stride * n + max(k - stride, 0) for k, n in zip(sides, x.shape[-3:-1], strict=True)]
 
     def fast(x, kernel):
-        if x.shape[1:3] == (1, 1) and stride <= min(kernel.shape[:2]):  # blocks would be mostly zeros
-            y = jnp.einsum("nc,hwoc->nhwo", x[:, 0, 0], kernel, preferred_element_type=jnp.float32)
-            return y[:, begins[0] : begins[0] + outs[0], begins[1] : begins[1] + outs[1]].astype(x.dtype)
-        return _block_conv(x, _transposed_phases(kernel, stride), 1, lows, begins, outs)
+        if x.shape[1:3] == (1, 1) and stride <= min(sides):  # blocks would be mostly zeros
+            return jnp.einsum("nc,hwoc->nhwo", x[:, 0, 0], kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+        return _block_conv(x, _transposed_phases(kernel, stride), 1, [-(-k // stride) - 1 for k in sides], outs)
 
     def plain(x, kernel):
-        return lax.conv_transpose(x, kernel, (stride, stride), padding, dimension_numbers=_DIMS, transpose_kernel=True)
+        return lax.conv_transpose(x, kernel, (stride, stride), "VALID", dimension_numbers=_DIMS, transpose_kernel=True)
 
     return _either(fast, plain, x, kernel)
 
@@ -124,7 +129,7 @@ def upsample_conv2d(x: Array, kernel: Array) -> Array:
     Raises:
       UsageError: a side of the kernel is even, or channels differ.
     """
-    _check(x, kernel, 1, kernel.shape[2])
+    _check(x, kernel, 1, 2)
     if not all(k % 2 for k in kernel.shape[:2]):
         raise UsageError(f"kernel_size: {tuple(kernel.shape[:2])} is not valid for upsampling; use odd sides")
     lows = [-(-(k // 2) // 2) for k in kernel.shape[:2]]
@@ -133,7 +138,7 @@ def upsample_conv2d(x: Array, kernel: Array) -> Array:
     def fast(x, kernel):
         rows, cols = (jnp.asarray(_upsampling_sums(k)) for k in kernel.shape[:2])
         phases = jnp.einsum("pak,qbl,klco->abcpqo", rows, cols, kernel.astype(jnp.float32), precision="highest")
-        return _block_conv(x, phases, 1, lows, (0, 0), outs)
+        return _block_conv(x, phases, 1, lows, outs)
 
     def plain(x, kernel):
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
@@ -164,16 +169,15 @@ def max_pool2d(x: Array) -> Array:
 
 
 class Conv(nn.Module):
-    """`conv2d` with parameters `kernel` [kh, kw, C, features] and `bias` [features], float32.
+    """`conv2d` with parameters `kernel` [k, k, C, features] and `bias` [features], float32.
 
-    `max_pool=True` adds 2x2 max-pooling (stride 1 only; `conv2d_max_pool`), which costs much less here than afterwards.
+    `max_pool=True` adds 2x2 max-pooling (stride 1 only), which costs much less here than afterwards.
     """
 
     features: int
-    kernel_size: int | tuple[int, int]
+    kernel_size: int
     stride: int = 1
     padding: Padding = "SAME"
-    use_bias: bool = True
     kernel_init: Callable = nn.initializers.lecun_normal()
     bias_init: Callable = nn.initializers.zeros_init()
     dtype: Any = jnp.float32
@@ -182,24 +186,19 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [..., H, W, C] to [..., Ho, Wo, features] in `dtype`."""
-        if self.max_pool and self.stride != 1:
-            raise UsageError(f"stride: {self.stride} is not valid with max_pool; use 1")
-        kernel = self.param("kernel", self.kernel_init, (*_pair(self.kernel_size), x.shape[-1], self.features))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return _add_bias(self, _conv(x, kernel, self.stride, self.padding, self.max_pool))
+        options = dict(stride=self.stride, padding=self.padding, max_pool=self.max_pool)
+        return _apply(self, conv2d, x, (x.shape[-1], self.features), **options)
 
 
 class ConvTranspose(nn.Module):
-    """`conv2d_transpose` with parameters `kernel` [kh, kw, features, C] (as Keras) and `bias` [features], float32.
+    """`conv2d_transpose` with parameters `kernel` [k, k, features, C] (as Keras) and `bias` [features], float32.
 
     Note for initializers: the fan-in is the *last* axis of this kernel.
     """
 
     features: int
-    kernel_size: int | tuple[int, int]
+    kernel_size: int
     stride: int = 1
-    padding: str = "VALID"
-    use_bias: bool = True
     kernel_init: Callable = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
     bias_init: Callable = nn.initializers.zeros_init()
     dtype: Any = jnp.float32
@@ -207,17 +206,14 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [..., H, W, C] to [..., Ho, Wo, features] in `dtype`."""
-        kernel = self.param("kernel", self.kernel_init, (*_pair(self.kernel_size), self.features, x.shape[-1]))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return _add_bias(self, conv2d_transpose(x, kernel, stride=self.stride, padding=self.padding))
+        return _apply(self, conv2d_transpose, x, (self.features, x.shape[-1]), stride=self.stride)
 
 
 class UpsampleConv(nn.Module):
-    """`upsample_conv2d` with parameters `kernel` [kh, kw, C, features] and `bias` [features], float32."""
+    """`upsample_conv2d` with parameters `kernel` [k, k, C, features] and `bias` [features], float32."""
 
     features: int
-    kernel_size: int | tuple[int, int]
-    use_bias: bool = True
+    kernel_size: int
     kernel_init: Callable = nn.initializers.lecun_normal()
     bias_init: Callable = nn.initializers.zeros_init()
     dtype: Any = jnp.float32
@@ -225,42 +221,18 @@ class UpsampleConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [..., H, W, C] to [..., 2H, 2W, features] in `dtype`."""
-        kernel = self.param("kernel", self.kernel_init, (*_pair(self.kernel_size), x.shape[-1], self.features))
-        return _add_bias(self, upsample_conv2d(x.astype(self.dtype), kernel.astype(self.dtype)))
+        return _apply(self, upsample_conv2d, x, (x.shape[-1], self.features))
 
 
-def _add_bias(module: Conv | ConvTranspose | UpsampleConv, y: Array) -> Array:
-    if not module.use_bias:
-        return y
+def _apply(module: Any, function: Callable, x: Array, channels: tuple[int, int], **options) -> Array:
+    """A convolution by the parameters of a module, plus its bias."""
+    kernel = module.param("kernel", module.kernel_init, (module.kernel_size, module.kernel_size, *channels))
+    y = function(x.astype(module.dtype), kernel.astype(module.dtype), **options)
     return y + module.param("bias", module.bias_init, (module.features,)).astype(y.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Choosing between the lowerings
-
-
-def _conv(x: Array, kernel: Array, stride: int, padding: Padding, pool: bool) -> Array:
-    """`conv2d` or, with `pool`, `conv2d_max_pool`."""
-    _check(x, kernel, stride, kernel.shape[2])
-    sides = list(zip(kernel.shape[:2], x.shape[-3:-1], strict=True))
-    pads = [_pads(n, k, stride, padding) for k, n in sides]
-    outs = [(lo + n + hi - k) // stride + 1 for (k, n), (lo, hi) in zip(sides, pads, strict=True)]
-    if min(outs) < 1:
-        raise UsageError(
-            f"kernel_size: {tuple(kernel.shape[:2])} does not fit images of {tuple(x.shape[-3:-1])} pixels"
-        )
-    if kernel.shape[:2] == (1, 1) and stride == 1 and pads == [(0, 0), (0, 0)]:
-        y = jnp.matmul(x, kernel[0, 0].astype(x.dtype))  # nothing but a matrix product
-        return max_pool2d(y) if pool else y
-
-    def fast(x, kernel):
-        return _block_conv(x, kernel[:, :, :, None, None], stride, [lo for lo, _ in pads], (0, 0), outs, pool)
-
-    def plain(x, kernel):
-        y = lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_DIMS)
-        return max_pool2d(y) if pool else y
-
-    return _either(fast, plain, x, kernel)
 
 
 def _either(fast: Callable, plain: Callable, x: Array, kernel: Array) -> Array:
@@ -269,10 +241,6 @@ def _either(fast: Callable, plain: Callable, x: Array, kernel: Array) -> Array:
     flat = x.reshape(-1, *x.shape[-3:])
     y = lax.platform_dependent(flat, kernel.astype(x.dtype), cpu=fast, default=plain)
     return y.reshape(*batch, *y.shape[1:])
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _pads(n: int, k: int, stride: int, padding: Padding) -> tuple[int, int]:
@@ -287,18 +255,22 @@ def _pads(n: int, k: int, stride: int, padding: Padding) -> tuple[int, int]:
     raise UsageError(f"padding: {padding!r} is not valid; use 'SAME', 'VALID' or a number of pixels >= 0")
 
 
-def _check(x: Array, kernel: Array, stride: int, channels: int) -> None:
+def _check(x: Array, kernel: Array, stride: int, axis: int) -> None:
+    """Demands images and a kernel with their channels on some axis."""
+    contracts.exactly(None, None, None, None, kernel=kernel)
+    contracts.floating(x=x, kernel=kernel)
     if stride < 1:
         raise UsageError(f"stride: {stride} is not valid; use an integer >= 1")
-    if x.ndim < 3 or x.shape[-1] != channels:
-        raise UsageError(f"x: shape {x.shape} is not valid; use [..., H, W, {channels}] for a kernel {kernel.shape}")
+    if x.ndim < 3 or x.shape[-1] != kernel.shape[axis]:
+        wanted = f"[..., H, W, {kernel.shape[axis]}]"
+        raise UsageError(f"x: shape {x.shape} is not valid; use {wanted} for a kernel {kernel.shape}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Block convolution
 
 
-def _block_conv(x, kernel, stride, lows, begins, outs, pool=False):
+def _block_conv(x, kernel, stride, lows, outs, pool=False):
     """Correlates with `kernel` at every `stride`-th pixel; each position gives a patch of [ph, pw] output pixels.
 
     Args:
@@ -306,15 +278,14 @@ def _block_conv(x, kernel, stride, lows, begins, outs, pool=False):
       kernel: [kh, kw, C, ph, pw, O]. A convolution has ph = pw = 1.
       stride: input pixels between positions.
       lows: zeros above and to the left of the image.
-      begins: first rows and columns of output to leave out.
       outs: rows and columns of output to keep.
-      pool: 2x2 max-pooling of the output (needs ph = pw = 1 and no `begins`).
+      pool: 2x2 max-pooling of the output (needs ph = pw = 1).
 
     Returns:
       [N, *outs, O], or half as large with `pool`, in the dtype of `x`.
     """
     (num, *side, c), (*_, ph, pw, o) = x.shape, kernel.shape
-    grid = [-(-(b + n) // p) for b, n, p in zip(begins, outs, (ph, pw), strict=True)]
+    grid = [-(-n // p) for n, p in zip(outs, (ph, pw), strict=True)]
     tile = _best_tile(kernel.shape, stride, grid, pool)
     spans = _spans(tile, kernel.shape[:2], stride)
     tiles = [-(-g // t) for g, t in zip(grid, tile, strict=True)]  # blocks of output, and below blocks of input
@@ -349,8 +320,8 @@ def _block_conv(x, kernel, stride, lows, begins, outs, pool=False):
         y = lax.scan(lambda _, x: (None, one_chunk(matrix, x)), None, x_blocks)[1]
     _, rows, cols, *_ = y.shape  # in a block of output
     y = y.transpose(0, 6, 4, 1, 5, 2, 3).reshape(count * chunk, rows * tiles[0], cols * tiles[1], o)
-    (top, height), (left, width) = [(b, n // (2 if pool else 1)) for b, n in zip(begins, outs, strict=True)]
-    return y[:num, top : top + height, left : left + width].astype(x.dtype)
+    height, width = (n // (2 if pool else 1) for n in outs)
+    return y[:num, :height, :width].astype(x.dtype)
 
 
 def _spans(tile, sides, stride):

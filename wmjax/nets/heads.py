@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from wmjax.nets.mlp import MLP, Linear
+from wmjax.nets.spaces import Spaces, size_of
 from wmjax.ops import contracts
-from wmjax.types import Array
+from wmjax.types import Array, Box
 
 
 class Head(nn.Module):
@@ -35,3 +36,23 @@ class Head(nn.Module):
             name: Linear(size, self.outscale, self.dtype, self.init_kind, name=name)(x).astype(jnp.float32)
             for name, size in self.outputs
         }
+
+
+def vector_heads(
+    vectors: Spaces,
+    feat: Array,
+    units: Sequence[int],
+    norm: str,
+    activation: str,
+    dtype: str,
+    init_kind: str = "truncated_normal",
+) -> dict[str, Array]:
+    """Raw outputs for entries that are no images, float32 `[..., *shape]` or `[..., n]`, inside a module: parts `mlp`
+    and `NAME_out`.
+    """
+    x = MLP(units, norm, activation, dtype, init_kind, name="mlp")(feat)
+    outputs = {}
+    for name, space in vectors:
+        y = Linear(size_of(space), 1.0, dtype, init_kind, name=f"{name}_out")(x).astype(jnp.float32)
+        outputs[name] = y[..., 0] if isinstance(space, Box) and not space.shape else y
+    return outputs

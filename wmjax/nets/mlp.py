@@ -133,6 +133,11 @@ class Norm(nn.Module):
         return (y * (jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-3) * scale) + shift).astype(x.dtype)
 
 
+def normed(x: Array, norm: str, activation: str, name: str) -> Array:
+    """The activation of `Norm`, inside a module, whose part `name` the norm is."""
+    return ACTIVATIONS[activation](Norm(norm, name=name)(x))
+
+
 class MLP(nn.Module):
     """`len(units)` layers of Linear -> norm -> activation, `[..., inputs] -> [..., units[-1]]`."""
 
@@ -146,7 +151,7 @@ class MLP(nn.Module):
     def __call__(self, x: Array) -> Array:
         for index, units in enumerate(self.units):
             x = Linear(units, dtype=self.dtype, init_kind=self.init_kind, name=f"linear{index}")(x)
-            x = ACTIVATIONS[self.activation](Norm(self.norm, name=f"norm{index}")(x))
+            x = normed(x, self.norm, self.activation, f"norm{index}")
         return x
 
 

@@ -2,12 +2,77 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from wmjax.nets.codec import is_image
-from wmjax.types import Array, Box, Discrete, EnvSpec, MultiDiscrete, UsageError
+from wmjax.ops import contracts
+from wmjax.types import Array, Box, Discrete, EnvSpec, MultiDiscrete, Space, UsageError
+
+Spaces = tuple[tuple[str, Space], ...]  # sorted by name: hashable, and the order of all concatenations
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Entries of an observation
+
+
+def is_image(space: Space) -> bool:
+    """Whether the entry is an image: uint8, `[height, width, channels]`."""
+    return space.dtype == "uint8" and len(space.shape) == 3
+
+
+def split_spaces(spaces: Spaces) -> tuple[Spaces, Spaces]:
+    """Images and the other entries."""
+    images = tuple((name, space) for name, space in spaces if is_image(space))
+    return images, tuple((name, space) for name, space in spaces if not is_image(space))
+
+
+def size_of(space: Space) -> int:
+    """Length of a non-image entry as the networks see it."""
+    return space.n if isinstance(space, Discrete) else math.prod(space.shape)
+
+
+def read_obs(
+    spaces: Spaces, obs: dict[str, Array], dtype: str, squash: Callable[[Array], Array] = lambda x: x
+) -> tuple[Array | None, Array | None]:
+    """What networks see of an observation.
+
+    Args:
+      obs: each entry ends with the shape of its space; all begin with the same axes.
+      squash: what is done to vectors, in float32.
+
+    Returns:
+      The images with their channels side by side, `[..., H, W, sum C]` in [-0.5, 0.5], and the other entries likewise,
+      `[..., sum D]`, one-hot where discrete. None where there are none.
+    """
+    for name, space in spaces:
+        contracts.shaped(*space.shape, **{name: obs[name]})
+    lead = min((obs[name].ndim - len(space.shape) for name, space in spaces), default=0)
+    contracts.leading(lead, **{name: obs[name] for name, _ in spaces})
+    images, vectors = [], []
+    for name, space in spaces:
+        if is_image(space):
+            images.append(obs[name])
+        elif isinstance(space, Discrete):
+            vectors.append(jax.nn.one_hot(obs[name], space.n, dtype=dtype))
+        else:
+            x = obs[name].astype(jnp.float32)
+            vectors.append(squash(x if space.shape else x[..., None]).astype(dtype))
+    image = jnp.concatenate(images, -1).astype(dtype) / 255 - 0.5 if images else None
+    return image, jnp.concatenate(vectors, -1) if vectors else None
+
+
+def split_images(images: Spaces, x: Array) -> dict[str, Array]:
+    """Images with their channels side by side, `[..., H, W, sum C]`, each by itself."""
+    ends = np.cumsum([space.shape[-1] for _, space in images]).tolist()
+    contracts.shaped(None, None, ends[-1], x=x)
+    return {name: part for (name, _), part in zip(images, jnp.split(x, ends[:-1], -1), strict=True)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Of an environment
 
 
 def action_size(spec: EnvSpec) -> int:

@@ -14,12 +14,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 import optax
 
-from wmjax.nets.codec import Spaces, check_obs, is_image, size_of, split_spaces, vector_input
 from wmjax.nets.conv import Conv, ConvTranspose
-from wmjax.nets.mlp import ACTIVATIONS, MLP, Linear, Norm
+from wmjax.nets.heads import vector_heads
+from wmjax.nets.mlp import MLP, Linear, normed
+from wmjax.nets.spaces import Spaces, is_image, read_obs, split_images, split_spaces
 from wmjax.ops import contracts
 from wmjax.ops.distributions import UnitNormal
-from wmjax.types import Array, Box, Discrete, Space
+from wmjax.types import Array, Discrete, Space
 
 MULTIPLIERS = (1, 2, 4, 8)  # channels of an encoder stage / depth
 KERNELS = (5, 5, 6, 6)  # of the decoder's stages
@@ -65,25 +66,21 @@ class StridedEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, obs: dict[str, Array]) -> Array:
-        check_obs(self.spaces, obs)
-        images, vectors = split_spaces(self.spaces)
+        image, vector = read_obs(self.spaces, obs, self.dtype)
         parts = []
-        if images:
-            x = jnp.concatenate([obs[name] for name, _ in images], -1)
-            lead = x.shape[:-3]
-            parts.append(self._image(x.reshape(-1, *x.shape[-3:])).reshape(*lead, -1))
-        if vectors:
-            x = vector_input(vectors, obs, self.dtype, squash=False)
-            parts.append(MLP(self.units, self.norm, self.activation, self.dtype, "glorot", name="mlp")(x))
+        if image is not None:
+            parts.append(self._image(image))
+        if vector is not None:
+            parts.append(MLP(self.units, self.norm, self.activation, self.dtype, "glorot", name="mlp")(vector))
         return jnp.concatenate(parts, -1)
 
-    def _image(self, image: Array) -> Array:
-        x = image.astype(self.dtype) / 255 - 0.5
-        for index, multiplier in enumerate(MULTIPLIERS[-stages(image.shape[-3]) :]):
+    def _image(self, x: Array) -> Array:
+        lead = x.shape[:-3]
+        for index, multiplier in enumerate(MULTIPLIERS[-stages(x.shape[-3]) :]):
             width, name = self.depth * multiplier, f"conv{index}"
             x = Conv(width, 4, 2, self.padding, kernel_init=_GLOROT, dtype=self.dtype, name=name)(x)
-            x = ACTIVATIONS[self.conv_activation](Norm(self.norm, name=f"norm{index}")(x))
-        x = x.reshape(x.shape[0], -1)
+            x = normed(x, self.norm, self.conv_activation, f"norm{index}")
+        x = x.reshape(*lead, -1)
         return x if self.embed is None else Linear(self.embed, dtype=self.dtype, init_kind="glorot", name="embed")(x)
 
 
@@ -109,30 +106,21 @@ class StridedDecoder(nn.Module):
         images, vectors = split_spaces(self.spaces)
         outputs = {}
         if images:
-            channels = [space.shape[-1] for _, space in images]
-            x = self._image(feat.reshape(-1, feat.shape[-1]), images[0][1].shape[0], sum(channels))
-            x = x.astype(jnp.float32).reshape(*feat.shape[:-1], *x.shape[1:])
-            start = 0
-            for (name, _), count in zip(images, channels, strict=True):
-                outputs[name] = x[..., start : start + count]
-                start += count
+            x = self._image(feat, images[0][1].shape[0], sum(space.shape[-1] for _, space in images))
+            outputs |= split_images(images, x.astype(jnp.float32))
         if vectors:
-            x = MLP(self.units, self.norm, self.activation, self.dtype, "glorot", name="mlp")(feat)
-            for name, space in vectors:
-                y = Linear(size_of(space), dtype=self.dtype, init_kind="glorot", name=f"{name}_out")(x)
-                y = y.astype(jnp.float32)
-                outputs[name] = y[..., 0] if isinstance(space, Box) and not space.shape else y
+            outputs |= vector_heads(vectors, feat, self.units, self.norm, self.activation, self.dtype, "glorot")
         return outputs
 
     def _image(self, feat: Array, side: int, channels: int) -> Array:
         count, start = stages(side), start_side(side)
         widths = [self.depth * multiplier for multiplier in MULTIPLIERS[-count:-1][::-1]] + [channels]
         x = Linear(start * start * 32 * self.depth, dtype=self.dtype, init_kind="glorot", name="dense")(feat)
-        x = x.reshape(x.shape[0], start, start, 32 * self.depth)
+        x = x.reshape(*feat.shape[:-1], start, start, 32 * self.depth)
         for index, (width, kernel) in enumerate(zip(widths, KERNELS[-count:], strict=True)):
             x = ConvTranspose(width, kernel, 2, kernel_init=_GLOROT, dtype=self.dtype, name=f"conv{index}")(x)
             if index + 1 < count:
-                x = ACTIVATIONS[self.conv_activation](Norm(self.norm, name=f"norm{index}")(x))
+                x = normed(x, self.norm, self.conv_activation, f"norm{index}")
         return x
 
 
