@@ -30,7 +30,7 @@ ALLOWED = {
     "fields": {"checks", "names"},
     "presets": {"agents", "names", "fields"},
 }
-TOP = {"__init__", "__main__", "settings", "estimate", "run", "figures", "cli"}  # may import everything
+TOP = {"__init__", "__main__", "settings", "estimate", "run", "training", "figures", "cli"}  # may import everything
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "chex", "distrax", "orbax", "tyro", "rich", "tensorboardX"}
 CORE |= {"matplotlib", "imageio", "evosax", "filelock", "yaml"}
 FILES = sorted(PACKAGE.rglob("*.py"))

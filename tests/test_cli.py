@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import wmjax
 from tests.test_run import ENV, TINY
 from wmjax import cli
 from wmjax.cli import main
@@ -239,14 +240,14 @@ def test_help_shows_the_commands_and_an_agents_fields_with_the_presets_values(ca
 
 
 def test_signals_become_exit_codes(monkeypatch, capsys, tmp_path):
-    from wmjax import run as runs
+    from wmjax import training
 
     for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
 
         def stop(*args, signum=signum, **kwargs):
-            raise runs.Interrupted(signum, tmp_path)
+            raise wmjax.Interrupted(signum, tmp_path)
 
-        monkeypatch.setattr(runs, "train", stop)
+        monkeypatch.setattr(training, "train", stop)
         assert main(["train", "dreamer_v3"]) == code
         assert capsys.readouterr().err == f"wmjax: interrupted; saved in {tmp_path}\n"
 

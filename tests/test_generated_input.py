@@ -18,7 +18,7 @@ import pytest
 import tyro
 
 import wmjax
-from wmjax import checks, run, settings
+from wmjax import checks, settings, training
 from wmjax.agents import AGENTS
 from wmjax.cli import arguments, main
 from wmjax.types import UsageError
@@ -175,7 +175,7 @@ def nothing_begins(monkeypatch, tmp_path):
     def begun(*args, **kwargs):
         raise AssertionError("accepted: a run would begin")
 
-    monkeypatch.setattr(run, "open_folder", begun)
+    monkeypatch.setattr(training, "open_folder", begun)
     monkeypatch.chdir(tmp_path)
     yield
     assert not list(tmp_path.iterdir())

@@ -112,7 +112,7 @@ class Signalling(io.StringIO):
 
 @pytest.mark.slow
 def test_a_signal_saves_replay_too_and_resuming_goes_on(tmp_path):
-    with pytest.raises(wmjax.run.Interrupted):
+    with pytest.raises(wmjax.Interrupted):
         train(tmp_path / "run", 5000, stream=Signalling())
     before = read_metrics(tmp_path / "run")[-1]["step"]
     _, said = train(tmp_path / "run", before + 40, resume=True)

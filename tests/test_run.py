@@ -62,7 +62,7 @@ def test_a_run_in_two_parts_is_the_same_run_byte_for_byte(trained, tmp_path):
 @pytest.mark.long
 def test_an_interrupted_run_is_saved_and_goes_on_as_if_it_had_not_been(trained, tmp_path):
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(runs.Interrupted) as caught:
+    with pytest.raises(wmjax.Interrupted) as caught:
         train(tmp_path / "cut", stream=Signalling(signal.SIGTERM))
     assert caught.value.signum == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is handler

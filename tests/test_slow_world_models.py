@@ -12,7 +12,6 @@ import pytest
 
 import wmjax
 from tests.envs.gymnasium_envs import register
-from wmjax import run as runs
 from wmjax.agents.world_models import EvolveConfig
 from wmjax.cli import main
 from wmjax.loops.report import read_metrics
@@ -56,7 +55,7 @@ def whole(tmp_path_factory):
 def test_a_run_interrupted_in_every_stage_is_the_same_run_and_its_metrics_have_no_line_twice(whole, tmp_path):
     out, resume = tmp_path / "parts", False
     for stage in ("collect", "vision", "encode", "memory", "controller"):
-        with pytest.raises(runs.Interrupted):
+        with pytest.raises(wmjax.Interrupted):
             train(out, stage, resume=resume)
         resume = True
     assert train(out, resume=True) == whole[1]
@@ -103,7 +102,7 @@ def test_a_controller_is_evolved_for_an_environment_on_the_host(tmp_path, where)
     search = dataclasses.replace(SEARCH, where=where, generations=12, sigma_init=0.5)
     fields = FIELDS | dict(env="gym:WmjaxPictured-v0", reward_head="mse", evolve=search, workers=1)
     stream = Signalling("controller")
-    with pytest.raises(runs.Interrupted):
+    with pytest.raises(wmjax.Interrupted):
         wmjax.train("world_models", out=out, progress=stream, **fields)
     run = wmjax.train("world_models", out=out, progress=False, resume=True, **fields)
     lines = read_metrics(out)

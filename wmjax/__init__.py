@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from wmjax.envs import EnvInfo, env_names, make_env
     from wmjax.envs.wrappers import Outcome, RawEnv, action_repeat, auto_reset, time_limit
     from wmjax.loops.checkpoint import CheckpointCorruptError
-    from wmjax.run import Interrupted, Run, load, train
+    from wmjax.loops.driver import Interrupted
+    from wmjax.run import Run, load
     from wmjax.scores import Scores
+    from wmjax.training import train
     from wmjax.types import (
         Agent,
         AgentState,
@@ -48,7 +50,9 @@ _HOME = {
     **dict.fromkeys("EnvInfo env_names make_env".split(), "envs"),
     **dict.fromkeys("Outcome RawEnv action_repeat auto_reset time_limit".split(), "envs.wrappers"),
     "CheckpointCorruptError": "loops.checkpoint",
-    **dict.fromkeys("Interrupted Run load train".split(), "run"),
+    "Interrupted": "loops.driver",
+    **dict.fromkeys("Run load".split(), "run"),
+    "train": "training",
     "Scores": "scores",
     **dict.fromkeys(
         "Agent AgentState Box Discrete Env EnvSpec HostEnv MultiDiscrete Recipe RunError Sampling Stage TimeStep "

@@ -137,6 +137,11 @@ def number(field: str, value: Any, bounds: Bounds | None = None) -> Any:
     return found
 
 
+def optional(field: str, value: Any, bounds: Bounds | None = None) -> Any:
+    """As `number`; or None."""
+    return None if value is None else number(field, value, bounds)
+
+
 def flag(field: str, value: Any) -> bool:
     """A truth value. Raises `UsageError` for anything else."""
     if type(value).__name__ not in ("bool", "bool_"):  # NumPy's too

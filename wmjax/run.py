@@ -1,58 +1,35 @@
-"""Runs from Python: train one into a folder, load it again, evaluate it, act with it."""
+"""Runs from Python: load one from its folder, evaluate it, act with it. `training.py` trains them."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
-import math
-import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import wmjax
-from wmjax import checks, estimate, figures, presets
+from wmjax import checks, figures, presets
 from wmjax.agents import AGENTS
 from wmjax.cache import enable_compilation_cache
 from wmjax.envs import own
 from wmjax.envs.handed import check_args, check_trust
 from wmjax.envs.wrappers import agent_actions
-from wmjax.loops import checkpoint, memory, wandb_log
-from wmjax.loops.display import Display
-from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key, make_evaluator
+from wmjax.loops import checkpoint
+from wmjax.loops.driver import evaluation_key, make_evaluator
 from wmjax.loops.host import loop as host
-from wmjax.loops.parallel import BACKENDS, Programs, programs, tree_of_seed
-from wmjax.loops.schedule import Schedule
-from wmjax.loops.signals import catch_signals
-from wmjax.names import nearest
-from wmjax.run_folder import (
-    BEST,
-    CHECKPOINTS,
-    EVAL,
-    member_description,
-    members,
-    open_folder,
-    read_description,
-    say_edits,
-    warn,
-)
-from wmjax.scores import Scores, keep, record, summarize_seeds
-from wmjax.settings import Setup, check_idle, describe, make, other_env, setup
-from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, TimeStep, UsageError
-
-__all__ = ["Interrupted", "Run", "load", "train"]
+from wmjax.loops.parallel import tree_of_seed
+from wmjax.run_folder import BEST, CHECKPOINTS, member_description, members, read_description, say_edits, warn
+from wmjax.scores import Scores, record, summarize_seeds
+from wmjax.settings import Setup, check_idle, make, other_env
+from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, TimeStep, UsageError
 
 FINAL_EPISODES = 100
-FINAL_HOST_EPISODES = 16  # where environments run on the host, and take their time
-CHECKPOINT_SECONDS = 180.0
-MAX_SKIPPED = 100
-Callback = Callable[[dict[str, Any], "Run"], bool | None]
 ACT_KEY = 0x41435431  # folded into the seed, so that no draw of training is met again
 
 
@@ -113,9 +90,8 @@ class Run:
           UsageError: one of these is not valid.
           RunError: too many environments on the host were lost.
         """
-        max_steps = None if max_steps is None else checks.number("max_steps", max_steps)
-        some = checks.BOUNDS["eval_envs"]._replace(low=1)
-        eval_envs = None if eval_envs is None else checks.number("eval_envs", eval_envs, some)
+        max_steps = checks.optional("max_steps", max_steps)
+        eval_envs = checks.optional("eval_envs", eval_envs, checks.BOUNDS["eval_envs"]._replace(low=1))
         episodes, seed = checks.number("episodes", episodes), checks.number("seed", seed)
         agent, where = self._playing(seed, env, action)
         options = {"options": host.Options(eval_envs=eval_envs)} if isinstance(where, HostEnv) else {}
@@ -306,11 +282,10 @@ def _read_agent(path: Path, agent: Agent, which: str, description: dict[str, Any
     return step, saved["agent"]
 
 
-def _say_edits(path: Path, description: dict[str, Any]) -> None:
-    """`say_edits`, of the newest checkpoint that says anything."""
-    for step in reversed(checkpoint.steps(path / CHECKPOINTS)):
-        with contextlib.suppress(RunError, UsageError):  # who reads it will say so
-            return say_edits(path, description, checkpoint.info(path / CHECKPOINTS, step), warn)
+def run_of(made: Setup, path: Path, step: int, state: AgentState) -> Run:
+    """The run in a folder, after so many env steps."""
+    run, count = Run(path, made.description, made.config, made.agent, made.env, state, step=step), len(made.seeds)
+    return run if count == 1 else _with_members(run, [(step, tree_of_seed(state, i)) for i in range(count)])
 
 
 def _with_members(run: Run, found: list[tuple[int, AgentState]]) -> Run:
@@ -324,250 +299,3 @@ def _with_members(run: Run, found: list[tuple[int, AgentState]]) -> Run:
     )
     steps, states = zip(*found, strict=True)
     return dataclasses.replace(run, state=jax.tree.map(lambda *x: jnp.stack(x), *states), members=each, step=max(steps))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
-
-
-def train(
-    agent: str = "dreamer_v3",
-    env: Any = None,
-    *,
-    preset: str | None = None,
-    seed: int | None = None,
-    seeds: int | None = None,
-    steps: int | None = None,
-    devices: int | None = None,
-    parallel: str | None = None,
-    out: str | Path | None = None,
-    resume: bool = False,
-    image_size: int | None = None,
-    action_repeat: int | None = None,
-    env_args: Mapping[str, Any] | None = None,
-    eval_every: int | None = None,
-    eval_envs: int | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    max_skipped: int = MAX_SKIPPED,
-    workers: int | None = None,
-    worker_timeout: float = host.DEFAULTS.timeout,
-    max_restarts: int = host.DEFAULTS.max_restarts,
-    start_timeout: float | None = None,
-    trust_env: bool = False,
-    memory_map: bool = False,
-    no_lock: bool = False,
-    wandb: str | None = None,
-    progress: bool | TextIO = True,
-    callback: Callback | None = None,
-    **overrides: Any,
-) -> Run:
-    """Trains an agent into a run folder, and evaluates it over 100 episodes (16 where environments are on the host).
-
-    Args:
-      agent: a name, see `wmjax list agents`.
-      env: a name, see `wmjax list envs`; a class or function that makes a `gymnasium.Env`; an `Env`, `RawEnv` or
-        `HostEnv` with its own kind of actions; by default the agent's own example.
-      preset: a name, see `wmjax list presets`; "small" by default.
-      seed: of everything that training draws; 0 by default.
-      seeds: how many to train at once, in one program, from `seed` upwards; 1 by default. More than one, and more than
-        one device, are for environments on the device.
-      steps: env steps (frames over all environments; the record that begins an episode counts as a step) to train
-        for, rounded up to whole iterations; the preset's by default. No schedule depends on it, so a run may be resumed
-        with more. Not for agents all of whose stages have a length, such as World Models.
-      devices: how many to spread environments, replay and batches over; 1 by default.
-      parallel: how, "shard_map" (by default) or "pmap".
-      out: the run folder; by default a new one under `runs/`.
-      resume: go on with the run in `out`; the result is the same, byte for byte, as if it had never stopped, except
-        that environments on the host begin new episodes. Of the settings above and of `overrides`, those that are not
-        given stay as they are. Others may be changed, and the run then says so, as long as it is not environment, seed,
-        image size or action repeat, and its state keeps its shapes.
-      image_size, action_repeat: of the environment; the preset's by default.
-      env_args: arguments of the environment, by name; `config.json` keeps them, with those of the preset that are not
-        given (`docs/protocols.md`).
-      eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default, 0 for none while it
-        trains. Iterations that take no env steps count like those before them.
-      eval_envs: environments on the host that evaluations play in at once, never more than episodes; by default as many
-        as in training, at most 16. 0: in the place of those of training, which are closed for an evaluation and begin
-        new episodes after it, for simulators of which so many may run at once and no more. Results of an evaluation do
-        not depend on it.
-      checkpoint_seconds: least time between two checkpoints, which are written in the background.
-      max_skipped: updates in a row whose loss or gradient may be other than finite; each is skipped and counted.
-      workers: processes that step environments on the host, which these four are for; one per processor by default.
-      worker_timeout: seconds for a step, after which a worker counts as hanging and is replaced.
-      start_timeout: seconds for a worker to make its environments and begin episodes; 120 by default.
-      trust_env: to resume a run whose `config.json` names code that is not installed with the package, as its
-        environment; not needed where `env` is given.
-      max_restarts: environments that may be lost within an hour before the run stops, with everything saved.
-      memory_map: read replay from its files instead of keeping it in memory; it may then be larger than memory.
-      no_lock: train without a lock on the run folder, for file systems that have none.
-      wandb: a project of Weights & Biases to send metrics to as well.
-      progress: where lines of progress go: True for standard output, False for nowhere, or a text stream, which may
-        fail without ending the run.
-      callback: `callback(metrics, run)` is called with every line of progress: the line of `metrics.jsonl` as a dict,
-        and a `Run` of the agent at this moment, whose arrays are valid until the callback returns. Returning False
-        stops the run, which is saved, evaluated and may be resumed; None or True go on. Its errors stop the run too,
-        and are raised when it is saved. Time spent in it counts for no speed.
-      overrides: fields of the agent's configuration.
-
-    Raises:
-      UsageError: something asked for cannot be done; found before training starts.
-      Interrupted: Ctrl-C, SIGTERM or SIGHUP came; the run was saved. A second signal stops at once.
-      RunError: the run cannot go on: its updates are not finite, its checkpoints are damaged, its end cannot be saved.
-    """
-    _check_names(agent, overrides)
-    out = None if out is None else checks.path("out", out)
-    resume, memory_map = checks.flag("resume", resume), checks.flag("memory_map", memory_map)
-    no_lock = checks.flag("no_lock", no_lock)
-    cache = enable_compilation_cache()
-    before = read_description(out, warn) if resume and out is not None else None
-    if before is not None:
-        _say_edits(out, before)
-    made = setup(
-        agent, env, preset=preset, seed=seed, seeds=seeds, steps=steps, devices=devices, parallel=parallel,
-        image_size=image_size, action_repeat=action_repeat, env_args=env_args, start_timeout=start_timeout,
-        trust_env=trust_env, overrides=overrides,
-        before=before,
-    )  # fmt: skip
-    eval_every = checks.number("eval_every", max(1, made.steps // 10) if eval_every is None else eval_every)
-    eval_envs = None if eval_envs is None else checks.number("eval_envs", eval_envs)
-    max_skipped = checks.number("max_skipped", max_skipped)
-    checkpoint_seconds = checks.number("checkpoint_seconds", checkpoint_seconds)
-    workers = None if workers is None else checks.number("workers", workers)
-    max_restarts = checks.number("max_restarts", max_restarts)
-    worker_timeout = checks.number("worker_timeout", worker_timeout)
-    if wandb is not None:
-        checks.text("wandb", wandb)
-        wandb_log.check()
-    if not isinstance(made.env, HostEnv):
-        memory.check_run(made.agent, made.env, len(made.seeds), made.description["devices"])
-    made = made._replace(description=made.description | {"about": estimate.about(made)})
-    options = host.Options(workers, worker_timeout, max_restarts, memory_map, eval_envs=eval_envs)
-    if callback is not None and not callable(callback):
-        raise checks.invalid("callback", callback, "a function (metrics, run)")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(memory.running_out())
-        display = stack.enter_context(_display(progress))
-        display.say(f"compilation cache {cache}" if cache else "compilation cache off")
-        fits = lambda folder: _check_state(made, folder)
-        path = stack.enter_context(open_folder(out, resume, made.description, fits, display.say, no_lock=no_lock))
-        display.say(describe(made, path))
-        run_of = lambda step, state: _run_of(made, path, step, state)
-        told = None if callback is None else lambda metrics, state: callback(metrics, run_of(metrics["step"], state))
-        plan = Plan(
-            made.agent, made.env, path, made.seeds, made.steps, eval_every, checkpoint_seconds, max_skipped, display,
-            options, wandb, told, made.description,
-        )  # fmt: skip
-        driver, run, digest = _run_plan(made, plan, resume)
-        _evaluate_end(made, run, driver, display)
-        display.say(f"state sha256 {digest}")
-    return run
-
-
-def _check_names(agent: Any, overrides: Mapping[str, Any]) -> None:
-    """Raises `UsageError` for the first argument of `train` that is neither its own nor a field of the agent."""
-    if not isinstance(agent, str) or agent not in AGENTS:
-        return  # which is said elsewhere
-    fields = [field.name for field in dataclasses.fields(AGENTS[agent][0])]
-    for name in overrides:
-        if name == "config":
-            raise UsageError(
-                "config: is not an argument, but its fields are (learning_rate=1e-4); those of a file are "
-                "wmjax.read_config(FILE): wmjax.train(**wmjax.read_config(FILE))"
-            )
-        if name not in fields:
-            own = [parameter for parameter in inspect.signature(train).parameters if parameter != "overrides"]
-            raise nearest("field", name, [*fields, *own])
-
-
-def _display(progress: bool | TextIO) -> Display:
-    if not isinstance(progress, bool) and not callable(getattr(progress, "write", None)):
-        raise checks.invalid("progress", progress, "True, False or a text stream")
-    return Display(progress if not isinstance(progress, bool) else sys.stdout if progress else None)
-
-
-def _run_of(made: Setup, path: Path, step: int, state: AgentState) -> Run:
-    run, count = Run(path, made.description, made.config, made.agent, made.env, state, step=step), len(made.seeds)
-    return run if count == 1 else _with_members(run, [(step, tree_of_seed(state, i)) for i in range(count)])
-
-
-def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, Run, str]:
-    """Trains to the end of the plan, or until the callback stops it: the run, and the digest of its state."""
-    say = plan.display.say
-    with contextlib.ExitStack() as stack:
-        caught = stack.enter_context(catch_signals(say))
-        with plan.display.working("preparing environments and replay", say=False):
-            run_programs = stack.enter_context(_programs(made, plan.path, plan.host, resume, say, caught))
-        driver = Driver(plan, run_programs, caught)
-        state = driver.run(driver.start(resume, say))
-        if caught:
-            raise Interrupted(caught[0], plan.path)
-        step = driver.schedule.env_steps(state)
-        if driver.stopped:
-            say(f"stopped by the callback at {step:,} env steps; saved, and may be resumed")
-        run = _run_of(made, plan.path, step, driver.local(state))
-        return driver, run, checkpoint.digest(driver.gather(state))
-
-
-def _evaluate_end(made: Setup, run: Run, driver: Driver, display: Display) -> None:
-    """Fresh episodes of the trained agent: their scores, said and kept."""
-    episodes = FINAL_HOST_EPISODES if isinstance(made.env, HostEnv) else FINAL_EPISODES
-    with display.working(f"evaluating over {episodes} episodes", say=False):
-        played = driver.evaluator(run.state.variables, driver.per_seed(evaluation_key), episodes)
-    by_seed = zip(*map(np.atleast_2d, played), strict=True)
-    _tell_scores(run, summarize_seeds(dict(zip(made.seeds, by_seed, strict=True))), display.say)
-    display.say(f"run folder {run.path}")
-
-
-@contextlib.contextmanager
-def _programs(
-    made: Setup,
-    path: Path,
-    options: host.Options,
-    resume: bool,
-    say: Callable[[str], None],
-    caught: Sequence[int],
-) -> Iterator[Programs]:
-    """What a run is computed by; its environments on the host, if it has any, end with the context."""
-    if isinstance(made.env, HostEnv):
-        loop = host.HostLoop(
-            made.agent, made.env, path, path / CHECKPOINTS, options, say=say, stop=lambda: bool(caught),
-            records=Schedule(made.agent, made.env, made.steps).records, resume=resume,
-        )  # fmt: skip
-        with contextlib.closing(loop):
-            yield loop
-    else:
-        yield _device_programs(made)
-
-
-def _check_state(made: Setup, path: Path) -> None:
-    """Raises `UsageError` where the newest checkpoint in a folder, if there is one, is not of a state of this run."""
-    if checkpoint.latest(path / CHECKPOINTS) is None:
-        return
-    on_host = isinstance(made.env, HostEnv)
-    template = host.HostLoop(made.agent, made.env).template if on_host else _device_programs(made).template
-    checkpoint.check(path / CHECKPOINTS, template)
-
-
-def _device_programs(made: Setup) -> Programs:
-    description = made.description
-    return programs(
-        made.agent,
-        made.env,
-        seeds=description["seeds"],
-        devices=description["devices"],
-        backend=description["parallel"] or BACKENDS[0],
-    )
-
-
-def _tell_scores(run: Run, scores: Scores, say: Callable[[str], None]) -> None:
-    """Says and keeps what the evaluation at the end came to; a full disk costs the files, not what is said."""
-    if not math.isfinite(scores.mean):
-        say(f"warning: not evaluated; `wmjax eval {run.path}` plays these episodes again")
-        return
-    say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
-    if line := scores.cut_line():
-        say(line)
-    try:
-        keep(run.records(scores))
-    except OSError as error:
-        say(f"warning: {EVAL} in {str(run.path)!r} cannot be written ({error.strerror})")

@@ -42,80 +42,60 @@ def setup(
     agent: str = "dreamer_v3",
     env: Any = None,
     *,
-    preset: str | None = None,
-    seed: int | None = None,
-    seeds: int | None = None,
-    steps: int | None = None,
-    devices: int | None = None,
-    parallel: str | None = None,
-    image_size: int | None = None,
-    action_repeat: int | None = None,
-    env_args: Mapping[str, Any] | None = None,
-    start_timeout: float | None = None,
-    trust_env: bool = False,
     overrides: dict[str, Any] | None = None,
     before: dict[str, Any] | None = None,
+    **asked: Any,
 ) -> Setup:
-    """Resolves names and settings; see `train` for the arguments. Raises `UsageError` before anything is computed.
+    """Resolves names and settings. Raises `UsageError` before anything is computed.
 
-    `before` is what `config.json` says of a run that goes on, which holds for what is not given.
+    Args:
+      agent, env, overrides: as for `train`.
+      before: what `config.json` says of a run that goes on, which holds for what is not given.
+      asked: further arguments of `train`; those that `config.json` does not keep are of no concern here.
     """
     before = before if before and before["agent"] == agent else {}
-    given = lambda field, value, default: before.get(field, default) if value is None else value
+    given = lambda field, default: before.get(field, default) if asked.get(field) is None else asked[field]
     check_idle()
     own_args = before.get("env_args") or {}
-    trust_env, env_args = checks.flag("trust_env", trust_env), check_args(env_args)
+    trust_env, env_args = checks.flag("trust_env", asked.get("trust_env", False)), check_args(asked.get("env_args"))
     check_trust(before.get("env") if env is None else None, own_args, trust_env, env_args)
-    env = given("env", env, None if before else presets.default_env(agent))
+    env = before.get("env", None if before else presets.default_env(agent)) if env is None else env
     if env is None:
         raise UsageError("env: the run was trained on an Env value, which has to be given again")
     recorded = env if isinstance(env, str) and env == before.get("env") else None
     env, name, args = handed(env, env_args)
     name = recorded or name
-    config = replace(presets.starting_config(agent, preset, before), overrides or {})
+    config = replace(presets.starting_config(agent, asked.get("preset"), before), overrides or {})
     config.validate()
-    preset = given("preset", preset, presets.DEFAULT_PRESET)
+    preset = given("preset", presets.DEFAULT_PRESET)
     _, settings = presets.resolve(agent, preset, name)
     args = (own_args if before else settings.env_args) | args
-    seed, seeds, devices = given("seed", seed, 0), given("seeds", seeds, 1), given("devices", devices, 1)
-    parallel = given("parallel", parallel, None)
+    parallel = given("parallel", None)
     parallel = BACKENDS[0] if parallel is None else parallel
-    budget = given("steps", steps, settings.steps)
-    seed, seeds, devices = checks.number("seed", seed), checks.number("seeds", seeds), checks.number("devices", devices)
-    budget = checks.number("steps", budget)
+    defaults = {"seed": 0, "seeds": 1, "devices": 1, "steps": settings.steps}
+    seed, seeds, devices, budget = (checks.number(field, given(field, value)) for field, value in defaults.items())
     checks.number("seed + seeds", seed + seeds, checks.BOUNDS["seed"])
     check_devices(devices, parallel)
+    image_size, action_repeat = (asked.get(field) for field in ("image_size", "action_repeat"))
     if name is None and (image_size, action_repeat) != (None, None):
         raise UsageError("image_size, action_repeat: not valid with an Env value, which has its own")
     if name is not None:
-        image_size = given("image_size", image_size, settings.image_size)
-        action_repeat = given("action_repeat", action_repeat, settings.action_repeat)
-        image_size = None if image_size is None else checks.number("image_size", image_size)
-        action_repeat = None if action_repeat is None else checks.number("action_repeat", action_repeat)
+        image_size = checks.optional("image_size", given("image_size", settings.image_size))
+        action_repeat = checks.optional("action_repeat", given("action_repeat", settings.action_repeat))
     description = {
-        "version": wmjax.__version__,
-        "agent": agent,
-        "env": name,
-        "preset": preset,
-        "seed": seed,
-        "seeds": seeds,
-        "devices": devices,
-        "parallel": parallel if devices > 1 else None,
-        "env_args": args,
-        "image_size": image_size,
-        "action_repeat": action_repeat,
-        "steps": budget,
-        "config": dataclasses.asdict(config),
-    }
-    made = make(description, config, env, budget, start_timeout)
+        "version": wmjax.__version__, "agent": agent, "env": name, "preset": preset, "seed": seed, "seeds": seeds,
+        "devices": devices, "parallel": parallel if devices > 1 else None, "env_args": args, "image_size": image_size,
+        "action_repeat": action_repeat, "steps": budget, "config": dataclasses.asdict(config),
+    }  # fmt: skip
+    made = make(description, config, env, budget, asked.get("start_timeout"))
     fixed = Schedule(made.agent, made.env).whole()
     if fixed is None:
         _check_learns(made)
         return made
-    if steps not in (None, fixed):
+    if asked.get("steps") not in (None, fixed):
         raise UsageError(
-            f"steps: {steps} is not valid; the stages of {agent} have lengths of their own, which fields of its "
-            f"configuration set: {fixed} env steps in all"
+            f"steps: {asked['steps']} is not valid; the stages of {agent} have lengths of their own, which fields of "
+            f"its configuration set: {fixed} env steps in all"
         )
     return made._replace(steps=fixed, description=made.description | {"steps": fixed})
 

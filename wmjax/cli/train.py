@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -67,9 +66,9 @@ def _train(argv: Sequence[str]) -> None:
     if print_config or dry_run:
         _show(start.agent, values, chosen, print_config)
         return
-    from wmjax import run
+    from wmjax import training
 
-    run.train(start.agent, **values, **chosen)
+    training.train(start.agent, **values, **chosen)
 
 
 def _start(agent: str | None, argv: Sequence[str]) -> Start | None:
@@ -151,14 +150,10 @@ def _show(agent: str, values: Mapping[str, Any], chosen: Mapping[str, Any], prin
     from wmjax.run_folder import read_description
     from wmjax.settings import describe, setup
 
-    ours = inspect.signature(setup).parameters
     before = read_description(values["out"]) if values["resume"] and values["out"] is not None else None
-    made = setup(agent, **{k: v for k, v in values.items() if k in ours}, overrides=dict(chosen), before=before)
-    others = {
-        name: value
-        for name, value in values.items()
-        if name not in (*ours, *configs.NOT_SETTINGS) and value is not None and value is not False
-    }
+    made = setup(agent, **values, overrides=dict(chosen), before=before)
+    kept = (*made.description, "start_timeout", *configs.NOT_SETTINGS)
+    others = {k: v for k, v in values.items() if k not in kept and v is not None and v is not False}
     for name, value in others.items():
         if name in checks.BOUNDS:
             checks.number(name, value)

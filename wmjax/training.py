@@ -1,0 +1,260 @@
+"""Training a run into its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from wmjax import checks, estimate
+from wmjax.agents import AGENTS
+from wmjax.cache import enable_compilation_cache
+from wmjax.loops import checkpoint, memory, wandb_log
+from wmjax.loops.display import Display
+from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key
+from wmjax.loops.host import loop as host
+from wmjax.loops.parallel import BACKENDS, Programs, programs
+from wmjax.loops.schedule import Schedule
+from wmjax.loops.signals import catch_signals
+from wmjax.names import nearest
+from wmjax.run import FINAL_EPISODES, Run, run_of
+from wmjax.run_folder import CHECKPOINTS, EVAL, open_folder, read_description, say_edits, warn
+from wmjax.scores import Scores, keep, summarize_seeds
+from wmjax.settings import Setup, describe, setup
+from wmjax.types import HostEnv, RunError, UsageError
+
+FINAL_HOST_EPISODES = 16  # where environments run on the host, and take their time
+CHECKPOINT_SECONDS = 180.0
+MAX_SKIPPED = 100
+Callback = Callable[[dict[str, Any], Run], bool | None]
+
+
+def train(
+    agent: str = "dreamer_v3",
+    env: Any = None,
+    *,
+    preset: str | None = None,
+    seed: int | None = None,
+    seeds: int | None = None,
+    steps: int | None = None,
+    devices: int | None = None,
+    parallel: str | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    image_size: int | None = None,
+    action_repeat: int | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    eval_every: int | None = None,
+    eval_envs: int | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    max_skipped: int = MAX_SKIPPED,
+    workers: int | None = None,
+    worker_timeout: float = host.DEFAULTS.timeout,
+    max_restarts: int = host.DEFAULTS.max_restarts,
+    start_timeout: float | None = None,
+    trust_env: bool = False,
+    memory_map: bool = False,
+    no_lock: bool = False,
+    wandb: str | None = None,
+    progress: bool | TextIO = True,
+    callback: Callback | None = None,
+    **overrides: Any,
+) -> Run:
+    """Trains an agent into a run folder, and evaluates it over 100 episodes (16 where environments are on the host).
+
+    Args:
+      agent, preset: names, see `wmjax list`; the preset is "small" by default.
+      env: a name, see `wmjax list envs`; a class or function that makes a `gymnasium.Env`; an `Env`, `RawEnv` or
+        `HostEnv` with its own kind of actions; by default the agent's own example.
+      seed, seeds: of everything that training draws, 0 by default; how many to train at once, in one program, from
+        `seed` upwards, 1 by default. More than one, and more than one device, are for environments on the device.
+      steps: env steps (frames over all environments; the record that begins an episode counts as a step), rounded up to
+        whole iterations; the preset's by default. No schedule depends on it, so a run may be resumed with more. Not for
+        agents all of whose stages have a length, such as World Models.
+      devices, parallel: how many to spread environments, replay and batches over, 1 by default; "shard_map" or "pmap".
+      out: the run folder; by default a new one under `runs/`.
+      resume: go on with the run in `out`; the result is the same, byte for byte, as if it had never stopped, except
+        that environments on the host begin new episodes. Settings and `overrides` that are not given stay as they are.
+        Others may change, and the run then says so, as long as its state keeps its shapes; not environment, seed, image
+        size or action repeat.
+      image_size, action_repeat: of the environment; the preset's by default.
+      env_args: arguments of the environment, by name; `config.json` keeps them, with those of the preset that are not
+        given (`docs/protocols.md`).
+      eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default, 0 for none while it
+        trains. Iterations that take no env steps count like those before them.
+      eval_envs: environments on the host that evaluations play in at once, never more than episodes; by default as many
+        as in training, at most 16; results do not depend on it. 0: in the place of those of training, which are closed
+        for it and then begin new episodes, for simulators of which so many may run at once and no more.
+      checkpoint_seconds: least time between two checkpoints, which are written in the background.
+      max_skipped: updates in a row whose loss or gradient may be other than finite; each is skipped and counted.
+      workers, worker_timeout, start_timeout, max_restarts: of the processes that step environments on the host: how
+        many, one per processor by default; seconds for a step, after which one counts as hanging and is replaced, and
+        to make its environments and begin episodes, 120 by default; environments that may be lost within an hour before
+        the run stops, with everything saved.
+      trust_env: resume a run whose `config.json` names code that is not installed with the package, as its environment;
+        not needed where `env` is given.
+      memory_map: read replay from its files instead of keeping it in memory; it may then be larger than memory.
+      no_lock: train without a lock on the run folder, for file systems that have none.
+      wandb: a project of Weights & Biases to send metrics to as well.
+      progress: where lines of it go: True for standard output, False for nowhere, or a text stream, which may fail.
+      callback: `callback(metrics, run)` is called with every line of progress: the line of `metrics.jsonl` as a dict,
+        and a `Run` of the agent at this moment, whose arrays are valid until it returns. Returning False stops the run,
+        which is saved, evaluated and may be resumed; None or True go on. Its errors stop the run too, and are raised
+        when it is saved. Time spent in it counts for no speed.
+      overrides: fields of the agent's configuration.
+
+    Raises:
+      UsageError: something asked for cannot be done; found before training starts.
+      Interrupted: Ctrl-C, SIGTERM or SIGHUP came; the run was saved. A second signal stops at once.
+      RunError: the run cannot go on: its updates are not finite, its checkpoints are damaged, its end cannot be saved.
+    """
+    return _train(**locals())
+
+
+def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
+    """`train`, with its arguments by name."""
+    callback = asked["callback"]
+    _check_names(asked["agent"], overrides)
+    out = None if asked["out"] is None else checks.path("out", asked["out"])
+    resume, memory_map, no_lock = (checks.flag(field, asked[field]) for field in ("resume", "memory_map", "no_lock"))
+    cache = enable_compilation_cache()
+    before = read_description(out, warn) if resume and out is not None else None
+    if before is not None:
+        _say_edits(out, before)
+    made = setup(**asked, overrides=overrides, before=before)
+    driving = _driving(made.steps, asked | {"memory_map": memory_map})
+    if not isinstance(made.env, HostEnv):
+        memory.check_run(made.agent, made.env, len(made.seeds), made.description["devices"])
+    made = made._replace(description=made.description | {"about": estimate.about(made)})
+    if callback is not None and not callable(callback):
+        raise checks.invalid("callback", callback, "a function (metrics, run)")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(memory.running_out())
+        display = stack.enter_context(_display(asked["progress"]))
+        display.say(f"compilation cache {cache}" if cache else "compilation cache off")
+        fits = lambda folder: _check_state(made, folder)
+        path = stack.enter_context(open_folder(out, resume, made.description, fits, display.say, no_lock=no_lock))
+        display.say(describe(made, path))
+        told = callback and (lambda metrics, state: callback(metrics, run_of(made, path, metrics["step"], state)))
+        plan = Plan(
+            made.agent, made.env, path, made.seeds, made.steps, display=display, callback=told,
+            description=made.description, **driving,
+        )  # fmt: skip
+        driver, run, digest = _run_plan(made, plan, resume)
+        _evaluate_end(made, run, driver, display)
+        display.say(f"state sha256 {digest}")
+    return run
+
+
+def _check_names(agent: Any, overrides: Mapping[str, Any]) -> None:
+    """Raises `UsageError` for the first argument of `train` that is neither its own nor a field of the agent."""
+    if not isinstance(agent, str) or agent not in AGENTS:
+        return  # which is said elsewhere
+    fields = [field.name for field in dataclasses.fields(AGENTS[agent][0])]
+    for name in overrides:
+        if name == "config":
+            raise UsageError(
+                "config: is not an argument, but its fields are (learning_rate=1e-4); those of a file are "
+                "wmjax.read_config(FILE): wmjax.train(**wmjax.read_config(FILE))"
+            )
+        if name not in fields:
+            own = [parameter for parameter in inspect.signature(train).parameters if parameter != "overrides"]
+            raise nearest("field", name, [*fields, *own])
+
+
+def _say_edits(path: Path, description: dict[str, Any]) -> None:
+    """`say_edits`, of the newest checkpoint that says anything."""
+    for step in reversed(checkpoint.steps(path / CHECKPOINTS)):
+        with contextlib.suppress(RunError, UsageError):  # who reads it will say so
+            return say_edits(path, description, checkpoint.info(path / CHECKPOINTS, step), warn)
+
+
+def _driving(steps: int, asked: dict[str, Any]) -> dict[str, Any]:
+    """What a `Plan` says of how to run; none of it changes what is learned. Raises `UsageError`."""
+    if asked["eval_every"] is None:
+        asked = asked | {"eval_every": max(1, steps // 10)}
+    number = lambda field: checks.number(field, asked[field])
+    optional = lambda field: checks.optional(field, asked[field])
+    found = {"eval_every": number("eval_every")}
+    eval_envs = optional("eval_envs")
+    found |= {field: number(field) for field in ("max_skipped", "checkpoint_seconds")}
+    workers, max_restarts, timeout = optional("workers"), number("max_restarts"), number("worker_timeout")
+    if asked["wandb"] is not None:
+        checks.text("wandb", asked["wandb"])
+        wandb_log.check()
+    options = host.Options(workers, timeout, max_restarts, asked["memory_map"], eval_envs=eval_envs)
+    return found | {"host": options, "wandb": asked["wandb"]}
+
+
+def _display(progress: bool | TextIO) -> Display:
+    if not isinstance(progress, bool) and not callable(getattr(progress, "write", None)):
+        raise checks.invalid("progress", progress, "True, False or a text stream")
+    return Display(progress if not isinstance(progress, bool) else sys.stdout if progress else None)
+
+
+def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, Run, str]:
+    """Trains to the end of the plan, or until the callback stops it: the run, and the digest of its state."""
+    say = plan.display.say
+    with contextlib.ExitStack() as stack:
+        caught = stack.enter_context(catch_signals(say))
+        with plan.display.working("preparing environments and replay", say=False):
+            found = _programs(
+                made, path=plan.path, checkpoints=plan.path / CHECKPOINTS, options=plan.host, say=say,
+                stop=lambda: bool(caught), records=Schedule(made.agent, made.env, made.steps).records, resume=resume,
+            )  # fmt: skip
+        if isinstance(found, host.HostLoop):
+            stack.enter_context(contextlib.closing(found))
+        driver = Driver(plan, found, caught)
+        state = driver.run(driver.start(resume, say))
+        if caught:
+            raise Interrupted(caught[0], plan.path)
+        step = driver.schedule.env_steps(state)
+        if driver.stopped:
+            say(f"stopped by the callback at {step:,} env steps; saved, and may be resumed")
+        run = run_of(made, plan.path, step, driver.local(state))
+        return driver, run, checkpoint.digest(driver.gather(state))
+
+
+def _programs(made: Setup, **how: Any) -> Programs:
+    """What a run is computed by. `how` are further arguments of the `HostLoop` of environments on the host."""
+    if isinstance(made.env, HostEnv):
+        return host.HostLoop(made.agent, made.env, **how)
+    seeds, devices, backend = (made.description[name] for name in ("seeds", "devices", "parallel"))
+    return programs(made.agent, made.env, seeds=seeds, devices=devices, backend=backend or BACKENDS[0])
+
+
+def _check_state(made: Setup, path: Path) -> None:
+    """Raises `UsageError` where the newest checkpoint in a folder, if there is one, is not of a state of this run."""
+    if checkpoint.latest(path / CHECKPOINTS) is not None:
+        checkpoint.check(path / CHECKPOINTS, _programs(made).template)
+
+
+def _evaluate_end(made: Setup, run: Run, driver: Driver, display: Display) -> None:
+    """Fresh episodes of the trained agent: their scores, said and kept."""
+    episodes = FINAL_HOST_EPISODES if isinstance(made.env, HostEnv) else FINAL_EPISODES
+    with display.working(f"evaluating over {episodes} episodes", say=False):
+        played = driver.evaluator(run.state.variables, driver.per_seed(evaluation_key), episodes)
+    by_seed = zip(*map(np.atleast_2d, played), strict=True)
+    _tell_scores(run, summarize_seeds(dict(zip(made.seeds, by_seed, strict=True))), display.say)
+    display.say(f"run folder {run.path}")
+
+
+def _tell_scores(run: Run, scores: Scores, say: Callable[[str], None]) -> None:
+    """Says and keeps what the evaluation at the end came to; a full disk costs the files, not what is said."""
+    if not math.isfinite(scores.mean):
+        say(f"warning: not evaluated; `wmjax eval {run.path}` plays these episodes again")
+        return
+    say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
+    if line := scores.cut_line():
+        say(line)
+    try:
+        keep(run.records(scores))
+    except OSError as error:
+        say(f"warning: {EVAL} in {str(run.path)!r} cannot be written ({error.strerror})")
