@@ -28,7 +28,7 @@ def test_a_game_of_craftax_is_seen_and_ends_by_death(task):
 @pytest.mark.slow
 def test_the_step_limit_of_craftax_is_no_terminal():
     pytest.importorskip("craftax", reason="needs the extra `craftax`")
-    raw = from_craftax.from_craftax("Classic-Symbolic")
+    raw = from_craftax.make("Classic-Symbolic")
     state = raw.reset(jax.random.key(0))
     late = state.replace(timestep=state.timestep + raw.spec.max_episode_steps - 1)
     step = jax.jit(raw.step)

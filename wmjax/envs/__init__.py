@@ -5,10 +5,9 @@ Some run on the device, those of other libraries in worker processes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-import jax.numpy as jnp
 
 from wmjax import checks
 from wmjax.envs import catch, from_craftax, from_gymnax, hints, pendulum, racing, wrappers
@@ -17,11 +16,12 @@ from wmjax.envs.from_gymnasium import START_SECONDS, from_gymnasium
 from wmjax.envs.handed import GYM, handed, is_host
 from wmjax.envs.probe import PROBES
 from wmjax.suites import SUITES, SuiteError, check_names, gym_suite, suite
-from wmjax.types import Array, Box, Discrete, Env, EnvSpec, HostEnv, Space, UsageError
+from wmjax.types import Box, Discrete, Env, EnvSpec, HostEnv, Space, UsageError
 
 __all__ = ["EnvInfo", "env_names", "is_host", "make_env"]
 
-GYMNAX, CRAFTAX = "gymnax:", "craftax:"
+# What each of these begins with has `available`, `names`, `is_image`, `spec`, `describe` and `make`.
+LIBRARIES = {"gymnax:": from_gymnax, "craftax:": from_craftax}
 # name -> (rules, side of the picture, what to expect)
 PICTURES = {
     "catch": (catch.catch, 64, "a ball falls, a paddle catches it; best return 1, random about -0.6"),
@@ -41,13 +41,7 @@ class EnvInfo(NamedTuple):
     description: str
 
 
-def _steer_gas_brake(action: Array) -> Array:
-    """CarRacing's controls; linearly rescaled, 0 would brake by half."""
-    steer, gas, brake = action[..., 0], action[..., 1], action[..., 2]
-    return jnp.stack([steer, (gas + 1) / 2, jnp.clip(brake, 0, 1)], -1)
-
-
-ACTION_MAPS = {"gym:CarRacing-v3": _steer_gas_brake}
+ACTION_MAPS = {"gym:CarRacing-v3": racing.steer_gas_brake}
 
 
 def make_env(
@@ -117,18 +111,13 @@ def _check_known(name: str) -> None:
 
 
 def _make_raw(name: str, image_size: int | None, args: Mapping[str, Any] = {}) -> wrappers.RawEnv:
-    if name.startswith(GYMNAX):
-        task = name.removeprefix(GYMNAX)
-        if task not in from_gymnax.names():
+    prefix = name[: name.find(":") + 1]
+    if prefix in LIBRARIES:
+        library, task = LIBRARIES[prefix], name.removeprefix(prefix)
+        if task not in library.names():
             raise _unknown(name)
-        _check_image_size(name, image_size, pictures=from_gymnax.is_image(task))
-        return from_gymnax.from_gymnax(task, image_size, args)
-    if name.startswith(CRAFTAX):
-        task = name.removeprefix(CRAFTAX)
-        if task not in from_craftax.TASKS:
-            raise _unknown(name)
-        _check_image_size(name, image_size, pictures=from_craftax.is_image(task))
-        return from_craftax.from_craftax(task, image_size, args)
+        _check_image_size(name, image_size, pictures=library.is_image(task))
+        return library.make(task, image_size, args)
     if name not in PICTURES and name not in PROBES:
         raise _unknown(name)
     try:
@@ -151,47 +140,37 @@ def _check_image_size(name: str, image_size: int | None, *, pictures: bool) -> N
 
 
 def _device_names() -> list[str]:
-    gymnax = [GYMNAX + task for task in from_gymnax.names()] if from_gymnax.available() else []
-    return [*PICTURES, *PROBES, *(CRAFTAX + task for task in from_craftax.TASKS), *gymnax]
+    names = [*PICTURES, *PROBES]
+    for prefix, library in LIBRARIES.items():
+        with contextlib.suppress(UsageError):  # gymnax is not there to say
+            names += [prefix + task for task in library.names()]
+    return names
 
 
 def _unknown(name: str) -> UsageError:
     meant = hints.meant(name, _device_names())
     hint = f" did you mean {meant!r}?" if meant else ""
     return UsageError(
-        f"env: unknown name {name!r:.80};{hint} valid are {', '.join([*PICTURES, *PROBES])}, {GYMNAX}NAME, "
-        f"{CRAFTAX}NAME, {', '.join(f'{suite_name}:NAME' for suite_name in SUITES)} (see wmjax list envs)"
+        f"env: unknown name {name!r:.80};{hint} valid are {', '.join([*PICTURES, *PROBES])}, "
+        f"{', '.join(prefix + 'NAME' for prefix in LIBRARIES)}, {', '.join(f'{one}:NAME' for one in SUITES)} "
+        "(see wmjax list envs)"
     )
 
 
 def env_names() -> list[EnvInfo]:
-    """All environments that can be made here, those of gymnax only where it is installed."""
-    infos = [_info(name, description) for name, (*_, description) in PICTURES.items()]
-    infos += [_info(name, probe.description) for name, probe in PROBES.items()]
-    if from_gymnax.available():
-        infos += [_gymnax_info(task) for task in from_gymnax.names()]
-    if from_craftax.available():
-        infos += [
-            _line(CRAFTAX + task, from_craftax.spec(task), f"craftax; {what}")
-            for task, (_, what) in from_craftax.TASKS.items()
-        ]
+    """All environments that can be made here, those of a library only where it is installed."""
+    infos = [_info(name, _make_raw(name, None).spec, description) for name, (*_, description) in PICTURES.items()]
+    infos += [_info(name, probe.make().spec, probe.description) for name, probe in PROBES.items()]
+    for prefix, library in LIBRARIES.items():
+        if library.available():
+            infos += [_info(prefix + task, library.spec(task), library.describe(task)) for task in library.names()]
     for suite_name in SUITES:
         what = f"{suite(suite_name).TITLE}, in worker processes"
         infos += [EnvInfo(f"{suite_name}:{task}".rstrip(":"), "", "", what) for task in suite(suite_name).names()]
     return infos
 
 
-def _gymnax_info(task: str) -> EnvInfo:
-    if task == "MNISTBandit-bsuite":  # fetches its data when made, which a list should not
-        return EnvInfo(GYMNAX + task, "vector float32 [784]", "Discrete(10)", "gymnax; downloads MNIST when made")
-    return _info(GYMNAX + task, "gymnax; MinAtar in colors" if from_gymnax.is_image(task) else "gymnax")
-
-
-def _info(name: str, description: str) -> EnvInfo:
-    return _line(name, _make_raw(name, None).spec, description)
-
-
-def _line(name: str, spec: EnvSpec, description: str) -> EnvInfo:
+def _info(name: str, spec: EnvSpec, description: str) -> EnvInfo:
     obs = ", ".join(f"{key} {space.dtype} {list(space.shape)}" for key, space in spec.obs.items())
     return EnvInfo(name, obs, _show(spec.action), description)
 

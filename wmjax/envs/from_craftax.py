@@ -29,12 +29,16 @@ TASKS = {
     "Symbolic": ("Craftax-Symbolic-v1", "with dungeons and magic, as a map of symbols"),
 }
 SYMBOLS = {"Classic-Symbolic": 1345, "Symbolic": 8268}
-ACTIONS = {"Classic-Pixels": 17, "Classic-Symbolic": 17, "Pixels": 43, "Symbolic": 43}
 
 
 def available() -> bool:
     """Whether craftax can be imported."""
     return importlib.util.find_spec("craftax") is not None
+
+
+def names() -> list[str]:
+    """The names of all tasks."""
+    return list(TASKS)
 
 
 def is_image(name: str) -> bool:
@@ -47,10 +51,15 @@ def spec(name: str, image_size: int | None = None) -> EnvSpec:
     size = IMAGE_SIZE if image_size is None else image_size
     picture = {"image": Box(0, 255, (size, size, 3), "uint8")}
     obs = picture if is_image(name) else {"vector": Box(0, 1, (SYMBOLS[name],))}
-    return EnvSpec(obs, Discrete(ACTIONS[name]), 10_000 if name.startswith("Classic") else 100_000)
+    return EnvSpec(obs, *((Discrete(17), 10_000) if name.startswith("Classic") else (Discrete(43), 100_000)))
 
 
-def from_craftax(name: str, image_size: int | None = None, args: Mapping[str, Any] = {}) -> RawEnv:
+def describe(name: str) -> str:
+    """What to expect of a task."""
+    return f"craftax; {TASKS[name][1]}"
+
+
+def make(name: str, image_size: int | None = None, args: Mapping[str, Any] = {}) -> RawEnv:
     """Makes the rules of a task.
 
     Args:

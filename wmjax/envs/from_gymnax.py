@@ -16,23 +16,16 @@ import numpy as np
 from wmjax.envs.wrappers import Outcome, RawEnv, settled, with_arguments
 from wmjax.types import Array, Box, Discrete, EnvSpec, PyTree, Space, UsageError
 
+MNIST = "MNISTBandit-bsuite"
 GRID = 10  # MinAtar's side, in cells
 IMAGE_SIZE = 80  # of MinAtar, as registered: a multiple of 10, and of 16 as convolution stages like it
 
 # One color for each plane, in general position: the mean of any two differs from all others, and from black, by at
 # least 30 of 255 in some channel. Planes overlap by design (an alien and its direction), so no plane may hide another.
 PALETTE = (
-    (40, 115, 246),
-    (255, 254, 64),
-    (237, 40, 116),
-    (114, 255, 130),
-    (234, 40, 206),
-    (40, 255, 199),
-    (210, 111, 40),
-    (228, 255, 238),
-    (255, 113, 217),
-    (138, 112, 40),
-)
+    (40, 115, 246), (255, 254, 64), (237, 40, 116), (114, 255, 130), (234, 40, 206),
+    (40, 255, 199), (210, 111, 40), (228, 255, 238), (255, 113, 217), (138, 112, 40),
+)  # fmt: skip
 
 
 class GymnaxState(NamedTuple):
@@ -60,7 +53,17 @@ def is_image(name: str) -> bool:
     return name.endswith("-MinAtar")
 
 
-def from_gymnax(name: str, image_size: int | None = None, args: Mapping[str, Any] = {}) -> RawEnv:
+def spec(name: str) -> EnvSpec:
+    """Observations and actions of the gymnax environment `name`, which is made, unless it would fetch its data then."""
+    return EnvSpec({"vector": Box(0, 1, (784,))}, Discrete(10)) if name == MNIST else make(name).spec
+
+
+def describe(name: str) -> str:
+    """What to expect of the gymnax environment `name`."""
+    return "gymnax" + ("; downloads MNIST when made" if name == MNIST else "; MinAtar in colors" * is_image(name))
+
+
+def make(name: str, image_size: int | None = None, args: Mapping[str, Any] = {}) -> RawEnv:
     """Makes the rules of the gymnax environment `name`.
 
     Args:
@@ -85,7 +88,7 @@ def from_gymnax(name: str, image_size: int | None = None, args: Mapping[str, Any
             )
     try:
         env, params = _gymnax().make(name)
-    except OSError as error:  # MNISTBandit-bsuite fetches its data
+    except OSError as error:  # MNIST fetches its data
         raise UsageError(f"env: 'gymnax:{name}' cannot be made: {error}") from error
     params = with_arguments(f"gymnax:{name}", params, args)
     see, obs_space, observe = _observation(name, env.observation_space(params), image_size)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wmjax.envs.wrappers import Outcome, RawEnv, time_limit
+from wmjax.envs.wrappers import Outcome, RawEnv
 from wmjax.types import Array, Box, Discrete, EnvSpec, MultiDiscrete, Space
 
 
@@ -33,25 +33,34 @@ class Probe(NamedTuple):
     description: str
 
 
-def _probe(action: Space, reward: Callable, *, sign: bool = False, steps: int = 1, move: Callable | None = None):
-    """A probe whose observation is one number, 0 or a random sign, and that ends by itself after `steps` steps.
+def _probe(
+    action: Space,
+    reward: Callable,
+    move: Callable = lambda vector, action, time: vector,
+    *,
+    size: int = 1,
+    sign: bool = False,
+    steps: int = 1,
+    cut: bool = False,
+) -> RawEnv:
+    """A probe whose observation is at first zeros `[size]`, or random signs, and that ends after `steps` steps.
 
-    `reward(number, action, time)` is that of the observation acted on; `move(time)` gives the next number, None keeps
-    it.
+    `reward(number, action, time)` is that of the observation acted on, of which it sees the first number; `move(vector,
+    action, time)` gives the next observation. The end is terminal unless the episode is `cut`.
     """
-    spec = EnvSpec({"vector": Box(-1, 1, (1,))}, action, max_episode_steps=steps)
+    spec = EnvSpec({"vector": Box(-1, 1, (size,))}, action, max_episode_steps=steps)
 
     def reset(key):
-        start = jax.random.rademacher(key, (1,), jnp.float32) if sign else jnp.zeros(1)
+        start = jax.random.rademacher(key, (size,), jnp.float32) if sign else jnp.zeros(size)
         return ProbeState(start, jnp.int32(0))
 
     def step(key, state, action):
         del key
         time = state.time + 1
         gain = jnp.asarray(reward(state.vector[0], action, time), jnp.float32)
-        vector = state.vector if move is None else move(time)[None].astype(jnp.float32)
         done = time >= steps
-        return ProbeState(vector, time), Outcome(gain, done, done)
+        vector = jnp.asarray(move(state.vector, action, time), jnp.float32)
+        return ProbeState(vector, time), Outcome(gain, done, jnp.bool_(False) if cut else done)
 
     return RawEnv(spec, reset, step, lambda state: {"vector": state.vector})
 
@@ -68,7 +77,8 @@ def predict() -> RawEnv:
 
 def discount() -> RawEnv:
     """One action, observations 0, 0.5, 1, two steps, reward 1 at the end. Return 1, values g and then 1."""
-    return _probe(Discrete(1), lambda number, action, time: time == 2, steps=2, move=lambda time: time / 2)
+    half = lambda vector, action, time: time[None] / 2
+    return _probe(Discrete(1), lambda number, action, time: time == 2, half, steps=2)
 
 
 def act() -> RawEnv:
@@ -103,19 +113,8 @@ def obs_is_action() -> RawEnv:
     A model can predict it only if actions stand where they belong in time. The reward is the action's first entry: best
     return 8 and value 1 + g + ... + g^7, random 0.
     """
-    spec = EnvSpec({"vector": Box(-1, 1, (2,))}, Box(-1, 1, (2,)))
-
-    def reset(key):
-        del key
-        return ProbeState(jnp.zeros(2), jnp.int32(0))
-
-    def step(key, state, action):
-        del key
-        vector = jnp.asarray(action, jnp.float32)
-        no = jnp.bool_(False)
-        return ProbeState(vector, state.time + 1), Outcome(vector[0], no, no)
-
-    return time_limit(RawEnv(spec, reset, step, lambda state: {"vector": state.vector}), 8)
+    first, echo = lambda number, action, time: action[0], lambda vector, action, time: action
+    return _probe(Box(-1, 1, (2,)), first, echo, size=2, steps=8, cut=True)
 
 
 PROBES = {

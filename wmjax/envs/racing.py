@@ -75,14 +75,15 @@ def racing(image_size: int = 96) -> RawEnv:
     spec = EnvSpec(
         obs={"image": Box(0, 255, (image_size, image_size, 3), "uint8")},
         action=Box((-1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (3,)),
-        action_map=_action_map,
+        action_map=steer_gas_brake,
         survival=False,
     )
     picture = _Picture(image_size)
     return time_limit(RawEnv(spec, _reset, _step, lambda state: {"image": picture.draw(state)}), EPISODE_STEPS)
 
 
-def _action_map(action: Array) -> Array:
+def steer_gas_brake(action: Array) -> Array:
+    """CarRacing's controls of actions in [-1, 1], `[..., 3]`; linearly rescaled, 0 would brake by half."""
     return jnp.stack([action[..., 0], (action[..., 1] + 1) / 2, jnp.clip(action[..., 2], 0, 1)], -1)
 
 
