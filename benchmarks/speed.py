@@ -25,9 +25,11 @@ import tyro
 
 from wmjax import dreaming, presets
 from wmjax.agents import AGENTS, iris
+from wmjax.agents.iris.dynamics import draw
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import device
+from wmjax.nets.mlp import call
 from wmjax.ops import noise
 from wmjax.replay import device as replays
 from wmjax.types import Agent, Box, Discrete, Env, EnvSpec, Sampling, Stage, TimeStep, Trajectory
@@ -275,7 +277,7 @@ def iris_transformer(table: Table, prefix: str, config) -> None:
 
     def loss(params, key):
         keys = noise.row_keys(key, batch) if config.dropout else None
-        logits = iris.call(nets.world_model, params, tokens, action, reward, keys, method="sequence")
+        logits = call(nets.world_model, params, tokens, action, reward, keys)
         return sum(iris.world_model_losses(logits, tokens, reward, end, ~end, ~end).values())
 
     run, seconds = compiled(jax.grad(loss), params, jax.random.key(0))
@@ -311,8 +313,8 @@ def iris_imagination(table: Table, prefix: str, config, batch: int, frames: int,
 
         def step(board, place):
             sequence = board.reshape(batch, frames + 1, tokens), whole, whole[..., 0]
-            logits, _, _ = iris.call(nets.world_model, params["world_model"], *sequence, method="sequence")
-            drawn = iris._draw(noise.fold_in(keys, place), jax.lax.dynamic_index_in_dim(logits, place - 1, 1, False))
+            logits, _, _ = call(nets.world_model, params["world_model"], *sequence)
+            drawn = draw(noise.fold_in(keys, place), jax.lax.dynamic_index_in_dim(logits, place - 1, 1, False))
             return jax.lax.dynamic_update_slice(board, drawn[:, None], (0, place)), None
 
         return jax.lax.scan(step, board, jnp.arange(tokens, tokens * (frames + 1)))[0]

@@ -29,6 +29,7 @@ import numpy as np
 import wmjax
 from wmjax import dreaming, evolution, figures, presets
 from wmjax.agents import world_models as wm
+from wmjax.agents.world_models import controller
 from wmjax.loops import device
 from wmjax.loops.rollout import evaluate
 
@@ -106,7 +107,7 @@ for i in range(3):
 # C is given rounded numbers. Replace the function, make the agent, and evolve in the environment.
 
 # %%
-linear = wm.controller
+linear = controller.controller
 
 
 def rounded(theta, inputs, layers, bias=True):
@@ -114,7 +115,7 @@ def rounded(theta, inputs, layers, bias=True):
     return linear(theta, jnp.round(4 * inputs) / 4, layers, bias)
 
 
-wm.controller = rounded
+controller.controller = rounded
 try:
     config = dataclasses.replace(run.config, evolve=dataclasses.replace(search, where="env"))
     mine = wm.world_models(env.spec, config)
@@ -124,6 +125,6 @@ try:
     state, metrics = evolve(state, 2)
     score = jax.jit(lambda params, key: evaluate(mine, env, params, key, 64))(state.agent.params, jax.random.key(3))
 finally:
-    wm.controller = linear
+    controller.controller = linear
 print(f"fitness {metrics['controller/fitness_mean']:.2f}, return {score.returns.mean():.2f}")
 assert np.isfinite(metrics["controller/fitness_mean"])

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import wmjax
-from tests.agents import test_world_models
 from tests.agents.batches import PIXELS, random_trajectory
+from tests.agents.world_models.made import TINY as TINY_WORLD_MODELS
 from tests.test_conformance import last_update, make, updates_of
 from tests.test_run import TINY
 from wmjax.agents import AGENTS
@@ -104,7 +104,7 @@ def populations_are_shared(folder: Path) -> None:
         population=8, rollouts=2, generations=2, mean_every=2, mean_rollouts=8, starts=32, horizon=9, where="dream"
     )
     config = dataclasses.replace(
-        test_world_models.TINY, collection="random", num_envs=8, collect_steps=128, replay_capacity=128,
+        TINY_WORLD_MODELS, collection="random", num_envs=8, collect_steps=128, replay_capacity=128,
         vision_batch_size=8, memory_batch_size=8, evolve=search,
     )  # fmt: skip
     in_env = dataclasses.replace(config, evolve=dataclasses.replace(search, where="env"))

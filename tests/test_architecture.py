@@ -63,11 +63,14 @@ def test_imports_point_one_way(path):
 
 
 def test_agents_do_not_import_each_other():
-    papers = [path for path in (PACKAGE / "agents").glob("*.py") if path.stem != "__init__"]
-    assert papers
-    for path in papers:
-        others = {f"wmjax.agents.{other.stem}" for other in papers if other != path} | {"wmjax.agents.AGENTS"}
-        assert not imports(path) & others
+    agents = PACKAGE / "agents"
+    paper = lambda path: path.relative_to(agents).parts[0].removesuffix(".py")  # a file, or a folder of several
+    paths = [path for path in agents.rglob("*.py") if path != agents / "__init__.py"]
+    names = {paper(path) for path in paths}
+    assert names
+    for path in paths:
+        others = {f"wmjax.agents.{other}" for other in names if other != paper(path)} | {"wmjax.agents.AGENTS"}
+        assert not {".".join(name.split(".")[:3]) for name in imports(path)} & others
 
 
 def test_each_outside_environment_library_is_imported_in_one_file_inside_functions():

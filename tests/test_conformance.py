@@ -17,9 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.agents import test_dreamer_v1, test_dreamer_v2, test_dreamer_v3, test_iris, test_world_models
+from tests.agents import test_dreamer_v1, test_dreamer_v2, test_dreamer_v3
 from tests.agents.batches import PIXELS, TINY_IRIS, TINY_V1, TINY_V2, TINY_V3, perturbed, random_trajectory
+from tests.agents.iris import made as iris
+from tests.agents.world_models import made as world_models
 from wmjax.agents import AGENTS
+from wmjax.agents.world_models import EvolveConfig
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import checkpoint, device
@@ -99,7 +102,7 @@ ROWS = {
     ),
     "iris": Row(
         config=TINY_IRIS,
-        gradient_flow=test_iris.gradient_flow,
+        gradient_flow=iris.gradient_flow,
         world_model={"tokenizer", "world_model"},
         actor_terms={"actor_critic"},
         critic_terms={"actor_critic"},
@@ -119,15 +122,15 @@ ROWS = {
         paint=True,
     ),
     "world_models": Row(
-        config=test_world_models.TINY,
-        gradient_flow=test_world_models.gradient_flow,
+        config=world_models.TINY,
+        gradient_flow=world_models.gradient_flow,
         world_model={"encoder", "decoder", "memory"},
         actor_terms=set(),  # its controller is evolved
         critic_terms=set(),
         probe=dataclasses.replace(
-            test_world_models.TINY, collection="random", num_envs=16, collect_steps=256, vision_updates=100,
+            world_models.TINY, collection="random", num_envs=16, collect_steps=256, vision_updates=100,
             memory_updates=20, replay_capacity=256,
-            evolve=test_world_models.wm.EvolveConfig(
+            evolve=EvolveConfig(
                 where="env", population=16, rollouts=16, generations=20, mean_every=5, mean_rollouts=32
             ),
         ),

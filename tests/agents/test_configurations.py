@@ -12,8 +12,8 @@ import pytest
 from hypothesis import strategies as st
 
 from benchmarks.speed import programs_in
-from tests.agents import test_world_models
 from tests.agents.batches import TINY_IRIS, TINY_V1, TINY_V2, TINY_V3
+from tests.agents.world_models.made import TINY as TINY_WORLD_MODELS
 from tests.loops.fakes import counter_env
 from wmjax.agents import AGENTS
 from wmjax.loops import device, schedule
@@ -24,7 +24,7 @@ TINY = {
     "dreamer_v2": TINY_V2,
     "dreamer_v3": TINY_V3,
     "iris": TINY_IRIS,
-    "world_models": test_world_models.TINY,
+    "world_models": TINY_WORLD_MODELS,
 }
 DREAMERS = ("dreamer_v1", "dreamer_v2", "dreamer_v3")
 SPACES = [Discrete(3), Box(-1.0, 1.0, (2,))]

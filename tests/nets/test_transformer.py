@@ -21,7 +21,7 @@ def tiny(**changes):
 def with_params(**changes):
     module = tiny(**changes)
     inputs = jnp.zeros((1, 1, module.tokens), jnp.int32), jnp.zeros((1, 1, 3)), jnp.zeros((1, 1))
-    params = jax.jit(lambda key: module.init(key, *inputs, method="sequence"))(jax.random.key(0))["params"]
+    params = jax.jit(lambda key: module.init(key, *inputs))(jax.random.key(0))["params"]
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     leaves = [x + 0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
@@ -109,7 +109,7 @@ def test_with_reward_tokens_the_next_frame_is_predicted_at_the_reward_and_the_ou
     assert (module.block, module.max_tokens, module.frame_positions) == (4, 16, (0, 3))
     tokens = jnp.array([[[1, 2], [3, 4]]])
     action, reward = jnp.eye(3)[None, :2], jnp.array([[0.0, 1.0]])
-    sequence = lambda action, reward: module.apply(params, tokens, action, reward, method="sequence")
+    sequence = lambda action, reward: module.apply(params, tokens, action, reward)
     base, other_reward = sequence(action, reward), sequence(action, reward.at[0, 0].set(-1.0))
     changed = [np.abs(a - b).max(-1)[0] > 1e-6 for a, b in zip(base, other_reward, strict=True)]
     # The first reward is seen by the prediction of the second frame and by all that follows, not by its own outcome.

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wmjax.agents import iris
+from wmjax.agents.iris import IRISConfig
+from wmjax.agents.iris.tokenizer import follow_codebook
 from wmjax.ops import vq
 
 
@@ -133,7 +134,7 @@ def test_codebooks_are_equal_on_two_devices_and_on_one():
 @functools.cache
 def train(kind="gradient", reset=0.0, commit=0.25, size=16, steps=40):
     """24 latents that can only be moved together; the codebook's health after some gradient steps."""
-    config = iris.IRISConfig(codebook=kind, codebook_reset=reset, codebook_decay=0.9, perceptual="none")
+    config = IRISConfig(codebook=kind, codebook_reset=reset, codebook_decay=0.9, perceptual="none")
     spread, codebook = 1.6 * normal(2, 24, 2), 0.05 * normal(3, size, 2)
     codebook = vq.normalize(codebook) if kind == "ema_cosine" else codebook
 
@@ -147,7 +148,7 @@ def train(kind="gradient", reset=0.0, commit=0.25, size=16, steps=40):
         offset, codebook, state = carry
         grads, (z, tokens) = jax.grad(losses, (0, 1), has_aux=True)(offset, codebook)
         offset, codebook = offset - 0.01 * grads[0], codebook - 0.01 * grads[1]
-        state, codebook, metrics = iris.follow_codebook(config, key, state, codebook, z, tokens)
+        state, codebook, metrics = follow_codebook(config, key, state, codebook, z, tokens)
         return (offset, codebook, state), metrics
 
     start = jnp.array([3.0, 0.0]), codebook, vq.init_state(codebook)

@@ -1,4 +1,4 @@
-"""One paper, one file. `AGENTS` is the table that names them."""
+"""One paper, one file, or one folder of what the paper's parts are called. `AGENTS` is the table that names them."""
 
 from wmjax.agents import dreamer_v1, dreamer_v2, dreamer_v3, iris, world_models
 

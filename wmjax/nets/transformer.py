@@ -266,7 +266,7 @@ class TokenTransformer(nn.Module):
         end = self.end_out(jax.nn.relu(self.end_in(hidden)))
         return reward.astype(jnp.float32), end.astype(jnp.float32)
 
-    def sequence(
+    def __call__(
         self, tokens: Array, action: Array, reward: Array, keys: Array | None = None
     ) -> tuple[Array, Array, Array]:
         """Logits of a whole sequence, batch first.

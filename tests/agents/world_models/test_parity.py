@@ -9,7 +9,9 @@ import pytest
 
 from tests.parity import load
 from wmjax.agents import world_models as wm
+from wmjax.agents.world_models import memory, vision
 from wmjax.nets.mdn import MDNRNN
+from wmjax.nets.mlp import call
 from wmjax.nets.vae import Decoder, Encoder
 from wmjax.types import TimeStep
 
@@ -87,31 +89,31 @@ def make_vae(w):
 
 def test_the_autoencoder_equals_tallecs(vae):
     nets, params = make_vae(vae.tree("w"))
-    mu, logvar = wm.call(nets.encoder, params["encoder"], nhwc(vae["in/images_u8"]))
+    mu, logvar = call(nets.encoder, params["encoder"], nhwc(vae["in/images_u8"]))
     close(mu, vae["out/mu"])
     close(logvar / 2, vae["out/logsigma"])
     z = mu + jnp.exp(logvar / 2) * vae["in/eps"]
     close(z, vae["out/z"])
-    close(wm.call(nets.decoder, params["decoder"], mu), nhwc(vae["out/recon_of_mu"]))
-    close(wm.call(nets.decoder, params["decoder"], z), nhwc(vae["out/recon_of_z"]))
+    close(call(nets.decoder, params["decoder"], mu), nhwc(vae["out/recon_of_mu"]))
+    close(call(nets.decoder, params["decoder"], z), nhwc(vae["out/recon_of_z"]))
 
 
 def test_the_autoencoder_of_published_size_equals_tallecs(vae):
     w = defined_weights(vae)
     np.testing.assert_array_equal(w["decoder.deconv2.weight"][3, 2, 1, 0:4], vae["full/probe"])
     nets, params = make_vae(w)
-    mu, logvar = wm.call(nets.encoder, params["encoder"], nhwc(vae["in/images_u8"]))
+    mu, logvar = call(nets.encoder, params["encoder"], nhwc(vae["in/images_u8"]))
     close(mu, vae["full/mu"])
     close(logvar / 2, vae["full/logsigma"])
-    close(wm.call(nets.decoder, params["decoder"], mu), nhwc(vae["full/recon_of_mu"]))
+    close(call(nets.decoder, params["decoder"], mu), nhwc(vae["full/recon_of_mu"]))
 
 
 @pytest.mark.slow
 def test_the_loss_of_the_autoencoder_and_its_gradients_equal_tallecs(vae, monkeypatch):
     nets, params = make_vae(vae.tree("w"))
-    monkeypatch.setattr(wm, "sample_latent", lambda key, mu, logvar: mu + jnp.exp(logvar / 2) * vae["in/eps"])
+    monkeypatch.setattr(vision, "sample_latent", lambda key, mu, logvar: mu + jnp.exp(logvar / 2) * vae["in/eps"])
     config = wm.WorldModelsConfig(latent=vae["in/eps"].shape[1], kl_tolerance=0.0, reduction="sum")
-    objective = lambda params: wm.vision_loss(nets, config, params, None, nhwc(vae["in/images_u8"]))
+    objective = lambda params: vision.vision_loss(nets, config, params, None, nhwc(vae["in/images_u8"]))
     (total, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
     rows = vae["in/eps"].shape[0]
     close(metrics["recon"] * rows, vae["loss/mse_sum"])
@@ -135,7 +137,7 @@ def test_the_loss_of_the_autoencoder_and_its_gradients_equal_tallecs(vae, monkey
 
 def test_the_floor_of_the_kl_is_that_of_the_authors(vae):
     mu, logvar = vae["oracle_floor/mu"], vae["oracle_floor/logvar"]
-    kl, floored = wm.kl_floor(mu, logvar, 0.5)
+    kl, floored = vision.kl_floor(mu, logvar, 0.5)
     close(kl, vae["oracle_floor/kl_per_sample"])
     close(jnp.mean(floored), vae["oracle_floor/kl_loss"])
     assert (kl < 0.5 * mu.shape[1]).any() and (kl > 0.5 * mu.shape[1]).any()
@@ -173,15 +175,15 @@ def torch_memory():
 
 
 def outputs(net, params, hidden):
-    mixture = wm.call(net, params, hidden, method="predict_latent")
-    return mixture, wm.call(net, params, hidden, method="predict_outcome")
+    mixture = call(net, params, hidden, method="predict_latent")
+    return mixture, call(net, params, hidden, method="predict_outcome")
 
 
 def test_the_memory_equals_tallecs_over_a_sequence(torch_memory):
     file, nets, params = torch_memory
     zeros = jnp.zeros((file["in/actions"].shape[1], nets.memory.hidden))
     first = jnp.zeros(file["in/rewards"].shape, bool)
-    hidden, _ = wm.unroll(nets, params, zeros, zeros, file["in/latents"], file["in/actions"], first)
+    hidden, _ = memory.unroll(nets, params, zeros, zeros, file["in/latents"], file["in/actions"], first)
     mixture, heads = outputs(nets.memory, params, hidden)
     close(mixture.mean, file["out/mus"])
     close(jnp.exp(mixture.log_std), file["out/sigmas"])
@@ -196,15 +198,15 @@ def test_the_loss_of_the_memory_and_its_gradients_equal_tallecs(torch_memory):
     steps, batch = file["in/rewards"].shape
     first = jnp.zeros((steps, batch), bool)
     zeros = jnp.zeros((batch, nets.memory.hidden))
-    heads = lambda params: outputs(nets.memory, params, wm.unroll(
+    heads = lambda params: outputs(nets.memory, params, memory.unroll(
         nets, params, zeros, zeros, file["in/latents"], file["in/actions"], first
     )[0])  # fmt: skip
 
     def terms(params):
         mixture, out = heads(params)
         gmm = -jnp.mean(mixture.log_prob(file["in/next_latents"]))
-        bce = jnp.mean(wm.done_loss(out["done"][..., 0], file["in/terminals"], 1.0))
-        return gmm, bce, jnp.mean(wm.reward_loss(out["reward"], file["in/rewards"], "mse"))
+        bce = jnp.mean(memory.done_loss(out["done"][..., 0], file["in/terminals"], 1.0))
+        return gmm, bce, jnp.mean(memory.reward_loss(out["reward"], file["in/rewards"], "mse"))
 
     for ours, name in zip(terms(params), ("gmm", "bce", "mse"), strict=True):
         close(ours, file[f"loss/{name}"])
@@ -232,7 +234,7 @@ def test_one_step_of_the_memory_equals_tallecs(torch_memory):
     file, nets, params = torch_memory
     cell = file.tree("cell_in")
     first = jnp.zeros(len(cell["h"]), bool)
-    h, c, mixture, heads = wm.call(
+    h, c, mixture, heads = call(
         nets.memory, params, cell["h"], cell["c"], cell["latent"], cell["action"], first, method="everything"
     )
     close(h, file["cell_out/h"])
@@ -278,7 +280,7 @@ def test_the_memory_equals_the_authors_formulas(official):
     nets, params = official_memory(official)
     z, action = swap(official["in/z"]), swap(official["in/action"])
     zeros = jnp.zeros((z.shape[1], nets.memory.hidden))
-    hidden, (h, c) = wm.unroll(nets, params, zeros, zeros, z, action, jnp.zeros(z.shape[:2], bool))
+    hidden, (h, c) = memory.unroll(nets, params, zeros, zeros, z, action, jnp.zeros(z.shape[:2], bool))
     close(hidden, swap(official["out/h"]))
     close(h, official["out/h"][:, -1])
     close(c, official["out/c"][:, -1])
@@ -299,7 +301,7 @@ def test_the_loss_of_the_memory_is_the_authors_mean_over_dimensions(official):
     flags = jnp.zeros(z.shape[:2], bool)
     step = TimeStep({}, jnp.zeros(z.shape[:2]), flags, flags, flags)
     zeros = jnp.zeros((z.shape[1], nets.memory.hidden))
-    total, _ = wm.memory_loss(nets, wm.WorldModelsConfig(), params, (zeros, zeros), z, action, step)
+    total, _ = memory.memory_loss(nets, wm.WorldModelsConfig(), params, (zeros, zeros), z, action, step)
     close(total, official["loss/nll_per_dim"][:, 0].mean())
 
 
@@ -307,7 +309,7 @@ def test_temperature_draws_what_the_authors_formulas_draw(official):
     nets, params = official_memory(official)
     z, action = swap(official["in/z"]), swap(official["in/action"])
     zeros = jnp.zeros((z.shape[1], nets.memory.hidden))
-    hidden, _ = wm.unroll(nets, params, zeros, zeros, z, action, jnp.zeros(z.shape[:2], bool))
+    hidden, _ = memory.unroll(nets, params, zeros, zeros, z, action, jnp.zeros(z.shape[:2], bool))
     mixture, _ = outputs(nets.memory, params, hidden[-1])
     for i, tau in enumerate(official["temperature/tau"]):
         probs = jax.nn.softmax(mixture.logits / tau, -2)
@@ -334,14 +336,14 @@ def test_the_memory_for_doom_equals_the_authors_formulas(official, start):
     if start == "doom_from_zero":
         h, c = 0 * h, 0 * c
     first = jnp.asarray(restart > 0.5)
-    found, (_, last_c) = wm.unroll(nets, params, h, c, z[:-1], action[:-1], first[:-1])
+    found, (_, last_c) = memory.unroll(nets, params, h, c, z[:-1], action[:-1], first[:-1])
     close(found, swap(official[f"{start}/out/h"]))
     mixture, heads = outputs(net, params, found)
     logits = heads["done"][..., 0]
     close(logits, swap(official[f"{start}/out/restart_logit"]))
     factor = float(official["doom/cfg/restart_factor"])
     nll = -jnp.mean(mixture.log_prob(z[1:]))
-    done = jnp.mean(wm.done_loss(logits, jnp.asarray(restart[1:]), factor))
+    done = jnp.mean(memory.done_loss(logits, jnp.asarray(restart[1:]), factor))
     close(nll, official[f"{start}/loss/z"])
     close(done, official[f"{start}/loss/restart"])
     close(nll + done, official[f"{start}/loss/total"])

@@ -12,12 +12,16 @@ import optax
 import pytest
 
 from tests.agents.closeness import close
-from tests.agents.iris_weights import ACTOR_CRITIC, TOKENIZER, WORLD_MODEL, flatten, our_name, our_value, tree
+from tests.agents.iris.weights import ACTOR_CRITIC, TOKENIZER, WORLD_MODEL, flatten, our_name, our_value, tree
 from tests.nets.test_transformer import kept_positions
 from tests.parity import Fixture, load
 from wmjax.agents import iris
+from wmjax.agents.iris import behavior, dynamics
+from wmjax.agents.iris.modules import optimizers
+from wmjax.agents.iris.tokenizer import loss_scales, tokenizer_losses
 from wmjax.nets import transformer, vqgan
 from wmjax.nets.actor_critic import ActorCritic, Memory
+from wmjax.nets.mlp import call
 from wmjax.ops import vq
 from wmjax.types import Box, Discrete, EnvSpec
 
@@ -87,7 +91,7 @@ def tokenized(tokenizer):
     @jax.jit
     def everything(weights):
         keys = jax.random.split(jax.random.key(0), image.shape[0])
-        losses = lambda weights: iris.tokenizer_losses(nets, config, {"tokenizer": weights}, keys, image)
+        losses = lambda weights: tokenizer_losses(nets, config, {"tokenizer": weights}, keys, image)
         values, pull, aux = jax.vjp(losses, weights, has_aux=True)
         terms = ("codebook", "commit", "recon")
         rows = jnp.concatenate([jnp.eye(3), jnp.ones((1, 3))])
@@ -140,7 +144,7 @@ def test_tokenizer_losses_and_gradients_equal_the_authors_term_by_term(tokenizer
     values, _, grads, _ = tokenized
     for ours in ("codebook", "commit", "recon"):
         close(values[ours], data[f"loss/{ours}"], 1e-5)
-    scales = iris.tokenizer_scales(config)
+    scales = loss_scales(config)
     close(sum(scales[name] * value for name, value in values.items()), data["loss/total"], 1e-5)
     assert_gradients(TOKENIZER, grads["total"], data["grad/names"], data["grad/norms"])
     whole = [name for name in data.tree("grad") if name in data.tree("w")]
@@ -204,7 +208,7 @@ def test_a_full_pass_equals_the_authors(world):
     data, module, params = world
     tokens, action = blocks_of(data["in/tokens"], module.block)
     reward, action = jnp.zeros(action.shape), onehot(action, module.actions)
-    logits = jax.jit(lambda p: iris.call(module, p, tokens, action, reward, method="sequence"))
+    logits = jax.jit(lambda p: call(module, p, tokens, action, reward))
     for found, name in zip(logits(params), ("observations", "rewards", "ends"), strict=True):
         close(found, data[f"out/logits_{name}"], 5e-5)
 
@@ -212,7 +216,7 @@ def test_a_full_pass_equals_the_authors(world):
 def test_the_cache_token_by_token_equals_the_authors_and_the_full_pass(world):
     data, module, params = world
     tokens = data["in/tokens"]
-    apply = lambda *args, method: iris.call(module, params, *args, method=method)
+    apply = lambda *args, method: call(module, params, *args, method=method)
 
     @jax.jit
     def run(tokens):
@@ -267,7 +271,7 @@ def test_world_model_losses_and_gradients_equal_the_authors_with_padding_and_end
 
     def objective(params):
         action = onehot(given["actions"], module.actions)
-        logits = iris.call(module, params, tokens, action, np.sign(given["rewards"]), method="sequence")
+        logits = call(module, params, tokens, action, np.sign(given["rewards"]))
         end = jnp.asarray(given["ends"], bool)
         losses = iris.world_model_losses(logits, tokens, jnp.asarray(given["rewards"]), end, mask, mask)
         return sum(losses.values()), losses
@@ -295,16 +299,16 @@ def test_an_imagined_rollout_equals_the_authors_and_restarts_where_theirs_does(w
     assert nets.world_model == module
     model = iris.world_model(nets, spec, config)
     weights = {"world_model": params}
-    apply = lambda *args, method: iris.call(module, params, *args, method=method)
+    apply = lambda *args, method: call(module, params, *args, method=method)
 
     @jax.jit
     def step(state, action, following, needed):
         """A step whose drawn tokens are replaced by those that the authors drew."""
         before = state.cache.length
-        rooms = [iris.make_room(nets, weights, state.cache, state.tokens, n) for n in (module.block, 1)]
+        rooms = [dynamics.make_room(nets, weights, state.cache, state.tokens, n) for n in (module.block, 1)]
         cache = jax.tree.map(lambda a, b: jnp.where(needed == module.block, a, b), *rooms)
         restarted = cache.length < before
-        state, hidden = iris.respond(nets, weights, jax.random.key(0), state._replace(cache=cache), action)
+        state, hidden = dynamics.respond(nets, weights, jax.random.key(0), state._replace(cache=cache), action)
         hidden_all, full = apply(apply(following, method="embed_frame"), state.cache, method="advance")
         hidden = jnp.concatenate([hidden[:, None], hidden_all[:, :-1]], 1)
         logits = apply(hidden, method="frame_logits")
@@ -364,10 +368,12 @@ def test_burn_in_logits_and_values_equal_the_authors(actor):
     data, nets, config, params = actor
     frames = time_first(nhwc(data["fwd_in/frames_u8"]).astype(np.float32) / 255)
     mask = time_first(data["fwd_in/burnin_mask"])
-    memory = jax.jit(lambda p: iris.burn_in(nets, config, p, frames[: len(mask)], mask))(params)
+    memory = jax.jit(lambda p: behavior.burn_in(nets, config, p, frames[: len(mask)], mask))(params)
     close(memory.hidden, data["fwd/h_after_burnin"], 1e-5)
     close(memory.cell, data["fwd/c_after_burnin"], 1e-5)
-    logits, value = jax.jit(lambda p: iris.replay_frames(nets, p["actor_critic"], memory, frames[len(mask) :]))(params)
+    logits, value = jax.jit(lambda p: behavior.replay_frames(nets, p["actor_critic"], memory, frames[len(mask) :]))(
+        params
+    )
     close(np.swapaxes(logits, 0, 1), data["fwd/logits"], 1e-5)
     close(np.swapaxes(value, 0, 1), data["fwd/values"], 1e-5)
 
@@ -379,7 +385,7 @@ def test_lambda_returns_equal_the_authors(actor):
         (float(data["cfg/gamma"]), float(data["cfg/lambda"]), "lambda_returns"),
         (0.995, 0.95, "lambda_returns_995_95"),
     ):
-        found = iris.lambda_returns(
+        found = behavior.lambda_returns(
             jnp.asarray(reward[:-1]), jnp.asarray(end[:-1]), jnp.asarray(value), discount, lambda_
         )
         close(np.swapaxes(found, 0, 1), data[f"returns/{name}"], 1e-6)
@@ -394,9 +400,9 @@ def test_actor_critic_losses_and_gradients_equal_the_authors(actor):
     reward, end = time_first(given["rewards"]), time_first(given["ends"])
 
     def objective(weights):
-        memory = iris.burn_in(nets, config, params, burnin, mask)
-        logits, value = iris.replay_frames(nets, weights, memory, frames)
-        losses, target = iris.actor_critic_losses(logits, value, action[:-1], reward[:-1], end[:-1], config)
+        memory = behavior.burn_in(nets, config, params, burnin, mask)
+        logits, value = behavior.replay_frames(nets, weights, memory, frames)
+        losses, target = behavior.actor_critic_losses(logits, value, action[:-1], reward[:-1], end[:-1], config)
         return sum(losses.values()), (logits, value, losses, target)
 
     (total, aux), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(params["actor_critic"])
@@ -439,7 +445,7 @@ def test_the_actor_critic_in_its_full_size_equals_the_authors(actor):
     frames = frames[data["fwd_in/burnin_mask"].shape[1] :]
     memory = Memory(*jnp.zeros((2, *data["full/h"].shape)))
     params = tree(ACTOR_CRITIC, weights, grid_of(weights))
-    logits, value = jax.jit(lambda p: iris.replay_frames(nets, p, memory, frames))(params)
+    logits, value = jax.jit(lambda p: behavior.replay_frames(nets, p, memory, frames))(params)
     close(np.swapaxes(logits, 0, 1), data["full/logits"], 1e-5)
     close(np.swapaxes(value, 0, 1), data["full/values"], 1e-5)
 
@@ -456,7 +462,7 @@ def optim_data():
 def decayed(params):
     """Names of the parameters that a step with a zero gradient makes smaller."""
     config = dataclasses.replace(PAPER, weight_decay=0.1)
-    adam = iris.optimizers(config)["world_model"]
+    adam = optimizers(config)["world_model"]
     ones, zeros = jax.tree.map(jnp.ones_like, params), jax.tree.map(jnp.zeros_like, params)
     changes, _ = adam.update(zeros, adam.init(ones), ones)
     return {name for name, change in flatten(changes).items() if np.any(change)}
@@ -481,7 +487,7 @@ def test_steps_of_the_world_models_optimizer_equal_the_authors(optim_data):
     config = dataclasses.replace(
         PAPER, world_model_rate=rate, weight_decay=decay, grad_clip=1e9, beta1=beta1, beta2=beta2
     )
-    adam = iris.optimizers(config)["world_model"]
+    adam = optimizers(config)["world_model"]
     params = tree(WORLD_MODEL, optim_data.tree("w0"))
     state = adam.init(params)
     step = jax.jit(lambda g, s, p: (lambda u, s: (optax.apply_updates(p, u), s))(*adam.update(g, s, p)))
@@ -503,7 +509,7 @@ def test_clipping_and_adam_equal_the_authors(optim_data):
     given = optim_data.tree("adam")
     rate = float(optim_data["cfg/learning_rate"])
     config = dataclasses.replace(PAPER, actor_critic_rate=rate, grad_clip=float(given["max_norm"]))
-    adam = iris.optimizers(config)["actor_critic"]
+    adam = optimizers(config)["actor_critic"]
     get = lambda prefix: {n[len(prefix) + 1 :]: jnp.asarray(v) for n, v in given.items() if n.startswith(prefix + "/")}
     params = get("w0")
     state = adam.init(params)

@@ -1,0 +1,88 @@
+"""IRIS as an agent: how it acts, and when each module learns (table 7)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from wmjax.agents.iris import behavior, dynamics, tokenizer
+from wmjax.agents.iris.config import IRISConfig
+from wmjax.agents.iris.modules import image_name, init_params, networks, optimizers
+from wmjax.nets.actor_critic import zero_memory
+from wmjax.ops import distributions, vq
+from wmjax.types import Agent, AgentState, EnvSpec, Recipe, Stage, Update
+
+
+def recipe(config: IRISConfig, act: Callable, updates: tuple[Update, ...]) -> Recipe:
+    """Epochs that collect alone, then train one module more at a time, then the rest."""
+    waits = (config.tokenizer_after, config.world_model_after, config.actor_critic_after)
+    stages, begin = [], 0
+    for count, (name, until) in enumerate(zip(("collect", "tokenizer", "world_model"), waits, strict=True)):
+        if until > begin:
+            stages.append(Stage(name, until - begin, config.collect, act, updates[:count]))
+        begin = until
+    epochs = None if config.collect_epochs is None else config.collect_epochs - begin
+    stages.append(Stage("train", epochs, config.collect, act, updates))
+    if config.final_epochs:
+        stages.append(Stage("final", config.final_epochs, 0, act, updates))
+    return Recipe(config.num_envs, config.replay_capacity, tuple(stages))
+
+
+def iris(spec: EnvSpec, config: IRISConfig, axis_name: str | None = None) -> Agent:
+    """The agent for one environment.
+
+    Args:
+      spec: one uint8 image and Discrete actions.
+      config: hyperparameters.
+      axis_name: the named axis (of `vmap`, `shard_map` or `pmap`) that batches are spread over, or None.
+
+    Raises:
+      UsageError: a field of `config` is out of range or contradicts another, or `spec` is not supported.
+    """
+    config.validate()
+    if config.perceptual == "random_features":
+        warnings.warn(
+            "perceptual='random_features' replaces LPIPS, whose weights are not shipped: results are not the paper's",
+            stacklevel=2,
+        )
+    name = image_name(spec, config)
+    nets = networks(spec, config)
+    model = dynamics.world_model(nets, spec, config)
+
+    def init(key):
+        params = init_params(nets, spec, config, key)
+        opt_state = {name: adam.init(params[name]) for name, adam in optimizers(config).items()}
+        stats = {"codebook": vq.init_state(params["tokenizer"]["codebook"])}
+        return AgentState(params, opt_state, stats, jnp.int32(0))
+
+    def policy_carry(params, batch_size):
+        del params
+        return zero_memory(batch_size, config.lstm_units)
+
+    def choose(params, key, memory, tokens, explore):
+        memory, logits = behavior.look(nets, params, memory, tokenizer.decode(nets, params, tokens))
+        if not explore:
+            dist = distributions.OneHotCategorical(logits / config.eval_temperature)
+            return memory, dist.mode() if config.eval_action == "mode" else dist.sample(seed=key)
+        logits = jax.nn.log_softmax(logits / config.temperature)
+        mixed = distributions.OneHotCategorical(logits, config.epsilon)
+        return memory, mixed.sample(seed=key)
+
+    def policy(params, key, carry, state, *, explore):
+        return choose(params, key, carry, state.tokens, explore)
+
+    def act(params, key, carry, timestep, *, explore):
+        tokens = tokenizer.encode(nets, config, params, timestep.obs[name])
+        memory = jax.tree.map(lambda x: jnp.where(timestep.is_first[:, None], 0.0, x), carry)
+        memory, action = choose(params, key, memory, tokens, explore)
+        return memory, action, ()
+
+    updates = (
+        tokenizer.make_update(nets, spec, config, axis_name),
+        dynamics.make_update(nets, spec, config, axis_name),
+        behavior.make_update(nets, model, spec, config, axis_name),
+    )
+    return Agent(init, policy_carry, policy, policy_carry, act, model, recipe(config, act, updates))

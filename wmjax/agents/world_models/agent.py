@@ -1,0 +1,132 @@
+"""World Models as an agent: how it acts, and its stages one after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from wmjax import evolution
+from wmjax.agents.world_models import controller, memory, search, vision
+from wmjax.agents.world_models.collection import collector
+from wmjax.agents.world_models.config import WorldModelsConfig
+from wmjax.agents.world_models.modules import check_spec, init_params, networks
+from wmjax.nets.spaces import action_size
+from wmjax.ops import noise
+from wmjax.types import Agent, AgentState, Array, EnvSpec, Evolve, Recipe, Sampling, Stage, Update, UsageError
+
+ENCODE_LENGTH = 16  # steps of a window that is encoded at once, of every environment
+
+
+class ActCarry(NamedTuple):
+    """What acting remembers; the collection policy's memory keeps its place while the controller acts."""
+
+    state: memory.State
+    action: Array  # [B, A], the one before
+    collector: tuple  # the memory of the collection policy, [B, ...]
+
+
+def world_models(spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None = None) -> Agent:
+    """The agent for one environment.
+
+    Args:
+      spec: one square uint8 image, of 64, 80, 96, ... pixels; Discrete or float32 Box actions of rank 1.
+      config: hyperparameters.
+      axis_name: the named axis (of `vmap`, `shard_map` or `pmap`) that batches and populations are spread over.
+
+    Raises:
+      UsageError: a field of `config` is out of range, or a space of `spec` is not supported.
+    """
+    config.validate()
+    check_spec(spec)
+    if config.evolve.where == "dream" and config.dream_reward == "survival" and spec.survival is False:
+        raise UsageError(
+            "dream_reward: 'survival' pays 1 for each step of a dream, which is not what this task pays; "
+            "'predicted' is valid, with reward_head mse or gaussian"
+        )
+    nets = networks(spec, config)
+    model = memory.world_model(nets, spec, config)
+    layers, collecting = controller.controller_layers(spec, config), collector(spec, config)
+    evolve = search.evolve(spec, config, model)
+
+    def init(key):
+        key_params, key_search = jax.random.split(key)
+        params = init_params(nets, spec, config, key_params)
+        opt_state = {
+            "vision": vision.optimizer(config).init({name: params[name] for name in ("encoder", "decoder")}),
+            "memory": memory.optimizer(config).init(params["memory"]),
+            evolve.name: evolution.init_evolving(evolve, key_search, params),
+        }
+        zeros = jnp.zeros((config.memory_batch_size, config.hidden))
+        stats = {"memory_carry": (zeros, zeros)} if config.memory_stateful else {}
+        return AgentState(params, opt_state, stats, jnp.int32(0))
+
+    def policy_carry(params, batch_size):
+        del params, batch_size
+        return ()
+
+    def policy(params, key, carry, state, *, explore):
+        del key, explore
+        parts = {"z": state.z, "h": state.h, "c": state.c}
+        inputs = jnp.concatenate([parts[name] for name in config.inputs], -1)
+        output = controller.controller(params["controller"], inputs, layers, config.controller_bias)
+        return carry, controller.as_action(output, spec)
+
+    def act_carry(params, batch_size):
+        drawn = jax.eval_shape(collecting.start, jax.random.key(0))
+        drawn = jax.tree.map(lambda x: jnp.zeros((batch_size, *x.shape), x.dtype), drawn)
+        return ActCarry(model.init_state(params, batch_size), jnp.zeros((batch_size, action_size(spec))), drawn)
+
+    def act(params, key, carry, timestep, *, explore):
+        key_observe, key_policy = noise.split(key, 2)
+        embed = model.encode(params, timestep.obs)
+        state = model.observe(params, key_observe, carry.state, carry.action, embed, timestep.is_first)
+        _, action = policy(params, key_policy, (), state, explore=explore)
+        return ActCarry(state, action, carry.collector), action, vision.pack_latent(embed, config)
+
+    def collect(params, key, carry, timestep, *, explore):
+        del explore
+        keys = key if key.ndim else noise.row_keys(key, timestep.reward.shape[0])
+        key_start, key_step = noise.split(keys, 2)
+        fresh = jax.vmap(collecting.start)(key_start)
+        new = timestep.is_first
+        start = jax.tree.map(lambda a, b: jnp.where(new.reshape(-1, *[1] * (a.ndim - 1)), a, b), fresh, carry.collector)
+        going, action = jax.vmap(collecting.step)(key_step, start)
+        latent = jnp.zeros((*new.shape, config.latent), config.latent_dtype)
+        return carry._replace(collector=going), action, {"mu": latent, "logvar": latent}
+
+    updates = {
+        "vision": vision.make_update(nets, spec, config, axis_name),
+        "encode": vision.make_encoding(model, config, axis_name),
+        "memory": memory.make_update(nets, config, axis_name),
+    }
+    return Agent(init, policy_carry, policy, act_carry, act, model, recipe(config, collect, act, updates, evolve))
+
+
+def recipe(config: WorldModelsConfig, collect: Callable, act: Callable, updates: dict[str, Callable], evolve: Evolve):
+    """collect | vision | encode | memory | controller; stages with nothing to do are left out."""
+    per_env = -(-config.collect_steps // config.num_envs)
+    rows = min(per_env, config.replay_capacity // config.num_envs)
+    chunk = min(ENCODE_LENGTH, rows)
+    stages = [Stage("collect", -(-per_env // chunk), chunk, collect)]
+
+    def learn(name, count, batch_size, sampling):
+        repeats = math.gcd(count, 10)
+        update = Update(name, updates[name], repeats, batch_size, sampling)
+        stages.append(Stage(name, count // repeats, 0, act, (update,)))
+
+    if config.vision_updates:
+        learn("vision", config.vision_updates, config.vision_batch_size, Sampling(1))
+    if config.memory_updates or config.evolve.where == "dream":
+        learn("encode", -(-rows // chunk), config.num_envs, Sampling(chunk, over="in_order"))
+    if config.memory_updates:
+        sampling = Sampling(config.memory_length, context=1, within_episode=config.memory_within_episode)
+        if config.memory_stateful:
+            sampling = Sampling(config.memory_length, context=1, over="in_order")
+        learn("memory", config.memory_updates, config.memory_batch_size, sampling)
+    iterations = -(-config.evolve.generations // evolve.generations)
+    stages.append(Stage("controller", iterations, 0, act, evolve=evolve))
+    return Recipe(config.num_envs, config.replay_capacity, tuple(stages))

@@ -1,0 +1,65 @@
+"""The modules of V and M for one environment, and the parameters of all three."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from wmjax.agents.world_models.config import WorldModelsConfig
+from wmjax.agents.world_models.controller import controller_size
+from wmjax.nets.mdn import MDNRNN
+from wmjax.nets.mlp import init_modules
+from wmjax.nets.spaces import action_size, is_image
+from wmjax.nets.vae import Decoder, Encoder, decoder_base
+from wmjax.types import Array, Box, Discrete, EnvSpec, UsageError
+
+
+class Networks(NamedTuple):
+    """The modules; all are functions of parameters."""
+
+    encoder: Encoder
+    decoder: Decoder
+    memory: MDNRNN
+
+
+def check_spec(spec: EnvSpec) -> str:
+    """The name of the one image that V sees. Raises `UsageError` where a space is not one that the agent can take."""
+    if not isinstance(spec.action, Discrete) and not (
+        isinstance(spec.action, Box) and len(spec.action.shape) == 1 and spec.action.dtype == "float32"
+    ):
+        raise UsageError(f"action space {spec.action} is not supported; valid: Discrete(n), float32 Box of shape (A,)")
+    if len(spec.obs) != 1 or not all(map(is_image, spec.obs.values())):
+        raise UsageError(f"observations {sorted(spec.obs)} are not supported; valid: one uint8 image (H, W, C)")
+    ((name, space),) = spec.obs.items()
+    height, width, _ = space.shape
+    if height != width:
+        raise UsageError(f"observation {name!r}: image size {height}x{width} is not supported; valid: square")
+    decoder_base(height)
+    return name
+
+
+def networks(spec: EnvSpec, config: WorldModelsConfig) -> Networks:
+    """The modules for one environment."""
+    (space,) = spec.obs.values()
+    side, _, channels = space.shape
+    return Networks(
+        Encoder(config.latent, config.depth, config.encoder_padding),
+        Decoder(side, channels, config.decoder_depth or config.depth, config.decoder_relu),
+        MDNRNN(
+            config.latent, action_size(spec), config.hidden, config.mixtures, config.mixture, config.reward_head,
+            config.done_head, config.restart_input, config.layer_norm, config.forget_bias,
+        ),
+    )  # fmt: skip
+
+
+def init_params(nets: Networks, spec: EnvSpec, config: WorldModelsConfig, key: Array) -> dict:
+    """Parameters of V and M, and a controller of zeros: x0 of the search."""
+    (space,) = spec.obs.values()
+    z, h = jnp.zeros((1, config.latent)), jnp.zeros((1, config.hidden))
+    inputs = {
+        "encoder": (jnp.zeros((1, *space.shape), space.dtype),),
+        "decoder": (z,),
+        "memory": (h, h, z, jnp.zeros((1, action_size(spec))), jnp.zeros(1, bool)),
+    }
+    return init_modules(nets._asdict(), key, inputs) | {"controller": jnp.zeros(controller_size(spec, config))}

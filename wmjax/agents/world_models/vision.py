@@ -1,0 +1,116 @@
+"""V: an autoencoder sees. Its loss, its updates, and what replay keeps of what it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wmjax import optim
+from wmjax.agents.world_models.config import WorldModelsConfig
+from wmjax.agents.world_models.modules import Networks, check_spec
+from wmjax.nets import perceptual
+from wmjax.nets.mlp import call
+from wmjax.ops import noise
+from wmjax.types import Array, EnvSpec, Metrics, WorldModel
+
+sg = jax.lax.stop_gradient
+
+
+def sample_latent(key: Array, mu: Array, logvar: Array) -> Array:
+    """z = μ + exp(logvar / 2) ε, `[..., Z]`; one key, or keys for the leading axes."""
+    return mu + jnp.exp(logvar / 2) * noise.normal(key, mu.shape)
+
+
+def kl_floor(mu: Array, logvar: Array, tolerance: float) -> tuple[Array, Array]:
+    """KL from a standard normal, summed over `[..., Z]`, and the same with a floor under it; float32 `[...]` each.
+
+        KL = -½ Σ (1 + logvar - μ² - e^logvar),   max(KL, tolerance Z)
+
+    The floor is one of the sum, for each sample: below it there is no gradient at all. (The authors' comment says per
+    dimension, their code does not.)
+    """
+    value = -0.5 * jnp.sum(1 + logvar - mu**2 - jnp.exp(logvar), -1)
+    return value, jnp.maximum(value, tolerance * mu.shape[-1])
+
+
+def vision_loss(
+    nets: Networks, config: WorldModelsConfig, params: dict, key: Array, image: Array, axis_name: str | None = None
+) -> tuple[Array, Metrics]:
+    """V's loss: squared errors summed over the picture, plus β KL, averaged over the batch.
+
+    Args:
+      key: keys `[B]`; consumed.
+      image: uint8 `[B, H, W, C]`.
+      axis_name: axis that the batch is spread over.
+    """
+    mu, logvar = call(nets.encoder, params["encoder"], image)
+    output = call(nets.decoder, params["decoder"], sample_latent(key, mu, logvar))
+    target = image.astype(jnp.float32) / 255
+    recon = jnp.sum((output - target) ** 2, (-3, -2, -1))
+    kl, floored = kl_floor(mu, logvar, config.kl_tolerance)
+    loss = config.recon_scale * recon + config.beta * floored
+    metrics = {"recon": jnp.mean(recon), "kl": jnp.mean(kl)}
+    if config.perceptual != "none":
+        distance = perceptual.loss(config.perceptual, 2 * target - 1, 2 * output - 1, config.lpips_weights)
+        loss = loss + config.perceptual_scale * distance
+        metrics["perceptual"] = jnp.mean(distance)
+    total = jnp.mean(loss)
+    if config.reduction == "sum":  # over the batch of all devices, whose gradients are averaged
+        total = total * image.shape[0] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    return total, metrics | {"loss": total}
+
+
+def optimizer(config: WorldModelsConfig) -> optax.GradientTransformation:
+    """Adam."""
+    return optax.adam(config.vision_learning_rate)
+
+
+def make_update(nets: Networks, spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None) -> Callable:
+    """`Update.fn`: one step of V on the images of `[T, B]` records."""
+    name = check_spec(spec)
+
+    def update(state, key, trajectory):
+        image = trajectory.step.obs[name]
+        keys = noise.row_keys(key, image.shape[1], axis_name)
+        keys = noise.split(keys, image.shape[0]).reshape(-1)  # [T * B]
+        image = image.reshape(-1, *image.shape[2:])
+
+        def objective(modules):
+            value, metrics = vision_loss(nets, config, modules["vision"], keys, image, axis_name)
+            return value, (metrics, ())
+
+        params = {"vision": {name: state.params[name] for name in ("encoder", "decoder")}}
+        done = optim.descend(objective, {"vision": optimizer(config)}, state.opt_state, params, axis_name)
+        new = state._replace(
+            params=state.params | done.params["vision"],
+            opt_state=state.opt_state | done.opt_state,
+            step=state.step + 1,
+        )
+        return new, done.metrics | {"grad_norm": done.grad_norm["vision"]}, None
+
+    return update
+
+
+def make_encoding(model: WorldModel, config: WorldModelsConfig, axis_name: str | None) -> Callable:
+    """`Update.fn`: writes what V sees in each record, so that M's updates need no image; learns nothing."""
+
+    def update(state, key, trajectory):
+        del key
+        embed = model.encode(state.params, trajectory.step.obs)
+        kl, _ = kl_floor(embed["mu"], embed["logvar"], 0.0)
+        return state, optim.pmean({"kl": jnp.mean(kl)}, axis_name), pack_latent(embed, config)
+
+    return update
+
+
+def pack_latent(embed: dict[str, Array], config: WorldModelsConfig) -> dict[str, Array]:
+    """What replay keeps: mu and logvar, `[..., Z]`, in `latent_dtype`."""
+    return {name: sg(x).astype(config.latent_dtype) for name, x in embed.items()}
+
+
+def unpack_latent(latent: dict[str, Array]) -> dict[str, Array]:
+    """mu and logvar as float32."""
+    return {name: x.astype(jnp.float32) for name, x in latent.items()}
