@@ -122,8 +122,8 @@ def trial(obs, act):
         host = agent_actions(host_env(setup, about, None, 60.0))
     except (SuiteError, UsageError) as error:
         return str(error)
-    size, places = worker.layout(about, 1)
-    views = worker.arrays(bytearray(size), places)
+    shared = worker.layout(about)
+    views = worker.arrays(bytearray(shared.itemsize), shared)
     served = worker._Served(lambda: env, 1, 0, views, None)
     served.reset([0])
     read, write = pickle.loads(pickle.dumps((host.read, host.write)))

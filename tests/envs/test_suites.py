@@ -97,7 +97,7 @@ def test_what_is_seen_of_atari_is_the_maximum_of_the_last_two_of_four_frames(ata
     from PIL import Image
 
     env, seen = atari(name, "Pong"), []
-    reader = worker.obs_reader(env, None)
+    reader, _ = worker.readers(env, None)
     env.reset(seed=3)
     ale = env._ale
 
@@ -114,7 +114,7 @@ def test_what_is_seen_of_atari_is_the_maximum_of_the_last_two_of_four_frames(ata
 
     env._ale = Watched()
     for _ in range(30):
-        ((_, obs),) = reader.read(env.step(2)[0])
+        obs = reader.read(env.step(2)[0])["image"]
     assert len(seen) == 120
     assert any((np.maximum(seen[i], seen[i - 1]) != seen[i]).any() for i in range(3, 120, 4))
     resized = lambda x, size, how: np.asarray(Image.fromarray(x).resize((size, size), how))
@@ -131,10 +131,10 @@ def test_the_picture_of_dreamer_v3_is_resized_from_rgb_and_then_gray(atari):
 
     args = dict(resize="bilinear", gray_last=True)
     env = suite("atari200m").make(suite("atari200m").find("Pong", "atari200m", args), True)
-    reader = worker.obs_reader(env, None)
+    reader, _ = worker.readers(env, None)
     env.reset(seed=3)
     merged = [env._screen()]
-    ((_, obs),) = reader.read(env._picture(merged[0]))
+    obs = reader.read(env._picture(merged[0]))["image"]
     small = np.asarray(Image.fromarray(merged[0]).resize((96, 96), Image.Resampling.BILINEAR))
     wanted = np.tensordot(small, [0.299, 0.587, 1 - (0.299 + 0.587)], (-1, 0)).astype(np.uint8)[..., None]
     assert merged[0].shape == (210, 160, 3) and obs.shape == (96, 96, 1)
@@ -290,7 +290,7 @@ def test_two_buttons_of_doom_may_be_an_axis_whose_middle_third_presses_none(tmp_
 def test_a_suite_that_is_not_installed_names_its_extra(monkeypatch):
     for module in ("ale_py", "crafter", "vizdoom", "vizdoom.gymnasium_wrapper"):
         monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(suite("dmc"), "_installed", lambda: False)
+    monkeypatch.setattr(suite("dmc"), "installed", lambda name: False)
     for name, extra in (("atari", "atari"), ("crafter", "crafter"), ("dmc", "dmc"), ("vizdoom", "vizdoom")):
         with pytest.raises(SuiteError, match=rf'pip install "wmjax\[{extra}\]"'):
             suite(name).find("Pong" if name == "atari" else "", name)

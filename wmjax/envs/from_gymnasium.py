@@ -224,9 +224,9 @@ class Workers:
     ) -> None:
         self._about, self._timeout, self._start_timeout = about, timeout, start_timeout
         self._max_restarts, self._say, self._stop = max_restarts, say, stop
-        size, places = layout(about, num_envs)
-        self._file = _shared_file(size)
-        self._views = arrays(mmap.mmap(self._file.fileno(), size), places)
+        shared = layout(about)
+        self._file = _shared_file(num_envs * shared.itemsize)
+        self._views = arrays(mmap.mmap(self._file.fileno(), num_envs * shared.itemsize), shared)
         count = min(num_envs, workers or os.cpu_count() or 1)
         bounds = [num_envs * i // count for i in range(count + 1)]
         setup = setup._replace(num_envs=num_envs, memory=self._file.fileno(), training=training)

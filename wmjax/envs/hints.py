@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
 from wmjax.envs.atari_scores import SCORES
-from wmjax.suites import SUITES, gym_suite
+from wmjax.suites import SUITES, gym_suite, near
 
 DOMAINS = (
     "acrobot|ball_in_cup|cartpole|cheetah|cup|dog|finger|fish|hopper|humanoid_CMU|humanoid|manipulator|pendulum|"
@@ -43,7 +42,10 @@ def meant(name: str, valid: Iterable[str]) -> str | None:
     if re.search(r"-v\d+$", name) and registered:
         return registered
     # A task's name alone is near to its full name, whatever its suite.
-    return tasks.get(plain) or registered or _translated(name, full) or _near(name, [*full.values()])
+    if found := tasks.get(plain) or registered or _translated(name, full):
+        return found
+    names = {x: x for x in full.values()} | {x.split(":")[-1]: x for x in full.values()}
+    return names.get(near(name, names, 0.5))
 
 
 def _plain(name: str) -> str:
@@ -52,17 +54,10 @@ def _plain(name: str) -> str:
 
 def _translated(name: str, full: dict[str, str]) -> str | None:
     """What another project's name is here."""
-    near = difflib.get_close_matches(name.lower(), [x.lower() for x in full.values()], 1, cutoff=0.8)
-    if near or name.partition(":")[0] in (*SUITES, "gymnax", "craftax", "probe"):
+    if near(name, full.values(), 0.8) or name.partition(":")[0] in (*SUITES, "gymnax", "craftax", "probe"):
         return None
     found = ((re.fullmatch(pattern, name, re.IGNORECASE), there) for pattern, there in PATTERNS)
     return next((match.expand(there) for match, there in found if match), None)
-
-
-def _near(name: str, valid: list[str]) -> str | None:
-    spellings = {x.lower(): x for x in valid} | {x.lower().split(":")[-1]: x for x in valid}
-    near = difflib.get_close_matches(name.lower(), spellings, 1, cutoff=0.5)
-    return spellings[near[0]] if near else None
 
 
 def atari_game(name: str) -> str | None:

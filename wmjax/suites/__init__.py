@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from importlib import import_module
+from importlib import import_module, util
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -37,11 +37,35 @@ def suite(name: str) -> ModuleType:
     return import_module(f"wmjax.suites.{SUITES[name]}_suite")
 
 
+def installed(name: str) -> bool:
+    """Whether a library is there; it is not imported."""
+    return util.find_spec(name) is not None
+
+
+def absent(name: str, extra: str) -> SuiteError:
+    """The error for a library that is not there."""
+    return SuiteError(f'env: {name} is not installed; pip install "wmjax[{extra}]"')
+
+
+def library(module: str, extra: str, name: str | None = None) -> ModuleType:
+    """Imports a module of a library; raises `absent` where it is not there."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise absent(name or module, extra) from None
+
+
+def near(name: str, valid: Iterable[str], cutoff: float) -> str | None:
+    """The valid name that is spelled most like `name`, in any case."""
+    spellings = {x.lower(): x for x in valid}
+    found = difflib.get_close_matches(name.lower(), spellings, 1, cutoff=cutoff)
+    return spellings[found[0]] if found else None
+
+
 def unknown(suite_name: str, task: str, valid: Iterable[str], more: str = "(see wmjax list envs)") -> SuiteError:
     """The error for a task that a suite does not have: its name, the nearest of the valid ones, and `more`."""
-    spellings = {name.lower(): name for name in valid}
-    near = difflib.get_close_matches(task.rpartition(":")[2].lower(), spellings, 1, cutoff=0.5)
-    hint = f"did you mean {f'{suite_name}:{spellings[near[0]]}'!r}? " if near else ""
+    found = near(task.rpartition(":")[2], valid, 0.5)
+    hint = f"did you mean {f'{suite_name}:{found}'!r}? " if found else ""
     return SuiteError(f"env: unknown name {f'{suite_name}:{task}'!r}; {hint}{more}")
 
 
@@ -56,14 +80,13 @@ class Argument(NamedTuple):
     text: str  # the same in words
 
 
-def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)
+def _is(x: Any, *types: type) -> bool:
+    return isinstance(x, types) and not isinstance(x, bool)
 
 
 def whole(low: int) -> Argument:
     """An integer of at least `low`."""
-    valid = lambda x: isinstance(x, int) and not isinstance(x, bool) and low <= x < 2**31
-    return Argument(valid, f"an integer of at least {low}")
+    return Argument(lambda x: _is(x, int) and low <= x < 2**31, f"an integer of at least {low}")
 
 
 def choice(*names: str) -> Argument:
@@ -72,7 +95,7 @@ def choice(*names: str) -> Argument:
 
 
 SWITCH = Argument(lambda x: isinstance(x, bool), "true or false")
-FRACTION = Argument(lambda x: _is_number(x) and 0 <= x <= 1, "a number in [0, 1]")
+FRACTION = Argument(lambda x: _is(x, int, float) and 0 <= x <= 1, "a number in [0, 1]")
 
 
 def check_arguments(name: str, valid: Mapping[str, Argument], given: Mapping[str, Any]) -> None:
@@ -88,7 +111,7 @@ def check_names(name: str, valid: Iterable[str], given: Iterable[str]) -> None:
     valid = list(valid)
     for key in given:
         if key not in valid:
-            near = difflib.get_close_matches(key, valid, 1, cutoff=0.6)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            found = difflib.get_close_matches(key, valid, 1, cutoff=0.6)
+            hint = f"did you mean {found[0]!r}? " if found else ""
             have = f"valid are {', '.join(valid)}" if valid else "it has none"
             raise SuiteError(f"env_args: {key!r} is not an argument of {name!r}; {hint}{have}")

@@ -10,13 +10,13 @@ without them a policy that draws nothing would play one episode again and again.
 
 from __future__ import annotations
 
-import importlib
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from wmjax.suites import FRACTION, SWITCH, SuiteError, check_arguments, choice, unknown, whole
+from wmjax.suites import FRACTION, SWITCH, SuiteError, check_arguments, choice, installed, library, unknown, whole
 from wmjax.suites.gym_suite import gymnasium
 from wmjax.suites.pictures import resize
 
@@ -67,28 +67,21 @@ PROTOCOLS = {
 }  # fmt: skip
 
 
-def _ale() -> Any:
-    try:
-        return importlib.import_module("ale_py")
-    except ImportError:
-        raise SuiteError('env: ale-py is not installed; pip install "wmjax[atari]"') from None
+_ale = functools.partial(library, "ale_py", "atari", "ale-py")
 
 
 def names() -> list[str]:
     """The games; [] where ale-py is not installed."""
-    try:
-        roms = _ale().roms.get_all_rom_ids()
-    except SuiteError:
-        return []
+    roms = _ale().roms.get_all_rom_ids() if installed("ale_py") else []
     return sorted("".join(word.capitalize() for word in rom.split("_")) for rom in roms if rom != "combat")
 
 
 def find(task: str, suite_name: str = "atari", args: Mapping[str, Any] = {}) -> tuple[str, Protocol]:
     """The game's rom and the protocol."""
-    library = _ale()
+    roms = _ale().roms
     if task not in names():
         raise unknown(suite_name, task, names())
-    rom = next(r for r in library.roms.get_all_rom_ids() if r.replace("_", "") == task.lower())
+    rom = next(r for r in roms.get_all_rom_ids() if r.replace("_", "") == task.lower())
     return rom, protocol(f"{suite_name}:{task}", args)
 
 
@@ -114,7 +107,7 @@ class Game:
     frames = FRAMES  # per step
 
     def __init__(self, rom: str, protocol: Protocol, training: bool) -> None:
-        library, ale_py = gymnasium(), _ale()
+        spaces, ale_py = gymnasium().spaces, _ale()
         self._protocol, self._life_loss = protocol, protocol.life_loss and training
         self._rom = ale_py.roms.get_rom_path(rom)
         self.image_size = protocol.image_size
@@ -126,8 +119,8 @@ class Game:
         self._seed(0)
         self._actions = self._ale.getLegalActionSet() if protocol.all_actions else self._ale.getMinimalActionSet()
         self._size: int | None = None  # of pictures, where they are resized here
-        self.observation_space = library.spaces.Box(0, 255, self._screen().shape, np.uint8)
-        self.action_space = library.spaces.Discrete(len(self._actions))
+        self.observation_space = spaces.Box(0, 255, self._screen().shape, np.uint8)
+        self.action_space = spaces.Discrete(len(self._actions))
         self._over, self._frame = True, 0
 
     def _seed(self, seed: int) -> None:

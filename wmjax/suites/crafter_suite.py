@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from wmjax.suites import SuiteError, check_arguments, whole
+from wmjax.suites import SuiteError, check_arguments, installed, library, whole
 from wmjax.suites.gym_suite import gymnasium
 
 TITLE = "Crafter"
@@ -17,16 +16,12 @@ STEPS = 10_000
 ARGUMENTS = {"length": whole(1)}  # steps after which an episode is cut
 
 
-def _crafter() -> Any:
-    try:
-        return importlib.import_module("crafter")
-    except ImportError:
-        raise SuiteError('env: crafter is not installed; pip install "wmjax[crafter]"') from None
+_crafter = functools.partial(library, "crafter", "crafter")
 
 
 def names() -> list[str]:
     """The one task, and that without rewards; [] where crafter is not installed."""
-    return ["", "noreward"] if importlib.util.find_spec("crafter") else []
+    return ["", "noreward"] if installed("crafter") else []
 
 
 def find(task: str, suite_name: str = "crafter", args: Mapping[str, Any] = {}) -> tuple[bool, int]:

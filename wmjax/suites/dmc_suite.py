@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes.util
 import importlib
-import importlib.util
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from wmjax.suites import SuiteError, check_arguments, unknown, whole
+from wmjax.suites import SuiteError, absent, check_arguments, installed, unknown, whole
 from wmjax.suites.gym_suite import gymnasium
 
 TITLE = "DeepMind Control Suite"
@@ -20,10 +19,6 @@ ARGUMENTS = {"camera": whole(0)}  # number of the camera that sees it
 CAMERAS = {"quadruped": 2}  # from behind; the others are seen by their first camera
 # How MuJoCo draws without a screen, by the system library that each way needs, and Debian's package of that.
 BACKENDS = {"egl": ("EGL", "libegl1"), "osmesa": ("OSMesa", "libosmesa6")}
-
-
-def _installed() -> bool:
-    return importlib.util.find_spec("dm_control") is not None
 
 
 def _backend() -> str:
@@ -55,7 +50,7 @@ def _cannot_draw(backend: str, error: Exception) -> SuiteError:
 
 def names() -> list[str]:
     """Tasks as "DOMAIN_TASK"; [] where dm_control is not installed."""
-    if not _installed():
+    if not installed("dm_control"):
         return []
     try:
         tasks = _suite(draws=True).ALL_TASKS  # whoever imports it without cannot draw later
@@ -66,8 +61,8 @@ def names() -> list[str]:
 
 def find(task: str, suite_name: str = "dmc", args: Mapping[str, Any] = {}) -> tuple[str, str, dict[str, Any]]:
     """The task, the name of the suite, which says how it is observed, and arguments; the library is for workers."""
-    if not _installed():
-        raise SuiteError('env: dm_control is not installed; pip install "wmjax[dmc]"')
+    if not installed("dm_control"):
+        raise absent("dm_control", "dmc")
     check_arguments(f"{suite_name}:{task}", ARGUMENTS if suite_name == "dmc" else {}, args)
     return task, suite_name, dict(args)
 

@@ -8,8 +8,6 @@ episode is cut after 2,100 tics: a minute.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import tempfile
 from collections.abc import Mapping
@@ -17,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from wmjax.suites import SuiteError, check_arguments, choice, unknown, whole
+from wmjax.suites import SuiteError, check_arguments, choice, installed, library, unknown, whole
 from wmjax.suites.gym_suite import gymnasium
 
 TITLE = "ViZDoom"
@@ -32,11 +30,8 @@ HIDDEN = ("MultiBinary", "Audio", "Notifications", "Deathmatch")
 
 
 def _vizdoom() -> Any:
-    try:
-        importlib.import_module("vizdoom.gymnasium_wrapper")
-        return importlib.import_module("vizdoom")
-    except ImportError:
-        raise SuiteError('env: vizdoom is not installed; pip install "wmjax[vizdoom]"') from None
+    library("vizdoom.gymnasium_wrapper", "vizdoom", "vizdoom")  # registers the scenarios
+    return library("vizdoom", "vizdoom")
 
 
 def _scenarios() -> dict[str, str]:
@@ -49,7 +44,7 @@ def _scenarios() -> dict[str, str]:
 
 def names() -> list[str]:
     """The scenarios; [] where vizdoom is not installed."""
-    return sorted(_scenarios()) if importlib.util.find_spec("vizdoom") else []
+    return sorted(_scenarios()) if installed("vizdoom") else []
 
 
 def find(task: str, suite_name: str = "vizdoom", args: Mapping[str, Any] = {}) -> tuple[str, int | None, bool]:

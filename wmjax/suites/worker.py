@@ -25,8 +25,6 @@ import numpy as np
 from wmjax.suites import SuiteError, suite
 from wmjax.suites.spaces import ActionReader, Fault, ObsReader, obs_reader, plain
 
-ALIGN = 64
-
 
 class Setup(NamedTuple):
     """What a worker is to do."""
@@ -42,25 +40,18 @@ class Setup(NamedTuple):
     training: bool = True  # some are played in another way to be learned from than to be evaluated
 
 
-def layout(description: dict[str, Any], num_envs: int) -> tuple[int, dict[str, tuple[int, str, tuple[int, ...]]]]:
-    """Size of the shared memory, and offset, dtype and shape of each array in it."""
-    action = description["action"]
-    fields = {"action": (action["dtype"], tuple(action["shape"])), "reward": ("float32", ())}
-    fields |= {name: ("bool", ()) for name in ("is_first", "is_last", "is_terminal")}
-    fields |= {f"obs/{entry['name']}": (entry["dtype"], tuple(entry["shape"])) for entry in description["obs"]}
-    size, places = 0, {}
-    for name, (dtype, shape) in fields.items():
-        places[name] = size, dtype, (num_envs, *shape)
-        size += -(-int(np.prod((num_envs, *shape))) * np.dtype(dtype).itemsize // ALIGN) * ALIGN
-    return size, places
+def layout(description: dict[str, Any]) -> np.dtype:
+    """What one environment shares: its action, and its record."""
+    field = lambda name, about: (name, about["dtype"], tuple(about["shape"]))
+    flags = [(name, "bool") for name in ("is_first", "is_last", "is_terminal")]
+    obs = [field(f"obs/{entry['name']}", entry) for entry in description["obs"]]
+    return np.dtype([field("action", description["action"]), ("reward", "float32"), *flags, *obs], align=True)
 
 
-def arrays(buffer: Any, places: dict[str, tuple[int, str, tuple[int, ...]]]) -> dict[str, np.ndarray]:
-    """The arrays of a layout in a buffer."""
-    return {
-        name: np.frombuffer(buffer, dtype, int(np.prod(shape)), offset).reshape(shape)
-        for name, (offset, dtype, shape) in places.items()
-    }
+def arrays(buffer: Any, shared: np.dtype) -> dict[str, np.ndarray]:
+    """The parts of a `layout` by name, `[num_envs, ...]`, in memory that is shared."""
+    envs = np.frombuffer(buffer, shared)
+    return {name: envs[name] for name in shared.names}
 
 
 class _Served:
@@ -221,8 +212,8 @@ def _serve(connection: Connection, setup: Setup) -> None:
     description = json.loads(connection.recv_bytes())
     import mmap
 
-    size, places = layout(description, setup.num_envs)
-    views = arrays(mmap.mmap(setup.memory, size), places)
+    shared = layout(description)
+    views = arrays(mmap.mmap(setup.memory, setup.num_envs * shared.itemsize), shared)
     indices = range(setup.first, setup.first + setup.count)
     served = [_Served(make, setup.action_repeat, i, views, setup.image_size) for i in indices]
     for message in _messages(connection):
