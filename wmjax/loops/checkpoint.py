@@ -132,19 +132,24 @@ def _check_manifest(place: Path, content: dict[str, Any]) -> None:
     for name in ("info", "leaves"):
         if not isinstance(content.get(name), dict):
             refuse(name, "an object")
-    is_hash = lambda x: isinstance(x, str) and re.fullmatch("[0-9a-f]{64}", x) is not None
+    is_text = lambda x: isinstance(x, str)
+    is_size = lambda n: type(n) is int and 0 <= n < 2**63
+    fields = {
+        "shape": (lambda x: isinstance(x, list) and all(map(is_size, x)), "a list of sizes"),
+        "dtype": (is_text, "the name of a dtype"),
+        "sha256": (lambda x: is_text(x) and re.fullmatch("[0-9a-f]{64}", x), "64 hexadecimal digits"),
+        "impl": (is_text, "the name of a kind of random keys"),
+    }
     for leaf, entry in content["leaves"].items():
         if not isinstance(entry, dict):
             refuse(leaf, "an object")
-        shape = entry.get("shape")
-        if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
-            refuse(f"{leaf}: shape", "a list of sizes")
-        if not isinstance(entry.get("dtype"), str):
-            refuse(f"{leaf}: dtype", "the name of a dtype")
-        if not is_hash(entry.get("sha256")):
-            refuse(f"{leaf}: sha256", "64 hexadecimal digits")
-        if not isinstance(entry.get("impl", ""), str):
-            refuse(f"{leaf}: impl", "the name of a kind of random keys")
+        for name, (is_valid, words) in fields.items():
+            if not is_valid(({"impl": ""} | entry).get(name)):
+                refuse(f"{leaf}: {name}", words)
+
+
+def _folder(folder: str | Path, step: int) -> Path:
+    return Path(folder) / f"{step:012d}"
 
 
 def steps(folder: str | Path) -> list[int]:
@@ -162,41 +167,41 @@ def latest(folder: str | Path) -> int | None:
 
 
 def _place(folder: str | Path, step: int | None) -> Path:
-    step = latest(folder) if step is None else step
-    if step is None or step not in steps(folder):
+    """Where a step lies, the newest by default. Raises `UsageError` where there is none."""
+    there = steps(folder)
+    step = max(there, default=None) if step is None else step
+    if step not in there:
         wanted = "" if step is None else f", not step {step}"
-        raise UsageError(
-            f"checkpoint {folder}: holds {f'steps {steps(folder)}' if steps(folder) else 'nothing'}{wanted}"
-        )
-    return Path(folder).absolute() / f"{step:012d}"
+        raise UsageError(f"checkpoint {folder}: holds {f'steps {there}' if there else 'nothing'}{wanted}")
+    return _folder(Path(folder).absolute(), step)
 
 
 def snapshot(tree: PyTree) -> dict[str, Any]:
     """A copy of a tree in host memory, for `write`; the buffers of the tree may be donated or changed afterwards."""
-    leaves = _paths(tree)
-    arrays = {path: _host(leaf).copy() for path, leaf in leaves.items()}
-    return {path: (array, _describe(leaves[path])) for path, array in arrays.items()}
+    return {path: (_host(leaf).copy(), _describe(leaf)) for path, leaf in _paths(tree).items()}
 
 
-def save(
-    folder: str | Path,
-    step: int,
-    tree: PyTree,
-    *,
-    keep: int = 3,
-    since: int | None = None,
-    info: dict[str, Any] | None = None,
-) -> Path:
-    """Saves a tree as one step, then removes older ones but the newest; with this step, `keep` are left of these.
+def save(folder: str | Path, step: int, tree: PyTree, **options: Any) -> Path:
+    """Saves a tree, whose leaves are arrays, random keys, or numpy or Python scalars, as one step; see `write`.
+
+    To keep a best state apart, save it to a folder of its own with `keep=1`. `Saver` does the same in the background.
+    """
+    return write(folder, step, snapshot(tree), **options)
+
+
+def write(
+    folder: str | Path, step: int, leaves: dict[str, Any], *, keep: int = 3, since: int | None = None,
+    info: dict[str, Any] | None = None
+) -> Path:  # fmt: skip
+    """Writes one step, then removes older ones but the newest; with this step, `keep` are left of these.
 
     Interrupted at any moment, it leaves the steps there were, or those and the new one. Steps with higher numbers, of
-    which a run that goes on from an earlier one sets its own aside, are left alone. To keep a best state apart, save it
-    to a folder of its own with `keep=1`. `Saver` does the same in the background.
+    which a run that goes on from an earlier one sets its own aside, are left alone.
 
     Args:
       folder: made if absent; not a link.
       step: not negative; replaces a step of this number.
-      tree: leaves are arrays, random keys, or numpy or Python scalars.
+      leaves: what `snapshot` gave.
       keep: at least 1.
       since: also keep all steps after this number, and the newest up to it.
       info: anything that JSON can say, read back by `info`.
@@ -204,23 +209,11 @@ def save(
     Returns:
       Where it lies.
     """
-    return write(folder, step, snapshot(tree), keep=keep, since=since, info=info)
-
-
-def write(
-    folder: str | Path,
-    step: int,
-    leaves: dict[str, Any],
-    *,
-    keep: int = 3,
-    since: int | None = None,
-    info: dict[str, Any] | None = None,
-) -> Path:
-    """The second half of `save`, on what `snapshot` gave."""
     folder = Path(folder).absolute()
     files.own_folder(folder)
     recover(folder)
-    final, temporary, replaced = folder / f"{step:012d}", folder / f".{step:012d}.tmp", folder / f".{step:012d}.old"
+    final = _folder(folder, step)
+    temporary, replaced = (folder / f".{final.name}.{kind}" for kind in ("tmp", "old"))
     temporary.mkdir()
     try:
         entries = {path: entry | {"sha256": _hash(array)} for path, (array, entry) in leaves.items()}
@@ -237,21 +230,17 @@ def write(
     if step in steps(folder):
         final.rename(replaced)
     elif os.path.lexists(final):  # not a step, so not ours to remove
-        put_aside(final)
+        put_aside(folder, step)
     temporary.rename(final)
     _sync_folder(folder)
     files.remove(replaced)
-    for old in _superseded([old for old in steps(folder) if old < step], keep - 1, since):
-        files.remove(folder / f"{old:012d}")
-    return final
-
-
-def _superseded(older: list[int], keep: int, since: int | None) -> list[int]:
-    """Which of some steps, oldest first, are to go; see `save`."""
-    begin = max(0, len(older) - keep)
+    older = [old for old in steps(folder) if old < step]
+    superseded = max(0, len(older) - (keep - 1))
     if since is not None:
-        begin = min(begin, max(0, sum(step <= since for step in older) - 1))
-    return older[:begin]
+        superseded = min(superseded, max(0, sum(old <= since for old in older) - 1))
+    for old in older[:superseded]:
+        files.remove(_folder(folder, old))
+    return final
 
 
 def recover(folder: str | Path) -> None:
@@ -333,22 +322,28 @@ def info(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     return _read_manifest(_place(folder, step))["info"]
 
 
+def _newest(folder: str | Path, read: Callable[[int], Any]) -> tuple[int, Any, CheckpointCorruptError | None]:
+    """The newest step that can be read, what `read` gives of it, and the error of the newest if that is another.
+
+    Raises `UsageError` where there is no step, and the error of the newest where none can be read.
+    """
+    _place(folder, None)
+    newest = None
+    for step in reversed(steps(folder)):
+        try:
+            return step, read(step), newest
+        except CheckpointCorruptError as error:
+            newest = newest or error
+    raise newest
+
+
 def check(folder: str | Path, template: PyTree) -> None:
     """Raises `UsageError` unless the newest step whose manifest can be read holds exactly the template's leaves.
 
     Raises `CheckpointCorruptError` where none can.
     """
-    _place(folder, None)
-    newest = None
-    for step in reversed(steps(folder)):
-        place = _place(folder, step)
-        try:
-            entries = _read_manifest(place)["leaves"]
-        except CheckpointCorruptError as error:
-            newest = newest or error
-            continue
-        return _check_template(place, _paths(template), entries, exact=True)
-    raise newest
+    step, entries, _ = _newest(folder, lambda step: _read_manifest(_place(folder, step))["leaves"])
+    _check_template(_place(folder, step), _paths(template), entries, exact=True)
 
 
 def _check_template(place: Path, template: dict[str, Any], entries: dict[str, Any], exact: bool) -> None:
@@ -464,18 +459,10 @@ def restore_newest(
       UsageError: there is no step, or the newest whole one holds other leaves, shapes or dtypes.
       CheckpointCorruptError: all are damaged; it names a file of the newest.
     """
-    _place(folder, None)  # raises where there is nothing at all
-    newest = None
-    for step in reversed(steps(folder)):
-        try:
-            tree = restore(folder, template, step, exact=exact)
-        except CheckpointCorruptError as error:
-            newest = newest or error
-            continue
-        if newest is not None:
-            warn(f"warning: {newest}; using step {step}, the newest that is whole")
-        return step, tree
-    raise newest
+    step, tree, newest = _newest(folder, lambda step: restore(folder, template, step, exact=exact))
+    if newest is not None:
+        warn(f"warning: {newest}; using step {step}, the newest that is whole")
+    return step, tree
 
 
 def set_aside(folder: str | Path, after: int) -> list[int]:
@@ -485,12 +472,13 @@ def set_aside(folder: str | Path, after: int) -> list[int]:
     """
     later = [step for step in steps(folder) if step > after]
     for step in later:
-        put_aside(Path(folder) / f"{step:012d}")
+        put_aside(folder, step)
     return later
 
 
-def put_aside(place: Path) -> None:
-    """Takes a name out of the list of steps; what has it stays, until another of this name is put there."""
+def put_aside(folder: str | Path, step: int) -> None:
+    """Takes a step out of the list; its files stay, until another of this number is put there."""
+    place = _folder(folder, step)
     aside = place.with_suffix(".damaged")
     files.remove(aside)
     place.rename(aside)

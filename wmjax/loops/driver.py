@@ -189,7 +189,7 @@ class Driver:
                 # The steps of a search for parameters may take none of the environment.
                 then = checkpoint.info(folder / BEST, step).get("iteration", 0)
                 if isinstance(then, int) and then > iteration:
-                    checkpoint.put_aside(folder / BEST / f"{step:012d}")
+                    checkpoint.put_aside(folder / BEST, step)
                     later.append(step)
             if later:
                 there = checkpoint.latest(folder / BEST)
@@ -247,7 +247,7 @@ class Driver:
                 reason = f"{folder}: step {step} does not say its mean return"
             except checkpoint.CheckpointCorruptError as error:
                 reason = error
-            checkpoint.put_aside(folder / f"{step:012d}")
+            checkpoint.put_aside(folder, step)
             self._report.say(f"warning: {reason}; it is set aside (.damaged)")
         return -math.inf
 
