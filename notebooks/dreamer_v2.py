@@ -17,6 +17,7 @@
 # %%
 import os
 import tempfile
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ CONTEXT, SHOWN = 3, 9
 def play(params, key):
     env_state, step = jax.vmap(env.reset)(jax.random.split(key, 4))
     start = Position(env_state, step, agent.act_carry(params, 4))
-    _, record = rollout(agent.act, jax.vmap(env.step), params, key, start, SHOWN, explore=False)
+    _, record = rollout(partial(agent.act, explore=False), env, params, key, start, SHOWN)
     return Trajectory(record.step, record.action, jnp.ones(record.step.reward.shape, bool), record.latent)
 
 

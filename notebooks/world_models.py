@@ -31,7 +31,7 @@ from wmjax import dreaming, evolution, figures, presets
 from wmjax.agents import world_models as wm
 from wmjax.agents.world_models import controller
 from wmjax.loops import device
-from wmjax.loops.rollout import evaluate
+from wmjax.loops.rollout import Evaluator
 
 STEPS = int(os.environ.get("WMJAX_NOTEBOOK_STEPS", 4096))
 folder = tempfile.mkdtemp()
@@ -123,7 +123,7 @@ try:
     state = state._replace(agent=state.agent._replace(params=state.agent.params | {"encoder": params["encoder"]}))
     evolve = device.compile_stage(mine, env, mine.recipe.stages[-1])  # one compiled program: ask, play, tell
     state, metrics = evolve(state, 2)
-    score = jax.jit(lambda params, key: evaluate(mine, env, params, key, 64))(state.agent.params, jax.random.key(3))
+    score = Evaluator(mine, env)(state.agent.params, jax.random.key(3), 64)
 finally:
     controller.controller = linear
 print(f"fitness {metrics['controller/fitness_mean']:.2f}, return {score.returns.mean():.2f}")

@@ -26,7 +26,7 @@ from wmjax.agents.world_models import EvolveConfig
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import checkpoint, device
-from wmjax.loops.rollout import evaluate
+from wmjax.loops.rollout import Evaluator
 from wmjax.types import Agent, AgentState, Box, Env, EnvSpec, Trajectory, Update
 
 
@@ -405,7 +405,7 @@ def learned(name: str, env: Env) -> float:
     for stage in agent.recipe.stages:
         run, _ = device.compile_stage(agent, env, stage)(run, stage.iterations or row.probe_iterations)
         run = device.next_stage(run)
-    scores = jax.jit(lambda params, key: evaluate(agent, env, params, key, 128))(run.agent.variables, jax.random.key(1))
+    scores = Evaluator(agent, env)(run.agent.variables, jax.random.key(1), 128)
     return np.mean(scores.returns)
 
 

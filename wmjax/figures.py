@@ -8,6 +8,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +96,7 @@ def _play(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, streams:
         key_reset, key_act, *_ = jax.random.split(key, 4)
         state, timestep = jax.vmap(env.reset)(noise.row_keys(key_reset, streams))
         position = Position(state, timestep, agent.act_carry(params, streams))
-        _, records = rollout(agent.act, jax.vmap(env.step), params, key_act, position, steps, explore=False)
+        _, records = rollout(partial(agent.act, explore=False), env, params, key_act, position, steps)
         return records._replace(latent=())
 
     return jax.jit(play)(params, key)

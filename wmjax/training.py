@@ -218,8 +218,8 @@ def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, Run, str]:
         step = driver.schedule.env_steps(state)
         if driver.stopped:
             say(f"stopped by the callback at {step:,} env steps; saved, and may be resumed")
-        run = run_of(made, plan.path, step, driver.local(state))
-        return driver, run, checkpoint.digest(driver.gather(state))
+        run = run_of(made, plan.path, step, found.replica(state.agent))
+        return driver, run, checkpoint.digest(found.gather(state))
 
 
 def _programs(made: Setup, **how: Any) -> Programs:

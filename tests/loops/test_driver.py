@@ -58,7 +58,7 @@ def drive(path, failing, steps, *, on_host=False, seeds=(0,), resume=False, most
             programs = device_programs(len(seeds))
         plan = Plan(agent, env, path, seeds, steps, 10**6, 1e6, most, None, Options(workers=1))
         driver = Driver(plan, programs, [])
-        return driver.gather(driver.run(driver.start(resume, print)))
+        return programs.gather(driver.run(driver.start(resume, print)))
 
 
 PLACES = [

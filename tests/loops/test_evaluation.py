@@ -12,11 +12,11 @@ from tests.loops.host.test_driver import drive
 from tests.loops.host.test_loop import CounterEnvs, host_env
 from wmjax.loops.device import RunState, Skips
 from wmjax.loops.display import Display
-from wmjax.loops.driver import Driver, Evaluator, Plan, make_evaluator
+from wmjax.loops.driver import Driver, Plan, make_evaluator
 from wmjax.loops.host.rollout import HostEvaluator, Options
 from wmjax.loops.parallel import Programs
 from wmjax.loops.report import read_metrics
-from wmjax.loops.rollout import Evaluation
+from wmjax.loops.rollout import Evaluation, Evaluator
 from wmjax.types import AgentState, HostEnv, Recipe, RunError, Sampling, Stage, Update, UsageError
 
 KEY = jax.random.key(3)

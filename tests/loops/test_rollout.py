@@ -1,11 +1,11 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from tests.loops.fakes import counter_env, fake_agent
 from wmjax.loops import rollout as rollouts
-from wmjax.types import UsageError
 
 
 def start(agent, env, params, count):
@@ -18,7 +18,7 @@ def run(count, steps, act=None, env=None, key=7):
     params = agent.init(jax.random.key(1)).variables
     position = start(agent, env, params, count)
     act = act(agent, env.spec) if act else agent.act
-    return rollouts.rollout(act, jax.vmap(env.step), params, jax.random.key(key), position, steps, explore=True)
+    return rollouts.rollout(partial(act, explore=True), env, params, jax.random.key(key), position, steps)
 
 
 def test_a_record_holds_the_observation_and_the_action_that_was_chosen_on_seeing_it():
@@ -37,9 +37,8 @@ def test_a_record_holds_the_observation_and_the_action_that_was_chosen_on_seeing
 def test_two_rollouts_in_a_row_neither_repeat_nor_skip_a_step():
     env, agent = counter_env(), fake_agent()
     position = start(agent, env, {}, 2)
-    go = lambda position: rollouts.rollout(
-        agent.act, jax.vmap(env.step), {}, jax.random.key(0), position, 3, explore=True
-    )
+    act = partial(agent.act, explore=True)
+    go = lambda position: rollouts.rollout(act, env, {}, jax.random.key(0), position, 3)
     position, one = go(position)
     position, two = go(position)
     assert [*one.step.obs["vector"][:, 0, 0], *two.step.obs["vector"][:, 0, 0]] == [0, 1, 2, 3, 4, 0]
@@ -60,11 +59,10 @@ def test_random_actions_are_uniform_one_hots_and_latents_are_zeros_of_the_agents
     assert records.latent.shape == (15, 200, 1) and not records.latent.any()
 
 
-def evaluate(episodes, env=None, **kwargs):
-    agent, env = fake_agent(), env or counter_env()
-    return jax.jit(lambda params, key: rollouts.evaluate(agent, env, params, key, episodes, **kwargs))(
-        {}, jax.random.key(3)
-    )
+def evaluate(episodes, env=None, explore=False, **kwargs):
+    agent, act = fake_agent(), fake_agent().act
+    agent = agent._replace(act=lambda *args, explore: act(*args, explore=True)) if explore else agent
+    return rollouts.Evaluator(agent, env or counter_env(), **kwargs)({}, jax.random.key(3), episodes)
 
 
 def test_evaluation_sums_the_rewards_of_exactly_one_episode():
@@ -74,15 +72,14 @@ def test_evaluation_sums_the_rewards_of_exactly_one_episode():
     assert not result.cut.any()
 
 
-def test_evaluation_explores_only_if_told_to():
+def test_evaluation_acts_as_the_agent_does_by_its_keys():
     assert len(set(evaluate(12, explore=True).returns.tolist())) > 1
 
 
-def test_an_episode_of_an_evaluation_does_not_depend_on_how_many_there_are(monkeypatch):
+def test_an_episode_of_an_evaluation_does_not_depend_on_how_many_there_are():
     few = evaluate(3, explore=True).returns
-    monkeypatch.setattr(rollouts, "EVALUATION_ENVS", 4)
-    many = evaluate(10, explore=True).returns  # three chunks of four, two of them left over
-    assert many.shape == (10,)
+    many = evaluate(35, explore=True).returns  # three rounds of sixteen, thirteen of them left over
+    assert many.shape == (35,)
     np.testing.assert_array_equal(many[:3], few)
 
 
@@ -91,8 +88,3 @@ def test_episodes_that_do_not_end_are_cut_at_the_limit_and_counted():
     assert (result.returns.tolist(), result.lengths.tolist(), result.cut.tolist()) == ([4.0] * 3, [2] * 3, [True] * 3)
     result = evaluate(2, env=counter_env(limit=3))
     assert (result.lengths.tolist(), result.cut.tolist()) == ([3, 3], [True, True])
-
-
-def test_no_episodes_are_refused():
-    with pytest.raises(UsageError, match="episodes 0"):
-        evaluate(0)

@@ -116,9 +116,8 @@ def _collect(part: _Part, run: RunState, key: Array) -> tuple[RunState, Metrics]
     agent, env, stage, axis_name, _ = part
     act = stage.act or random_act(agent, env.spec)
     position = Position(run.env_state, run.timestep, run.carry)
-    position, records = rollout(
-        act, jax.vmap(env.step), run.agent.variables, key, position, stage.collect, explore=True, axis_name=axis_name
-    )
+    act = partial(act, explore=True)
+    position, records = rollout(act, env, run.agent.variables, key, position, stage.collect, axis_name)
     episode, sums = count_episodes(run.episode, records.step)
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)

@@ -6,7 +6,6 @@ What happens between chunks depends on the clock; what is computed does not, so 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import time
 import warnings
@@ -18,18 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax import checks
 from wmjax.loops import checkpoint, device
 from wmjax.loops.device import RunState
 from wmjax.loops.display import Clock, Display
 from wmjax.loops.host.rollout import HostEvaluator, Options
 from wmjax.loops.parallel import Programs, tree_of_seed
 from wmjax.loops.report import Left, Report
-from wmjax.loops.rollout import PERIODIC_EPISODES, Evaluation, evaluate
+from wmjax.loops.rollout import PERIODIC_EPISODES, Evaluator
 from wmjax.loops.schedule import Schedule, first
 from wmjax.ops import noise
 from wmjax.run_folder import BEST, CHECKPOINTS, member_description, member_path
-from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, RunError, UsageError
+from wmjax.types import Agent, AgentState, Array, Env, HostEnv, RunError, UsageError
 
 KEEP = 2  # checkpoints of the whole run; what is best holds the agent alone
 LOG_SECONDS = 10.0  # aimed at between two lines of progress
@@ -57,30 +55,6 @@ class NotFiniteError(RunError):
 def evaluation_key(seed: int) -> Array:
     """The key of evaluations under a seed, apart from the keys of training under the same seed."""
     return jax.random.fold_in(jax.random.key(seed), EVAL_KEY)
-
-
-class Evaluator:
-    """Plays evaluation episodes, `PERIODIC_EPISODES` at once, so that one compiled program serves any number.
-
-    Episode i depends on the key and i only.
-
-    Args:
-      agent: who acts.
-      env: takes what the agent emits.
-      seeds: whether parameters and keys have a leading axis of seeds.
-      max_steps: agent steps after which an episode is cut; by default `rollout.step_limit`.
-    """
-
-    def __init__(self, agent: Agent, env: Env, *, seeds: bool = False, max_steps: int | None = None) -> None:
-        play = lambda params, key: evaluate(agent, env, params, key, PERIODIC_EPISODES, max_steps=max_steps)
-        self._play = jax.jit(jax.vmap(play) if seeds else play)
-
-    def __call__(self, params: PyTree, key: Array, episodes: int) -> Evaluation:
-        """Of `[(seeds,) episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
-        episodes = checks.number("episodes", episodes)
-        rounds = range(math.ceil(episodes / PERIODIC_EPISODES))
-        played = [jax.device_get(self._play(params, noise.fold_in(key, i))) for i in rounds]
-        return Evaluation(*(np.concatenate(x, -1)[..., :episodes] for x in zip(*played, strict=True)))
 
 
 def make_evaluator(
@@ -151,14 +125,6 @@ class Driver:
         """`make` of every seed, stacked if there are several."""
         values = [make(seed) for seed in self._plan.seeds]
         return jnp.stack(values) if self._several else values[0]
-
-    def local(self, state: RunState) -> AgentState:
-        """The trained agent, on one device."""
-        return self._programs.replica(state.agent)
-
-    def gather(self, state: RunState) -> RunState:
-        """The state as a run on one device would have it."""
-        return self._programs.gather(state)
 
     def start(self, resume: bool, warn: Callable[[str], None]) -> RunState:
         """The run's first state or, to resume, its newest saved one.
@@ -254,14 +220,17 @@ class Driver:
     def _run_stage(self, state: RunState, index: int) -> RunState:
         schedule, stage = self.schedule, self._plan.agent.recipe.stages[index]
         total, done = schedule.lengths[index], first(state.iteration)
-        advance = self._telling(stage.name, self._programs.compile_stage(stage))
+        advance = self._programs.compile_stage(stage)
+        compiling = self._display.working(f"compiling the stage `{stage.name}` (once, then cached)")
         chunk = 1  # the first line of progress comes as soon as it can
         self._report.starts(stage.name, done)
         while done < total and not self._ends():
             size = min(chunk, total - done, schedule.until_evaluation(state))
             before = schedule.evaluations(state)
             start = self._clock.seconds()
-            state, metrics = advance(state, size)
+            with compiling:
+                state, metrics = jax.block_until_ready(advance(state, size))
+            compiling = contextlib.nullcontext()
             seconds = self._clock.seconds() - start
             done = first(state.iteration)  # fewer than asked for where a stage on the host was interrupted
             metrics = {name: np.asarray(value) for name, value in metrics.items()}
@@ -279,18 +248,6 @@ class Driver:
             if done < total and self._due(state, self._plan.checkpoint_seconds):
                 self._save(state)
         return state
-
-    def _telling(self, stage: str, advance: Callable) -> Callable:
-        """`advance` of a stage, blocking; its first call compiles, and the display says so."""
-        calls = itertools.count()
-
-        def run(state: RunState, size: int) -> tuple[RunState, Mapping[str, Array]]:
-            if next(calls):
-                return jax.block_until_ready(advance(state, size))
-            with self._display.working(f"compiling the stage `{stage}` (once, then cached)"):
-                return jax.block_until_ready(advance(state, size))
-
-        return run
 
     def _log(self, stage: str, state: RunState, metrics: Mapping[str, np.ndarray], ratio: float, left: Left) -> None:
         """One line of the run, with means over seeds, and one of every seed."""
@@ -310,7 +267,7 @@ class Driver:
     def _call_back(self, record: dict[str, Any], state: RunState) -> None:
         """The run ends after a callback that returned False or raised; what it raised is kept until all is saved."""
         try:
-            answer = self._plan.callback(record, self.local(state))
+            answer = self._plan.callback(record, self._programs.replica(state.agent))
         except BaseException as error:
             self._error, self.stopped = error, True
         else:
@@ -364,21 +321,18 @@ class Driver:
 
     def _save(self, state: RunState) -> None:
         """Saves the whole run, and of several seeds every agent by itself."""
-        with self._clock.pause():
-            self._save_all(state)
-
-    def _save_all(self, state: RunState) -> None:
         start, step = time.monotonic(), self.schedule.env_steps(state)
-        folder = self._plan.path / CHECKPOINTS
-        try:
-            self._saver.save(folder, step, self._programs.gather(state), keep=KEEP, info=self._about(None))
-        except OSError as error:  # what the host keeps outside of the state could not be written
-            self._saver.refuse(folder, step, error)
-        if self._several:
-            agent = self._programs.replica(state.agent)
-            for i, folder in enumerate(self._folders):
-                tree = {"agent": tree_of_seed(agent, i)}
-                self._saver.save(folder / CHECKPOINTS, step, tree, keep=KEEP, info=self._about(i))
+        with self._clock.pause():
+            folder = self._plan.path / CHECKPOINTS
+            try:
+                self._saver.save(folder, step, self._programs.gather(state), keep=KEEP, info=self._about(None))
+            except OSError as error:  # what the host keeps outside of the state could not be written
+                self._saver.refuse(folder, step, error)
+            if self._several:
+                agent = self._programs.replica(state.agent)
+                for i, folder in enumerate(self._folders):
+                    tree = {"agent": tree_of_seed(agent, i)}
+                    self._saver.save(folder / CHECKPOINTS, step, tree, keep=KEEP, info=self._about(i))
         self._saved_steps = [step]
         self._saved = time.monotonic()
         self._save_seconds = self._saved - start

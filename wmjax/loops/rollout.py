@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from wmjax import checks
 from wmjax.evolution import play
 from wmjax.ops import noise
 from wmjax.ops.action_distributions import random_action
 from wmjax.replay.device import Record
-from wmjax.types import Agent, Array, Env, EnvSpec, PyTree, TimeStep, UsageError
+from wmjax.types import Agent, Array, Env, EnvSpec, PyTree, TimeStep
 
 EVALUATION_STEPS = 10_000  # where an environment has no limit of its own
-EVALUATION_ENVS = 128  # that run at once
-PERIODIC_EPISODES = 16  # of an evaluation while training; also how many share a key, see `driver.Evaluator`
+PERIODIC_EPISODES = 16  # of an evaluation while training; also how many share a key, see `Evaluator`
 
 
 class Position(NamedTuple):
@@ -49,26 +51,17 @@ def random_act(agent: Agent, spec: EnvSpec) -> Callable:
 
 
 def rollout(
-    act: Callable,
-    env_step: Callable,
-    params: PyTree,
-    key: Array,
-    position: Position,
-    steps: int,
-    *,
-    explore: bool,
-    axis_name: str | None = None,
+    act: Callable, env: Env, params: PyTree, key: Array, position: Position, steps: int, axis_name: str | None = None
 ) -> tuple[Position, Record]:
     """Acts for some steps and records them.
 
     Args:
-      act: as `Agent.act`, for instance `random_act(agent, spec)`; gets one key for each environment.
-      env_step: `vmap(env.step)` of an environment that takes what the agent emits; restarts episodes by itself.
-      params: of the agent.
+      act: `(params, keys [num_envs], carry, TimeStep) -> (carry, action, latent)`.
+      env: takes what `act` emits.
+      params: of `act`.
       key: consumed. Step t of environment i uses `fold_in(fold_in(key, t), i)`.
       position: where to start.
       steps: for each environment.
-      explore: whether to act for the sake of learning rather than of return.
       axis_name: the named axis that the environments are spread over, or None; i then counts over all of them.
 
     Returns:
@@ -80,8 +73,8 @@ def rollout(
         # A key for each row, so that it does not depend on how many others there are.
         key_act, key_env = noise.split(noise.row_keys(jax.random.fold_in(key, t), num_envs, axis_name), 2)
         env_state, timestep, carry = position
-        carry, action, latent = act(params, key_act, carry, timestep, explore=explore)
-        env_state, following = env_step(key_env, env_state, action)
+        carry, action, latent = act(params, key_act, carry, timestep)
+        env_state, following = jax.vmap(env.step)(key_env, env_state, action)
         return Position(env_state, following, carry), Record(timestep, action, latent)
 
     return jax.lax.scan(body, Position(*position), jnp.arange(steps))
@@ -92,36 +85,31 @@ def step_limit(spec: EnvSpec) -> int:
     return spec.max_episode_steps or EVALUATION_STEPS
 
 
-def evaluate(
-    agent: Agent,
-    env: Env,
-    params: PyTree,
-    key: Array,
-    episodes: int,
-    *,
-    explore: bool = False,
-    max_steps: int | None = None,
-) -> Evaluation:
-    """Plays the first episode of `episodes` fresh environments, in parallel.
+class Evaluator:
+    """Plays evaluation episodes, `PERIODIC_EPISODES` at once, so that one compiled program serves any number.
 
-    To be compiled by the caller, with `params` and `key` as arguments. Episode i depends on the key and i only.
+    Episode i depends on the key and i only.
 
     Args:
       agent: who acts.
       env: takes what the agent emits.
-      params: of the agent.
-      key: consumed.
-      episodes: how many; at most `EVALUATION_ENVS` run at once.
-      explore: whether to act as while collecting.
+      seeds: whether parameters and keys have a leading axis of seeds.
       max_steps: agent steps after which an episode is cut; by default `step_limit`.
     """
-    if episodes < 1:
-        raise UsageError(f"episodes {episodes}: must be at least 1")
-    limit = max_steps or step_limit(env.spec)
-    chunks = -(-episodes // EVALUATION_ENVS)
-    width = -(-episodes // chunks)
-    keys = noise.row_keys(key, chunks * width).reshape(chunks, width)
-    act = functools.partial(agent.act, explore=explore)
-    chunk = lambda keys: play(env, act, params, agent.act_carry(params, width), keys, limit)
-    returns, lengths, ended = (x.reshape(-1)[:episodes] for x in jax.lax.map(chunk, keys))
-    return Evaluation(returns, lengths, ~ended)
+
+    def __init__(self, agent: Agent, env: Env, *, seeds: bool = False, max_steps: int | None = None) -> None:
+        act, limit = partial(agent.act, explore=False), max_steps or step_limit(env.spec)
+
+        def some(params: PyTree, key: Array) -> Evaluation:
+            keys, carry = noise.row_keys(key, PERIODIC_EPISODES), agent.act_carry(params, PERIODIC_EPISODES)
+            returns, lengths, ended = play(env, act, params, carry, keys, limit)
+            return Evaluation(returns, lengths, ~ended)
+
+        self._play = jax.jit(jax.vmap(some) if seeds else some)
+
+    def __call__(self, params: PyTree, key: Array, episodes: int) -> Evaluation:
+        """Of `[(seeds,) episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
+        episodes = checks.number("episodes", episodes)
+        rounds = range(math.ceil(episodes / PERIODIC_EPISODES))
+        played = [jax.device_get(self._play(params, noise.fold_in(key, i))) for i in rounds]
+        return Evaluation(*(np.concatenate(x, -1)[..., :episodes] for x in zip(*played, strict=True)))

@@ -51,7 +51,7 @@ def drive(path, env, steps, *, resume=False, caught=(), actions=3, said=None, **
             state = driver.run(state)
         finally:
             said += stream.getvalue().splitlines()
-        return driver.gather(state), said
+        return loop.gather(state), said
 
 
 @pytest.fixture
