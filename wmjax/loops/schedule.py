@@ -9,7 +9,7 @@ import numpy as np
 
 from wmjax import checks
 from wmjax.replay import device as replays
-from wmjax.types import Agent, Array, Env, HostEnv, Stage, UsageError
+from wmjax.types import Agent, Array, Env, Evolve, HostEnv, Stage, Update, UsageError
 
 if TYPE_CHECKING:
     from wmjax.loops.device import RunState
@@ -20,6 +20,11 @@ SEARCH_EVALUATIONS = 10  # over a search for parameters
 def first(counter: Array) -> int:
     """A counter that is the same for all seeds and devices, on the host."""
     return int(np.ravel(counter)[0])
+
+
+def readers(stage: Stage) -> list[Update | Evolve]:
+    """What samples replay in a stage: its updates, and a search in dreams."""
+    return [*stage.updates, *([stage.evolve] if stage.evolve and stage.evolve.where == "dream" else [])]
 
 
 def check(agent: Agent) -> None:
@@ -45,8 +50,7 @@ def check(agent: Agent) -> None:
             wrong = "it may leave its iterations open only if it collects"
         if wrong:
             raise UsageError(f"stage {stage.name!r}: {wrong}")
-        in_dreams = [stage.evolve] if stage.evolve and stage.evolve.where == "dream" else []
-        for reader in (*stage.updates, *in_dreams):
+        for reader in readers(stage):
             sampling, rows_then = reader.sampling, rows + stage.collect
             replays.check(recipe.replay_capacity, recipe.num_envs, sampling, reader.batch_size)
             window = sampling.context + sampling.length

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import numpy as np
 from wmjax.loops.device import Skips
 from wmjax.replay.device import Index
 from wmjax.replay.host import HostReplay
-from wmjax.types import AgentState, Array, Metrics, PyTree, Stage, Trajectory, Update
+from wmjax.types import AgentState, Array, Metrics, PyTree, Stage, Trajectory
 
 AHEAD = 2  # batches that are made before they are needed, and updates that are given to the device before they are due
 SLOW_SECONDS = 1.0  # of an update; slower ones are done one at a time, for a run that is told to stop waits for them
@@ -42,47 +43,12 @@ class Clock:
         return {f"time/{what}": seconds / whole for what, seconds in self.waited.items()}
 
 
-class Job(NamedTuple):
-    """One update of an iteration."""
-
-    number: int  # of the update in its stage
-    key_sample: Array
-    key_learn: Array
+_add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
 
-class Loader:
-    """Makes batches on a thread of its own, `AHEAD` of them before they are asked for, and puts them on the device."""
-
-    def __init__(self, pool: ThreadPoolExecutor, replay: HostReplay, updates: Sequence[Update], jobs: Iterator[Job]):
-        self._pool, self._replay, self._updates, self._jobs = pool, replay, updates, jobs
-        self._ready: deque[tuple[Job, Future]] = deque()
-        for _ in range(AHEAD):
-            self._more()
-
-    def _more(self) -> None:
-        job = next(self._jobs, None)
-        if job is not None:
-            self._ready.append((job, self._pool.submit(self._make, job)))
-
-    def _make(self, job: Job) -> tuple[Trajectory, Index]:
-        update = self._updates[job.number]
-        flags, index = self._replay.draw(job.key_sample, update.sampling, update.batch_size)
-        return jax.device_put(self._replay.gather(flags, index)), index
-
-    def next(self) -> tuple[Job, Trajectory, Index]:
-        """The next update, its batch without latents, and where that came from."""
-        job, future = self._ready.popleft()
-        batch, index = future.result()
-        self._more()
-        return job, batch, index
-
-    def close(self) -> None:
-        """Waits for the batches that nobody asked for."""
-        while self._ready:
-            self._ready.popleft()[1].result()
-
-
-add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
+def accumulate(sums: dict[str, Metrics], more: dict[str, Metrics]) -> dict[str, Metrics]:
+    """The sums with more added to each."""
+    return sums | {name: _add(sums[name], x) if name in sums else x for name, x in more.items()}
 
 
 class Latents:
@@ -123,21 +89,26 @@ class Latents:
 class Learner:
     """The updates of one iteration: does as many as it is told, the device some ahead of it.
 
+    Batches are made on a thread of their own, `AHEAD` of them before they are asked for.
+
     Args:
       stage: brings the updates.
       programs: `device.apply_update` of each, compiled, with state and skips donated.
       keys: of each, `[repeats, 2]`.
       agent, skips: to begin with.
-      latents: where the latents of batches come from, and go to.
+      replay, latents: where batches come from, and where their latents go to.
+      pool: of that thread.
       clock, stop: as of the loop.
     """
 
-    def __init__(self, stage: Stage, programs, keys, agent: AgentState, skips: Skips, latents: Latents, clock, stop):
-        self._stage, self._programs, self._latents, self._clock, self._stop = stage, programs, latents, clock, stop
-        self._jobs = (
-            Job(number, *keys[number][i]) for number, update in enumerate(stage.updates) for i in range(update.repeats)
-        )
-        self._loader: Loader | None = None
+    def __init__(
+        self, stage: Stage, programs, keys, agent: AgentState, skips: Skips, replay: HostReplay, latents: Latents,
+        pool: ThreadPoolExecutor, clock: Clock, stop: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        self._updates, self._programs, self._replay, self._latents = stage.updates, programs, replay, latents
+        self._pool, self._clock, self._stop = pool, clock, stop
+        self._jobs = ((n, *keys[n][i]) for n, update in enumerate(stage.updates) for i in range(update.repeats))
+        self._batches: deque[Future] = deque()
         self._unready: deque[Metrics] = deque()
         self.agent, self.skips = agent, skips
         self.sums: dict[str, Metrics] = {}
@@ -145,26 +116,35 @@ class Learner:
         self._done = 0
         self.interrupted = False  # told to stop before all was done
 
-    def start(self, pool: ThreadPoolExecutor, replay: HostReplay) -> None:
+    def start(self) -> None:
         """Begins to make batches; nothing may be added to replay from here on until `close`."""
-        self._loader = Loader(pool, replay, self._stage.updates, self._jobs)
+        self._make(AHEAD)
+
+    def _make(self, count: int) -> None:
+        self._batches.extend(self._pool.submit(self._batch, *job) for job in itertools.islice(self._jobs, count))
+
+    def _batch(self, number: int, key_sample: Array, key_learn: Array) -> tuple[int, Array, Trajectory, Index]:
+        """For an update, its key and its batch without latents, on the device; and where that came from."""
+        update = self._updates[number]
+        flags, index = self._replay.draw(key_sample, update.sampling, update.batch_size)
+        batch = self._replay.gather(flags, index)
+        return number, *jax.device_put((key_learn, batch), jax.devices()[0]), index
 
     def until(self, count: int) -> None:
         """Goes on until so many updates of this iteration are with the device; does nothing unless started."""
-        while self._loader is not None and self._done < count:
+        while self._batches and self._done < count:
             if self._stop():
                 self.interrupted = True
                 return
-            job, batch, index = self._clock.wait("replay", self._loader.next)
+            number, key, batch, index = self._clock.wait("replay", self._batches.popleft().result)
+            self._make(1)
             latent = self._clock.wait("device", lambda index=index: self._latents.read(index))
-            self.agent, self.skips, metrics, latent = self._programs[job.number](
-                self.agent, self.skips, jax.device_put(job.key_learn, jax.devices()[0]), batch._replace(latent=latent)
+            self.agent, self.skips, metrics, latent = self._programs[number](
+                self.agent, self.skips, key, batch._replace(latent=latent)
             )
             if latent is not None:
                 self._latents.write(index, latent)
-            name = self._stage.updates[job.number].name
-            metrics = metrics | {"made": np.float32(1)}
-            self.sums[name] = add(self.sums[name], metrics) if name in self.sums else metrics
+            self.sums = accumulate(self.sums, {self._updates[number].name: metrics | {"made": np.float32(1)}})
             self._unready.append(metrics)
             while len(self._unready) > self._clock.ahead:
                 begin = time.perf_counter()
@@ -175,6 +155,5 @@ class Learner:
 
     def close(self) -> None:
         """Waits for the batches that nobody asked for."""
-        if self._loader is not None:
-            self._loader.close()
-            self._loader = None
+        while self._batches:
+            self._batches.popleft().result()

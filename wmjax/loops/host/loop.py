@@ -21,12 +21,12 @@ import numpy as np
 from wmjax.loops import checkpoint, device
 from wmjax.loops.device import Episode, RunState, Skips
 from wmjax.loops.host.evolution import Search
-from wmjax.loops.host.learning import Clock, Latents, Learner, add
+from wmjax.loops.host.learning import Clock, Latents, Learner, accumulate
 from wmjax.loops.host.rollout import DEFAULTS, Options, act_program, seed_words, start, timestep_shapes
 from wmjax.loops.memory import SPARE, available_bytes, check_agent, resident_bytes
 from wmjax.loops.parallel import Programs
 from wmjax.loops.rollout import random_act
-from wmjax.loops.schedule import Schedule, check, first
+from wmjax.loops.schedule import Schedule, check, first, readers
 from wmjax.ops import noise
 from wmjax.replay import chunks
 from wmjax.replay.device import Record
@@ -179,7 +179,7 @@ class HostLoop(Programs):
         state = jax.jit(self._agent.init)(key_agent)
         carry = jax.jit(self._agent.act_carry, static_argnums=1)(state.variables, self._num_envs)
         run = self._begin(state, carry, key_run)
-        self._start_envs(run)
+        self._begin_episodes(run)
         return run
 
     def place(self, run: RunState) -> RunState:
@@ -189,15 +189,13 @@ class HostLoop(Programs):
         self.replay.load(run.replay)
         counters = {name: np.asarray(getattr(run, name)) for name in ("stage", "iteration", "steps")}
         run = run._replace(replay=(), **counters)
-        self._start_envs(run)
+        self._begin_episodes(run)
         self._say(f"the {self._num_envs} environments begin new episodes; those that ran when this was saved are cut")
         return run
 
-    def _start_envs(self, run: RunState) -> None:
-        self._envs = start(self._env, self._num_envs, self._options, training=True, say=self._say, stop=self._stop)
-        self._begin_episodes(run)
-
     def _begin_episodes(self, run: RunState) -> None:
+        if self._envs is None:
+            self._envs = start(self._env, self._num_envs, self._options, training=True, say=self._say, stop=self._stop)
         seed = [*seed_words(run.key), first(run.steps)]
         self._timestep = self._envs.reset([[*seed, i] for i in range(self._num_envs)])
 
@@ -251,6 +249,11 @@ class HostLoop(Programs):
         def run_stage(run: RunState, iterations: int) -> tuple[RunState, Metrics]:
             clock, sums, done = Clock(), {}, 0
             for _ in range(iterations):
+                if not stage.collect and not self._ready(stage):
+                    self.failure = RunError(
+                        f"replay holds too few records for the stage {stage.name!r}, which collects none: its files in "
+                        f"{self._folder} are lost; train into another folder"
+                    )
                 if self.failure or self._stop():
                     break
                 if stage.evolve:
@@ -259,8 +262,7 @@ class HostLoop(Programs):
                     run, more = self._iterate(stage, act, learn, clock, run)
                 if more is None:
                     break
-                sums = sums | {name: add(sums[name], x) if name in sums else x for name, x in more.items()}
-                done += 1
+                sums, done = accumulate(sums, more), done + 1
             clock.wait("device", lambda: jax.block_until_ready(run.agent.step))
             return run, self._metrics(stage, sums, done, clock)
 
@@ -286,24 +288,23 @@ class HostLoop(Programs):
         return jax.random.fold_in(key, 0), both, jax.random.split(jax.random.fold_in(key, 1 + len(repeats)))
 
     def _ready(self, stage: Stage) -> bool:
-        """Whether replay holds what its updates sample; files may have been lost."""
-        return all(self.replay.can_sample(update.sampling) for update in stage.updates)
+        """Whether replay holds what the stage samples; files may have been lost."""
+        return all(self.replay.can_sample(reader.sampling) for reader in readers(stage))
 
     def _iterate(
         self, stage: Stage, act: Callable, learn: list[Callable], clock: Clock, run: RunState
     ) -> tuple[RunState, dict[str, Metrics] | None]:
         """One iteration: collect and learn. Sums by the name of an update, of episodes by ""; None if it stopped."""
-        if not stage.collect and not self._ready(stage):
-            self.failure = self._nothing_to_sample(stage)
-            return run, None
         repeats = tuple(update.repeats for update in stage.updates)
         key_act, keys, _ = self._keys(jax.device_put(run.key, cpu()), run.stage, run.iteration, repeats)
-        learner = Learner(stage, learn, keys, run.agent, run.skips, self._latents, clock, self._stop)
+        learner = Learner(
+            stage, learn, keys, run.agent, run.skips, self.replay, self._latents, self._pool, clock, self._stop
+        )
         if stage.collect and self._timestep is None and not self._begin_again(run):
             return run, None
         early = self._options.overlap and first(run.iteration) > 0 and self._ready(stage)
         if early:
-            learner.start(self._pool, self.replay)
+            learner.start()
         collected = self._collect(stage.collect, act, key_act, run.carry, learner, clock)
         learner.close()
         sums: dict[str, Metrics] = {}
@@ -317,7 +318,7 @@ class HostLoop(Programs):
                 self.failure = error
             run = run._replace(carry=carry, episode=episode, steps=run.steps + np.int32(stage.collect))
         if collected is not None and not early and self._ready(stage):
-            learner.start(self._pool, self.replay)
+            learner.start()
             learner.until(learner.total)
             learner.close()
         run = run._replace(agent=learner.agent, skips=learner.skips)
@@ -330,9 +331,6 @@ class HostLoop(Programs):
         evolve, batch = stage.evolve, None
         _, _, (key_sample, key_search) = self._keys(run.key, run.stage, run.iteration, ())
         if evolve.where == "dream":
-            if not self.replay.can_sample(evolve.sampling):
-                self.failure = self._nothing_to_sample(stage)
-                return run, None
             self._latents.flush()
             batch = self.replay.sample(key_sample, evolve.sampling, evolve.batch_size)[0]
         if evolve.where == "env" and self._envs is None and not self._begin_again(run):
@@ -347,19 +345,10 @@ class HostLoop(Programs):
         agent, metrics = found
         return run._replace(agent=agent, iteration=run.iteration + np.int32(1)), {evolve.name: metrics}
 
-    def _nothing_to_sample(self, stage: Stage) -> RunError:
-        return RunError(
-            f"replay holds too few records for the stage {stage.name!r}, which collects none: its files in "
-            f"{self._folder} are lost; train into another folder"
-        )
-
     def _begin_again(self, run: RunState) -> bool:
         """Begins new episodes; False where it was told to stop, or too many environments were lost."""
         try:
-            if self._envs is None:
-                self._start_envs(run)
-            else:
-                self._begin_episodes(run)
+            self._begin_episodes(run)
         except RunError as error:
             self.failure = error
         return self._timestep is not None
