@@ -22,25 +22,10 @@ if TYPE_CHECKING:
     from wmjax.run import Run, load
     from wmjax.scores import Scores
     from wmjax.training import train
-    from wmjax.types import (
-        Agent,
-        AgentState,
-        Box,
-        Discrete,
-        Env,
-        EnvSpec,
-        HostEnv,
-        MultiDiscrete,
-        Recipe,
-        RunError,
-        Sampling,
-        Stage,
-        TimeStep,
-        Trajectory,
-        Update,
-        UsageError,
-        WorldModel,
-    )
+    from wmjax.types import (  # isort: skip
+        Agent, AgentState, Box, Discrete, Env, EnvSpec, HostEnv, MultiDiscrete, Recipe, RunError, Sampling, Stage,
+        TimeStep, Trajectory, Update, UsageError, WorldModel,
+    )  # fmt: skip
 
 # Imported when first used: `import wmjax.ops` should not wait for an agent's imports.
 _HOME = {
@@ -52,8 +37,8 @@ _HOME = {
     "CheckpointCorruptError": "loops.checkpoint",
     "Interrupted": "loops.driver",
     **dict.fromkeys("Run load".split(), "run"),
-    "train": "training",
     "Scores": "scores",
+    "train": "training",
     **dict.fromkeys(
         "Agent AgentState Box Discrete Env EnvSpec HostEnv MultiDiscrete Recipe RunError Sampling Stage TimeStep "
         "Trajectory Update UsageError WorldModel".split(),
@@ -62,44 +47,12 @@ _HOME = {
 }
 
 __all__ = [
-    "Agent",
-    "AgentState",
-    "Box",
-    "CheckpointCorruptError",
-    "Discrete",
-    "Env",
-    "EnvInfo",
-    "EnvSpec",
-    "HostEnv",
-    "Interrupted",
-    "MultiDiscrete",
-    "Outcome",
-    "RawEnv",
-    "Recipe",
-    "Run",
-    "RunError",
-    "Sampling",
-    "Scores",
-    "Stage",
-    "TimeStep",
-    "Trajectory",
-    "Update",
-    "UsageError",
-    "WorldModel",
-    "action_repeat",
-    "auto_reset",
-    "dream_env",
-    "enable_compilation_cache",
-    "env_names",
-    "imagine",
-    "load",
-    "make_env",
-    "observe",
-    "open_loop",
-    "read_config",
-    "time_limit",
-    "train",
-]
+    "Agent", "AgentState", "Box", "CheckpointCorruptError", "Discrete", "Env", "EnvInfo", "EnvSpec", "HostEnv",
+    "Interrupted", "MultiDiscrete", "Outcome", "RawEnv", "Recipe", "Run", "RunError", "Sampling", "Scores", "Stage",
+    "TimeStep", "Trajectory", "Update", "UsageError", "WorldModel", "action_repeat", "auto_reset", "dream_env",
+    "enable_compilation_cache", "env_names", "imagine", "load", "make_env", "observe", "open_loop", "read_config",
+    "time_limit", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -137,9 +137,8 @@ def write_episode(folder: str | Path, agent: Agent, env: Env | HostEnv, params: 
     written = []
     for name in names:
         frames = _rgb(step.obs[name][:length, 0])
-        enlarge = max(1, 64 // frames.shape[1])
         path = Path(folder) / f"episode{suffix(name, names)}.gif"
-        _write_picture(path, frames.repeat(enlarge, 1).repeat(enlarge, 2), duration=VIDEO_MILLISECONDS, loop=0)
+        _write_picture(path, _enlarged(frames, frames.shape[1]), duration=VIDEO_MILLISECONDS, loop=0)
         written.append(path)
     return written
 
@@ -175,6 +174,12 @@ def _rgb(frames: np.ndarray) -> np.ndarray:
     return np.repeat(frames, 3, -1) if frames.shape[-1] == 1 else frames[..., :3]
 
 
+def _enlarged(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Pictures `[..., H, W, C]`, so large that what has so many pixels at a side has about 64."""
+    times = max(1, 64 // side)
+    return pixels.repeat(times, -3).repeat(times, -2)
+
+
 def _write_picture(path: str | Path, pixels: np.ndarray, **options: Any) -> None:
     import imageio.v3 as iio
 
@@ -196,13 +201,12 @@ def write_dream_gif(path: str | Path, result: OpenLoop, context: int, name: str)
     order = np.argsort(-result.valid.sum(0), kind="stable")[:COLUMNS]
     truth, model = (np.clip(x[name][:, order], 0, 255).astype(np.float32) for x in (result.truth, result.model))
     valid = np.concatenate([np.ones((context, len(order)), bool), result.valid[:, order]])
-    enlarge = max(1, 64 // truth.shape[2])
     frames = []
     for t in range(len(truth)):
         rows = (truth[t], model[t], np.abs(truth[t] - model[t]))
         light = np.where(valid[t], 1.0, 0.25)[:, None, None, None]
         picture = np.concatenate([_panel(np.rint(row * light).astype(np.uint8)) for row in rows])
-        picture = picture.repeat(enlarge, 0).repeat(enlarge, 1)
+        picture = _enlarged(picture, truth.shape[2])
         bar = np.full((4, picture.shape[1], 3), (60, 180, 75) if t < context else (245, 130, 48), np.uint8)
         frames.append(np.concatenate([picture, bar]))
     _write_picture(path, np.stack(frames), duration=300, loop=0)
@@ -221,7 +225,6 @@ def reconstruction_errors(result: OpenLoop, context: int) -> dict[str, float]:
 def write_reconstructions(path: str | Path, result: OpenLoop, context: int, name: str) -> None:
     """Writes a PNG of the last frames that the model saw, one of each window, each above its reconstruction."""
     truth, model = result.truth[name][context - 1], np.clip(np.rint(result.model[name][context - 1]), 0, 255)
-    enlarge = max(1, 64 // truth.shape[1])
     rows = []
     for start in range(0, min(len(truth), GRID_ROWS * COLUMNS), COLUMNS):
         columns = slice(start, start + COLUMNS)
@@ -229,7 +232,7 @@ def write_reconstructions(path: str | Path, result: OpenLoop, context: int, name
         rows.append(np.pad(pair, ((0, 2 * GAP), (0, 0), (0, 0)), constant_values=40))
     width = max(row.shape[1] for row in rows)
     grid = np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows])
-    _write_picture(path, grid.repeat(enlarge, 0).repeat(enlarge, 1))
+    _write_picture(path, _enlarged(grid, truth.shape[1]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -239,25 +242,23 @@ def write_reconstructions(path: str | Path, result: OpenLoop, context: int, name
 class Curve(NamedTuple):
     """Returns over env steps, over the runs of one agent in one environment."""
 
-    steps: np.ndarray  # [P]
+    steps: np.ndarray  # [P], or generations
     mean: np.ndarray  # [P]
     low: np.ndarray  # [P], 95% interval of the mean over runs; equal to the mean where there is one run
     high: np.ndarray
     runs: int
 
 
-def _interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over runs `[runs, P]`, and 1.96 standard errors; 0 where there is one run."""
-    count = len(values)
-    spread = 1.96 * values.std(0, ddof=1) / math.sqrt(count) if count > 1 else np.zeros(values.shape[1])
-    return values.mean(0), spread
+def _curve(curves: Sequence[tuple[Sequence[float], Sequence[float]]], points: int) -> Curve:
+    """Of the curves (x, y) of several runs, from where all have begun to where the first one ends.
 
-
-def _on_one_grid(curves: Sequence[tuple[Sequence[float], Sequence[float]]], points: int) -> tuple[np.ndarray, ...]:
-    """Places from where all curves (x, y) have begun to where the first one ends, and values `[curves, points]`."""
+    The interval is mean ± 1.96 standard errors.
+    """
     start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     places = np.linspace(start, max(start, end), points)
-    return places, np.stack([np.interp(places, x, y) for x, y in curves])
+    values, count = np.stack([np.interp(places, x, y) for x, y in curves]), len(curves)
+    mean, spread = values.mean(0), 1.96 * values.std(0, ddof=1) / math.sqrt(count) if count > 1 else np.zeros(points)
+    return Curve(places, mean, mean - spread, mean + spread, count)
 
 
 def learning_curve(folders: Sequence[str | Path], points: int = 100) -> Curve:
@@ -271,9 +272,7 @@ def learning_curve(folders: Sequence[str | Path], points: int = 100) -> Curve:
         if not lines:
             raise UsageError(f"run: {str(folder)!r} has no finished episodes to plot yet")
         curves.append(([line["step"] for line in lines], [line["episode/return"] for line in lines]))
-    steps, values = _on_one_grid(curves, points)
-    mean, spread = _interval(values)
-    return Curve(steps, mean, mean - spread, mean + spread, len(values))
+    return _curve(curves, points)
 
 
 def plot_learning_curves(path: str | Path, runs: Sequence[tuple[str, str | Path]]) -> Path:
@@ -291,7 +290,7 @@ def plot_learning_curves(path: str | Path, runs: Sequence[tuple[str, str | Path]
     for label, folders in _by_label(runs).items():
         curve = learning_curve(folders)
         (line,) = axes.plot(curve.steps, curve.mean, label=f"{label} ({_seeds(curve.runs)})")
-        axes.fill_between(curve.steps, curve.low, curve.high, color=line.get_color(), alpha=0.2, linewidth=0)
+        _shade(axes, curve, line.get_color())
     return _save(figure, axes, path)
 
 
@@ -314,6 +313,10 @@ def _axes(x: str, y: str) -> tuple[Any, Any]:
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def _shade(axes: Any, curve: Curve, color: str) -> None:
+    axes.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
 
 
 def picture_path(path: str | Path) -> Path:
@@ -409,9 +412,9 @@ def plot_fitness_curves(path: str | Path, runs: Sequence[tuple[str, str | Path]]
             if set(curves) != set(FITNESS):
                 raise UsageError(f"run: {str(folder)!r} has no generation to plot yet")
         for name, words in FITNESS.items():
-            places, values = _on_one_grid([curves[name] for curves in found], points)
-            mean, spread = _interval(values)
-            axes.plot(places, mean, STYLES[name], color=f"C{number}", label=f"{label} ({_seeds(len(found))}), {words}")
+            curve, color = _curve([curves[name] for curves in found], points), f"C{number}"
+            told = f"{label} ({_seeds(curve.runs)}), {words}"
+            axes.plot(curve.steps, curve.mean, STYLES[name], color=color, label=told)
             if name == "mean_return":
-                axes.fill_between(places, mean - spread, mean + spread, color=f"C{number}", alpha=0.2, linewidth=0)
+                _shade(axes, curve, color)
     return _save(figure, axes, path)

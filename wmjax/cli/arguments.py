@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import re
 import typing
@@ -18,17 +19,30 @@ from wmjax import checks
 from wmjax.names import did_you_mean, meant
 from wmjax.types import UsageError
 
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 # Names and values, as they are typed.
 EnvArgs = Annotated[tuple[tuple[str, str], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME VALUE")]
-
-
-Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 def unless_given(default: str, metavar: str = "INT") -> Any:
     """What help says of an option that is None where it is not given."""
     hint = lambda value: f"(default: {default if value == 'None' else value})"
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
+
+
+def told(kind: Any, words: str, **how: Any) -> Any:
+    """An option that several commands take, with what help says of it."""
+    return Annotated[kind, tyro.conf.arg(help=words, **how)]
+
+
+RunFolder = told(tyro.conf.Positional[Path], "Run folder.", metavar="RUN")
+OtherEnv = told(str | None, "Another environment with the same observations and actions.")
+OtherArgs = told(EnvArgs, "An argument of the environment that differs from the run's; may be given again for others.")
+Start = told(float | None, "Seconds for a worker to make its environments and begin episodes; 120 by default.")
+Trust = told(Switch, "Run the code that config.json names as the environment's, though it is not installed.")
+Which = told(
+    Literal["latest", "best"], "The agent as it was saved last, or at the highest of the periodic evaluations."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,24 +109,18 @@ class TrainArgs:
 class EvalArgs:
     """Play fresh episodes with a trained agent; scores go to a file in the run's evals/, the newest to eval.json."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Run folder."""
+    run: RunFolder
     episodes: int = 100
     """How many."""
     seed: int = 0
     """The same seed gives the same episodes."""
-    env: str | None = None
-    """Another environment with the same observations and actions."""
-    env_arg: EnvArgs = ()
-    """An argument of the environment that differs from the run's; may be given again for others."""
-    start_timeout: float | None = None
-    """Seconds for a worker to make its environments and begin episodes; 120 by default."""
-    trust_env: Switch = False
-    """Run the code that config.json names as the environment's, though it is not installed."""
+    env: OtherEnv = None
+    env_arg: OtherArgs = ()
+    start_timeout: Start = None
+    trust_env: Trust = False
     action: Literal["sample", "mode"] | None = None
     """How actions come from the policy; what the agent's configuration says by default."""
-    which: Literal["latest", "best"] = "latest"
-    """The agent as it was saved last, or at the highest of the periodic evaluations."""
+    which: Which = "latest"
     max_steps: int | None = None
     """Agent steps after which an episode is cut; the environment's own limit by default, or 10,000."""
     eval_envs: int | None = None
@@ -132,22 +140,16 @@ class DreamArgs:
     Reconstructions of what it does see are in reconstructions.png, each below its original.
     """
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Run folder."""
+    run: RunFolder
     context: int = 5
     """Steps that the model sees."""
     horizon: int = 15
     """Steps that it predicts from the actions alone."""
-    env: str | None = None
-    """Another environment with the same observations and actions."""
-    env_arg: EnvArgs = ()
-    """An argument of the environment that differs from the run's; may be given again for others."""
-    start_timeout: float | None = None
-    """Seconds for a worker to make its environments and begin episodes; 120 by default."""
-    trust_env: Switch = False
-    """Run the code that config.json names as the environment's, though it is not installed."""
-    which: Literal["latest", "best"] = "latest"
-    """The agent as it was saved last, or at the highest of the periodic evaluations."""
+    env: OtherEnv = None
+    env_arg: OtherArgs = ()
+    start_timeout: Start = None
+    trust_env: Trust = False
+    which: Which = "latest"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,14 +241,15 @@ def _check_flags(args_class: Any, argv: Sequence[str]) -> None:
             raise UsageError(f"{flag}: unknown option; {near or 'see --help'}")
 
 
-def value_of(flag: str, argv: Sequence[str], default: str | None) -> str | None:
-    """The value of an option, before the arguments can be parsed as a whole."""
-    for token, following in zip(argv, [*argv, default][1:], strict=True):
+def value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """The value of an option that is given, before the arguments can be parsed as a whole."""
+    value = None
+    for token, following in itertools.zip_longest(argv, argv[1:]):
         if token == flag:
-            default = following
+            value = following
         elif token.startswith(flag + "="):
-            default = token.partition("=")[2]
-    return default
+            value = token.partition("=")[2]
+    return value
 
 
 def split_agent(argv: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +51,10 @@ _Loader.add_implicit_resolver(
 class Given:
     """What a file says."""
 
-    path: Path
     agent: str | None
     arguments: dict[str, Any]  # of `train`, by name
     fields: dict[str, Any]  # of the agent's configuration
     names_env: bool  # False: of a run on an environment without a name, which the file cannot bring
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors within name the file."""
-    try:
-        yield
-    except UsageError as error:
-        raise type(error)(f"config: {str(path)!r}: {error}") from None
 
 
 def read(path: str | Path, agent: str | None = None, *, trust_env: bool | None = None) -> Given:
@@ -78,28 +68,34 @@ def read(path: str | Path, agent: str | None = None, *, trust_env: bool | None =
     Raises `UsageError` naming the file and what in it is not valid.
     """
     path = Path(path)
-    with _naming(path):
-        said = _parse(path)
-        if not isinstance(said, Mapping):
-            raise UsageError("has no settings by name")
-        names_env = said.get("env", "") is not None
-        said = {name: value for name, value in said.items() if name not in TOLD and value is not None}
-        own, fields, args = said.pop("agent", None), said.pop("config", {}), said.pop("env_args", None)
-        if own is not None and own not in presets.AGENTS:
-            raise nearest("agent", own, presets.AGENTS)
-        settings = [field.name for field in dataclasses.fields(TrainArgs) if field.name not in NOT_SETTINGS]
-        for name in said:
-            if name not in settings:
-                raise nearest("setting", name, ["agent", "config", "env_args", *settings])
-        arguments = check_fields(TrainArgs, said)
-        if args is not None:
-            arguments["env_args"] = _mapping("env_args", args)
-        fields = dict(_mapping("config", fields))
-        if fields and (own or agent) in presets.AGENTS:
-            check_fields(presets.AGENTS[own or agent][0], fields)
-        if trust_env is not None:
-            check_trust(arguments.get("env"), arguments.get("env_args") or {}, trust_env)
-    return Given(path, own, arguments, fields, names_env)
+    try:
+        return _read(path, agent, trust_env)
+    except UsageError as error:
+        raise type(error)(f"config: {str(path)!r}: {error}") from None
+
+
+def _read(path: Path, agent: str | None, trust_env: bool | None) -> Given:
+    said = _parse(path)
+    if not isinstance(said, Mapping):
+        raise UsageError("has no settings by name")
+    names_env = said.get("env", "") is not None
+    said = {name: value for name, value in said.items() if name not in TOLD and value is not None}
+    own, fields, args = said.pop("agent", None), said.pop("config", {}), said.pop("env_args", None)
+    if own is not None and own not in presets.AGENTS:
+        raise nearest("agent", own, presets.AGENTS)
+    settings = [field.name for field in dataclasses.fields(TrainArgs) if field.name not in NOT_SETTINGS]
+    for name in said:
+        if name not in settings:
+            raise nearest("setting", name, ["agent", "config", "env_args", *settings])
+    arguments = check_fields(TrainArgs, said)
+    if args is not None:
+        arguments["env_args"] = _mapping("env_args", args)
+    fields = dict(_mapping("config", fields))
+    if fields and (own or agent) in presets.AGENTS:
+        check_fields(presets.AGENTS[own or agent][0], fields)
+    if trust_env is not None:
+        check_trust(arguments.get("env"), arguments.get("env_args") or {}, trust_env)
+    return Given(own, arguments, fields, names_env)
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
@@ -111,10 +107,8 @@ def _mapping(name: str, value: Any) -> Mapping[str, Any]:
 def _parse(path: Path) -> Any:
     try:
         text = files.read(path, MOST_BYTES)
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}") from None
-    except ValueError as error:  # such as a zero byte in its name
-        raise UsageError(f"cannot be read: {error}") from None
+    except (OSError, ValueError) as error:  # ValueError: such as a zero byte in its name
+        raise UsageError(f"cannot be read: {getattr(error, 'strerror', error)}") from None
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
@@ -142,12 +136,5 @@ def read_config(path: str | Path, *, trust_env: bool = False) -> dict[str, Any]:
 
 def write(values: Mapping[str, Any]) -> str:
     """The text of such a file."""
-    return yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(x) for name, x in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(x) for x in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    plain = json.loads(json.dumps(values, default=str))  # tuples are lists
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

@@ -49,8 +49,8 @@ def _train(argv: Sequence[str]) -> None:
         names = ", ".join(presets.AGENTS)
         if HELP & set(argv):
             doc = f"{TrainArgs.__doc__}\n\nAGENT is one of {names}. `wmjax train AGENT --help` shows its fields too."
-            parse(_documented(TrainArgs, doc), argv, "wmjax train AGENT")
-        if "--resume" in argv and value_of("--out", argv, None) is None:
+            parse(_documented(doc), argv, "wmjax train AGENT")
+        if "--resume" in argv and value_of("--out", argv) is None:
             raise UsageError("resume: needs the run folder to go on with, --out RUN")
         raise UsageError(f"agent: missing; valid are {names}")
     args = _parse(start, argv)
@@ -60,7 +60,7 @@ def _train(argv: Sequence[str]) -> None:
     if file is not None:
         from wmjax.envs.handed import check_trust
 
-        named = None if value_of("--env", argv, None) is not None else args.env
+        named = None if value_of("--env", argv) is not None else args.env
         check_trust(named, start.arguments.get("env_args") or {}, args.trust_env, env_args(args.env_arg))
     chosen = _changes(start.config, args.agent)
     if print_config or dry_run:
@@ -77,7 +77,7 @@ def _start(agent: str | None, argv: Sequence[str]) -> Start | None:
     from wmjax.cli import configs
     from wmjax.run_folder import read_description
 
-    file, preset, out = (value_of(flag, argv, None) for flag in ("--config", "--preset", "--out"))
+    file, preset, out = (value_of(flag, argv) for flag in ("--config", "--preset", "--out"))
     given = configs.read(file, agent) if file is not None else None
     before = read_description(out) if out is not None and "--resume" in argv else {}
     for named, where in ((given and given.agent, f"config: {file!r}"), (before.get("agent"), f"resume: {out!r}")):
@@ -86,13 +86,13 @@ def _start(agent: str | None, argv: Sequence[str]) -> Start | None:
         agent = agent or named
     if agent is None:
         return None
-    if given is not None and not given.names_env and value_of("--env", argv, None) is None:
+    if given is not None and not given.names_env and value_of("--env", argv) is None:
         raise UsageError(
             f"config: {file!r} is of a run on an Env value, which no file can bring; --env NAME is valid beside it, or "
             "from Python wmjax.train(env=..., **wmjax.read_config(FILE))"
         )
     fields, arguments = (given.fields, given.arguments) if given is not None else ({}, {})
-    fields, arguments = _moved(agent, preset, value_of("--env", argv, None), dict(fields), dict(arguments))
+    fields, arguments = _moved(agent, preset, value_of("--env", argv), dict(fields), dict(arguments))
     config = presets.starting_config(agent, preset or arguments.get("preset"), before)
     return Start(agent, config, fields, arguments)
 
@@ -124,10 +124,9 @@ def _changes(before: Any, after: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != getattr(before, name)}
 
 
-def _documented(args_class: type, doc: str) -> type:
-    made = dataclasses.make_dataclass(args_class.__name__, [], bases=(args_class,), frozen=True)
-    made.__doc__ = doc
-    return made
+def _documented(doc: str, *fields: Any) -> type:
+    """`TrainArgs` with other words at its head, and further fields."""
+    return dataclasses.make_dataclass("TrainArgs", fields, bases=(TrainArgs,), frozen=True, namespace={"__doc__": doc})
 
 
 def _parse(start: Start, argv: Sequence[str]) -> Any:
@@ -135,10 +134,7 @@ def _parse(start: Start, argv: Sequence[str]) -> Any:
     about = "Fields of the agent's configuration; the defaults are those of the preset, of --config, or of the run."
     # Every field takes a value, switches too.
     fields = Annotated[type(config), tyro.conf.FlagConversionOff, tyro.conf.arg(help=about)]
-    args_class = dataclasses.make_dataclass(
-        "TrainAgentArgs", [("agent", fields, config)], bases=(TrainArgs,), frozen=True
-    )
-    args_class.__doc__ = TrainArgs.__doc__
+    args_class = _documented(TrainArgs.__doc__, ("agent", fields, config))
     said = {name: value for name, value in start.arguments.items() if name != "env_args"}
     return parse(args_class, argv, f"wmjax train {start.agent}", args_class(agent=config, **said))
 
