@@ -9,7 +9,7 @@ import pytest
 from scipy.special import erf
 
 from wmjax.nets import transformer
-from wmjax.nets.transformer import TokenTransformer, init_cache, restart
+from wmjax.nets.transformer import TokenTransformer, restart
 
 
 def tiny(**changes):
@@ -33,10 +33,6 @@ def kept_positions(tokens, block, kinds, past=0):
     return tuple(i for i in range(tokens) if (past + i) % block in kinds)
 
 
-def cache_of(module, batch):
-    return init_cache(batch, module.layers, module.heads, module.width, module.max_tokens)
-
-
 def test_gelu_is_exact():
     x = np.linspace(-4, 4, 81)
     np.testing.assert_allclose(transformer.ACTIVATIONS["gelu"](x), x * (1 + erf(x / 2**0.5)) / 2, atol=1e-6)
@@ -57,7 +53,7 @@ def test_a_cached_pass_equals_the_full_one_however_the_tokens_are_cut_and_with_r
     x = jax.random.normal(jax.random.key(2), (2, 12, 8))
     apply = functools.partial(jax.jit(module.apply, static_argnames="method"), params)
     full, _ = apply(x, method="full")
-    cache, parts, begin = cache_of(module, 2), [], 0
+    cache, parts, begin = module.init_cache(2), [], 0
     for size in (3, 1, 1, 2, 5):
         hidden, cache = apply(x[:, begin : begin + size], cache, method="advance")
         parts.append(hidden)
@@ -65,8 +61,8 @@ def test_a_cached_pass_equals_the_full_one_however_the_tokens_are_cut_and_with_r
     np.testing.assert_allclose(jnp.concatenate(parts, 1), full, atol=2e-5)
     assert cache.length.tolist() == [12, 12]
     # The second row is three tokens behind the first: each continues its own context.
-    ahead = apply(x[:1, :5], cache_of(module, 1), method="advance")[1]
-    behind = apply(x[1:, :2], cache_of(module, 1), method="advance")[1]
+    ahead = apply(x[:1, :5], module.init_cache(1), method="advance")[1]
+    behind = apply(x[1:, :2], module.init_cache(1), method="advance")[1]
     cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ahead, behind)
     hidden, _ = apply(jnp.stack([x[0, 5:7], x[1, 2:4]]), cache, method="advance")
     np.testing.assert_allclose(hidden, jnp.stack([full[0, 5:7], full[1, 2:4]]), atol=2e-5)
@@ -83,13 +79,13 @@ def test_no_output_sees_a_later_token():
 def test_a_restarted_row_holds_the_given_tokens_alone_and_the_others_are_left_as_they_were():
     module, params = with_params()
     x = jax.random.normal(jax.random.key(2), (2, 6, 8))
-    _, cache = module.apply(params, x, cache_of(module, 2), method="advance")
+    _, cache = module.apply(params, x, module.init_cache(2), method="advance")
     _, new = module.apply(params, x[:, 4:], method="full")
     cut = restart(cache, new, jnp.array([True, False]))
     assert cut.length.tolist() == [2, 6]
     more = jax.random.normal(jax.random.key(3), (2, 1, 8))
     after, _ = module.apply(params, more, cut, method="advance")
-    alone = restart(cache_of(module, 2), new, jnp.array([True, True]))
+    alone = restart(module.init_cache(2), new, jnp.array([True, True]))
     alone, _ = module.apply(params, more, alone, method="advance")
     went_on, _ = module.apply(params, more, cache, method="advance")
     np.testing.assert_allclose(after[0], alone[0], atol=1e-5)
@@ -133,5 +129,5 @@ def test_training_drops_and_acting_does_not():
     full = lambda keys: module.apply(params, x, keys, method="full")[0]
     keys = jax.random.split(jax.random.key(0), 2)
     assert not np.allclose(full(keys), full(None))
-    again, _ = module.apply(params, x, cache_of(module, 2), method="advance")
+    again, _ = module.apply(params, x, module.init_cache(2), method="advance")
     np.testing.assert_allclose(again, full(None), atol=1e-5)

@@ -31,12 +31,6 @@ class KVCache(NamedTuple):
     length: Array  # int32 [B], tokens in the context
 
 
-def init_cache(batch: int, layers: int, heads: int, width: int, max_tokens: int, dtype: str = "float32") -> KVCache:
-    """A cache without tokens."""
-    empty = lambda: tuple(jnp.zeros((batch, heads, max_tokens, width // heads), dtype) for _ in range(layers))
-    return KVCache(empty(), empty(), jnp.zeros(batch, jnp.int32))
-
-
 def restart(cache: KVCache, fresh: KVCache, where: Array) -> KVCache:
     """The cache whose rows `where` (bool `[B]`) hold the tokens of `full` alone; the others stay as they are."""
     here = where[:, None, None, None]
@@ -190,6 +184,12 @@ class TokenTransformer(nn.Module):
         self.frame_in, self.frame_out = _linear(self.width, self.dtype), _linear(self.vocab_size, self.dtype)
         self.reward_in, self.reward_out = _linear(self.width, self.dtype), _linear(3, self.dtype)
         self.end_in, self.end_out = _linear(self.width, self.dtype), _linear(2, self.dtype)
+
+    def init_cache(self, batch: int) -> KVCache:
+        """A cache `[B, ...]` without tokens."""
+        shape = (batch, self.heads, self.max_tokens, self.width // self.heads)
+        empty = lambda: tuple(jnp.zeros(shape, self.dtype) for _ in range(self.layers))
+        return KVCache(empty(), empty(), jnp.zeros(batch, jnp.int32))
 
     # Embeddings, [..., D].
 

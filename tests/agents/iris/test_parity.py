@@ -220,7 +220,7 @@ def test_the_cache_token_by_token_equals_the_authors_and_the_full_pass(world):
 
     @jax.jit
     def run(tokens):
-        cache = transformer.init_cache(len(tokens), module.layers, module.heads, module.width, module.max_tokens)
+        cache = module.init_cache(len(tokens))
 
         def step(cache, inputs):
             place, token = inputs

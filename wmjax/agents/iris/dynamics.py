@@ -14,7 +14,7 @@ from wmjax.agents.iris.config import IRISConfig
 from wmjax.agents.iris.modules import Networks, descend, image_name
 from wmjax.agents.iris.tokenizer import decode, encode
 from wmjax.nets.mlp import call
-from wmjax.nets.transformer import KVCache, init_cache, restart
+from wmjax.nets.transformer import KVCache, restart
 from wmjax.ops import noise
 from wmjax.ops.masks import masked_mean
 from wmjax.types import Array, EnvSpec, PyTree, Sampling, Update, WorldModel
@@ -116,11 +116,8 @@ def world_model(nets: Networks, spec: EnvSpec, config: IRISConfig) -> WorldModel
     def init_state(params, batch_size):
         del params
         zeros = jnp.zeros(batch_size)
-        cache = init_cache(
-            batch_size, config.layers, config.heads, config.width, model.max_tokens, config.compute_dtype
-        )
         tokens = jnp.zeros((batch_size, model.tokens), jnp.int32)
-        return IRISState(tokens, cache, zeros, zeros > 0, zeros, zeros + 1)
+        return IRISState(tokens, model.init_cache(batch_size), zeros, zeros > 0, zeros, zeros + 1)
 
     @_with_any_axes
     def observe(params, key, state, prev_action, embed, is_first):

@@ -10,12 +10,12 @@ next one's first are not learned from, and the end that M predicts is the enviro
 start at 0; the sign of the weight decay of solutions is mended; the distribution's mean that is kept is chosen from
 evaluations of `mean_rollouts` episodes.
 
-Read `config`, `modules` (the networks), `vision` (V), `memory` (M, and the world model), `controller` (C), `search`,
-`collection` (of the first records) and `agent` (acting, and the stages).
+Read `config`, `modules` (the networks), `vision` (V), `memory` (M, and the world model), `controller` (C, and the
+search for it), `collection` (of the first records) and `agent` (acting, and the stages).
 """
 
-from wmjax.agents.world_models.agent import world_models
+from wmjax.agents.world_models.agent import init_params, world_models
 from wmjax.agents.world_models.config import EvolveConfig, WorldModelsConfig
-from wmjax.agents.world_models.modules import Networks, init_params, networks
+from wmjax.agents.world_models.modules import Networks, networks
 
 __all__ = ["EvolveConfig", "Networks", "WorldModelsConfig", "init_params", "networks", "world_models"]

@@ -10,15 +10,30 @@ import jax
 import jax.numpy as jnp
 
 from wmjax import evolution
-from wmjax.agents.world_models import controller, memory, search, vision
+from wmjax.agents.world_models import controller, memory, vision
 from wmjax.agents.world_models.collection import collector
 from wmjax.agents.world_models.config import WorldModelsConfig
-from wmjax.agents.world_models.modules import check_spec, init_params, networks
+from wmjax.agents.world_models.modules import Networks, check_spec, networks
+from wmjax.nets.mlp import init_modules
 from wmjax.nets.spaces import action_size
 from wmjax.ops import noise
 from wmjax.types import Agent, AgentState, Array, EnvSpec, Evolve, Recipe, Sampling, Stage, Update, UsageError
 
 ENCODE_LENGTH = 16  # steps of a window that is encoded at once, of every environment
+
+
+def init_params(nets: Networks, spec: EnvSpec, config: WorldModelsConfig, key: Array) -> dict:
+    """Parameters of V and M, and a controller of zeros: x0 of the search."""
+    (space,) = spec.obs.values()
+    z, h = jnp.zeros((1, config.latent)), jnp.zeros((1, config.hidden))
+    inputs = {
+        "encoder": (jnp.zeros((1, *space.shape), space.dtype),),
+        "decoder": (z,),
+        "memory": (h, h, z, jnp.zeros((1, action_size(spec))), jnp.zeros(1, bool)),
+    }
+    return init_modules(nets._asdict(), key, inputs) | {
+        "controller": jnp.zeros(controller.controller_size(spec, config))
+    }
 
 
 class ActCarry(NamedTuple):
@@ -50,7 +65,7 @@ def world_models(spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None
     nets = networks(spec, config)
     model = memory.world_model(nets, spec, config)
     layers, collecting = controller.controller_layers(spec, config), collector(spec, config)
-    evolve = search.evolve(spec, config, model)
+    evolve = controller.evolve(spec, config, model)
 
     def init(key):
         key_params, key_search = jax.random.split(key)

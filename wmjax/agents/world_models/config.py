@@ -111,18 +111,13 @@ class WorldModelsConfig:
                     "evolve.where: 'dream' needs a reward, which M does not predict (reward_head is 'none'); set "
                     "reward_head to mse or gaussian, or dream_reward to survival if the task pays 1 for each step"
                 )
-        if self.replay_capacity < self.num_envs * (self.memory_length + 1):
-            raise UsageError(
-                f"replay_capacity must hold a window of memory_length + 1 = {self.memory_length + 1} steps for each of "
-                f"the {self.num_envs} environments, {self.num_envs * (self.memory_length + 1)} in all, "
-                f"got {self.replay_capacity}"
-            )
-        if self.collect_steps < self.num_envs * (self.memory_length + 1):
-            raise UsageError(
-                f"collect_steps must reach a window of memory_length + 1 = {self.memory_length + 1} steps of each of "
-                f"the {self.num_envs} environments, {self.num_envs * (self.memory_length + 1)} in all, "
-                f"got {self.collect_steps}"
-            )
+        window = self.memory_length + 1
+        for name, verb, word in (("replay_capacity", "hold", "for"), ("collect_steps", "reach", "of")):
+            if getattr(self, name) < self.num_envs * window:
+                raise UsageError(
+                    f"{name} must {verb} a window of memory_length + 1 = {window} steps {word} each of the "
+                    f"{self.num_envs} environments, {self.num_envs * window} in all, got {getattr(self, name)}"
+                )
         if self.memory_stateful and self.memory_batch_size != self.num_envs:
             raise UsageError(
                 f"memory_stateful needs a sequence of every environment in each batch: memory_batch_size must be "

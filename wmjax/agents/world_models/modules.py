@@ -1,18 +1,14 @@
-"""The modules of V and M for one environment, and the parameters of all three."""
+"""The modules of V and M for one environment."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
-
 from wmjax.agents.world_models.config import WorldModelsConfig
-from wmjax.agents.world_models.controller import controller_size
 from wmjax.nets.mdn import MDNRNN
-from wmjax.nets.mlp import init_modules
 from wmjax.nets.spaces import action_size, is_image
 from wmjax.nets.vae import Decoder, Encoder, decoder_base
-from wmjax.types import Array, Box, Discrete, EnvSpec, UsageError
+from wmjax.types import Box, Discrete, EnvSpec, UsageError
 
 
 class Networks(NamedTuple):
@@ -51,15 +47,3 @@ def networks(spec: EnvSpec, config: WorldModelsConfig) -> Networks:
             config.done_head, config.restart_input, config.layer_norm, config.forget_bias,
         ),
     )  # fmt: skip
-
-
-def init_params(nets: Networks, spec: EnvSpec, config: WorldModelsConfig, key: Array) -> dict:
-    """Parameters of V and M, and a controller of zeros: x0 of the search."""
-    (space,) = spec.obs.values()
-    z, h = jnp.zeros((1, config.latent)), jnp.zeros((1, config.hidden))
-    inputs = {
-        "encoder": (jnp.zeros((1, *space.shape), space.dtype),),
-        "decoder": (z,),
-        "memory": (h, h, z, jnp.zeros((1, action_size(spec))), jnp.zeros(1, bool)),
-    }
-    return init_modules(nets._asdict(), key, inputs) | {"controller": jnp.zeros(controller_size(spec, config))}
