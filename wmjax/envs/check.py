@@ -53,42 +53,37 @@ def checked(env: Env | RawEnv | HostEnv) -> Env | HostEnv:
 def check_spec(spec: Any) -> None:
     """Raises `UsageError` where an `EnvSpec` is not one, naming the field."""
     if not isinstance(spec, EnvSpec):
-        raise UsageError(f"env: its spec is a {type(spec).__name__}, which is not valid; an EnvSpec is")
+        raise _invalid("its spec is", f"a {type(spec).__name__}", "an EnvSpec is")
     if not isinstance(spec.obs, dict) or not spec.obs:
-        raise UsageError(
-            f"env: spec.obs is {spec.obs!r:.80}, which is not valid; spaces by name are, such as "
-            "{'vector': Box(-1, 1, (3,))}"
-        )
+        example = "{'vector': Box(-1, 1, (3,))}"
+        raise _invalid("spec.obs is", f"{spec.obs!r:.80}", f"spaces by name are, such as {example}")
     for name, space in spec.obs.items():
         if not isinstance(name, str):
-            raise UsageError(f"env: spec.obs has the name {name!r:.80}, which is not valid; text is")
+            raise _invalid("spec.obs has the name", f"{name!r:.80}", "text is")
         _check_space(f"spec.obs[{name!r}]", space)
-        picture = isinstance(space, Box) and space.dtype == "uint8" and len(space.shape) == 3
-        if picture and np.max(space.high) < BRIGHT:
-            raise UsageError(
-                f"env: spec.obs[{name!r}] is {space}, which is not valid; pictures hold values up to 255, and these "
-                "would be read as black"
-            )
+        if space.dtype == "uint8" and len(space.shape) == 3 and np.max(space.high) < BRIGHT:
+            valid = "pictures hold values up to 255, and these would be read as black"
+            raise _invalid(f"spec.obs[{name!r}] is", str(space), valid)
     _check_space("spec.action", spec.action)
     for field in ("max_episode_steps", "action_repeat"):
         value = getattr(spec, field)
         whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
         if not whole and not (value is None and field == "max_episode_steps"):
-            raise UsageError(f"env: spec.{field} is {value!r:.80}, which is not valid; an integer of at least 1 is")
+            raise _invalid(f"spec.{field} is", f"{value!r:.80}", "an integer of at least 1 is")
     if spec.action_map is not None and not callable(spec.action_map):
-        raise UsageError(f"env: spec.action_map is {spec.action_map!r:.80}, which is not valid; a function or None is")
+        raise _invalid("spec.action_map is", f"{spec.action_map!r:.80}", "a function or None is")
     if spec.survival not in (None, True, False):
-        raise UsageError(f"env: spec.survival is {spec.survival!r:.80}, which is not valid; True, False or None is")
+        raise _invalid("spec.survival is", f"{spec.survival!r:.80}", "True, False or None is")
+
+
+def _invalid(what: str, found: str, valid: str) -> UsageError:
+    return UsageError(f"env: {what} {found}, which is not valid; {valid}")
 
 
 def _check_space(field: str, space: Any) -> None:
-    if isinstance(space, Discrete | MultiDiscrete | Box):
-        return
-    line = _translated(space)
-    raise UsageError(
-        f"env: {field} is {type(space).__module__}.{type(space).__name__}, which is not valid; "
-        + (f"write {line}" if line else f"{SPACES} is")
-    )
+    if not isinstance(space, Discrete | MultiDiscrete | Box):
+        line, kind = _translated(space), type(space)
+        raise _invalid(f"{field} is", f"{kind.__module__}.{kind.__name__}", f"write {line}" if line else f"{SPACES} is")
 
 
 def _translated(space: Any) -> str | None:
@@ -110,7 +105,7 @@ def _translated(space: Any) -> str | None:
 def _check_callables(env: Any, names: tuple[str, ...]) -> None:
     for name in names:
         if not callable(getattr(env, name)):
-            raise UsageError(f"env: its {name} is {getattr(env, name)!r:.80}, which is not valid; a function is")
+            raise _invalid(f"its {name} is", f"{getattr(env, name)!r:.80}", "a function is")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,7 +127,9 @@ def _shapes(what: str, valid: str, function: Callable, *args: Any) -> PyTree:
         raise UsageError(f"env: its {what} raised {type(error).__name__}: {text:.300}; valid is {valid}") from error
 
 
-def _pair(what: str, valid: str, given: Any, kind: type) -> tuple[PyTree, Any]:
+def _pair(env: Env | RawEnv, what: str, valid: str, kind: type, *args: Any) -> tuple[PyTree, Any]:
+    """Shapes and dtypes of a state, and of the `kind` that a user's function returns with it."""
+    given = _shapes(what, valid, getattr(env, what), *args)
     if type(given) is not tuple or len(given) != 2 or not isinstance(given[1], kind):
         second = f" with a {type(given[1]).__name__}" if type(given) is tuple and len(given) == 2 else ""
         size = f" of {len(given)}" if isinstance(given, tuple) else ""
@@ -143,11 +140,8 @@ def _pair(what: str, valid: str, given: Any, kind: type) -> tuple[PyTree, Any]:
 def _checked_env(env: Env) -> Env:
     _check_callables(env, ("reset", "step"))
     key, action = _arguments(env.spec)
-    state, first = _pair("reset", RESET[Env], _shapes("reset", RESET[Env], env.reset, key), TimeStep)
-
-    def after(state: PyTree) -> tuple[PyTree, TimeStep]:
-        return _pair("step", STEP[Env], _shapes("step", STEP[Env], env.step, key, state, action), TimeStep)
-
+    state, first = _pair(env, "reset", RESET[Env], TimeStep, key)
+    after = lambda state: _pair(env, "step", STEP[Env], TimeStep, key, state, action)
     types = _settled_types(state, lambda state: after(state)[0])
     for what, step in (("reset", first), ("step", after(types)[1])):
         _check_obs(what, env.spec, step.obs)
@@ -166,10 +160,7 @@ def _checked_env(env: Env) -> Env:
 def _checked_raw(raw: RawEnv) -> RawEnv:
     _check_callables(raw, ("reset", "step", "observe"))
     key, action = _arguments(raw.spec)
-
-    def after(state: PyTree) -> tuple[PyTree, Outcome]:
-        return _pair("step", STEP[RawEnv], _shapes("step", STEP[RawEnv], raw.step, key, state, action), Outcome)
-
+    after = lambda state: _pair(raw, "step", STEP[RawEnv], Outcome, key, state, action)
     types = _settled_types(_shapes("reset", RESET[RawEnv], raw.reset, key), lambda state: after(state)[0])
     _check_obs("observe", raw.spec, _shapes("observe", "observe(state) -> obs", raw.observe, types))
     for name, value in after(types)[1]._asdict().items():
@@ -193,23 +184,19 @@ def _checked_raw(raw: RawEnv) -> RawEnv:
 
 def _settled_types(state: PyTree, step: Callable[[PyTree], PyTree]) -> PyTree:
     """Shapes and dtypes of states that hold what reset gives, and what each step makes of that."""
-    types = jax.tree.map(_plain, state)
+    types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
     for _ in range(4):  # each time a dtype may only grow: from bool to integers to floats
         after = step(types)
         _check_alike(types, after)
-        wider = jax.tree.map(lambda a, b: jax.ShapeDtypeStruct(a.shape, _wider(a, b)), types, after)
+        wider = jax.tree.map(_wider, types, after)
         if wider == types:
             return types
         types = wider
     raise UsageError(f"env: dtypes of its state change in every step, at last to {wider!r:.200}; equal ones are valid")
 
 
-def _plain(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-
-def _wider(a: Any, b: Any) -> Any:
-    return a.dtype if a.dtype == b.dtype else jnp.promote_types(a.dtype, b.dtype)
+def _wider(a: Any, b: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(a.shape, a.dtype if a.dtype == b.dtype else jnp.promote_types(a.dtype, b.dtype))
 
 
 def _check_alike(before: PyTree, after: PyTree) -> None:
@@ -232,7 +219,7 @@ def _check_alike(before: PyTree, after: PyTree) -> None:
 
 def _is_special(leaf: Any) -> bool:
     """Whether it is no number, such as a random key."""
-    return not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == jnp.bool_)
+    return not _is_any(leaf.dtype, jnp.number, jnp.bool_)
 
 
 def _as_types(state: PyTree, types: PyTree) -> PyTree:
@@ -245,41 +232,36 @@ def _as_types(state: PyTree, types: PyTree) -> PyTree:
 
 def _check_scalar(what: str, name: str, value: Any) -> None:
     """Of a reward, any number is taken; of a flag, any that is 0 or 1."""
-    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
-        raise UsageError(f"env: {name} of its {what} is a {type(value).__name__}, which is not valid; one number is")
+    which = f"{name} of its {what}"
+    if not _is_array(value):
+        raise _invalid(f"{which} is", f"a {type(value).__name__}", "one number is")
     if value.shape != ():
-        raise UsageError(
-            f"env: {name} of its {what} has the shape {value.shape}, which is not valid; () is, one environment's (an "
-            "array of one entry becomes that by x[0] or jnp.squeeze)"
-        )
-    real = any(jnp.issubdtype(value.dtype, kind) for kind in (*WHOLE_TYPES, jnp.floating))
-    if not real:
-        valid = "float32" if name == "reward" else "bool"
-        raise UsageError(f"env: {name} of its {what} is {value.dtype}, which is not valid; {valid} is")
+        valid = "() is, one environment's (an array of one entry becomes that by x[0] or jnp.squeeze)"
+        raise _invalid(f"{which} has the shape", str(value.shape), valid)
+    if not _is_any(value.dtype, *WHOLE_TYPES, jnp.floating):
+        raise _invalid(f"{which} is", str(value.dtype), f"{'float32' if name == 'reward' else 'bool'} is")
 
 
 def _check_obs(what: str, spec: EnvSpec, obs: Any) -> None:
     names = sorted(spec.obs)
     if not isinstance(obs, dict):
-        raise UsageError(
-            f"env: obs of its {what} is {_shown(obs)}, which is not valid; arrays by name are, and spec.obs says "
-            f"{', '.join(map(repr, names))}: {{{names[0]!r}: ...}}"
-        )
+        valid = f"arrays by name are, and spec.obs says {', '.join(map(repr, names))}: {{{names[0]!r}: ...}}"
+        raise _invalid(f"obs of its {what} is", _shown(obs), valid)
     if set(obs) != set(spec.obs):
         raise UsageError(f"env: obs of its {what} has the entries {sorted(map(str, obs))}; spec.obs says {names}")
     for name, space in spec.obs.items():
-        _check_entry(f"env: obs[{name!r}] of its {what}", space, obs[name])
+        _check_entry(f"obs[{name!r}] of its {what}", space, obs[name])
 
 
 def _check_entry(what: str, space: Any, value: Any) -> None:
     shape, dtype = space.shape, space.dtype
-    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
-        raise UsageError(f"{what} is {_shown(value)}, which is not valid; {dtype} {list(shape)} is, as its spec says")
+    if not _is_array(value):
+        raise _invalid(f"{what} is", _shown(value), f"{dtype} {list(shape)} is, as its spec says")
     if value.shape != shape:
-        raise UsageError(f"{what} has the shape {value.shape}; its spec says {shape}")
+        raise UsageError(f"env: {what} has the shape {value.shape}; its spec says {shape}")
     if not _is_harmless(value.dtype, jnp.dtype(dtype)):
         how = " (values of 0 to 255, by .astype(jnp.uint8))" if dtype == "uint8" else ""
-        raise UsageError(f"{what} is {value.dtype}; its spec says {dtype}{how}")
+        raise UsageError(f"env: {what} is {value.dtype}; its spec says {dtype}{how}")
 
 
 def _is_harmless(found: Any, said: Any) -> bool:
@@ -287,10 +269,16 @@ def _is_harmless(found: Any, said: Any) -> bool:
     if found == said:
         return True
     if jnp.issubdtype(said, jnp.floating):
-        return any(jnp.issubdtype(found, kind) for kind in (*WHOLE_TYPES, jnp.floating))
-    return (
-        said != jnp.uint8 and jnp.issubdtype(said, jnp.integer) and any(jnp.issubdtype(found, x) for x in WHOLE_TYPES)
-    )
+        return _is_any(found, *WHOLE_TYPES, jnp.floating)
+    return said != jnp.uint8 and jnp.issubdtype(said, jnp.integer) and _is_any(found, *WHOLE_TYPES)
+
+
+def _is_any(dtype: Any, *kinds: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "dtype") and hasattr(value, "shape")
 
 
 def _settled_obs(spec: EnvSpec, obs: dict[str, Any]) -> dict[str, Any]:
@@ -298,6 +286,4 @@ def _settled_obs(spec: EnvSpec, obs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"an array, {value.dtype} {list(value.shape)}"
-    return f"a {type(value).__name__}"
+    return f"an array, {value.dtype} {list(value.shape)}" if _is_array(value) else f"a {type(value).__name__}"
