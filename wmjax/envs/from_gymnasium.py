@@ -76,17 +76,15 @@ def host_env(
 ) -> HostEnv:
     """The environment that a worker has described; its own spaces are read here as they are there."""
     reader = obs_reader(about["native_obs"], about["image_size"])
-    obs = {entry["name"]: own.obs_space(entry) for entry in about["obs"]}
-    action = own.action_space(about["action"])
 
     def resized(size: int) -> HostEnv:
-        described = obs_reader(about["native_obs"], size).describe()
-        about_it = about | {"obs": described, "image_size": size}
-        return host_env(setup._replace(image_size=size), about_it, action_map, start_timeout)
+        seen = about | {"obs": obs_reader(about["native_obs"], size).describe(), "image_size": size}
+        return host_env(setup._replace(image_size=size), seen, action_map, start_timeout)
 
+    obs = {entry["name"]: own.obs_space(entry) for entry in about["obs"]}
     return HostEnv(
-        EnvSpec(obs, action, about["max_episode_steps"], action_map, about["frames"]),
-        lambda num_envs, **options: Workers(setup, about, num_envs, start_timeout=start_timeout, **options),
+        EnvSpec(obs, own.action_space(about["action"]), about["max_episode_steps"], action_map, about["frames"]),
+        functools.partial(Workers, setup, about, start_timeout=start_timeout),
         read=functools.partial(own.accept, reader),
         write=ActionReader(about["native_action"]).read,
         resized=resized if reader.pictures() else None,
@@ -246,10 +244,8 @@ class Workers:
 
     @staticmethod
     def _tell(process: _Process, message: bytes) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it is dead, as whoever waits for its answer will see
             process.connection.send_bytes(message)
-        except OSError:  # it is dead, as whoever waits for its answer will see
-            pass
 
     def reset(self, seeds: list[list[int]]) -> TimeStep | None:
         """As `HostEnvs.reset`."""

@@ -158,11 +158,11 @@ def source_of(name: str | None) -> str | None:
 
 def _is_here(name: str) -> bool:
     """Whether it names a class of an environment that is imported already."""
-    source, _, attribute = name.removeprefix(GYM).rpartition(":")
+    source, _, name = name.removeprefix(GYM).rpartition(":")
     module, library = gym_suite.imported(source), sys.modules.get("gymnasium")
     if module is None or library is None:
         return False
-    value = functools.reduce(lambda value, part: getattr(value, part, None), attribute.split("."), module)
+    value = gym_suite.attribute(module, name)
     return isinstance(value, type) and issubclass(value, library.Env)
 
 

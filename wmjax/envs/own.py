@@ -23,9 +23,8 @@ def obs_space(entry: dict[str, Any]) -> Space:
 
 def entry_of(name: str, space: Space) -> dict[str, Any]:
     """An entry of `EnvSpec.obs`, as `suites.spaces.Entry.describe` would give it."""
-    if isinstance(space, Discrete):
-        return {"name": name, "dtype": "int32", "shape": [], "n": space.n}
-    return {"name": name, "dtype": space.dtype, "shape": space.shape, "low": space.low, "high": space.high}
+    values = {"n": space.n} if isinstance(space, Discrete) else {"low": space.low, "high": space.high}
+    return {"name": name, "dtype": space.dtype, "shape": space.shape} | values
 
 
 def action_space(about: dict[str, Any]) -> Space:

@@ -59,19 +59,19 @@ def _unpack(tree: PyTree) -> PyTree:
 
 def check(capacity: int, num_envs: int, sampling: Sampling, batch_size: int) -> None:
     """Raises `UsageError` if a batch of `batch_size` windows could never come out of such a replay."""
-    window, rows = sampling.context + sampling.length, capacity // num_envs
+    window, rows, wrong = sampling.context + sampling.length, capacity // num_envs, None
     if sampling.over not in ("steps", "episodes", "in_order") or sampling.pad not in (None, "left", "right"):
-        raise UsageError(
-            f"sampling {sampling}: valid are over 'steps', 'episodes' or 'in_order', pad None, 'left' or 'right'"
-        )
-    if sampling.starts not in ("any", "first") or (sampling.starts == "first" and sampling.pad == "left"):
-        raise UsageError(f"sampling {sampling}: valid are starts 'any' or, without pad 'left', 'first'")
-    if sampling.online and _bounded(sampling):
-        raise UsageError(f"sampling {sampling}: online windows cross episodes, so they cannot be chosen by them")
-    if sampling.over == "in_order" and (sampling.online or _bounded(sampling)):
-        raise UsageError(f"sampling {sampling}: windows in order are neither online nor chosen by episodes")
-    if sampling.length < 1 or sampling.context < 0:
-        raise UsageError(f"sampling {sampling}: length must be at least 1 and context at least 0")
+        wrong = "valid are over 'steps', 'episodes' or 'in_order', pad None, 'left' or 'right'"
+    elif sampling.starts not in ("any", "first") or (sampling.starts == "first" and sampling.pad == "left"):
+        wrong = "valid are starts 'any' or, without pad 'left', 'first'"
+    elif sampling.online and _bounded(sampling):
+        wrong = "online windows cross episodes, so they cannot be chosen by them"
+    elif sampling.over == "in_order" and (sampling.online or _bounded(sampling)):
+        wrong = "windows in order are neither online nor chosen by episodes"
+    elif sampling.length < 1 or sampling.context < 0:
+        wrong = "length must be at least 1 and context at least 0"
+    if wrong:
+        raise UsageError(f"sampling {sampling}: {wrong}")
     if batch_size < 1:
         raise UsageError(f"batch_size {batch_size}: must be at least 1")
     if capacity >= 2**31:  # records are counted in int32

@@ -42,17 +42,10 @@ class Protocol(NamedTuple):
 
 
 ARGUMENTS = {
-    "sticky": FRACTION,
-    "min_noops": whole(0),
-    "max_noops": whole(0),
-    "limit": whole(1),
-    "life_loss": SWITCH,
-    "all_actions": SWITCH,
-    "resize": choice("area", "bilinear"),
-    "resize_first": SWITCH,
-    "gray": SWITCH,
+    "sticky": FRACTION, "min_noops": whole(0), "max_noops": whole(0), "limit": whole(1), "life_loss": SWITCH,
+    "all_actions": SWITCH, "resize": choice("area", "bilinear"), "resize_first": SWITCH, "gray": SWITCH,
     "gray_last": SWITCH,
-}
+}  # fmt: skip
 PROTOCOLS = {
     # Kaiser et al. 2019 (SimPLe) and those who compare with it, 400 thousand frames; details as in IRIS.
     "atari": Protocol(

@@ -24,14 +24,8 @@ from wmjax.suites import Argument, SuiteError, check_arguments, check_names, unk
 
 TITLE = "Gymnasium"
 # What an environment of Gymnasium needs besides that library, by the module that it fails to import.
-EXTRAS = {
-    "Box2D": "box2d",
-    "pygame": "box2d",
-    "swig": "box2d",
-    "mujoco": "mujoco",
-    "ale_py": "atari",
-    "vizdoom": "vizdoom",
-}
+EXTRAS = dict.fromkeys(("Box2D", "pygame", "swig"), "box2d")
+EXTRAS |= {"mujoco": "mujoco", "ale_py": "atari", "vizdoom": "vizdoom"}
 LIMIT, NO_LIMIT = "max_episode_steps", -1  # the argument that every environment has: as of `gymnasium.make`
 STEPS = Argument(lambda x: x == NO_LIMIT or whole(1).valid(x), f"a positive integer, or {NO_LIMIT} for no limit,")
 _importing: list[str] = []  # sources that are being imported now
@@ -73,9 +67,7 @@ def find(task: str, suite_name: str = "gym", args: Mapping[str, Any] = {}) -> An
     """What a worker needs to make the environment `task`, "ID" or "SOURCE:NAME", to be pickled."""
     source, _, name = task.rpartition(":")
     module = import_source(source) if source else None
-    made = gymnasium().registry.get(name)
-    if made is None and module is not None:
-        made = _attribute(module, name)
+    made = gymnasium().registry.get(name) or (module and attribute(module, name))
     if made is None:
         raise _unknown(task, source, name)
     if not callable(made) and not _is_spec(made):
@@ -117,7 +109,7 @@ def _unknown(task: str, source: str, name: str) -> SuiteError:
     return unknown("gym", task, names(), more)
 
 
-def _attribute(module: Any, name: str) -> Any:
+def attribute(module: Any, name: str) -> Any:
     """`module.name`, where names may have dots; None where there is none."""
     return functools.reduce(lambda value, part: getattr(value, part, None), name.split("."), module)
 
@@ -127,7 +119,7 @@ def _defined(task: str, entry_point: str, here: Mapping[str, Any]) -> Any:
     module, _, name = entry_point.partition(":")
     if module not in here:
         return None
-    value = _attribute(here[module], name)
+    value = attribute(here[module], name)
     if value is None:
         raise SuiteError(f"env: 'gym:{task}' is registered with the entry point {entry_point!r}, which does not exist")
     return value
@@ -231,7 +223,7 @@ def name_of(made: Any) -> str:
     here = {script() if module == "__main__" else module: sys.modules.get(module)}
     here |= {path: found for path, found in _files.items() if found.__name__ == module}
     for source, found in here.items():
-        if _attribute(found, name) is made:
+        if attribute(found, name) is made:
             return f"{source}:{name}"
     return f"{next(iter(here))}:<{name.rpartition('<locals>.')[2].strip('<>')}>"
 

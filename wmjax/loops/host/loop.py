@@ -138,7 +138,11 @@ class HostLoop(Programs):
         needs = sizes(example, self._num_envs, agent.recipe.replay_capacity, memory_map=options.memory_map)
         if records is not None:
             check_room(agent.recipe, state, needs, records, None if resume else path, say)
-        self.replay = self._make_replay(example, needs)
+        where = dict(folder=self._folder, memory_map=options.memory_map)
+        try:
+            self.replay = HostReplay(example, self._num_envs, agent.recipe.replay_capacity, warn=say, **where)
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise _too_large(agent.recipe, needs.memory_bytes) from None
         run = self._begin(state, carry, jax.eval_shape(lambda: jax.random.key(0)))
         self.template = jax.eval_shape(lambda tree: tree, run)._replace(replay=self.replay.template())
         self._envs: HostEnvs | None = None
@@ -154,16 +158,6 @@ class HostLoop(Programs):
         self._learn_by = cache(lambda fn: jax.jit(partial(device.apply_update, fn, None), donate_argnums=(0, 1)))
         self._count = jax.jit(device.count_episodes)
         self._keys = jax.jit(self._iteration_keys, static_argnums=3)
-
-    def _make_replay(self, example: Record, needs: Sizes) -> HostReplay:
-        recipe, memory_map = self._agent.recipe, self._options.memory_map
-        try:
-            return HostReplay(
-                example, self._num_envs, recipe.replay_capacity, folder=self._folder, memory_map=memory_map,
-                warn=self._say,
-            )  # fmt: skip
-        except (MemoryError, jax.errors.JaxRuntimeError):
-            raise _too_large(recipe, needs.memory_bytes) from None
 
     def _begin(self, state: PyTree, carry: PyTree, key: Array) -> RunState:
         zero, n = np.int32(0), self._num_envs

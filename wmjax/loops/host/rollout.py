@@ -82,7 +82,8 @@ class HostEvaluator:
         make_way: Callable[[], None] | None = None,
         max_steps: int | None = None,
     ) -> None:
-        self._env, self._options, self._say, self._stop, self._make_way = env, options, say, stop, make_way
+        self._env, self._options, self._stop, self._make_way = env, options, stop, make_way
+        self._strict, self._say = say is None, say or (lambda text: None)
         self._most = options.eval_envs or min(PERIODIC_EPISODES, agent.recipe.num_envs)
         self._beside = options.eval_envs != 0 and make_way is not None  # training's environments stay as they are
         self._max_steps = max_steps or step_limit(env.spec)
@@ -99,7 +100,7 @@ class HostEvaluator:
                     return self._evaluate(params, key, episodes)
                 except RunError as error:
                     self._beside = False
-                    self._tell(
+                    self._say(
                         f"warning: an evaluation beside the environments of training failed ({error}); from now on "
                         "they are closed for evaluations, and begin new episodes after them (as with eval_envs 0)"
                     )
@@ -107,18 +108,14 @@ class HostEvaluator:
                 self._make_way()
             return self._evaluate(params, key, episodes)
         except RunError as error:
-            if self._say is None:
+            if self._strict:
                 raise
             self._say(f"warning: evaluation was given up: {error}")
             return _not_played(episodes)
 
-    def _tell(self, text: str) -> None:
-        if self._say is not None:
-            self._say(text)
-
     def _evaluate(self, params: PyTree, key: Array, episodes: int) -> Evaluation:
         width = min(self._most, episodes)
-        envs = start(self._env, width, self._options, training=False, say=self._tell, stop=self._stop)
+        envs = start(self._env, width, self._options, training=False, say=self._say, stop=self._stop)
         try:
             rounds = [self._play(envs, params, key, np.arange(i, i + width)) for i in range(0, episodes, width)]
         finally:
