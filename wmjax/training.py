@@ -206,7 +206,7 @@ def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, Run, str]:
         caught = stack.enter_context(catch_signals(say))
         with plan.display.working("preparing environments and replay", say=False):
             found = _programs(
-                made, path=plan.path, checkpoints=plan.path / CHECKPOINTS, options=plan.host, say=say,
+                made, path=plan.path, options=plan.host, say=say,
                 stop=lambda: bool(caught), records=Schedule(made.agent, made.env, made.steps).records, resume=resume,
             )  # fmt: skip
         if isinstance(found, host.HostLoop):

@@ -53,7 +53,7 @@ def drive(path, failing, steps, *, on_host=False, seeds=(0,), resume=False, most
     agent, env = failing_agent(), host_env()[0] if on_host else counter_env()
     with contextlib.ExitStack() as stack:
         if on_host:
-            programs = stack.enter_context(contextlib.closing(host.HostLoop(agent, env, path, path / CHECKPOINTS)))
+            programs = stack.enter_context(contextlib.closing(host.HostLoop(agent, env, path)))
         else:
             programs = device_programs(len(seeds))
         plan = Plan(agent, env, path, seeds, steps, 10**6, 1e6, most, None, Options(workers=1))

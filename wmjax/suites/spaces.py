@@ -415,10 +415,8 @@ class ActionReader:
     def sample(self, rng: np.random.Generator) -> Any:
         """Any action as described, to try the environment with; numbers without a bound are drawn near 0."""
         about = self._about
-        if about["kind"] == "discrete":
-            return rng.integers(about["n"])
-        if about["kind"] == "multi_discrete":
-            return rng.integers(about["ns"])
+        if about["kind"] != "box":
+            return rng.integers(about["n"] if about["kind"] == "discrete" else about["ns"])
         low, high = (np.clip(about[x], -1e4, 1e4) for x in ("low", "high"))
         return (low + rng.random(low.shape) * (high - low)).astype(np.float32)
 

@@ -27,9 +27,7 @@ def drive(path, env, steps, *, resume=False, caught=(), actions=3, said=None, **
     said, seconds = [] if said is None else said, kwargs.get("checkpoint_seconds", 0.0)
     agent = fake_agent(fake_recipe(fake_agent(actions=actions).act, capacity=32), actions=actions)
     options, stream = kwargs.pop("options", Options(workers=1)), io.StringIO()
-    loop = HostLoop(
-        agent, env, path, path / CHECKPOINTS, options, said.append, kwargs.pop("stop", lambda: bool(caught))
-    )
+    loop = HostLoop(agent, env, path, options, said.append, kwargs.pop("stop", lambda: bool(caught)))
     with contextlib.closing(loop):
         callback = kwargs.get("callback")
         plan = Plan(

@@ -78,7 +78,7 @@ def with_recipe(**kwargs):
 
 
 def run_host(agent, env, iterations, *, stop=lambda: False, path=None, key=0, **options):
-    loop = HostLoop(agent, env, path, path and path / "checkpoints", Options(**options), stop=stop)
+    loop = HostLoop(agent, env, path, Options(**options), stop=stop)
     state, metrics = loop.init(jax.random.key(key)), []
     for number, stage in enumerate(agent.recipe.stages):
         state, found = loop.compile_stage(stage)(state, iterations[number])
@@ -157,7 +157,7 @@ def test_what_is_gathered_can_be_saved_and_goes_on_with_new_episodes(tmp_path):
     checkpoint.save(tmp_path / "checkpoints", 1, loop.gather(state))
     loop.close()
     assert begun[0].log[-1] == "closed"
-    again = HostLoop(agent, env, tmp_path, tmp_path / "checkpoints")
+    again = HostLoop(agent, env, tmp_path)
     restored = again.place(checkpoint.restore(tmp_path / "checkpoints", again.template, exact=True))
     np.testing.assert_array_equal(restored.agent.params["w"], before)
     jax.tree.map(np.testing.assert_array_equal, stored(again), stored(loop))
@@ -181,7 +181,7 @@ def test_replay_files_that_no_checkpoint_names_go(tmp_path, monkeypatch):
     assert len(checkpoint.steps(tmp_path / "checkpoints")) == 2
     for step in checkpoint.steps(tmp_path / "checkpoints"):
         said = []
-        again = HostLoop(agent, host_env()[0], tmp_path, tmp_path / "checkpoints", say=said.append)
+        again = HostLoop(agent, host_env()[0], tmp_path, say=said.append)
         again.place(checkpoint.restore(tmp_path / "checkpoints", again.template, step, exact=True))
         assert not any("torn" in text for text in said)
 
@@ -234,7 +234,7 @@ def test_after_a_torn_file_those_of_the_checkpoint_are_kept_until_there_is_anoth
     left = []
     for _ in range(2):  # the first is killed before it has a checkpoint of its own
         said = []
-        again = HostLoop(agent, host_env()[0], tmp_path, tmp_path / "checkpoints", say=said.append)
+        again = HostLoop(agent, host_env()[0], tmp_path, say=said.append)
         restored = again.place(checkpoint.restore(tmp_path / "checkpoints", again.template, exact=True))
         left.append((int(again.replay.ring.added), [text for text in said if "torn" in text]))
         restored, _ = again.compile_stage(agent.recipe.stages[1])(restored, 3)
@@ -259,7 +259,7 @@ def test_a_disk_that_old_records_have_filled_is_cleared_and_used_again(tmp_path,
     saved = loop.gather(state)
     assert len(list(folder.iterdir())) <= 3
     checkpoint.save(tmp_path / "checkpoints", 1, saved)
-    again = HostLoop(agent, host_env()[0], tmp_path, tmp_path / "checkpoints")
+    again = HostLoop(agent, host_env()[0], tmp_path)
     again.place(checkpoint.restore(tmp_path / "checkpoints", again.template, exact=True))
     jax.tree.map(np.testing.assert_array_equal, stored(again), stored(loop))
 

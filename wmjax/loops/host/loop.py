@@ -31,7 +31,7 @@ from wmjax.ops import noise
 from wmjax.replay import chunks
 from wmjax.replay.device import Record
 from wmjax.replay.host import HostReplay, Sizes, cpu, sizes
-from wmjax.run_folder import REPLAY
+from wmjax.run_folder import CHECKPOINTS, REPLAY
 from wmjax.types import Agent, Array, HostEnv, HostEnvs, Metrics, PyTree, Recipe, RunError, Stage, TimeStep, UsageError
 
 
@@ -104,8 +104,7 @@ class HostLoop(Programs):
     Args:
       agent: brings the recipe.
       env: takes what the agent emits.
-      path: the run's folder, where replay is written; None to save nothing.
-      checkpoints: where the run's checkpoints lie; replay files that they name are kept.
+      path: the run's folder, where replay is written, and files that its checkpoints name are kept; None: nowhere.
       options: how to run.
       say: is told what goes wrong, and how much memory replay takes.
       stop: whether to end the stage as soon as possible.
@@ -122,7 +121,6 @@ class HostLoop(Programs):
         agent: Agent,
         env: HostEnv,
         path: Path | None = None,
-        checkpoints: Path | None = None,
         options: Options = DEFAULTS,
         say: Callable[[str], None] = lambda text: None,
         stop: Callable[[], bool] = lambda: False,
@@ -130,10 +128,9 @@ class HostLoop(Programs):
         resume: bool = False,
     ) -> None:
         check(agent)
-        self._agent, self._env, self._checkpoints, self._options = agent, env, checkpoints, options
-        self._say, self._stop = say, stop
+        self._agent, self._env, self._options, self._say, self._stop = agent, env, options, say, stop
         self._num_envs, self._schedule = agent.recipe.num_envs, Schedule(agent, env)
-        self._folder = path / REPLAY if path is not None else None
+        self._folder, self._checkpoints = (None, None) if path is None else (path / REPLAY, path / CHECKPOINTS)
         (state, carry), example = shapes(agent, env)
         needs = sizes(example, self._num_envs, agent.recipe.replay_capacity, memory_map=options.memory_map)
         if records is not None:
