@@ -46,16 +46,11 @@ def effective_config(config: Any) -> dict[str, Any]:
     return flat
 
 
-def command_line() -> str:
-    """Of this process."""
-    name = Path(sys.argv[0]).name
-    return shlex.join(["wmjax" if name == "__main__.py" else name, *sys.argv[1:]])
-
-
 def about(made: Setup) -> dict[str, Any]:
     """What `config.json` says besides the settings: none of it has to be the same where a run goes on."""
     params = jax.eval_shape(made.agent.init, jax.random.key(0)).variables
     devices = jax.devices()[: made.description["devices"]]
+    program = Path(sys.argv[0]).name
     return {
         "parameters": count(params),
         "parameters_of": {name: count(part) for name, part in sorted(params.items())},
@@ -67,7 +62,7 @@ def about(made: Setup) -> dict[str, Any]:
             "jaxlib": jaxlib.__version__,
             "wmjax": wmjax.__version__,
         },
-        "command": command_line(),
+        "command": shlex.join(["wmjax" if program == "__main__.py" else program, *sys.argv[1:]]),
     }
 
 

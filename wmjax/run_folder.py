@@ -17,6 +17,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,7 @@ LARGEST = 2**53  # of whole numbers that are exact everywhere
 DEPTH = 5  # of values within values
 
 
-class _Missing:
-    def __repr__(self) -> str:
-        return "<missing>"
-
-
-MISSING = _Missing()
+MISSING = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
 
 
 def _is_plain(value: Any, depth: int = DEPTH) -> bool:
@@ -97,10 +93,6 @@ def _object(name: str, value: Any) -> None:
         raise checks.invalid(name, value, "an object")
 
 
-def _parallel(name: str, value: Any) -> None:
-    checks.choice(name, value, ("shard_map", "pmap"))
-
-
 # What raises `UsageError` where the value of a name is not valid; `OR_NULL` says where it may be null.
 SCHEMA: dict[str, Callable[[str, Any], Any]] = {
     "version": checks.text,
@@ -108,7 +100,7 @@ SCHEMA: dict[str, Callable[[str, Any], Any]] = {
     "env": checks.text,
     "preset": checks.text,
     **dict.fromkeys(("seed", "seeds", "devices"), checks.number),
-    "parallel": _parallel,
+    "parallel": partial(checks.choice, valid=("shard_map", "pmap")),
     **dict.fromkeys(("image_size", "action_repeat", "steps"), checks.number),
     "config": _plain,
 }

@@ -45,11 +45,8 @@ class Scores(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it, None for what is not finite; without `seeds` where there is one."""
-        values = self._asdict() | {
-            "mean": _number(self.mean), "std": _number(self.std), "iqm": _number(self.iqm),
-            "ci95": [_number(x) for x in self.ci95], "returns": [_number(x) for x in self.returns],
-        }  # fmt: skip
-        seeds = values.pop("seeds")
+        values = {name: _plain(value) for name, value in self._asdict().items() if name != "seeds"}
+        seeds = self.seeds
         return values | ({"seeds": {str(seed): own.to_json() for seed, own in seeds.items()}} if seeds else {})
 
     def cut_line(self) -> str | None:
@@ -59,7 +56,9 @@ class Scores(NamedTuple):
         return f"{self.cut} of {self.episodes} episodes were cut after {max(self.lengths):,} steps"
 
 
-def _number(value: float) -> float | None:
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(x) for x in value]
     return value if math.isfinite(value) else None
 
 

@@ -8,6 +8,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,7 +27,7 @@ from wmjax.loops.signals import catch_signals
 from wmjax.names import nearest
 from wmjax.run import FINAL_EPISODES, Run, run_of
 from wmjax.run_folder import CHECKPOINTS, EVAL, open_folder, read_description, say_edits, warn
-from wmjax.scores import Scores, keep, summarize_seeds
+from wmjax.scores import keep, summarize_seeds
 from wmjax.settings import Setup, describe, setup
 from wmjax.types import HostEnv, RunError, UsageError
 
@@ -139,7 +140,7 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
         stack.enter_context(memory.running_out())
         display = stack.enter_context(_display(asked["progress"]))
         display.say(f"compilation cache {cache}" if cache else "compilation cache off")
-        fits = lambda folder: _check_state(made, folder)
+        fits = partial(_check_state, made)
         path = stack.enter_context(open_folder(out, resume, made.description, fits, display.say, no_lock=no_lock))
         display.say(describe(made, path))
         told = callback and (lambda metrics, state: callback(metrics, run_of(made, path, metrics["step"], state)))
@@ -237,24 +238,20 @@ def _check_state(made: Setup, path: Path) -> None:
 
 
 def _evaluate_end(made: Setup, run: Run, driver: Driver, display: Display) -> None:
-    """Fresh episodes of the trained agent: their scores, said and kept."""
-    episodes = FINAL_HOST_EPISODES if isinstance(made.env, HostEnv) else FINAL_EPISODES
+    """Fresh episodes of the trained agent: their scores, said and kept. A full disk costs the files alone."""
+    episodes, say = FINAL_HOST_EPISODES if isinstance(made.env, HostEnv) else FINAL_EPISODES, display.say
     with display.working(f"evaluating over {episodes} episodes", say=False):
         played = driver.evaluator(run.state.variables, driver.per_seed(evaluation_key), episodes)
     by_seed = zip(*map(np.atleast_2d, played), strict=True)
-    _tell_scores(run, summarize_seeds(dict(zip(made.seeds, by_seed, strict=True))), display.say)
-    display.say(f"run folder {run.path}")
-
-
-def _tell_scores(run: Run, scores: Scores, say: Callable[[str], None]) -> None:
-    """Says and keeps what the evaluation at the end came to; a full disk costs the files, not what is said."""
+    scores = summarize_seeds(dict(zip(made.seeds, by_seed, strict=True)))
     if not math.isfinite(scores.mean):
         say(f"warning: not evaluated; `wmjax eval {run.path}` plays these episodes again")
-        return
-    say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
-    if line := scores.cut_line():
-        say(line)
-    try:
-        keep(run.records(scores))
-    except OSError as error:
-        say(f"warning: {EVAL} in {str(run.path)!r} cannot be written ({error.strerror})")
+    else:
+        say(f"mean return {scores.mean:.3f} over {scores.episodes} episodes, IQM {scores.iqm:.3f}")
+        if line := scores.cut_line():
+            say(line)
+        try:
+            keep(run.records(scores))
+        except OSError as error:
+            say(f"warning: {EVAL} in {str(run.path)!r} cannot be written ({error.strerror})")
+    say(f"run folder {run.path}")

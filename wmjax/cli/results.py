@@ -12,13 +12,6 @@ from wmjax.cli.arguments import DreamArgs, EvalArgs, PlotArgs, env_args, parse
 from wmjax.types import UsageError
 
 
-def _load(args: EvalArgs | DreamArgs, env: str | None = None, env_args: dict[str, Any] | None = None) -> Any:
-    from wmjax.run import load
-
-    how = dict(which=args.which, start_timeout=args.start_timeout, trust_env=args.trust_env)
-    return load(args.run, env=env, env_args=env_args, **how)
-
-
 def _load_to_play(args: EvalArgs | DreamArgs) -> tuple[Any, Any, str | None]:
     """The run, and another environment for it and its name if one is named.
 
@@ -26,20 +19,22 @@ def _load_to_play(args: EvalArgs | DreamArgs) -> tuple[Any, Any, str | None]:
     one that is named stands for it.
     """
     from wmjax.envs.handed import handed, source_of
+    from wmjax.run import load
     from wmjax.run_folder import read_description
     from wmjax.settings import other_env
 
-    given = env_args(args.env_arg)
+    given, timeout = env_args(args.env_arg), args.start_timeout
+    read = lambda **env: load(args.run, which=args.which, start_timeout=timeout, trust_env=args.trust_env, **env)
     if args.env is None:
-        return _load(args, env_args=given), None, None
+        return read(env_args=given), None, None
     description = read_description(args.run)
     own = description["env"]
     if own is not None and _same(own, args.env, handed(args.env).name):
-        return _load(args, args.env, given), None, None
-    where = lambda description: other_env(description, args.env, given, start_timeout=args.start_timeout)
+        return read(env=args.env, env_args=given), None, None
+    where = lambda description: other_env(description, args.env, given, start_timeout=timeout)
     if not args.trust_env and (own is None or source_of(own) is not None):
-        return _load(args, where(description)), None, args.env
-    run = _load(args)
+        return read(env=where(description)), None, args.env
+    run = read()
     return run, where(run.description), args.env
 
 

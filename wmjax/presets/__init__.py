@@ -19,12 +19,8 @@ from wmjax.presets.budgets import RunSettings, run_settings
 DEFAULT_PRESET = "small"
 # The environment that an agent is trained on if none is named: discrete actions, or continuous ones.
 DEFAULT_ENVS = {
-    "dreamer_v1": "pendulum",
-    "dreamer_v2": "catch",
-    "dreamer_v3": "catch",
-    "world_models": "racing",
-    "iris": "catch",
-}
+    "dreamer_v1": "pendulum", "dreamer_v2": "catch", "dreamer_v3": "catch", "world_models": "racing", "iris": "catch",
+}  # fmt: skip
 PRESET_NOTES = {
     "small": "learns on a laptop's CPU in minutes; the default",
     "guide": "the sizes of the implementation guide",
@@ -42,11 +38,8 @@ PRESET_NOTES = {
 
 # Overrides of the paper's defaults, by agent and preset.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "dreamer_v1": dreamer_v1.PRESETS,
-    "dreamer_v2": dreamer_v2.PRESETS,
-    "dreamer_v3": dreamer_v3.PRESETS,
-    "world_models": world_models.PRESETS,
-    "iris": iris.PRESETS,
+    module.__name__.rpartition(".")[2]: module.PRESETS
+    for module in (dreamer_v1, dreamer_v2, dreamer_v3, world_models, iris)
 }
 
 
