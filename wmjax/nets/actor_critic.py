@@ -94,6 +94,7 @@ class ActorCritic(nn.Module):
         contracts.shaped(self.units, hidden=hidden)
         return self.actor(hidden), self.critic(hidden)[..., 0]
 
-    def everything(self, memory: Memory, image: Array) -> tuple[Array, Array]:
-        """Initializes all parameters at once."""
-        return self.outputs(self.remember(memory, self.features(image)).hidden)
+    def __call__(self, memory: Memory, image: Array) -> tuple[Memory, Array, Array]:
+        """One more image `[B, H, W, C]`: the memory after it, action logits and value."""
+        memory = self.remember(memory, self.features(image))
+        return memory, *self.outputs(memory.hidden)

@@ -19,6 +19,7 @@ from wmjax.types import Array
 TRUNCATION = 1.1368
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"silu": nn.silu, "relu": nn.relu, "elu": nn.elu}
+ACTIVATIONS["gelu"] = lambda x: nn.gelu(x, approximate=False)  # exact: JAX's default is the tanh form
 
 
 def truncated_normal_in(fan_in: int, outscale: float = 1.0) -> Callable:

@@ -7,20 +7,15 @@ Source: Radford et al. 2019 (GPT-2) with learned positions, as Micheli et al. 20
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from wmjax.nets.mlp import ACTIVATIONS
 from wmjax.ops import contracts, noise
 from wmjax.types import Array
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # exact: JAX's default is the tanh form
-    "relu": jax.nn.relu,
-}
 
 
 class KVCache(NamedTuple):

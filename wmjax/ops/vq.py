@@ -123,14 +123,16 @@ def assigned(z: Array, tokens: Array, size: int, axis_name: str | None = None) -
     contracts.shaped(None, z=z)
     contracts.floating(z=z)
     contracts.integers(tokens=tokens)
-    contracts.leading(z.ndim - 1, z=z, tokens=tokens)
     contracts.exactly(*z.shape[:-1], tokens=tokens)
     z, tokens = z.reshape(-1, z.shape[-1]).astype(jnp.float32), tokens.reshape(-1)
     onehot = jax.nn.one_hot(tokens, size, dtype=jnp.float32)
     return Assigned(z, tokens, _sum_over(onehot.sum(0), axis_name), _sum_over(onehot.T @ z, axis_name))
 
 
-def _check(batch: Assigned, size: int, dim: int) -> None:
+def _check(batch: Assigned, codebook: Array) -> None:
+    contracts.exactly(None, None, codebook=codebook)
+    contracts.floating(codebook=codebook)
+    size, dim = codebook.shape
     contracts.exactly(None, dim, z=batch.z)
     contracts.exactly(batch.z.shape[0], tokens=batch.tokens)
     contracts.exactly(size, counts=batch.counts)
@@ -154,18 +156,12 @@ def ema_update(
 
         N ← β N + (1 - β) n,   m ← β m + (1 - β) s,   e = m / Ñ,   Ñ = (N + ε) / (Σ N + V ε) Σ N
 
-    Args:
-      state: before this batch.
-      batch: with n, its `counts`, and s, its `sums`.
-      decay: β in [0, 1).
-      eps: keeps entries that nobody takes finite (they drift to the origin).
-
-    Returns:
-      The new state and the codebook `[V, D]`.
+    n and s are the batch's `counts` and `sums`, β is `decay` in [0, 1). ε keeps entries that nobody takes finite (they
+    drift to the origin). Returns the new state and the codebook `[V, D]`.
 
     Source: van den Oord et al. 2017, appendix A.1, with Laplace smoothing.
     """
-    _check(batch, *state.sums.shape)
+    _check(batch, state.sums)
     counts = decay * state.counts + (1 - decay) * batch.counts
     sums = decay * state.sums + (1 - decay) * batch.sums
     total = counts.sum()
@@ -180,9 +176,7 @@ def cosine_update(codebook: Array, batch: Assigned, rate: float = 0.01) -> Array
 
     An entry that nobody took keeps its direction. Source: Micheli et al. 2024 (Δ-IRIS).
     """
-    contracts.exactly(None, None, codebook=codebook)
-    contracts.floating(codebook=codebook)
-    _check(batch, *codebook.shape)
+    _check(batch, codebook)
     return normalize((1 - rate) * codebook + rate * normalize(_means(batch)))
 
 
@@ -196,20 +190,11 @@ def _means(batch: Assigned) -> Array:
 
 
 def health(counts: Array, usage: Array, dead_below: float) -> Metrics:
-    """How much of the codebook is in use.
-
-    Args:
-      counts: `[V]`, of one batch, over all devices.
-      usage: `[V]`, of `CodebookState`.
-      dead_below: an entry is dead where its usage is below this share.
+    """How much of the codebook is in use, by `counts` `[V]` of one batch and `usage` `[V]` of `CodebookState`.
 
     Returns:
       `perplexity`, exp of the entropy of the batch's tokens, in [1, V]; `usage`, the share of entries that the batch
-      took; `dead`, the share of dead entries.
-
-    >>> m = health(jnp.array([2.0, 2.0, 0.0, 0.0]), jnp.array([0.5, 0.5, 0.0, 0.0]), 0.01)
-    >>> {name: round(float(value), 3) for name, value in m.items()}
-    {'perplexity': 2.0, 'usage': 0.5, 'dead': 0.5}
+      took; `dead`, the share of entries whose usage is below `dead_below`.
     """
     contracts.exactly(None, counts=counts)
     contracts.alike(counts=counts, usage=usage)
@@ -236,7 +221,6 @@ def revive(
     Args:
       key: the same on every device; consumed.
       state, codebook: after this batch.
-      batch: from `assigned`.
       dead_below: an entry is dead where its usage is below this share.
       axis_name: axis that the batch is spread over; latents of all devices are drawn from.
 
@@ -244,9 +228,7 @@ def revive(
     2007 (k-means++).
     """
     contracts.keys(key=key)
-    contracts.exactly(None, None, codebook=codebook)
-    contracts.floating(codebook=codebook)
-    _check(batch, *codebook.shape)
+    _check(batch, codebook)
     z, size, rows = batch.z, codebook.shape[0], batch.z.shape[0]
     count, mean, square = (_sum_over(x, axis_name) for x in (jnp.float32(rows), z.sum(0), jnp.sum(z * z)))
     variance = square / count - jnp.sum((mean / count) ** 2)

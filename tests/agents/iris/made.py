@@ -40,6 +40,11 @@ def sequence(nets, weights, tokens, action):
     return call(nets.world_model, weights, tokens, action, jnp.zeros(action.shape[:2]))
 
 
+def look(nets, params, memory, frame):
+    """The policy's memory after one more frame, and action logits."""
+    return call(nets.actor_critic, params["actor_critic"], memory, frame)[:2]
+
+
 @functools.cache
 def update_of(agent, name):
     return jax.jit(update_named(agent, name).fn)

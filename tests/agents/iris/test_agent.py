@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from tests.agents.batches import PIXELS, TINY_IRIS, perturb, random_step
-from tests.agents.iris.made import ATARI, PAPER, batch_for, gradient_flow, jit, made, update_named, update_of
+from tests.agents.iris.made import ATARI, PAPER, batch_for, gradient_flow, jit, look, made, update_named, update_of
 from wmjax.agents import iris
-from wmjax.agents.iris import behavior
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import checkpoint, device
@@ -32,7 +31,7 @@ def test_random_actions_are_taken_while_collecting_only_and_evaluation_samples_a
     memory = agent.policy_carry(state.params, rows)
     tokens = jit(iris.encode, nets, config)(state.params, step.obs["image"][:1])
     one = jax.tree.map(lambda x: x[:1], memory)
-    _, logits = jit(behavior.look, nets)(state.params, one, jit(iris.decode, nets)(state.params, tokens))
+    _, logits = jit(look, nets)(state.params, one, jit(iris.decode, nets)(state.params, tokens))
     act = jax.jit(agent.act, static_argnames="explore")
     share = lambda explore: act(state.params, jax.random.key(0), memory, step, explore=explore)[1].mean(0)
     np.testing.assert_allclose(share(True), 0.5 * jax.nn.softmax(logits[0]) + 0.5 / 3, atol=0.03)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.agents.batches import PIXELS, random_step
-from tests.agents.iris.made import BATCH, PAPER, images, jit, made
+from tests.agents.iris.made import BATCH, PAPER, images, jit, look, made
 from wmjax.agents import iris
 from wmjax.agents.iris import behavior
 from wmjax.ops import distributions, noise
@@ -59,7 +59,7 @@ def test_the_policy_sees_reconstructions_alone_while_collecting_evaluating_and_i
     seen = jit(iris.decode, nets)(state.params, jit(iris.encode, nets, config)(state.params, image))
     assert seen.min() >= 0.0 and seen.max() <= 1.0
     memory = agent.policy_carry(state.params, BATCH)
-    expected, _ = jit(behavior.look, nets)(state.params, memory, seen)
+    expected, _ = jit(look, nets)(state.params, memory, seen)
     keys = jax.random.split(jax.random.key(0), BATCH)
     frame_state = jit(iris.start_state, nets, agent.model)(
         state.params, jit(iris.encode, nets, config)(state.params, image)
@@ -82,7 +82,7 @@ def test_replaying_the_frames_gives_the_numbers_of_the_rollout():
     memory = agent.policy_carry(state.params, BATCH)
 
     def policy(key, carry, frame):
-        carry, logits = jit(behavior.look, nets)(state.params, carry[0], frame)
+        carry, logits = jit(look, nets)(state.params, carry[0], frame)
         return (carry, logits), dist(logits).sample(seed=key)
 
     for horizon in (1, 2, 3):

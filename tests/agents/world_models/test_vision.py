@@ -95,7 +95,7 @@ def test_a_black_picture_is_zeros_and_a_white_one_ones():
     loss = jax.jit(lambda params, image: vision.vision_loss(nets, config, params, keys, image))
     for level in (0, 255):
         params["decoder"]["deconv3"]["bias"] = jnp.full(3, 99.0 if level else -99.0)
-        _, metrics = loss(params, jnp.full((1, 64, 64, 3), level, jnp.uint8))
+        _, (metrics, _) = loss(params, jnp.full((1, 64, 64, 3), level, jnp.uint8))
         assert metrics["recon"] < 1e-6
 
 
@@ -110,7 +110,7 @@ def test_a_perceptual_loss_can_take_the_place_of_the_squared_error(kind):
     run = jax.jit(
         jax.value_and_grad(lambda params: vision.vision_loss(nets, config, params, keys, image), has_aux=True)
     )
-    (total, metrics), grads = run(params)
+    (total, (metrics, _)), grads = run(params)
     assert total == pytest.approx(config.perceptual_scale * float(metrics["perceptual"]), rel=1e-5) and total > 0
     chex.assert_tree_all_finite(grads)
     assert min(float(jnp.abs(g["conv0"]["kernel"]).max()) for g in (grads["encoder"],)) > 0

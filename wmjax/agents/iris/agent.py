@@ -12,6 +12,7 @@ from wmjax.agents.iris import behavior, dynamics, tokenizer
 from wmjax.agents.iris.config import IRISConfig
 from wmjax.agents.iris.modules import image_name, init_params, networks, optimizers
 from wmjax.nets.actor_critic import zero_memory
+from wmjax.nets.mlp import call
 from wmjax.ops import distributions, vq
 from wmjax.types import Agent, AgentState, EnvSpec, Recipe, Stage, Update
 
@@ -63,7 +64,8 @@ def iris(spec: EnvSpec, config: IRISConfig, axis_name: str | None = None) -> Age
         return zero_memory(batch_size, config.lstm_units)
 
     def choose(params, key, memory, tokens, explore):
-        memory, logits = behavior.look(nets, params, memory, tokenizer.decode(nets, params, tokens))
+        frame = tokenizer.decode(nets, params, tokens)
+        memory, logits, _ = call(nets.actor_critic, params["actor_critic"], memory, frame)
         if not explore:
             dist = distributions.OneHotCategorical(logits / config.eval_temperature)
             return memory, dist.mode() if config.eval_action == "mode" else dist.sample(seed=key)

@@ -46,18 +46,9 @@ def lambda_returns(reward: Array, end: Array, value: Array, discount: float, lam
 
         G_{H-1} = V_{H-1},   Gₜ = rₜ + (1 - dₜ) γ [(1 - λ) Vₜ₊₁ + λ Gₜ₊₁]
 
-    Args:
-      reward, end: `[H - 1, ...]`, what follows the action at frame t.
-      value: `[H, ...]`, of the frames.
-
-    Returns:
-      float32 `[H, ...]`.
+    Reward and end are `[H - 1, ...]`, what follows the action at frame t; values, and the result, float32 `[H, ...]`.
 
     Source: appendix B.
-
-    >>> r, v, d = jnp.array([1.0, 0.0, -1.0]), jnp.array([0.5, 0.4, 0.3, 0.2]), jnp.array([False, True, False])
-    >>> lambda_returns(r, d, v, 0.995, 0.95).round(3).tolist()
-    [1.0199999809265137, 0.0, -0.8009999990463257, 0.20000000298023224]
     """
     rest = returns.lambda_returns(reward, discount * (1.0 - end), value[1:], lambda_)
     return jnp.concatenate([rest, value[-1:]])
@@ -91,14 +82,6 @@ def actor_critic_losses(
     return losses, target
 
 
-def look(nets: Networks, params: dict, memory: Memory, frame: Array) -> tuple[Memory, Array]:
-    """One more frame `[B, H, W, C]` in [0, 1] for the policy: its memory, and action logits `[B, A]`."""
-    weights = params["actor_critic"]
-    features = call(nets.actor_critic, weights, frame, method="features")
-    memory = call(nets.actor_critic, weights, memory, features, method="remember")
-    return memory, call(nets.actor_critic, weights, memory.hidden, method="outputs")[0]
-
-
 def make_update(nets: Networks, model: WorldModel, spec: EnvSpec, config: IRISConfig, axis_name: str | None) -> Update:
     """Steps on `[burn_in + 1, B]` records, padded at the beginning; imagination starts from the last one.
 
@@ -116,7 +99,7 @@ def make_update(nets: Networks, model: WorldModel, spec: EnvSpec, config: IRISCo
         keys = noise.row_keys(key, mask.shape[1], axis_name)
 
         def policy(key, memory, frame):
-            memory, logits = look(nets, params, memory, frame)
+            memory, logits, _ = call(nets.actor_critic, params["actor_critic"], memory, frame)
             return memory, distributions.OneHotCategorical(logits).sample(seed=key)
 
         dream, frames = sg(generate(nets, model, params, keys, tokens[-1], config.horizon - 1, policy, memory))

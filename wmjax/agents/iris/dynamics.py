@@ -19,8 +19,6 @@ from wmjax.ops import noise
 from wmjax.ops.masks import masked_mean
 from wmjax.types import Array, EnvSpec, PyTree, Sampling, Update, WorldModel
 
-sg = jax.lax.stop_gradient
-
 
 class IRISState(NamedTuple):
     """A frame of tokens, the context before it, and what the last transition drew and expected."""
@@ -59,16 +57,10 @@ def make_room(nets: Networks, params: dict, cache: KVCache, tokens: Array, neede
 
 
 def respond(nets: Networks, params: dict, key: Array, state: IRISState, action: Array) -> tuple[IRISState, Array]:
-    """What follows an action, except for the next frame.
+    """What follows an action (one-hot `[B, A]`), except for the next frame; the cache of `state` has room for it.
 
-    Args:
-      key: one key or keys `[B]`; consumed.
-      state: `[B]`, with room in its cache.
-      action: one-hot `[B, A]`.
-
-    Returns:
-      The state with the action in its context and its outcome, and the output `[B, D]` that predicts the next frame's
-      first token.
+    Gives the state with the action in its context and its outcome, and the output `[B, D]` that predicts the next
+    frame's first token. `key` is one key or keys `[B]`; consumed.
     """
     model, weights = nets.world_model, params["world_model"]
     advance = lambda x, cache: call(model, weights, x[:, None], cache, method="advance")
@@ -85,14 +77,10 @@ def respond(nets: Networks, params: dict, key: Array, state: IRISState, action: 
 
 
 def next_frame(nets: Networks, params: dict, key: Array, cache: KVCache, hidden: Array) -> tuple[KVCache, Array]:
-    """Draws a frame token by token, each seen by those after it.
+    """Draws a frame, int32 `[B, K]`, token by token, each seen by those after it; gives the cache with it in it, too.
 
-    Args:
-      key: one key or keys `[B]`; consumed. Token k uses `fold_in(key, k)`.
-      cache: ends with an action (or its reward token); `hidden` `[B, D]` is the output there.
-
-    Returns:
-      The cache with the frame in it, and the frame, int32 `[B, K]`.
+    Before, the cache ends with an action (or its reward token), where the output is `hidden` `[B, D]`. `key` is one key
+    or keys `[B]`, consumed; token k uses `fold_in(key, k)`.
     """
     model, weights = nets.world_model, params["world_model"]
 
@@ -138,16 +126,12 @@ def world_model(nets: Networks, spec: EnvSpec, config: IRISConfig) -> WorldModel
         cache, tokens = next_frame(nets, params, key_frame, state.cache, hidden)
         return state._replace(tokens=tokens, cache=cache)
 
-    def predict(params, state):
-        del params
-        return state.reward_mean, state.cont
-
     return WorldModel(
         init_state=init_state,
         encode=lambda params, obs: encode(nets, config, params, obs[name]),
         observe=observe,
         imagine=imagine,
-        predict=predict,
+        predict=lambda params, state: (state.reward_mean, state.cont),
         decode=lambda params, state: {name: 255 * decode(nets, params, state.tokens)},
     )
 
@@ -209,15 +193,10 @@ def generate(
 
     choose = policy or at_random
     start = start_state(nets, model, params, start_tokens), decode(nets, params, start_tokens)
+    look = lambda key, carry, state: choose(key, carry, state[1])
+    emit = lambda state: (state[0].tokens, state[0].reward, state[0].end, state[1])
     _, (tokens, reward, end, frames), action = dreaming.imagine(
-        model._replace(imagine=imagine),
-        params,
-        key,
-        start,
-        lambda key, carry, state: choose(key, carry, state[1]),
-        horizon,
-        policy_carry=policy_carry,
-        emit=lambda state: (state[0].tokens, state[0].reward, state[0].end, state[1]),
+        model._replace(imagine=imagine), params, key, start, look, horizon, policy_carry=policy_carry, emit=emit
     )
     return Generated(tokens, action, reward[1:], end[1:]), frames
 
@@ -231,10 +210,8 @@ def world_model_losses(
     Args:
       logits: of `TokenTransformer`.
       tokens: int32 `[B, L, K]`.
-      reward: float32 `[B, L]`, what followed the action at each frame.
-      end: bool `[B, L]`, whether the episode ended then.
-      seen: bool `[B, L]`, False where a frame is padding.
-      acted: bool `[B, L]`, whether the outcome of the action at this frame is known.
+      reward, end: float32 and bool `[B, L]`, what followed the action at each frame.
+      seen, acted: bool `[B, L]`, False where a frame is padding, and where the outcome of its action is not known.
 
     Returns:
       Scalars. The sequence's first token is not predicted, and its last prediction lies beyond it: B (L K - 1) terms.
@@ -264,7 +241,7 @@ def make_update(nets: Networks, spec: EnvSpec, config: IRISConfig, axis_name: st
 
     def update(state, key, trajectory):
         step, mask = trajectory.step, trajectory.mask
-        tokens = sg(batch_first(encode(nets, config, state.params, step.obs[name][:-1])))
+        tokens = batch_first(encode(nets, config, state.params, step.obs[name][:-1]))
         action, seen, acted = batch_first(trajectory.action[:-1]), batch_first(mask[:-1]), batch_first(mask[1:])
         reward, end = batch_first(step.reward[1:]), batch_first(step.is_terminal[1:])
         keys = noise.row_keys(key, tokens.shape[0], axis_name) if config.dropout else None

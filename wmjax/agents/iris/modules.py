@@ -66,23 +66,12 @@ def networks(spec: EnvSpec, config: IRISConfig) -> Networks:
     return Networks(
         tokenizer=vqgan.Tokenizer(encoder, decoder, config.vocab_size, config.embed_dim, dtype),
         world_model=TokenTransformer(
-            tokens=(side // config.downsampling) ** 2,
-            max_blocks=config.max_blocks,
-            vocab_size=config.vocab_size,
-            actions=spec.action.n,
-            layers=config.layers,
-            heads=config.heads,
-            width=config.width,
-            ff=config.ff or 4 * config.width,
-            rate=config.dropout,
-            norm=config.norm,
-            activation=config.activation,
-            position_std=config.position_std,
-            reward_tokens=config.reward_tokens,
-            dtype=dtype,
+            (side // config.downsampling) ** 2, config.max_blocks, config.vocab_size, spec.action.n, config.layers,
+            config.heads, config.width, config.ff or 4 * config.width, config.dropout, config.norm, config.activation,
+            config.position_std, config.reward_tokens, dtype,
         ),
         actor_critic=ActorCritic(spec.action.n, config.policy_channels, config.lstm_units, config.patch, dtype),
-    )
+    )  # fmt: skip
 
 
 def init_params(nets: Networks, spec: EnvSpec, config: IRISConfig, key: Array) -> dict:
@@ -125,7 +114,6 @@ def descend(
 
     chain, params = {name: optimizers(config)[name]}, {name: state.params[name]}
     done = optim.descend(total, chain, state.opt_state, params, axis_name)
-    new = state._replace(
-        params=state.params | done.params, opt_state=state.opt_state | done.opt_state, step=state.step + 1
-    )
+    params, opt_state = state.params | done.params, state.opt_state | done.opt_state
+    new = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
     return new, done.metrics | {"grad_norm": done.grad_norm[name]}, done.aux

@@ -53,12 +53,7 @@ def reconstruction_loss(x: Array, y: Array, config: IRISConfig) -> Array:
 def tokenizer_losses(
     nets: Networks, config: IRISConfig, params: dict, keys: Array, image: Array
 ) -> tuple[dict[str, Array], tuple[Array, Array]]:
-    """Each term of the tokenizer's loss, unscaled.
-
-    Args:
-      params: of all modules; the gradient reaches "tokenizer".
-      keys: `[B]`.
-      image: uint8 `[B, H, W, C]`.
+    """Each term of the tokenizer's loss on images uint8 `[B, H, W, C]`, unscaled; `keys` `[B]`.
 
     Returns:
       Scalars, and (latents `[B, h, w, E]`, tokens `[B, h, w]`) without gradient. The codebook learns from "codebook"
@@ -102,7 +97,6 @@ def follow_codebook(
       key: the same on every device; consumed.
       state, codebook: before this batch, the codebook after its gradient step.
       z, tokens: the batch's latents `[..., E]` and their entries `[...]`.
-      axis_name: axis that the batch is spread over, or None.
 
     Returns:
       The new state and codebook, and how healthy it is.

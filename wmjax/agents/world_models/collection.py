@@ -69,19 +69,16 @@ def brown(spec: EnvSpec) -> Collector:
     if isinstance(spec.action, Discrete):
         raise UsageError("collection: 'brown' needs continuous actions; use random, held or linear")
 
-    def start(key):
-        return random_action(spec.action, key)
-
     def step(key, action):
         return jnp.clip(action + math.sqrt(1 / 50) * jax.random.normal(key, action.shape), -1, 1), action
 
-    return Collector(start, step)
+    return Collector(functools.partial(random_action, spec.action), step)
 
 
 def collector(spec: EnvSpec, config: WorldModelsConfig) -> Collector:
     """The collection policy of a configuration; `random` remembers nothing."""
     if config.collection == "random":
         return Collector(lambda key: (), lambda key, memory: ((), random_action(spec.action, key)))
-    return {"held": held, "brown": brown, "linear": functools.partial(linear, latent=config.latent)}[config.collection](
-        spec
-    )
+    if config.collection == "linear":
+        return linear(spec, config.latent)
+    return {"held": held, "brown": brown}[config.collection](spec)

@@ -32,17 +32,10 @@ def controller_size(spec: EnvSpec, config: WorldModelsConfig) -> int:
 
 
 def controller(theta: Array, inputs: Array, layers: tuple[int, ...], bias: bool = True) -> Array:
-    """tanh(x W + b), layer after layer, to actions in (-1, 1).
+    """tanh(x W + b), layer after layer: inputs `[..., layers[0]]` to actions float32 `[..., layers[-1]]` in (-1, 1).
 
-    Args:
-      theta: `[n]`: for each layer its bias, then W `[inputs, outputs]` row by row, as in the authors' files; or
-        `[P, n]`, where rows belong to P controllers, side by side.
-      inputs: `[..., layers[0]]`.
-      layers: sizes from inputs to outputs.
-      bias: whether there are biases.
-
-    Returns:
-      float32 `[..., layers[-1]]`.
+    `theta` is `[n]`, for each layer its bias (if there are biases), then W `[inputs, outputs]` row by row, as in the
+    authors' files; or `[P, n]`, where rows belong to P controllers, side by side.
     """
     theta, lead = jnp.atleast_2d(theta), inputs.shape[:-1]
     x, used = inputs.reshape(theta.shape[0], -1, layers[0]), 0
@@ -98,20 +91,16 @@ def evolve(spec: EnvSpec, config: WorldModelsConfig, model: WorldModel) -> Evolv
     length = 1 if first else min(32, config.memory_length)
     rows = min(search.starts if first else 64, search.starts, config.replay_capacity // length)
     rows = 2 ** (rows.bit_length() - 1)  # a power of two, which devices can share
+    same = ("where", "rollouts", "population", "mean_rollouts", "common", "restarts")
     return Evolve(
         "controller",
         strategy,
         get=lambda params: params["controller"],
         set=lambda params, theta: params | {"controller": theta},
-        where=search.where,
-        rollouts=search.rollouts,
+        **{name: getattr(search, name) for name in same},
         max_steps=search.horizon or spec.max_episode_steps or 1000,
-        population=search.population,
         generations=min(search.mean_every, search.generations),
-        mean_rollouts=search.mean_rollouts,
-        common=search.common,
         starts=dream_starts(model, search.starts, first),
         sampling=Sampling(length, starts=search.start_from),
         batch_size=rows,
-        restarts=search.restarts,
     )

@@ -19,8 +19,6 @@ from wmjax.ops import distributions, noise
 from wmjax.ops.masks import masked_mean
 from wmjax.types import Array, EnvSpec, Metrics, TimeStep, WorldModel
 
-sg = jax.lax.stop_gradient
-
 
 class State(NamedTuple):
     """What V sees of the present and M remembers of the past."""
@@ -72,13 +70,8 @@ def world_model(nets: Networks, spec: EnvSpec, config: WorldModelsConfig) -> Wor
         false = jnp.zeros_like(state.is_first)
         return State(z, h, c, false, reward, cont, ~false)
 
-    def predict(params, state):
-        del params
-        return state.reward, state.cont
-
-    def decode(params, state):
-        return {image: call(nets.decoder, params["decoder"], state.z) * 255}
-
+    predict = lambda params, state: (state.reward, state.cont)
+    decode = lambda params, state: {image: call(nets.decoder, params["decoder"], state.z) * 255}
     return WorldModel(init_state, encode, observe, imagine, predict, decode)
 
 
@@ -98,9 +91,8 @@ def unroll(
 ) -> tuple[Array, tuple[Array, Array]]:
     """M over a sequence: outputs of the cell after each step, `[T, B, H]`, and its last (h, c).
 
-    Args:
-      h, c: `[B, H]` before the first step. They are zeroed where an episode begins, before the cell sees the step.
-      z, action, is_first: `[T, B, Z]`, `[T, B, A]`, bool `[T, B]`; all of them are the step's own.
+    Before the first step h and c are `[B, H]`; they are zeroed where an episode begins, before the cell sees the step.
+    Of the steps are z `[T, B, Z]`, the action `[T, B, A]` that follows it, and bool is_first `[T, B]`.
     """
     gates = call(nets.memory, params, z, action, is_first, method="inputs")
 
@@ -135,10 +127,8 @@ def memory_loss(
     """M's loss on a sequence of T + 1 records: step t sees zₜ and aₜ and predicts what arrives with record t + 1.
 
     Args:
-      params: of M.
       start: (h, c) before the first record, `[B, H]`.
-      z, action: `[T + 1, B, ...]`.
-      step: `[T + 1, B]`; its flags and rewards. No loss where record t + 1 begins another episode.
+      z, action, step: `[T + 1, B, ...]`. No loss where record t + 1 begins another episode.
       axis_name: axis that the batch is spread over.
 
     Returns:
@@ -176,31 +166,23 @@ def make_update(nets: Networks, config: WorldModelsConfig, axis_name: str | None
     def update(state, key, trajectory):
         batch = trajectory.action.shape[1]
         embed = unpack_latent(trajectory.latent)
-        z = embed["mu"]
+        z, stats = embed["mu"], state.stats
         if config.z_source == "sample":  # fresh noise for every batch, the same z as target and as input
-            keys = noise.row_keys(key, batch, axis_name)
-            z = z + jnp.exp(embed["logvar"] / 2) * noise.normal(keys, z.swapaxes(0, 1).shape).swapaxes(0, 1)
-        zeros = jnp.zeros((batch, config.hidden))
-        start, stats = (zeros, zeros), state.stats
+            mu, logvar = (embed[name].swapaxes(0, 1) for name in ("mu", "logvar"))
+            z = sample_latent(noise.row_keys(key, batch, axis_name), mu, logvar).swapaxes(0, 1)
+        start = (jnp.zeros((batch, config.hidden)),) * 2
         if config.memory_stateful:
             first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
             start = tuple(jax.lax.dynamic_slice_in_dim(x, first, batch) for x in stats["memory_carry"])
-
-        def objective(modules):
-            sequence = z, trajectory.action, trajectory.step
-            return memory_loss(nets, config, modules["memory"], start, *sequence, axis_name)
-
+        sequence = start, z, trajectory.action, trajectory.step
+        objective = lambda modules: memory_loss(nets, config, modules["memory"], *sequence, axis_name)
         params = {"memory": state.params["memory"]}
         done = optim.descend(objective, {"memory": optimizer(config)}, state.opt_state, params, axis_name)
         if config.memory_stateful:
             gather = (lambda x: x) if axis_name is None else (lambda x: jax.lax.all_gather(x, axis_name, tiled=True))
-            stats = stats | {"memory_carry": tuple(gather(sg(x)) for x in done.aux)}
-        new = state._replace(
-            params=state.params | done.params,
-            opt_state=state.opt_state | done.opt_state,
-            stats=stats,
-            step=state.step + 1,
-        )
+            stats = stats | {"memory_carry": tuple(gather(jax.lax.stop_gradient(x)) for x in done.aux)}
+        params, opt_state = state.params | done.params, state.opt_state | done.opt_state
+        new = state._replace(params=params, opt_state=opt_state, stats=stats, step=state.step + 1)
         return new, done.metrics | {"grad_norm": done.grad_norm["memory"]}, None
 
     return update

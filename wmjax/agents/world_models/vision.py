@@ -16,8 +16,6 @@ from wmjax.nets.mlp import call
 from wmjax.ops import noise
 from wmjax.types import Array, EnvSpec, Metrics, WorldModel
 
-sg = jax.lax.stop_gradient
-
 
 def sample_latent(key: Array, mu: Array, logvar: Array) -> Array:
     """z = μ + exp(logvar / 2) ε, `[..., Z]`; one key, or keys for the leading axes."""
@@ -38,13 +36,10 @@ def kl_floor(mu: Array, logvar: Array, tolerance: float) -> tuple[Array, Array]:
 
 def vision_loss(
     nets: Networks, config: WorldModelsConfig, params: dict, key: Array, image: Array, axis_name: str | None = None
-) -> tuple[Array, Metrics]:
-    """V's loss: squared errors summed over the picture, plus β KL, averaged over the batch.
+) -> tuple[Array, tuple[Metrics, tuple]]:
+    """V's loss, averaged over images uint8 `[B, H, W, C]`: squared errors summed over the picture, plus β KL.
 
-    Args:
-      key: keys `[B]`; consumed.
-      image: uint8 `[B, H, W, C]`.
-      axis_name: axis that the batch is spread over.
+    `key` are keys `[B]`, consumed; `axis_name` is the axis that the batch is spread over.
     """
     mu, logvar = call(nets.encoder, params["encoder"], image)
     output = call(nets.decoder, params["decoder"], sample_latent(key, mu, logvar))
@@ -60,7 +55,7 @@ def vision_loss(
     total = jnp.mean(loss)
     if config.reduction == "sum":  # over the batch of all devices, whose gradients are averaged
         total = total * image.shape[0] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
-    return total, metrics | {"loss": total}
+    return total, (metrics | {"loss": total}, ())
 
 
 def optimizer(config: WorldModelsConfig) -> optax.GradientTransformation:
@@ -78,17 +73,11 @@ def make_update(nets: Networks, spec: EnvSpec, config: WorldModelsConfig, axis_n
         keys = noise.split(keys, image.shape[0]).reshape(-1)  # [T * B]
         image = image.reshape(-1, *image.shape[2:])
 
-        def objective(modules):
-            value, metrics = vision_loss(nets, config, modules["vision"], keys, image, axis_name)
-            return value, (metrics, ())
-
+        objective = lambda modules: vision_loss(nets, config, modules["vision"], keys, image, axis_name)
         params = {"vision": {name: state.params[name] for name in ("encoder", "decoder")}}
         done = optim.descend(objective, {"vision": optimizer(config)}, state.opt_state, params, axis_name)
-        new = state._replace(
-            params=state.params | done.params["vision"],
-            opt_state=state.opt_state | done.opt_state,
-            step=state.step + 1,
-        )
+        params, opt_state = state.params | done.params["vision"], state.opt_state | done.opt_state
+        new = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
         return new, done.metrics | {"grad_norm": done.grad_norm["vision"]}, None
 
     return update
@@ -108,7 +97,7 @@ def make_encoding(model: WorldModel, config: WorldModelsConfig, axis_name: str |
 
 def pack_latent(embed: dict[str, Array], config: WorldModelsConfig) -> dict[str, Array]:
     """What replay keeps: mu and logvar, `[..., Z]`, in `latent_dtype`."""
-    return {name: sg(x).astype(config.latent_dtype) for name, x in embed.items()}
+    return {name: jax.lax.stop_gradient(x).astype(config.latent_dtype) for name, x in embed.items()}
 
 
 def unpack_latent(latent: dict[str, Array]) -> dict[str, Array]:
