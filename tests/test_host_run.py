@@ -63,7 +63,7 @@ def test_a_run_that_is_refused_leaves_its_folder_as_it_was(tmp_path, monkeypatch
 def test_the_same_agent_and_stream_give_the_same_updates_in_both_loops(tmp_path):
     """DreamerV3 with images, its latents written back to replay, against `fakes.counter_env` and its twin in NumPy."""
     from tests.loops.fakes import counter_env
-    from tests.loops.host.test_loop import CounterEnvs, run_device, run_host, stored
+    from tests.loops.host.fakes import CounterEnvs, run_device, run_host, stored
     from wmjax.agents import AGENTS
     from wmjax.types import HostEnv, TimeStep
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.loops.fakes import counter_env, fake_agent, fake_recipe
-from tests.loops.host.test_loop import host_env
+from tests.loops.host.fakes import host_env
 from wmjax.loops import checkpoint, parallel
 from wmjax.loops.driver import Driver, NotFiniteError, Plan
 from wmjax.loops.host import loop as host

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.loops.fakes import counter_env, fake_agent, fake_recipe, learn
+from tests.loops.host.fakes import CounterEnvs, host_env
 from tests.loops.host.test_driver import drive
-from tests.loops.host.test_loop import CounterEnvs, host_env
 from wmjax.loops.device import RunState, Skips
 from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Plan, make_evaluator

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.loops.fakes import fake_agent, fake_recipe
-from tests.loops.host.test_loop import host_env
+from tests.loops.host.fakes import host_env
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import checkpoint
