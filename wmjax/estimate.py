@@ -16,7 +16,7 @@ import jaxlib
 
 import wmjax
 from wmjax.loops import device, memory
-from wmjax.loops.host import loop as host
+from wmjax.loops.host.loop import check_room, shapes
 from wmjax.loops.memory import amount
 from wmjax.loops.schedule import Schedule
 from wmjax.replay.host import sizes
@@ -72,13 +72,13 @@ def _memory(made: Setup, memory_map: bool, out: Path | None) -> tuple[int, str, 
     seeds, devices = made.description["seeds"], made.description["devices"]
     records = f"{recipe.replay_capacity // recipe.num_envs * recipe.num_envs:,} records"
     if isinstance(env, HostEnv):
-        (state, carry), example = host.shapes(agent, env)
+        (state, carry), example = shapes(agent, env)
         needs = sizes(example, recipe.num_envs, recipe.replay_capacity, memory_map=memory_map)
         place = (out or Path()).absolute()
         place = next(folder for folder in (place, *place.parents) if folder.is_dir())
         collected = Schedule(agent, env, made.steps).records
         words = f"{records}, at most {amount(needs.memory_bytes)} of memory, {amount(needs.disk_bytes)} of disk"
-        check = lambda: host.check_room(recipe, state, needs, collected, place)
+        check = lambda: check_room(recipe, state, needs, collected, place)
         return memory.tree_bytes((state, carry)), words, check
     run = jax.eval_shape(lambda key: device.init(agent, env, key), jax.random.key(0))
     replay, state = memory.tree_bytes(run.replay), memory.tree_bytes(run)

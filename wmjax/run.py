@@ -22,7 +22,7 @@ from wmjax.envs.handed import check_args, check_trust
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import checkpoint
 from wmjax.loops.driver import evaluation_key, make_evaluator
-from wmjax.loops.host import loop as host
+from wmjax.loops.host.rollout import Options
 from wmjax.loops.parallel import tree_of_seed
 from wmjax.run_folder import BEST, CHECKPOINTS, member_description, members, read_description, say_edits, warn
 from wmjax.scores import Scores, record, summarize_seeds
@@ -94,7 +94,7 @@ class Run:
         eval_envs = checks.optional("eval_envs", eval_envs, checks.BOUNDS["eval_envs"]._replace(low=1))
         episodes, seed = checks.number("episodes", episodes), checks.number("seed", seed)
         agent, where = self._playing(seed, env, action)
-        options = {"options": host.Options(eval_envs=eval_envs)} if isinstance(where, HostEnv) else {}
+        options = {"options": Options(eval_envs=eval_envs)} if isinstance(where, HostEnv) else {}
         evaluator, key = make_evaluator(agent, where, max_steps=max_steps, **options), evaluation_key(seed)
         return summarize_seeds(
             {run.seed: evaluator(run.state.variables, key, episodes) for run in self.members or (self,)}

@@ -20,7 +20,8 @@ from wmjax.cache import enable_compilation_cache
 from wmjax.loops import checkpoint, memory, wandb_log
 from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key
-from wmjax.loops.host import loop as host
+from wmjax.loops.host.loop import HostLoop
+from wmjax.loops.host.rollout import DEFAULTS, Options
 from wmjax.loops.parallel import BACKENDS, Programs, programs
 from wmjax.loops.schedule import Schedule
 from wmjax.loops.signals import catch_signals
@@ -57,8 +58,8 @@ def train(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     max_skipped: int = MAX_SKIPPED,
     workers: int | None = None,
-    worker_timeout: float = host.DEFAULTS.timeout,
-    max_restarts: int = host.DEFAULTS.max_restarts,
+    worker_timeout: float = DEFAULTS.timeout,
+    max_restarts: int = DEFAULTS.max_restarts,
     start_timeout: float | None = None,
     trust_env: bool = False,
     memory_map: bool = False,
@@ -190,7 +191,7 @@ def _driving(steps: int, asked: dict[str, Any]) -> dict[str, Any]:
     if asked["wandb"] is not None:
         checks.text("wandb", asked["wandb"])
         wandb_log.check()
-    options = host.Options(workers, timeout, max_restarts, asked["memory_map"], eval_envs=eval_envs)
+    options = Options(workers, timeout, max_restarts, asked["memory_map"], eval_envs=eval_envs)
     return found | {"host": options, "wandb": asked["wandb"]}
 
 
@@ -210,7 +211,7 @@ def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, Run, str]:
                 made, path=plan.path, options=plan.host, say=say,
                 stop=lambda: bool(caught), records=Schedule(made.agent, made.env, made.steps).records, resume=resume,
             )  # fmt: skip
-        if isinstance(found, host.HostLoop):
+        if isinstance(found, HostLoop):
             stack.enter_context(contextlib.closing(found))
         driver = Driver(plan, found, caught)
         state = driver.run(driver.start(resume, say))
@@ -226,7 +227,7 @@ def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, Run, str]:
 def _programs(made: Setup, **how: Any) -> Programs:
     """What a run is computed by. `how` are further arguments of the `HostLoop` of environments on the host."""
     if isinstance(made.env, HostEnv):
-        return host.HostLoop(made.agent, made.env, **how)
+        return HostLoop(made.agent, made.env, **how)
     seeds, devices, backend = (made.description[name] for name in ("seeds", "devices", "parallel"))
     return programs(made.agent, made.env, seeds=seeds, devices=devices, backend=backend or BACKENDS[0])
 

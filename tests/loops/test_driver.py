@@ -14,7 +14,7 @@ from tests.loops.fakes import counter_env, fake_agent, fake_recipe
 from tests.loops.host.fakes import host_env
 from wmjax.loops import checkpoint, parallel
 from wmjax.loops.driver import Driver, NotFiniteError, Plan
-from wmjax.loops.host import loop as host
+from wmjax.loops.host.loop import HostLoop
 from wmjax.loops.host.rollout import Options
 from wmjax.loops.rollout import Evaluation
 from wmjax.run_folder import BEST, CHECKPOINTS
@@ -53,7 +53,7 @@ def drive(path, failing, steps, *, on_host=False, seeds=(0,), resume=False, most
     agent, env = failing_agent(), host_env()[0] if on_host else counter_env()
     with contextlib.ExitStack() as stack:
         if on_host:
-            programs = stack.enter_context(contextlib.closing(host.HostLoop(agent, env, path)))
+            programs = stack.enter_context(contextlib.closing(HostLoop(agent, env, path)))
         else:
             programs = device_programs(len(seeds))
         plan = Plan(agent, env, path, seeds, steps, 10**6, 1e6, most, None, Options(workers=1))

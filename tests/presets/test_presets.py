@@ -9,7 +9,7 @@ import pytest
 from tests.presets.paper_settings import CONFIGS
 from wmjax import presets
 from wmjax.agents import AGENTS
-from wmjax.loops.host import loop as host
+from wmjax.loops.host.loop import shapes
 from wmjax.loops.memory import tree_bytes
 from wmjax.presets.budgets import BUDGETS, MEASURED, RunSettings
 from wmjax.replay.host import sizes
@@ -32,7 +32,7 @@ def test_the_documentation_names_the_presets_that_need_more_memory_than_one_acce
     for agent in AGENTS:
         for preset in presets.PRESETS[agent]:
             made = AGENTS[agent][1](spec, presets.resolve(agent, preset, "catch")[0])
-            state, example = host.shapes(made, HostEnv(spec, None))
+            state, example = shapes(made, HostEnv(spec, None))
             assert tree_bytes(state) < 80e9 / 8, (agent, preset)  # the rest is for what an update needs
             replay = sizes(example, made.recipe.num_envs, made.recipe.replay_capacity).memory_bytes
             if replay > 80e9:
