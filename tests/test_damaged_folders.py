@@ -60,7 +60,7 @@ def made(tmp_path_factory):
     run.mkdir()
     write_json(run / "config.json", DESCRIPTION)
     write_json(run / "eval.json", {"mean": 1.0})
-    with Report(run, tensorboard=False) as report:
+    with Report(run) as report:
         for step in (10, 20, 30, 40):
             report.log("train", step, step, {"episode/return": float(step), "train/loss": 1.0})
     info = {"description": DESCRIPTION}
@@ -130,7 +130,7 @@ def write(run):
     with (
         contextlib.suppress(UsageError, RunError),
         open_folder(run, True, DESCRIPTION, lambda _: None, said.append),
-        Report(run, display=Display(None), resume_step=20, tensorboard=True) as report,
+        Report(run, display=Display(None), resume_step=20) as report,
     ):
         for name in ("checkpoints", "best"):
             checkpoint.set_aside(run / name, after=20)

@@ -51,7 +51,7 @@ FAILURES = [
 @pytest.mark.parametrize("when", ["write", "flush"])
 def test_a_stream_that_fails_costs_the_lines_and_is_said_once(error, when, tmp_path, capsys):
     stream = Failing(error, when)
-    with Display(stream) as display, Report(tmp_path, display=display, tensorboard=False) as report:
+    with Display(stream) as display, Report(tmp_path, display=display) as report:
         display.say("before")
         for step in (1, 2):
             report.log("train", step, step, {}, left=Left(step, 3))
@@ -191,7 +191,7 @@ def test_programs_compiled_at_the_same_time_or_within_each_other_are_counted_onc
         now[0] = float(end)
         heard._hear("/jax/core/compile/backend_compile_duration", float(seconds))
     heard._hear("/jax/other", 50.0)
-    assert heard.seconds() == pytest.approx((104 - 100) + (107 - 105))
+    assert heard.seconds == pytest.approx((104 - 100) + (107 - 105))
     jax.monitoring.unregister_event_duration_listener(heard._hear)
 
 
@@ -210,7 +210,7 @@ def ticking(monkeypatch):
 
 def test_speed_and_the_time_left_are_of_training(tmp_path, ticking):
     stream = io.StringIO()
-    report = Report(tmp_path, total_steps=1000, display=Display(stream), clock=ticking, tensorboard=False)
+    report = Report(tmp_path, total_steps=1000, display=Display(stream), clock=ticking)
     with report:
         ticking.now = 50.0  # before the stage began
         report.starts("train", 0)
@@ -228,7 +228,7 @@ def test_speed_and_the_time_left_are_of_training(tmp_path, ticking):
 
 def test_a_stage_before_the_last_tells_the_time_until_it_ends(tmp_path, ticking):
     stream = io.StringIO()
-    with Report(tmp_path, display=Display(stream), clock=ticking, tensorboard=False) as report:
+    with Report(tmp_path, display=Display(stream), clock=ticking) as report:
         report.starts("prefill", 0)
         ticking.now = 1.0
         report.log("prefill", 10, 0, {}, left=Left(1, 4, last=False))
@@ -241,7 +241,7 @@ def test_a_stage_before_the_last_tells_the_time_until_it_ends(tmp_path, ticking)
 
 def test_evaluations_to_come_are_part_of_the_time_left(tmp_path, ticking, monkeypatch):
     stream = io.StringIO()
-    with Report(tmp_path, display=Display(stream), clock=ticking, tensorboard=False) as report:
+    with Report(tmp_path, display=Display(stream), clock=ticking) as report:
         report.starts("train", 0)
         report._evaluation_seconds = 30.0
         ticking.now = 1.0

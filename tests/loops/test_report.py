@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
 
 
 def quick(folder, stream=None, **kwargs):
-    return Report(folder, display=Display(stream), tensorboard=False, **kwargs)
+    return Report(folder, display=Display(stream), **kwargs)
 
 
 def test_each_report_is_one_json_object_with_null_for_what_is_not_finite(tmp_path):
@@ -73,7 +73,7 @@ def test_progress_says_where_the_run_is_in_plain_lines(tmp_path):
     with quick(tmp_path, stream, total_steps=40_000) as report:
         report.log("train", 12_000, 120, {"episode/return": 0.25}, 16.0, left=Left(120, 400))
         report.log("train", 20_000, 200, {"episode/return": math.nan}, 16.0, left=Left(200, 400))
-        report.say("saved")
+        Display(stream).say("saved")
     first, second, third = stream.getvalue().splitlines()
     for word in (
         "train",
@@ -92,7 +92,7 @@ def test_progress_says_where_the_run_is_in_plain_lines(tmp_path):
 def test_on_a_terminal_the_line_is_redrawn_in_place(tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    with Display(stream) as display, Report(tmp_path, display=display, tensorboard=False) as report:
+    with Display(stream) as display, Report(tmp_path, display=display) as report:
         for step in (1_000, 2_000):
             report.log("train", step, 1, {}, left=Left(step, 4_000))
     assert "\x1b[2K" in stream.getvalue() and "2,000 env steps" in stream.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import itertools
 import sys
 import threading
@@ -85,8 +86,7 @@ class _Compiling:
     """Seconds in which this process traced and compiled programs, those of all threads together."""
 
     def __init__(self) -> None:
-        self._lock, self._spans = threading.Lock(), []  # disjoint, the newest last
-        self._seconds = 0.0
+        self._lock, self._spans, self.seconds = threading.Lock(), [], 0.0  # spans are disjoint, the newest last
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
     def _hear(self, event: str, seconds: float, **about: Any) -> None:
@@ -97,34 +97,27 @@ class _Compiling:
         with self._lock:
             while self._spans and self._spans[-1][0] >= start:  # within this one, as a program that calls others
                 first, last = self._spans.pop()
-                self._seconds -= last - first
+                self.seconds -= last - first
             start = max(start, self._spans[-1][1]) if self._spans else start
             self._spans.append((start, end))
-            self._seconds += end - start
-
-    def seconds(self) -> float:
-        return self._seconds
+            self.seconds += end - start
 
 
-_compiling: list[_Compiling] = []  # one listener for the process, made when it is first needed
+@functools.cache
+def _compiling() -> _Compiling:
+    """One listener for the process, made when it is first needed."""
+    return _Compiling()
 
 
 class Clock:
     """Seconds spent training: neither those in which JAX compiled, nor those within `pause`."""
 
     def __init__(self) -> None:
-        if not _compiling:
-            _compiling.append(_Compiling())
-        self._paused = 0.0
+        self._compiling, self._paused = _compiling(), 0.0
 
     def seconds(self) -> float:
         """From some moment on; differences have a meaning."""
-        return time.monotonic() - self.compiled() - self._paused
-
-    @staticmethod
-    def compiled() -> float:
-        """Seconds in which this process compiled, since its first clock was made."""
-        return _compiling[0].seconds()
+        return time.monotonic() - self._compiling.seconds - self._paused
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

@@ -102,20 +102,15 @@ class Driver:
         self._plan, self._programs, self._caught = plan, programs, caught
         self._several = len(plan.seeds) > 1
         self.schedule = Schedule(plan.agent, plan.env, plan.steps, plan.eval_every)
-        host = dict(options=plan.host, say=self._say, stop=lambda: bool(caught), make_way=programs.make_way)
+        self._display, self._clock = plan.display or Display(None), Clock()
+        host = dict(options=plan.host, say=self._display.say, stop=lambda: bool(caught), make_way=programs.make_way)
         self.evaluator = make_evaluator(plan.agent, plan.env, seeds=self._several, **host)
         self._folders = [member_path(plan.path, seed) for seed in plan.seeds] if self._several else [plan.path]
         self._saved = time.monotonic()
         self._saved_steps: list[int] = []  # the last, which may be on its way to the disk
         self._save_seconds = 0.0
-        self._report: Report | None = None
-        self._display, self._clock = plan.display or Display(None), Clock()
         self._error: BaseException | None = None  # that the callback raised
         self.stopped = False  # whether the callback said so, or failed
-
-    def _say(self, text: str) -> None:
-        if self._report is not None:
-            self._report.say(text)
 
     def _ends(self) -> bool:
         """Whether something keeps the run from going on."""
@@ -182,7 +177,7 @@ class Driver:
             self._report = stack.enter_context(report)
             members = self._folders if self._several else []
             self._members = [stack.enter_context(Report(folder, **shared)) for folder in members]
-            self._saver = checkpoint.Saver(report.say)
+            self._saver = checkpoint.Saver(self._display.say)
             stack.callback(self._saver.close)
             self._best = [self._best_before(folder / BEST) for folder in self._folders]
             while True:
@@ -214,7 +209,7 @@ class Driver:
             except checkpoint.CheckpointCorruptError as error:
                 reason = error
             checkpoint.put_aside(folder, step)
-            self._report.say(f"warning: {reason}; it is set aside (.damaged)")
+            self._display.say(f"warning: {reason}; it is set aside (.damaged)")
         return -math.inf
 
     def _run_stage(self, state: RunState, index: int) -> RunState:

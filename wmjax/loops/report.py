@@ -171,10 +171,12 @@ class _Pace:
     What is heard first holds until there is more: the first iteration of a program is slower than the others.
     """
 
-    def __init__(self) -> None:
-        self.seconds, self._heard = 0.0, None
+    def __init__(self, stage: str = "", done: int = 0) -> None:
+        self.stage, self._done, self.seconds, self._heard = stage, done, 0.0, None
 
-    def add(self, iterations: int, seconds: float) -> None:
+    def add(self, done: int, seconds: float) -> None:
+        """So many iterations are done now, the last ones in so many seconds."""
+        iterations, self._done = done - self._done, done
         if iterations > 0:
             first, heard = self._heard is None, (self._heard or 0.0) + seconds
             weight = max(seconds / max(heard, 1e-9), 1 - math.exp(-seconds / PACE_SECONDS))
@@ -195,7 +197,6 @@ class Report:
       resume_iteration: iterations already done, for stages that take no env steps.
       display: where progress goes.
       clock: of the time spent training; its own by default.
-      tensorboard: whether to write TensorBoard events too.
       wandb: the project of Weights & Biases to send them to; None for none.
     """
 
@@ -208,29 +209,28 @@ class Report:
         resume_iteration: int = 2**31,
         display: Display | None = None,
         clock: Clock | None = None,
-        tensorboard: bool = True,
         wandb: str | None = None,
     ) -> None:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._total, self._tensorboard, self._wandb = total_steps, tensorboard, wandb
+        self._total, self._wandb = total_steps, wandb
         self._display, self._clock = display or Display(None), clock or Clock()
         self._file = self._events = self._remote = None
         self._warned, lines = False, []
-        self._guard(lambda: lines.extend(_rewind(self._folder, resume_step or -1, resume_iteration, self.say)))
+        say = self._display.say
+        self._guard(lambda: lines.extend(_rewind(self._folder, resume_step or -1, resume_iteration, say)))
         last = lines[-1] if lines else {}
         self._before = last.get("time") or 0.0  # seconds that earlier attempts took
         self._start, self._last_time = time.monotonic(), self._clock.seconds()
-        self._last_step, self._return = resume_step, None
+        self._last_step = self._resume_step = resume_step
         self._last_updates = last.get("updates") if lines or resume_step else 0
-        self._resume_step = resume_step
-        self._pace: tuple[str, int, _Pace] | None = None  # of a stage, after some of its iterations
+        self._return, self._pace = None, _Pace()
         self._evaluation_seconds = 0.0  # of the last one
 
     def __enter__(self) -> Self:
         self._guard(self._open)
         if self._wandb is not None:
-            self._remote = WandbLog(self._folder, self._wandb, self.say)
+            self._remote = WandbLog(self._folder, self._wandb, self._display.say)
         return self
 
     def __exit__(
@@ -242,8 +242,7 @@ class Report:
 
     def _open(self) -> None:
         self._file = _Appender(self._folder / METRICS)
-        if self._tensorboard:
-            self._events = _Events(self._folder, self._resume_step)
+        self._events = _Events(self._folder, self._resume_step)
 
     def _guard(self, write: Callable[[], object]) -> None:
         """Training is worth more than its record: where a disk is full, it says so once and goes on."""
@@ -251,24 +250,21 @@ class Report:
             write()
         except OSError as error:
             if not self._warned:
-                self.say(f"warning: metrics in {self._folder} cannot be written ({error.strerror}); training goes on")
+                text = f"warning: metrics in {self._folder} cannot be written ({error.strerror}); training goes on"
+                self._display.say(text)
             self._warned = True
-
-    def say(self, text: str) -> None:
-        """Prints one line of text above the progress line."""
-        self._display.say(text)
 
     def starts(self, stage: str, done: int) -> None:
         """A stage begins, or goes on after some of its iterations: time is counted from here."""
-        self._pace, self._last_time = (stage, done, _Pace()), self._clock.seconds()
+        self._pace, self._last_time = _Pace(stage, done), self._clock.seconds()
 
     @contextlib.contextmanager
     def evaluating(self, what: str) -> Iterator[None]:
         """An evaluation goes on within; its time counts for the time that is left, and for no speed."""
-        start = time.monotonic() - self._clock.compiled()
+        start = self._clock.seconds()
         with self._clock.pause(), self._display.working(what, say=False):
             yield
-        self._evaluation_seconds = time.monotonic() - self._clock.compiled() - start
+            self._evaluation_seconds = self._clock.seconds() - start
 
     def log(
         self,
@@ -304,43 +300,34 @@ class Report:
         if self._last_updates is not None:  # unknown where an earlier attempt is resumed
             head["updates_per_second"] = round(learned / seconds, 3)
         head |= {"steps_per_second": round(speed, 2), "replay_ratio": round(replay_ratio, 4), "iteration": iteration}
-        self._guard(lambda: self._write(step, head, numbers))
+        self._guard(lambda: self._write(head, numbers))
         self._last_time, self._last_step, self._last_updates = now, step, updates
         returns = [x for name, x in numbers.items() if name == "episode/return" or name.endswith("/mean_return")]
         self._return = next((x for x in returns if x is not None), self._return)
         rates = [f"{_rate(speed)} steps/s"] if speed > 0 else [f"{_rate(learned / seconds)} updates/s"] * (learned > 0)
-        self._progress(stage, head, rates, numbers.get("skipped"), left, self._time_left(stage, left, seconds))
+        self._progress(head, rates, numbers.get("skipped"), left, self._time_left(stage, left, seconds))
         return head | numbers
 
     def _time_left(self, stage: str, left: Left | None, seconds: float) -> float | None:
         """Seconds until the stage ends, after a report over so many; None if unknown."""
         if left is None:
             return None
-        if self._pace is None or self._pace[0] != stage:
-            self._pace = stage, 0, _Pace()
-        _, before, pace = self._pace
-        pace.add(left.done - before, seconds)
-        self._pace = stage, left.done, pace
-        if not pace.seconds:
+        self._pace = self._pace if self._pace.stage == stage else _Pace(stage)
+        self._pace.add(left.done, seconds)
+        if not self._pace.seconds:
             return None
-        return (left.total - left.done) * pace.seconds + left.evaluations * self._evaluation_seconds
+        return (left.total - left.done) * self._pace.seconds + left.evaluations * self._evaluation_seconds
 
-    def _write(self, step: int, head: dict[str, Any], numbers: dict[str, float | None]) -> None:
+    def _write(self, head: dict[str, Any], numbers: dict[str, float | None]) -> None:
         if self._file is not None:
             self._file.write(json.dumps(head | numbers) + "\n")
         if self._events is not None:
-            self._events.write(step, numbers)
+            self._events.write(head["step"], numbers)
         if self._remote is not None:
             self._remote.write({name: x for name, x in head.items() if name != "stage"} | numbers)
 
     def _progress(
-        self,
-        stage: str,
-        head: dict[str, Any],
-        rates: list[str],
-        skipped: float | None,
-        left: Left | None,
-        time_left: float | None,
+        self, head: dict[str, Any], rates: list[str], skipped: float | None, left: Left | None, time_left: float | None
     ) -> None:
         """Shows the line: what one looks for first, then what a narrow terminal has no room for."""
         first = [f"return {self._return:.3f}"] if self._return is not None else []
@@ -348,7 +335,7 @@ class Report:
             first.append(f"{'' if left.last else 'stage '}ETA {duration(time_left)}")
         total = f"/{self._total:,}" if self._total else ""
         done = f" {left.done:,}/{left.total:,}" if left and not left.collects else ""
-        rest = [f"{stage}{done}", f"{head['step']:,}{total} env steps", *rates, f"{head['updates']:,} updates"]
+        rest = [f"{head['stage']}{done}", f"{head['step']:,}{total} env steps", *rates, f"{head['updates']:,} updates"]
         rest += [f"replay ratio {head['replay_ratio']:.3g}"] + ([f"skipped {skipped:g}"] if skipped else [])
         self._display.show(left.done / max(left.total, 1) if left else 0.0, first, rest)
 
