@@ -178,8 +178,8 @@ def ordinal_ranks(key: Array, cost: Array) -> Array:
     return jnp.zeros(cost.shape, jnp.int32).at[order].set(jnp.arange(cost.shape[0], dtype=jnp.int32))
 
 
-def restart(strategy: Strategy, key: Array, state: StrategyState, mean: Array, factor: int = 2):
-    """IPOP: starts anew from `mean` with a population `factor` times as large; the best so far is kept.
+def restart(strategy: Strategy, key: Array, state: StrategyState, mean: Array) -> tuple[Strategy, StrategyState]:
+    """IPOP: starts anew from `mean` with twice the population; the best so far is kept.
 
     Between compiled calls, for the population is a shape. Runs under one `vmap` restart together (once all are `done`).
 
@@ -188,12 +188,11 @@ def restart(strategy: Strategy, key: Array, state: StrategyState, mean: Array, f
       key: one key; consumed.
       state: of one run, or of R along a leading axis.
       mean: `[n]`, or `[R, n]`.
-      factor: at least 1.
 
     Returns:
       The larger strategy and its first state.
     """
-    larger = make_strategy(dataclasses.replace(strategy.config, population=factor * strategy.config.population))
+    larger = make_strategy(dataclasses.replace(strategy.config, population=2 * strategy.config.population))
     if state.done.ndim:
         mean = jnp.broadcast_to(mean, state.mean.shape)
         fresh = jax.vmap(larger.init)(jax.random.split(key, state.done.shape[0]), mean)
@@ -438,18 +437,18 @@ def _play(
     """Episodes of the agent with `theta`, in the environment or in dreams from a batch of records."""
     candidates = evolve.set(params, theta)
     if evolve.where == "env":
+        world, carry = env, agent.act_carry(candidates, keys.size)
         act = lambda params, key, carry, step: agent.act(params, key, carry, step, explore=True)
-        carry = agent.act_carry(candidates, keys.size)
-        return play(env, act, candidates, carry, keys, evolve.max_steps, axis_name)
-    starts = evolve.starts(params, key_starts, batch)
-    if axis_name is not None:  # records are each device's own, but a candidate is to be tried the same on any of them
-        starts = jax.lax.all_gather(starts, axis_name, tiled=True)
-    dream = dreaming.dream_env(
-        agent.model, params, starts, env.spec, horizon=evolve.max_steps, obs="state", actions="agent"
-    )
-    act = lambda params, key, carry, step: agent.policy(params, key, carry, step.obs["state"], explore=True)
-    carry = agent.policy_carry(candidates, keys.size)
-    return play(dream, act, candidates, carry, keys, evolve.max_steps, axis_name)
+    else:
+        starts = evolve.starts(params, key_starts, batch)
+        if axis_name is not None:  # records are each device's own, but a candidate is to be tried the same on any
+            starts = jax.lax.all_gather(starts, axis_name, tiled=True)
+        world = dreaming.dream_env(
+            agent.model, params, starts, env.spec, horizon=evolve.max_steps, obs="state", actions="agent"
+        )
+        act = lambda params, key, carry, step: agent.policy(params, key, carry, step.obs["state"], explore=True)
+        carry = agent.policy_carry(candidates, keys.size)
+    return play(world, act, candidates, carry, keys, evolve.max_steps, axis_name)
 
 
 def _share(count: int, axis_name: str | None) -> tuple[Array | int, int]:

@@ -270,7 +270,7 @@ def make_stage(
       each: what `Update.fn` and searches are wrapped in, such as `jax.custom_batching.sequential_vmap`.
 
     Returns:
-      `run(state, iterations) -> (state, metrics)`. `iterations` is an int32 and may be traced: any number is the same
+      `run(state, iterations) -> (state, metrics)`. `iterations` is an integer and may be traced: any number is the same
       program. Metrics are float32 scalars over these iterations: the mean over the updates that were kept of each
       "update/metric" (NaN if none was), the number that was not as "update/skipped", the mean of each metric of a
       search, and of the episodes that ended "episode/return", "episode/length" (NaN if none) and "episode/count".
@@ -297,11 +297,6 @@ def make_stage(
     return run_stage
 
 
-def with_count(run_stage: Callable) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
-    """A compiled stage that takes its iterations as a Python integer, without compiling for each number."""
-    return lambda run, iterations: run_stage(run, jnp.int32(iterations))
-
-
 def compile_stage(agent: Agent, env: Env, stage: Stage) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
     """`make_stage`, compiled on its first call. The state it is given is donated: use the one it returns."""
-    return with_count(jax.jit(make_stage(agent, env, stage), donate_argnums=0))
+    return jax.jit(make_stage(agent, env, stage), donate_argnums=0)

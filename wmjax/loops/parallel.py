@@ -124,7 +124,7 @@ class OneDevice(Programs):
         return jax.vmap(device.make_stage(self._agent, self._env, stage, axis_name, **in_turn), (0, None))
 
     def compile_stage(self, stage: Stage) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
-        return device.with_count(jax.jit(self._body(stage), donate_argnums=0))
+        return jax.jit(self._body(stage), donate_argnums=0)
 
     def place(self, run: RunState) -> RunState:
         return jax.tree.map(jnp.asarray, run)
@@ -148,7 +148,7 @@ class ShardMap(OneDevice):
         specs = dict(in_specs=(self._specs, P()), out_specs=(self._specs, P()))
         # Without `check_vma=False` gradients of replicated parameters would come summed over devices already.
         mapped = jax.shard_map(self._body(stage, AXIS), mesh=self._mesh, check_vma=False, **specs)
-        return device.with_count(jax.jit(mapped, donate_argnums=0))
+        return jax.jit(mapped, donate_argnums=0)
 
     def place(self, run: RunState) -> RunState:
         return jax.device_put(run, self._shardings)
@@ -174,9 +174,9 @@ class PMap(ShardMap):
 
     def __init__(self, agent: Agent, env: Env, seeds: int, devices: int) -> None:
         super().__init__(agent, env, seeds, devices)
-        stacked = NamedSharding(self._mesh, P(AXIS))
-        self._stack = jax.jit(lambda run: _stack(run, self._axes, devices), out_shardings=stacked)
-        self._unstack = jax.jit(lambda run: _unstack(run, self._axes), out_shardings=self._shardings)
+        over = lambda function, **where: jax.jit(lambda run: jax.tree.map(function, run, self._axes), **where)
+        self._stack = over(partial(_stack, devices), out_shardings=NamedSharding(self._mesh, P(AXIS)))
+        self.gather = over(_unstack, out_shardings=self._shardings)
 
     def init(self, key: Array) -> RunState:
         return self._stack(super().init(key))
@@ -185,17 +185,14 @@ class PMap(ShardMap):
         where = dict(in_axes=(0, None), out_axes=(0, 0), devices=list(self._mesh.devices))
         step = jax.pmap(self._body(stage, AXIS), AXIS, donate_argnums=0, **where)
 
-        def run_stage(run: RunState, iterations: Array) -> tuple[RunState, Metrics]:
+        def run_stage(run: RunState, iterations: int) -> tuple[RunState, Metrics]:
             run, metrics = step(run, iterations)
             return run, self.replica(metrics)
 
-        return device.with_count(run_stage)
+        return run_stage
 
     def place(self, run: RunState) -> RunState:
         return self._stack(super().place(run))
-
-    def gather(self, run: RunState) -> RunState:
-        return self._unstack(run)
 
     def replica(self, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x[0], super().replica(tree))
@@ -228,28 +225,19 @@ def _axes(run: RunState, lead: int) -> RunState:
     return axes._replace(replay=axes.replay._replace(data=axis(run.replay.data, lead + 1)), **per_env)
 
 
-def _stack(run: RunState, axes: RunState, devices: int) -> RunState:
-    """The run with a leading axis of devices on every leaf."""
-
-    def one(x: Array, axis: int) -> Array:
-        if axis == _REPLICATED:
-            return jnp.broadcast_to(x, (devices, *x.shape))
-        x = x.reshape(*x.shape[:axis], devices, -1, *x.shape[axis + 1 :])
-        return jnp.moveaxis(x, axis, 0)
-
-    return jax.tree.map(one, run, axes)
+def _stack(devices: int, x: Array, axis: int) -> Array:
+    """A leaf with a leading axis of devices."""
+    if axis == _REPLICATED:
+        return jnp.broadcast_to(x, (devices, *x.shape))
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], devices, -1, *x.shape[axis + 1 :]), axis, 0)
 
 
-def _unstack(run: RunState, axes: RunState) -> RunState:
+def _unstack(x: Array, axis: int) -> Array:
     """What `_stack` was given."""
-
-    def one(x: Array, axis: int) -> Array:
-        if axis == _REPLICATED:
-            return x[0]
-        x = jnp.moveaxis(x, 0, axis)
-        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-
-    return jax.tree.map(one, run, axes)
+    if axis == _REPLICATED:
+        return x[0]
+    x = jnp.moveaxis(x, 0, axis)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
 def tree_of_seed(tree: PyTree, index: int) -> PyTree:
