@@ -127,7 +127,8 @@ def generations(table: Table) -> None:
         evolve = agent.recipe.stages[-1].evolve
         state = jax.jit(agent.init)(jax.random.key(0))
         batch = noise_batch(agent, env.spec, evolve.sampling.length, evolve.batch_size)
-        run = jax.jit(functools.partial(evolution.generation, agent, env, evolve))
+        play = functools.partial(evolution.player, agent, env, evolve)
+        run = jax.jit(lambda state, key, batch: evolution.generate(evolve, play(batch), state, key))  # noqa: B023
         seconds = median_time(lambda: run(state, jax.random.key(1), batch))  # noqa: B023
         table.add(
             name, population * rollouts * horizon / seconds, "steps/s", generations_per_minute=60 / seconds,

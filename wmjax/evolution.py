@@ -312,37 +312,21 @@ def populations(evolve: Evolve) -> list[Evolve]:
     return searches
 
 
-def restarts_so_far(evolve: Evolve, state: AgentState) -> Array:
-    """How often the search was restarted, int32: an index of `populations`."""
-    restarts = state.opt_state[evolve.name].restarts
-    return restarts.count if restarts else jnp.int32(0)
-
-
 def is_over(evolve: Evolve, state: AgentState) -> Array:
-    """Whether a search is done and will not be restarted, bool; never where its `restarts` are None."""
+    """Whether a search whose `restarts` are not None is done and will not be restarted, bool."""
     evolving: Evolving = state.opt_state[evolve.name]
-    if not evolving.restarts:
-        return jnp.bool_(False)
     return evolving.strategy.done & (evolving.restarts.count >= evolve.restarts)
 
 
 def restart_if_done(evolve: Evolve, key: Array, state: AgentState) -> AgentState:
     """The state after a generation: where the search is done it begins anew, unless it did so often enough (IPOP)."""
     evolving: Evolving = state.opt_state[evolve.name]
-    if not evolving.restarts:
-        return state
     again = evolving.strategy.done & ~is_over(evolve, state)
     # The first state is the same for all populations.
     _, fresh = restart(evolve.strategy, key, evolving.strategy, evolving.restarts.start)
     strategy = jax.tree.map(lambda new, old: jnp.where(again, new, old), fresh, evolving.strategy)
     restarts = evolving.restarts._replace(count=evolving.restarts.count + again)
     return _with(state, evolve, strategy=strategy, restarts=restarts)
-
-
-def generation_keys(evolve: Evolve, key: Array) -> tuple[Array, Array, Array, Array, Array]:
-    """To ask, to tell, to play, for the starts of dreams, and to restart; from that of the generation."""
-    key_restart, key = (key, key) if evolve.restarts is None else jax.random.split(key)
-    return *jax.random.split(key, 4), key_restart
 
 
 def ask(evolve: Evolve, key: Array, state: AgentState) -> tuple[Array, AgentState]:
@@ -414,118 +398,139 @@ def keep_mean(evolve: Evolve, state: AgentState, returns: Array) -> tuple[AgentS
     return state, {"mean_return": jnp.float32(score), "kept_return": kept_return}
 
 
-def keep_all(evolve: Evolve, state: AgentState) -> tuple[AgentState, Metrics]:
-    """As `keep_mean`, where the mean is as it was at its last evaluation."""
-    return state, {"mean_return": jnp.float32(jnp.nan), "kept_return": state.opt_state[evolve.name].kept_return}
-
-
-def means_of_generations(state: AgentState, evolve: Evolve, metrics: Metrics) -> Metrics:
-    """Metrics of some generations, each `[generations]`: their means, and the number of the last generation."""
-    generation = state.opt_state[evolve.name].strategy.generation
-    mean = jnp.mean if evolve.restarts is None else jnp.nanmean  # of those that were played
-    return {name: mean(x) for name, x in metrics.items()} | {"generation": jnp.float32(generation)}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Evolution of an agent's parameters: one program, its environments or dreams included
+# Evolution of an agent's parameters: how a search goes on
 
 
-def _play(
-    agent: Agent, env: Env, evolve: Evolve, axis_name: str | None, params: PyTree, theta: Array, keys: Array,
-    key_starts: Array, batch: Trajectory | None
-) -> Played:  # fmt: skip
-    """Episodes of the agent with `theta`, in the environment or in dreams from a batch of records."""
-    candidates = evolve.set(params, theta)
-    if evolve.where == "env":
-        world, carry = env, agent.act_carry(candidates, keys.size)
-        act = lambda params, key, carry, step: agent.act(params, key, carry, step, explore=True)
-    else:
-        starts = evolve.starts(params, key_starts, batch)
-        if axis_name is not None:  # records are each device's own, but a candidate is to be tried the same on any
-            starts = jax.lax.all_gather(starts, axis_name, tiled=True)
-        world = dreaming.dream_env(
-            agent.model, params, starts, env.spec, horizon=evolve.max_steps, obs="state", actions="agent"
-        )
-        act = lambda params, key, carry, step: agent.policy(params, key, carry, step.obs["state"], explore=True)
-        carry = agent.policy_carry(candidates, keys.size)
-    return play(world, act, candidates, carry, keys, evolve.max_steps, axis_name)
+class Flow(NamedTuple):
+    """How a search repeats and branches: within one compiled program, or in Python from one program to the next."""
+
+    scan: Callable = jax.lax.scan
+    cond: Callable = jax.lax.cond
+    switch: Callable = jax.lax.switch
+    compiled: Callable = lambda function: function  # of the functions of `(evolve, ...)` above
 
 
-def _share(count: int, axis_name: str | None) -> tuple[Array | int, int]:
-    """First index and number of this device's part of `count`."""
-    if axis_name is None:
-        return 0, count
-    devices = jax.lax.axis_size(axis_name)
-    if count % devices:
-        raise UsageError(f"population, mean_rollouts: {count} cannot be spread evenly over {devices} devices")
-    return jax.lax.axis_index(axis_name) * (count // devices), count // devices
+ONE_PROGRAM = Flow()
 
 
-def generation(
-    agent: Agent, env: Env, evolve: Evolve, state: AgentState, key: Array, batch: Trajectory | None,
-    axis_name: str | None = None
-) -> tuple[AgentState, Metrics]:  # fmt: skip
+def generate(
+    evolve: Evolve, play: Callable, state: AgentState, key: Array, flow: Flow = ONE_PROGRAM
+) -> tuple[AgentState, Metrics]:
     """One generation: ask, play all candidates' episodes, tell.
 
-    To be compiled by the caller: nothing leaves the device in between.
+    Args:
+      evolve: what is searched for, and where.
+      play: `(params, theta, key, key_starts) -> (returns, lengths)` of episodes: of candidates `[P, n]` some
+        `[P, rollouts]`, of one mean `[n]` some `[1, mean_rollouts]`; the second key is for where dreams start.
+      state: of the agent.
+      key: consumed.
+      flow: where it is not to be compiled by the caller as one program.
+
+    Returns:
+      The state, and the metrics of `tell`, or of `rest` once the search is over.
+    """
+
+    def tried(key: Array, search: Evolve, state: AgentState) -> tuple[AgentState, Metrics]:
+        key_ask, key_tell, key_play, key_starts = jax.random.split(key, 4)
+        candidates, state = flow.compiled(ask)(search, key_ask, state)
+        played = play(state.params, candidates, key_play, key_starts)
+        return flow.compiled(tell)(search, key_tell, state, candidates, *played)
+
+    if evolve.restarts is None:
+        return tried(key, evolve, state)
+    key_restart, key = jax.random.split(key)
+
+    def go_on(state: AgentState) -> tuple[AgentState, Metrics]:
+        sizes = [functools.partial(tried, key, search) for search in populations(evolve)]
+        state, metrics = flow.switch(state.opt_state[evolve.name].restarts.count, sizes, state)
+        return flow.compiled(restart_if_done)(evolve, key_restart, state), metrics
+
+    return flow.cond(is_over(evolve, state), functools.partial(rest, evolve), go_on, state)
+
+
+def iterate(
+    evolve: Evolve, play: Callable, state: AgentState, key: Array, flow: Flow = ONE_PROGRAM
+) -> tuple[AgentState, Metrics]:
+    """Some generations, then an evaluation of the distribution's mean (`keep_mean`).
+
+    Arguments are those of `generate`. Returns the state, which stays finite though a fitness need not be, and the means
+    of the generations' metrics with those of `keep_mean`; NaN where nothing was played.
+    """
+    key_search, key_mean, key_starts = jax.random.split(key, 3)
+    before, keys = state, jax.random.split(key_search, evolve.generations)
+    state, metrics = flow.scan(lambda state, key: generate(evolve, play, state, key, flow), state, keys)
+    mean = jnp.mean if evolve.restarts is None else jnp.nanmean  # of those that were played
+    metrics = {name: mean(x) for name, x in metrics.items()}
+    metrics["generation"] = jnp.float32(state.opt_state[evolve.name].strategy.generation)
+
+    def evaluate(state: AgentState) -> tuple[AgentState, Metrics]:
+        returns, _ = play(state.params, distribution_mean(evolve, state), key_mean, key_starts)
+        return flow.compiled(keep_mean)(evolve, state, returns)
+
+    def keep(state: AgentState) -> tuple[AgentState, Metrics]:  # for the mean is as it was at its last evaluation
+        return state, {"mean_return": jnp.float32(jnp.nan), "kept_return": state.opt_state[evolve.name].kept_return}
+
+    if evolve.restarts is None:
+        state, more = evaluate(state)
+    else:
+        state, more = flow.cond(is_over(evolve, before), keep, evaluate, state)
+    return state, metrics | more
+
+
+def player(
+    agent: Agent, env: Env, evolve: Evolve, batch: Trajectory | None, axis_name: str | None = None
+) -> Callable[[PyTree, Array, Array, Array], tuple[Array, Array]]:
+    """`play` of a search in one compiled program, its environments or dreams included.
 
     Args:
       agent: acts in `env`, and brings the model whose dreams are played in.
       env: takes what the agent emits; a search in dreams uses its `spec` only.
       evolve: what is searched for, and where.
-      state: of the agent.
-      key: consumed.
       batch: supplies the starts of dreams; None for a search in the environment.
       axis_name: axis that the population is spread over; key and state are the same on all devices, the batch is each
         device's own.
-
-    Returns:
-      The state, and the metrics of `tell`, or of `rest` once the search is over.
     """
-    key_ask, key_tell, key_play, key_starts, key_restart = generation_keys(evolve, key)
 
-    def generate(search: Evolve, state: AgentState) -> tuple[AgentState, Metrics]:
-        candidates, state = ask(search, key_ask, state)
-        first, count = _share(candidates.shape[0], axis_name)
-        part = jax.lax.dynamic_slice_in_dim(candidates, first, count).astype(jnp.float32)
-        keys = episode_keys(key_play, count, evolve.rollouts, evolve.common, first)
-        played = _play(agent, env, evolve, axis_name, state.variables, part, keys, key_starts, batch)
-        return tell(search, key_tell, state, candidates, played.returns, played.lengths)
+    def share(count: int) -> tuple[Array | int, int]:
+        """First index and number of this device's part."""
+        if axis_name is None:
+            return 0, count
+        devices = jax.lax.axis_size(axis_name)
+        if count % devices:
+            raise UsageError(f"population, mean_rollouts: {count} cannot be spread evenly over {devices} devices")
+        return jax.lax.axis_index(axis_name) * (count // devices), count // devices
 
-    if evolve.restarts is None:
-        return generate(evolve, state)
+    def played(params: PyTree, theta: Array, key: Array, key_starts: Array) -> tuple[Array, Array]:
+        first, count = share(evolve.mean_rollouts if theta.ndim == 1 else len(theta))
+        part = lambda x: jax.lax.dynamic_slice_in_dim(x, first, count)
+        if theta.ndim == 1:
+            keys = part(noise.row_keys(key, evolve.mean_rollouts))[None]
+        else:
+            theta = part(theta).astype(jnp.float32)
+            keys = episode_keys(key, count, evolve.rollouts, evolve.common, first)
+        candidates = evolve.set(params, theta)
+        if evolve.where == "env":
+            world, carry = env, agent.act_carry(candidates, keys.size)
+            act = lambda params, key, carry, step: agent.act(params, key, carry, step, explore=True)
+        else:
+            starts = evolve.starts(params, key_starts, batch)
+            if axis_name is not None:  # records are each device's own, but a candidate is to be tried the same on any
+                starts = jax.lax.all_gather(starts, axis_name, tiled=True)
+            world = dreaming.dream_env(
+                agent.model, params, starts, env.spec, horizon=evolve.max_steps, obs="state", actions="agent"
+            )
+            act = lambda params, key, carry, step: agent.policy(params, key, carry, step.obs["state"], explore=True)
+            carry = agent.policy_carry(candidates, keys.size)
+        found = play(world, act, candidates, carry, keys, evolve.max_steps, axis_name)
+        return found.returns, found.lengths
 
-    def go_on(state: AgentState) -> tuple[AgentState, Metrics]:
-        sizes = [functools.partial(generate, search) for search in populations(evolve)]
-        state, metrics = jax.lax.switch(restarts_so_far(evolve, state), sizes, state)
-        return restart_if_done(evolve, key_restart, state), metrics
-
-    return jax.lax.cond(is_over(evolve, state), functools.partial(rest, evolve), go_on, state)
+    return played
 
 
 def iteration(
     agent: Agent, env: Env, evolve: Evolve, state: AgentState, key: Array, batch: Trajectory | None,
     axis_name: str | None = None
 ) -> tuple[AgentState, Metrics]:  # fmt: skip
-    """Some generations, then an evaluation of the distribution's mean (`keep_mean`).
-
-    Arguments and what is returned are those of `generation`. The state stays finite, though a fitness need not be.
-    """
-    key_search, key_mean, key_starts = jax.random.split(key, 3)
-    over, keys = is_over(evolve, state), jax.random.split(key_search, evolve.generations)
-    go = lambda state, key: generation(agent, env, evolve, state, key, batch, axis_name)
-    state, metrics = jax.lax.scan(go, state, keys)
-
-    def evaluate(state: AgentState) -> tuple[AgentState, Metrics]:
-        first, count = _share(evolve.mean_rollouts, axis_name)
-        keys = jax.lax.dynamic_slice_in_dim(noise.row_keys(key_mean, evolve.mean_rollouts), first, count)
-        mean = distribution_mean(evolve, state)
-        played = _play(agent, env, evolve, axis_name, state.variables, mean, keys[None], key_starts, batch)
-        return keep_mean(evolve, state, played.returns)
-
-    metrics = means_of_generations(state, evolve, metrics)
-    if evolve.restarts is None:
-        state, more = evaluate(state)
-    else:
-        state, more = jax.lax.cond(over, functools.partial(keep_all, evolve), evaluate, state)
-    return state, metrics | more
+    """`iterate` by a `player`, whose arguments these are: to be compiled by the caller, nothing leaves the device."""
+    return iterate(evolve, player(agent, env, evolve, batch, axis_name), state, key)

@@ -137,7 +137,8 @@ def starts_of(trained, seed=0):
 def test_a_generation_in_the_dream_is_one_program_that_leaves_nothing_to_the_host(trained):
     agent, env, run, _ = trained
     evolve = agent.recipe.stages[-1].evolve
-    generation = jax.jit(functools.partial(evolution.generation, agent, env, evolve))
+    play = functools.partial(evolution.player, agent, env, evolve)
+    generation = jax.jit(lambda state, key, batch: evolution.generate(evolve, play(batch), state, key))
     key, batch = jax.random.key(1), starts_of(trained)
     warm, _ = generation(run.agent, key, batch)
     traces = generation._cache_size()
