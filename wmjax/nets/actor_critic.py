@@ -50,20 +50,15 @@ class ConvStack(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Images to action logits and value, to be called through its methods.
+    """Images to action logits and value. Convolutions are 3x3, pooled by 2, then rectified.
 
-    Attributes:
-      actions: A.
-      channels: of each convolution.
-      units: of the LSTM.
-      patch: the first convolution sees patches of this side, without overlap and without pooling; 1 is the paper's 3x3
-        convolution. All others are 3x3, pooled by 2, then rectified.
+    Where `patch` is not 1, the first one sees patches of this side, without overlap and without pooling.
     """
 
-    actions: int
-    channels: Sequence[int]
-    units: int
-    patch: int = 1
+    actions: int  # A
+    channels: Sequence[int]  # of each convolution
+    units: int  # of the LSTM
+    patch: int = 1  # the paper's
     dtype: str = "float32"
 
     def setup(self):

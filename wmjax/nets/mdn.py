@@ -22,26 +22,17 @@ class MDNRNN(nn.Module):
     Inputs are [z, action], then 1 where an episode begins if `restart_input`. Parameters `kernel` [inputs + H, 4 H],
     rows of the inputs first, gates in the order input, candidate, forget, output, and `bias` [4 H] without the
     `forget_bias`, which is added in the cell: TensorFlow's BasicLSTMCell.
-
-    Attributes:
-      latent, action: sizes Z and A.
-      hidden: H.
-      mixtures: components K.
-      mixture: `per_dim`, weights for each latent dimension, or `shared`, one set of weights for all.
-      reward_head: `none`; `mse`, a mean; `gaussian`, a mean and a log standard deviation.
-      done_head: a logit of the end of the episode.
-      layer_norm: normalizes each gate and the cell state that is put out, as TensorFlow's LayerNormBasicLSTMCell.
     """
 
-    latent: int
-    action: int
-    hidden: int = 256
-    mixtures: int = 5
-    mixture: str = "per_dim"
-    reward_head: str = "none"
-    done_head: bool = False
+    latent: int  # Z
+    action: int  # A
+    hidden: int = 256  # H
+    mixtures: int = 5  # components K
+    mixture: str = "per_dim"  # weights for each latent dimension; or `shared`, one set of weights for all
+    reward_head: str = "none"  # `mse`, a mean; `gaussian`, a mean and a log standard deviation
+    done_head: bool = False  # a logit of the end of the episode
     restart_input: bool = False
-    layer_norm: bool = False
+    layer_norm: bool = False  # of each gate and the cell state that is put out: TensorFlow's LayerNormBasicLSTMCell
     forget_bias: float = 1.0
 
     def setup(self):

@@ -126,18 +126,12 @@ class TokenTransformer(nn.Module):
     The token after position j of a block is predicted at j, so a frame's own tokens at 0 to K - 2, and the first token
     of the *next* frame at the block's last position. Nothing is predicted at K - 1: an action follows, which the model
     does not choose. Reward and end are predicted at the action.
-
-    Attributes:
-      tokens: K, of a frame.
-      max_blocks: blocks in the longest context.
-      vocab_size, actions: sizes of the embedding tables.
-      reward_tokens: whether a reward token closes each block.
     """
 
-    tokens: int
-    max_blocks: int
-    vocab_size: int
-    actions: int
+    tokens: int  # K, of a frame
+    max_blocks: int  # in the longest context
+    vocab_size: int  # V, and
+    actions: int  # A: sizes of the embedding tables
     layers: int
     heads: int
     width: int
@@ -146,7 +140,7 @@ class TokenTransformer(nn.Module):
     norm: str = "pre"
     activation: str = "gelu"
     position_std: float = 0.02
-    reward_tokens: bool = False
+    reward_tokens: bool = False  # whether a reward token closes each block
     dtype: str = "float32"
 
     @property

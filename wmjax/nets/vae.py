@@ -36,17 +36,11 @@ def decoder_base(side: int) -> int:
 
 
 class Encoder(nn.Module):
-    """uint8 images `[..., H, W, C]` to the mean and log-variance of a Gaussian, float32 `[..., latent]` each.
+    """uint8 images `[..., H, W, C]` to the mean and log-variance of a Gaussian, float32 `[..., latent]` each."""
 
-    Attributes:
-      latent: size of z.
-      depth: channels are depth * (1, 2, 4, 8); 32 as published.
-      padding: of the four 4x4 convolutions of stride 2: VALID (64 pixels end as 2x2), or SAME (96 end as 6x6).
-    """
-
-    latent: int
-    depth: int = 32
-    padding: str = "VALID"
+    latent: int  # size of z
+    depth: int = 32  # channels are depth * (1, 2, 4, 8); 32 as published
+    padding: str = "VALID"  # of the four 4x4 convolutions of stride 2: 64 pixels end as 2x2; or SAME: 96 end as 6x6
     dtype: str = "float32"
 
     @nn.compact
@@ -63,18 +57,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z `[..., latent]` to images, float32 means in [0, 1] `[..., side, side, channels]`.
+    """z `[..., latent]` to images, float32 means in [0, 1] `[..., side, side, channels]`."""
 
-    Attributes:
-      side: of the image; `decoder_base` says which are possible.
-      depth: channels are depth * (4, 2, 1) after a first map of 32 * depth (1x1) or 8 * depth (larger).
-      relu: a ReLU after the linear layer, which Tallec's PyTorch version has and the authors' does not.
-    """
-
-    side: int
+    side: int  # of the image; `decoder_base` says which are possible
     channels: int = 3
-    depth: int = 32
-    relu: bool = False
+    depth: int = 32  # channels are depth * (4, 2, 1) after a first map of 32 * depth (1x1) or 8 * depth (larger)
+    relu: bool = False  # after the linear layer, which Tallec's PyTorch version has and the authors' does not
     dtype: str = "float32"
 
     @nn.compact

@@ -138,9 +138,8 @@ def recipe(config: WorldModelsConfig, collect: Callable, act: Callable, updates:
     if config.memory_updates or config.evolve.where == "dream":
         learn("encode", -(-rows // chunk), config.num_envs, Sampling(chunk, over="in_order"))
     if config.memory_updates:
-        sampling = Sampling(config.memory_length, context=1, within_episode=config.memory_within_episode)
-        if config.memory_stateful:
-            sampling = Sampling(config.memory_length, context=1, over="in_order")
+        follow = dict(over="in_order") if config.memory_stateful else dict(within_episode=config.memory_within_episode)
+        sampling = Sampling(config.memory_length, context=1, **follow)
         learn("memory", config.memory_updates, config.memory_batch_size, sampling)
     iterations = -(-config.evolve.generations // evolve.generations)
     stages.append(Stage("controller", iterations, 0, act, evolve=evolve))

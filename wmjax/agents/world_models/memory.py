@@ -46,11 +46,18 @@ def world_model(nets: Networks, spec: EnvSpec, config: WorldModelsConfig) -> Wor
         mu, logvar = call(nets.encoder, params["encoder"], obs[image])
         return {"mu": mu, "logvar": logvar}
 
-    def advance(params, state, action):
+    def advance(params, state, action):  # h, c, and what is expected on the way: reward, P(not terminal)
         memory = params["memory"]
         gates = call(nets.memory, memory, state.z, action, state.is_first, method="inputs")
         h, c = call(nets.memory, memory, state.h, state.c, gates, method="advance")
-        return h, c, *outcome(call(nets.memory, memory, h, method="predict_outcome"), config, h.shape[:-1])
+        outputs, reward = call(nets.memory, memory, h, method="predict_outcome"), jnp.zeros(h.shape[:-1])
+        if config.dream_reward == "survival":
+            reward = reward + 1
+        elif "reward" in outputs:
+            reward = outputs["reward"][..., 0]
+        # A dream ends where the end's logit is above 0, which `dream_env` reads as P(not terminal) < ½.
+        cont = jax.nn.sigmoid(-outputs["done"][..., 0]) if "done" in outputs else jnp.ones(h.shape[:-1])
+        return h, c, reward, cont
 
     def observe(params, key, state, prev_action, embed, is_first):
         h, c, reward, cont = advance(params, state, prev_action)
@@ -73,17 +80,6 @@ def world_model(nets: Networks, spec: EnvSpec, config: WorldModelsConfig) -> Wor
     predict = lambda params, state: (state.reward, state.cont)
     decode = lambda params, state: {image: call(nets.decoder, params["decoder"], state.z) * 255}
     return WorldModel(init_state, encode, observe, imagine, predict, decode)
-
-
-def outcome(outputs: dict[str, Array], config: WorldModelsConfig, lead: tuple[int, ...]) -> tuple[Array, Array]:
-    """Expected reward and P(not terminal), `lead` each, from the heads' outputs; what there is no head for is 0 and 1.
-
-    A dream ends where the end's logit is above 0, which `dream_env` reads as P(not terminal) < ½.
-    """
-    reward = outputs["reward"][..., 0] if "reward" in outputs else jnp.zeros(lead)
-    if config.dream_reward == "survival":
-        reward = jnp.ones(lead)
-    return reward, jax.nn.sigmoid(-outputs["done"][..., 0]) if "done" in outputs else jnp.ones(lead)
 
 
 def unroll(
