@@ -22,7 +22,7 @@ from wmjax.agents import dreamer_v2 as v2
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.nets.rssm import DenseRSSM, LatentState
-from wmjax.ops import latents
+from wmjax.ops import distributions, latents
 from wmjax.types import Box, Discrete, EnvSpec, TimeStep, Trajectory, WorldModel
 
 ACTIONS, EMBED = 3, 1024
@@ -33,25 +33,25 @@ SPEC = EnvSpec({"image": Box(0, 255, (64, 64, 3), "uint8")}, Box(-1.0, 1.0, (ACT
 def guide(paper):
     """Recurrent model and actor of a guide preset, with parameters; the other modules are not needed here."""
     config, _ = presets.resolve(paper.__name__.split(".")[-1], "guide")
-    nets = paper.networks(SPEC, config)
+    parts = paper.assemble(SPEC, config)
+    nets, state = parts.nets, parts.model.init_state({}, 1)
     assert nets.rssm.embed == EMBED  # so many numbers leave the encoder of 64x64 images
-    nets = paper.Networks(*[None] * len(nets))._replace(rssm=nets.rssm, actor=nets.actor)
-    state = paper.zero_state(config, 1)
     feat = paper.feature(state)
     inputs = (state.deter, state.stoch, jnp.zeros((1, ACTIONS)), jnp.zeros((1, EMBED)))
     params = {
         "rssm": nets.rssm.init(jax.random.key(0), *inputs, method="everything")["params"],
         "actor": nets.actor.init(jax.random.key(1), feat)["params"],
     }
-    return config, nets, paper.world_model(nets, SPEC, config), params
+    return parts, params
 
 
 def one_step(paper, embed, action, state, hidden):
     """The guide's `rssm(embed, action, state, hidden) -> (new_state, new_hidden, prior, posterior)`."""
-    config, nets, _, params = guide(paper)
+    parts, params = guide(paper)
+    config = parts.config
     stoch = state if paper is v1 else state.reshape(-1, config.stoch, config.classes)
-    hidden, *raw = paper.call(nets.rssm, params["rssm"], hidden, stoch, action, embed, method="everything")
-    prior, posterior = (paper.latent_dist(x, config) for x in raw)
+    hidden, *raw = paper.call(parts.nets.rssm, params["rssm"], hidden, stoch, action, embed, method="everything")
+    prior, posterior = map(parts.latent.dist, raw)
     estimator = () if paper is v1 else (config.latent_estimator,)
     new_state = posterior.sample(jax.random.key(2), *estimator)
     return new_state.reshape(state.shape), hidden, prior, posterior
@@ -85,12 +85,13 @@ def test_one_step_of_the_discrete_recurrent_model_has_32_latents_of_32_classes()
 
 @pytest.mark.parametrize("paper", [v1, v2])
 def test_imagination_gives_sixteen_states_and_fifteen_actions(paper):
-    config, nets, model, params = guide(paper)
+    parts, params = guide(paper)
+    config, model = parts.config, parts.model
 
     def policy(key, carry, state):
-        return carry, paper.policy_dist(nets, params["actor"], paper.feature(state)).sample(seed=key)
+        return carry, paper.policy_dist(parts, params["actor"], paper.feature(state)).sample(seed=key)
 
-    run = jax.jit(lambda key: dreaming.imagine(model, params, key, paper.zero_state(config, 1), policy, config.horizon))
+    run = jax.jit(lambda key: dreaming.imagine(model, params, key, model.init_state(params, 1), policy, config.horizon))
     _, states, actions = run(jax.random.key(0))
     assert len(states.deter) == len(states.stoch) == 16  # the first and 15 imagined
     assert actions.shape == (15, 1, ACTIONS)
@@ -198,12 +199,14 @@ def test_the_actor_critic_reaches_the_optimum_of_a_small_mdp_known_by_value_iter
     extra = {} if paper is v1 else dict(latent="gaussian", slow_critic_every=10, entropy_scale=3e-3)
     config = (v1.DreamerV1Config if paper is v1 else v2.DreamerV2Config)(**sizes, **extra)
     spec = EnvSpec({"number": Discrete(STATES)}, Discrete(2))
-    made, model, rewards = paper.networks(spec, config), chain_model(), REWARDS[paper]
-    nets = paper.Networks(*[None] * len(made))._replace(reward=Table(rewards), actor=made.actor, critic=made.critic)
+    made, model, rewards = paper.assemble(spec, config), chain_model(), REWARDS[paper]
+    nets = made.nets._replace(reward=Table(rewards))
+    parts = made._replace(nets=nets, model=model)
     feat = paper.feature(chain_state(jnp.arange(STATES)))
     keys = dict(zip(("actor", "critic"), jax.random.split(jax.random.key(0)), strict=True))
     params = {name: getattr(nets, name).init(key, feat)["params"] for name, key in keys.items()}
-    chains = {name: paper.optimizers(config)[name] for name in params}
+    chains = {name: paper.optim.model_actor_critic(config)[name] for name in params}
+    critic_of = lambda params, feat: distributions.number(paper.call(nets.critic, params["critic"], feat))
     rows = 64
 
     def loss(params, slow, key):
@@ -212,9 +215,9 @@ def test_the_actor_critic_reaches_the_optimum_of_a_small_mdp_known_by_value_iter
         keys = jax.random.split(key_imagine, rows)
         if paper is v2:
             world, no = {"reward": {}, "slow_critic": slow}, jnp.zeros(rows, bool)
-            return v2.behavior_loss(nets, model, config, "reinforce", world, params, keys, start, no)[0]
-        imagined = v1.imagine_behavior(nets, model, config, params | {"reward": {}}, keys, start)
-        critic = v1.critic_dist(nets, params["critic"], jax.lax.stop_gradient(imagined.feat[:-1]))
+            return v2.behavior_loss(parts, world, params, keys, start, no)[0]
+        imagined = v1.imagine_behavior(parts, params | {"reward": {}}, keys, start)
+        critic = critic_of(params, jax.lax.stop_gradient(imagined.feat[:-1]))
         losses, _ = v1.behavior_losses(critic, jnp.zeros(()), imagined, jnp.ones(rows), config)
         return losses["actor"] + losses["critic"]
 
@@ -227,7 +230,7 @@ def test_the_actor_critic_reaches_the_optimum_of_a_small_mdp_known_by_value_iter
         return (params, slow, opt_state), ()
 
     def policy(params):
-        return np.asarray(paper.policy_dist(nets, params["actor"], feat).probs)
+        return np.asarray(paper.policy_dist(parts, params["actor"], feat).probs)
 
     before = value_of(policy(params), rewards).mean()
     opt_state = {name: chain.init(params[name]) for name, chain in chains.items()}
@@ -239,7 +242,7 @@ def test_the_actor_critic_reaches_the_optimum_of_a_small_mdp_known_by_value_iter
     assert before < 0.8 * optimum.mean()
     assert found.mean() > 0.97 * optimum.mean()
     assert policy(params).argmax(-1).tolist() == best.tolist()
-    critic = paper.critic_dist(nets, params["critic"], feat, *(() if paper is v1 else (config,))).mean()
+    critic = critic_of(params, feat).mean()
     np.testing.assert_allclose(critic, found, rtol=0.15)
 
 
@@ -255,7 +258,7 @@ def test_a_dense_rssm_without_its_input_layer_feeds_latent_and_action_straight_t
 def test_symlog_is_undone_by_symexp_and_rewards_are_learned_in_its_space():
     config, _ = presets.resolve("dreamer_v2", "guide")
     target = jnp.array([0.0, 100.0, -1000.0])
-    dist = v2.scalar_dist({"mean": v2.distributions.symlog(target)[:, None]}, config.reward_head)
+    dist = distributions.number({"mean": distributions.symlog(target)[:, None]}, config.reward_head)
     np.testing.assert_allclose(dist.mean(), target, rtol=1e-4)
     np.testing.assert_allclose(dist.log_prob(target), 0.0, atol=1e-9)
     step = TimeStep({}, target, *[jnp.zeros(3, bool)] * 3)

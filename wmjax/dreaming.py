@@ -1,4 +1,4 @@
-"""What can be done with any world model: filter, imagine, predict open-loop, and step it like an environment.
+"""What can be done with any world model: filter, act, imagine, predict open-loop, and step it like an environment.
 
 Time is a `lax.scan` here and nowhere else. A `key` is one key, or one for each row of the batch; step t uses
 `fold_in(key, t)`.
@@ -7,6 +7,7 @@ Time is a `lax.scan` here and nowhere else. A `key` is one key, or one for each 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,57 @@ def observe(
     steps = jnp.arange(is_first.shape[0])
     body = jax.checkpoint(step, prevent_cse=False) if remat else step
     return jax.lax.scan(body, state, (steps, prev_action, embed, is_first), unroll=unroll)
+
+
+class Acting(NamedTuple):
+    """Four fields of an `Agent`."""
+
+    policy_carry: Callable
+    policy: Callable
+    act_carry: Callable
+    act: Callable
+
+
+def acting(
+    model: WorldModel,
+    choose: Callable,
+    action_size: int,
+    *,
+    latent: Callable[[PyTree], PyTree] = lambda state: (),
+    eval_model: WorldModel | None = None,
+) -> Acting:
+    """How an agent acts whose policy sees the filtered state and remembers nothing else.
+
+    Args:
+      choose: `(params, key, State, *, explore) -> action [B, A]`.
+      latent: what replay keeps of a state.
+      eval_model: filters where the agent does not explore; None: `model`.
+    """
+
+    def policy_carry(params, batch_size):
+        del params, batch_size
+        return ()
+
+    def policy(params, key, carry, state, *, explore):
+        return carry, choose(params, key, state, explore=explore)
+
+    def act_carry(params, batch_size):
+        return model.init_state(params, batch_size), jnp.zeros((batch_size, action_size))
+
+    def act(params, key, carry, timestep, *, explore):
+        key_observe, key_policy = noise.split(key, 2)
+        filtering = model if explore or eval_model is None else eval_model
+        embed = filtering.encode(params, timestep.obs)
+        state = filtering.observe(params, key_observe, *carry, embed, timestep.is_first)
+        action = choose(params, key_policy, state, explore=explore)
+        return (state, action), action, latent(state)
+
+    return Acting(policy_carry, policy, act_carry, act)
+
+
+def last_steps(tree: PyTree, count: int) -> PyTree:
+    """The last steps of each row as rows of their own, to imagine from: `[T, B, ...]` to `[count * B, ...]`."""
+    return jax.tree.map(lambda x: x[-count:].reshape(count * x.shape[1], *x.shape[2:]), tree)
 
 
 def imagine(

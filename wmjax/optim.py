@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,17 +39,30 @@ def descend(
 
     Args:
       objective: `params -> (loss, (metrics, aux))`, a float32 scalar, scalars by name, and anything else.
-      optimizers: by name.
-      opt_state, params: of each optimizer, by the same names.
+      optimizers, opt_state: by name; those that `params` has are used.
+      params: what each optimizer trains.
       axis_name: the named axis that the batch is spread over, or None.
     """
     (_, (metrics, aux)), grads = jax.value_and_grad(objective, has_aux=True)(params)
     grads, changes, new_state = pmean(grads, axis_name), {}, {}
-    for name, optimizer in optimizers.items():
-        changes[name], new_state[name] = optimizer.update(grads[name], opt_state[name], params[name])
+    for name, part in params.items():
+        changes[name], new_state[name] = optimizers[name].update(grads[name], opt_state[name], part)
     norms = lambda trees: {name: optax.tree.norm(tree) for name, tree in trees.items()}
     params = optax.apply_updates(params, changes)
     return Descent(params, new_state, pmean(metrics, axis_name), aux, norms(grads), norms(changes))
+
+
+def weighted_sum(losses: dict[str, Array], scales: dict[str, float]) -> tuple[Array, Metrics]:
+    """The scalar to minimize: Σ scale · mean(term). With it, the means by name, `loss/TERM`.
+
+    Args:
+      losses: terms of any shapes, float32.
+      scales: of the same names.
+    """
+    assert losses.keys() == scales.keys(), (losses.keys(), scales.keys())
+    means = {name: jnp.mean(value) for name, value in losses.items()}
+    total = sum(scales[name] * mean for name, mean in means.items())
+    return total, {f"loss/{name}": mean for name, mean in means.items()}
 
 
 def pmean(tree: PyTree, axis_name: str | None) -> PyTree:
@@ -192,6 +205,24 @@ def clipped_adam_tf(
         links.append(optax.add_decayed_weights(-weight_decay))  # after the learning rate, so not scaled by it
     chain = optax.chain(*links)
     return chain if accumulate == 1 else optax.MultiSteps(chain, accumulate).gradient_transformation()
+
+
+def model_actor_critic(config: Any) -> dict[str, optax.GradientTransformation]:
+    """The optimizers of DreamerV1 and DreamerV2, by their configuration: of the world model, the actor, the critic."""
+    rates = {"model": config.model_lr, "actor": config.actor_lr, "critic": config.critic_lr}
+    rest = (config.epsilon, config.grad_clip, config.weight_decay, config.grad_accum)
+    return {name: clipped_adam_tf(rate, *rest) for name, rate in rates.items()}
+
+
+def apart(params: dict) -> dict[str, dict]:
+    """What each of them trains: all modules but actor and critic are the world model."""
+    model = {name: value for name, value in params.items() if name not in ("actor", "critic")}
+    return {"model": model, "actor": params["actor"], "critic": params["critic"]}
+
+
+def together(groups: dict[str, dict]) -> dict:
+    """The parameters by module that `apart` took apart."""
+    return groups["model"] | {name: groups[name] for name in ("actor", "critic")}
 
 
 def _matching(pattern: str, params: PyTree) -> PyTree:

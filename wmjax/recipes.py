@@ -3,62 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from wmjax.types import Recipe, Sampling, Stage, Update, UsageError
 
 
-def check_bursts(
-    num_envs: int, prefill: int, pretrain: int, train_every: int, batch_size: int, replay_capacity: int, window: int
-) -> None:
+def check_imagination(config: Any) -> None:
+    """Raises `UsageError` where imagination cannot start, or returns cannot end, as the configuration has it."""
+    if not getattr(config, "bootstrap", True) and config.lambda_ != 1:
+        raise UsageError(
+            f"bootstrap=False sums rewards without values, which lambda_ would mix in: lambda_ must be 1, "
+            f"got {config.lambda_}"
+        )
+    if config.imagine_last > config.length:
+        raise UsageError(f"imagine_last must be in [0, length={config.length}], got {config.imagine_last}")
+
+
+def check_bursts(config: Any, window: int) -> None:
     """Raises `UsageError` where `bursts` could not be run: collected steps must be whole steps of all environments."""
-    for name, value in (("prefill", prefill), ("train_every", train_every)):
+    num_envs, prefill, rows = config.num_envs, config.prefill, max(config.num_envs, config.batch_size)
+    for name, value in (("prefill", prefill), ("train_every", config.train_every)):
         if value % num_envs:
             raise UsageError(f"{name} must be a multiple of num_envs={num_envs}, got {value}")
-    if replay_capacity < max(num_envs, batch_size) * window:
+    if config.replay_capacity < rows * window:
         raise UsageError(
             f"replay_capacity must hold a window of {window} steps for each of {num_envs} environments and "
-            f"{batch_size} rows of a batch, {max(num_envs, batch_size) * window} in all, got {replay_capacity}"
+            f"{config.batch_size} rows of a batch, {rows * window} in all, got {config.replay_capacity}"
         )
-    before = prefill + (0 if pretrain else train_every)
+    before = prefill + (0 if config.pretrain else config.train_every)
     if before < window * num_envs:
-        name = "prefill" if pretrain else "prefill + train_every"
+        name = "prefill" if config.pretrain else "prefill + train_every"
         raise UsageError(
             f"{name} must reach a window of {window} steps of each of {num_envs} environments before the first update, "
             f"{window * num_envs} in all, got {before}"
         )
 
 
-def bursts(
-    act: Callable,
-    learn: Callable,
-    sampling: Sampling,
-    *,
-    num_envs: int,
-    replay_capacity: int,
-    batch_size: int,
-    prefill: int,
-    pretrain: int,
-    train_every: int,
-    train_steps: int,
-) -> Recipe:
+def bursts(act: Callable, learn: Callable, sampling: Sampling, config: Any) -> Recipe:
     """Random actions, then some updates on them, then acting and learning in turns.
 
     Args:
       act, learn: as `Agent.act` and `Update.fn`.
       sampling: of every update.
-      num_envs, replay_capacity, batch_size: as in `Recipe` and `Update`.
-      prefill: agent steps of all environments by random actions, before anything is learned.
-      pretrain: updates on these.
-      train_every: agent steps of all environments between two bursts of updates.
-      train_steps: updates of a burst.
+      config: has `num_envs`, `replay_capacity`, `batch_size` as in `Recipe` and `Update`; `prefill`, agent steps of all
+        environments by random actions, before anything is learned; `pretrain`, updates on these; `train_every`, agent
+        steps of all environments between two bursts of updates; `train_steps`, updates of a burst.
 
     Source: DreamerV1 and DreamerV2, training loops of the authors' code.
     """
-    update = lambda repeats: (Update("train", learn, repeats, batch_size, sampling),)
-    stages = []
-    if prefill:
-        stages.append(Stage("prefill", prefill // num_envs, 1, None))
-    if pretrain:
-        stages.append(Stage("pretrain", 1, 0, act, update(pretrain)))
-    stages.append(Stage("train", None, train_every // num_envs, act, update(train_steps)))
-    return Recipe(num_envs, replay_capacity, tuple(stages))
+    update = lambda repeats: (Update("train", learn, repeats, config.batch_size, sampling),)
+    stages = [Stage("train", None, config.train_every // config.num_envs, act, update(config.train_steps))]
+    if config.pretrain:
+        stages.insert(0, Stage("pretrain", 1, 0, act, update(config.pretrain)))
+    if config.prefill:
+        stages.insert(0, Stage("prefill", config.prefill // config.num_envs, 1, None))
+    return Recipe(config.num_envs, config.replay_capacity, tuple(stages))

@@ -24,7 +24,7 @@ class Made:
 
     def __init__(self, paper: ModuleType, factory: Any, spec: EnvSpec, config: Any) -> None:
         self.agent: Agent = factory(spec, config)
-        self.config, self.nets = config, paper.networks(spec, config)
+        self.config, self.parts = config, paper.assemble(spec, config)
 
     @functools.cached_property
     def state(self) -> AgentState:
@@ -36,7 +36,7 @@ class Made:
         return jax.jit(self.agent.recipe.stages[-1].updates[0].fn)
 
     def __iter__(self):
-        return iter((self.agent, self.config, self.nets, self.state))
+        return iter((self.agent, self.config, self.parts, self.state))
 
 
 class Maker:

@@ -23,12 +23,12 @@ SMALL_BATCH = dict(batch_size=2, length=4, imagine_last=2)
 
 def gradient_flow(spec=VECTOR):
     """Which modules each loss term trains."""
-    agent, config, nets, state = tiny(spec)
+    _, config, parts, state = tiny(spec)
     step, action = random_step(spec, (6, 4)), random_action(spec, (6, 4))
-    free = dataclasses.replace(config, free_nats=0.0)
+    free = parts._replace(config=dataclasses.replace(config, free_nats=0.0))
 
     def terms(params):
-        losses = v1.loss(nets, agent.model, spec, free, params, jax.random.key(0), action, step)[1][0]
+        losses = v1.loss(free, params, jax.random.key(0), action, step)[1][0]
         return {name: jnp.mean(term) for name, term in losses.items()}
 
     values, pullback = jax.vjp(jax.jit(terms), state.params)
@@ -86,7 +86,7 @@ def test_a_window_in_mid_episode_takes_its_first_action_from_the_record_in_front
 
 
 def test_the_continue_target_is_no_end_at_a_time_limit():
-    agent, config, nets, state = tiny()
+    agent, _, parts, state = tiny()
     step = random_step(PIXELS, (6, 2))
     states = observed(agent, state.params, step, random_action(PIXELS, (6, 2)))
     clear = jnp.zeros((6, 2), bool)
@@ -94,7 +94,7 @@ def test_the_continue_target_is_no_end_at_a_time_limit():
 
     def cont_loss(last, terminal):
         given = step._replace(is_last=last, is_terminal=terminal)
-        return v1.world_model_losses(nets, PIXELS, config, state.params, states, given)[0]["cont"]
+        return v1.world_model_losses(parts, state.params, states, given)[0]["cont"]
 
     assert np.array_equal(cont_loss(ended, clear), cont_loss(clear, clear))
     assert not np.allclose(cont_loss(ended, ended)[4], cont_loss(clear, clear)[4])
@@ -135,10 +135,10 @@ def test_a_target_takes_reward_and_discount_of_its_own_state_and_the_next_value(
 
 
 def test_imagination_leaves_out_the_start_and_the_last_state_has_no_target():
-    agent, config, nets, state = tiny()
+    agent, config, parts, state = tiny()
     start = agent.model.init_state(state.params, 2)
     keys = jax.random.split(jax.random.key(0), 2)
-    found = jax.jit(lambda params: v1.imagine_behavior(nets, agent.model, config, params, keys, start))(state.params)
+    found = jax.jit(lambda params: v1.imagine_behavior(parts, params, keys, start))(state.params)
     assert found.feat.shape[:2] == found.reward.shape == found.action.shape[:2] == (config.horizon, 2)
     assert v1.targets(found, config).shape == (config.horizon - 1, 2)
     zero_start = np.concatenate([np.zeros((2, config.stoch + config.deter))])
@@ -176,10 +176,10 @@ def test_a_plain_discounted_sum_is_reached_without_bootstrap():
 
 
 def imagination(actor_params, deter):
-    agent, config, nets, state = tiny(VECTOR)
+    agent, _, parts, state = tiny(VECTOR)
     start = agent.model.init_state(state.params, 2)._replace(deter=deter)
     params, keys = state.params | {"actor": actor_params}, jax.random.split(jax.random.key(0), 2)
-    return v1.imagine_behavior(nets, agent.model, config, params, keys, start)
+    return v1.imagine_behavior(parts, params, keys, start)
 
 
 @pytest.mark.slow
@@ -235,9 +235,9 @@ def test_bfloat16_computation_keeps_the_losses_within_two_percent():
     step, action = random_step(MIXED, (6, 4)), random_action(MIXED, (6, 4))
 
     def losses(**changes):
-        agent, config, nets, _ = tiny(MIXED, **changes)
+        _, _, parts, _ = tiny(MIXED, **changes)
         params = tiny(MIXED).state.params
-        loss = lambda params: v1.loss(nets, agent.model, MIXED, config, params, jax.random.key(0), action, step)
+        loss = lambda params: v1.loss(parts, params, jax.random.key(0), action, step)
         return jax.jit(loss)(params)[1][3]
 
     full, low = losses(), losses(compute_dtype="bfloat16")
@@ -266,7 +266,7 @@ def test_evaluation_takes_the_mode_without_noise():
     # The mode of a tanh-normal is the best of a hundred draws: it still varies, and is likelier than a sample.
     made, sampling = tiny(VECTOR), tiny(VECTOR, eval_action="sample")
     feat = v1.feature(made.agent.model.init_state(made.state.params, 1))
-    dist = v1.policy_dist(made.nets, made.state.params["actor"], feat)
+    dist = v1.policy_dist(made.parts, made.state.params["actor"], feat)
     likeliness = lambda made: np.percentile(dist.log_prob(policy_of(made, False)), 10)
     assert likeliness(made) > likeliness(sampling) + 1
 
@@ -323,8 +323,8 @@ def test_a_burst_of_a_hundred_updates_follows_five_hundred_decisions_which_are_a
 def test_published_modules_have_the_published_parameter_counts():
     spec = EnvSpec({"image": Box(0, 255, (64, 64, 3), "uint8")}, Box(-1.0, 1.0, (3,)))
     config = v1.DreamerV1Config()
-    nets = v1.networks(spec, config)
-    params = jax.eval_shape(lambda key: v1.init_params(nets, spec, config, key), jax.random.key(0))
+    nets = v1.assemble(spec, config).nets
+    params = jax.eval_shape(v1.dreamer_v1(spec, config).init, jax.random.key(0)).params
     counts = {name: sum(x.size for x in jax.tree.leaves(value)) for name, value in params.items()}
     expected = dict(encoder=690_144, rssm=557_320, decoder=3_795_555, reward=253_201, actor=576_006)
     assert {name: counts[name] for name in expected} == expected

@@ -16,7 +16,7 @@ from tests.parity import load
 from tests.test_optim import one_step
 from wmjax import dreaming, optim
 from wmjax.agents import dreamer_v1 as v1
-from wmjax.nets import strided_codec
+from wmjax.nets import dreamer, strided_codec
 from wmjax.nets.gru import GRU
 from wmjax.nets.heads import Head
 from wmjax.nets.rssm import DenseRSSM, LatentState, feature
@@ -66,9 +66,9 @@ def rssm_of(file):
     sizes = file.config["sizes"]
     config = v1.DreamerV1Config(deter=sizes["deter"], hidden=sizes["deter"], stoch=sizes["stoch"])
     rssm = DenseRSSM(sizes["deter"], sizes["deter"], 2 * sizes["stoch"], file["in/rssm/embed"].shape[-1])
-    nets = v1.Networks(*[None] * len(v1.Networks._fields))._replace(rssm=rssm)
+    nets = dreamer.Networks(*[None] * len(dreamer.Networks._fields))._replace(rssm=rssm)
     params = tree({f"rssm/{k}": v for k, v in file.tree("params/rssm").items()})
-    return config, rssm, v1.world_model(nets, EnvSpec({}, Discrete(2)), config), params
+    return config, rssm, dreamer.world_model(nets, v1.latent_kind(config), feature, None, config.discount), params
 
 
 def check_states(states, expected):
@@ -89,7 +89,7 @@ def test_observe_and_imagine_equal_the_authors(file, cut, above_the_mean):
     for before, prefix in ((start, ""), (model.init_state(params, len(given["state/deter"])), "zero_")):
         _, states = dreaming.observe(model, params, jax.random.key(0), before, action, embed, no)
         check_states(states, file.tree(f"out/rssm/{prefix}post"))
-        prior = v1.latent_dist(rssm.apply({"params": params["rssm"]}, states.deter, method="prior"), config)
+        prior = v1.latent_kind(config).dist(rssm.apply({"params": params["rssm"]}, states.deter, method="prior"))
         prior = LatentState(states.deter, prior.sample(jax.random.key(0)), prior)
         check_states(prior, file.tree(f"out/rssm/{prefix}prior"))
         if before is start:
@@ -218,8 +218,7 @@ class Official:
             actor_lr=settings["actor_lr"], critic_lr=settings["value_lr"], batch_size=sizes["B"], length=sizes["T"],
             prefill=100, replay_capacity=1000,
         )  # fmt: skip
-        self.nets = v1.networks(self.spec, self.config)
-        self.model = v1.world_model(self.nets, self.spec, self.config)
+        self.parts = v1.assemble(self.spec, self.config)
         self.params = tree(file.tree(f"params/{section}"), self.discrete)
         no = jnp.zeros(given["reward"].shape[::-1], bool)
         terminal = jnp.asarray(swap(given["discount"])) == 0
@@ -254,11 +253,7 @@ def by_row(agent, imagined):
 
 
 def test_losses_states_and_imagined_trajectories_equal_the_authors(agent, above_the_mean):
-    run = jax.jit(
-        lambda params: v1.loss(
-            agent.nets, agent.model, agent.spec, agent.config, params, jax.random.key(0), agent.prev_action, agent.step
-        )
-    )
+    run = jax.jit(lambda params: v1.loss(agent.parts, params, jax.random.key(0), agent.prev_action, agent.step))
     _, (losses, states, imagined, metrics) = run(agent.params)
     check_states(states, agent.file.tree(f"out/{agent.section}/post"))
     close(metrics["loss/model"], agent.out("model_loss")[0], 1e-5)

@@ -12,8 +12,9 @@ import pytest
 
 from tests.agents.batches import MIXED, PIXELS, TINY_V2, random_action, random_step, random_trajectory
 from tests.agents.dreamer_traps import VECTOR, Maker, check_reset, directional, echo_loss, held, observed
-from wmjax import presets
+from wmjax import optim, presets
 from wmjax.agents import dreamer_v2 as v2
+from wmjax.nets import dreamer
 from wmjax.ops import distributions
 from wmjax.types import Box, Discrete, EnvSpec, UsageError
 
@@ -23,21 +24,17 @@ SMALL_BATCH = dict(batch_size=2, length=4, imagine_last=2)
 
 def gradient_flow(spec=VECTOR):
     """Which modules each loss term trains."""
-    agent, config, nets, state = tiny(spec)
+    _, _, parts, state = tiny(spec)
     step, action = random_step(spec, (6, 4)), random_action(spec, (6, 4))
     keys = jax.random.split(jax.random.key(0), 24)
 
     def terms(params):
-        groups = v2.grouped(params)
-        _, (losses, states, _) = v2.world_model_loss(
-            nets, agent.model, spec, config, groups["model"], jax.random.key(0), action, step
-        )
+        groups = optim.apart(params)
+        _, (losses, states, _) = v2.world_model_loss(parts, groups["model"], jax.random.key(0), action, step)
         # The actor is trained from where the model has been, not for where it starts: `update` stops these too.
         rows = jax.tree.map(lambda x: v2.sg(x).reshape(24, *x.shape[2:]), (states, step.is_terminal))
         params = groups.pop("model") | state.non_trainable
-        _, (more, _) = v2.behavior_loss(
-            nets, agent.model, config, v2.actor_gradient(spec, config), params, groups, keys, *rows
-        )
+        _, (more, _) = v2.behavior_loss(parts, params, groups, keys, *rows)
         return {name: jnp.mean(term) for name, term in (losses | more).items()}
 
     values, pullback = jax.vjp(jax.jit(terms), state.params)
@@ -93,7 +90,7 @@ def test_a_window_starts_from_nothing_without_the_action_before_it():
 
 
 def test_the_continue_target_is_no_end_at_a_time_limit():
-    agent, config, nets, state = tiny()
+    agent, _, parts, state = tiny()
     step = random_step(PIXELS, (6, 2))
     states = observed(agent, state.params, step, random_action(PIXELS, (6, 2)))
     clear = jnp.zeros((6, 2), bool)
@@ -101,7 +98,7 @@ def test_the_continue_target_is_no_end_at_a_time_limit():
 
     def cont_loss(last, terminal):
         given = step._replace(is_last=last, is_terminal=terminal)
-        return v2.world_model_losses(nets, PIXELS, config, state.params, states, given)[0]["cont"]
+        return v2.world_model_losses(parts, state.params, states, given)[0]["cont"]
 
     assert np.array_equal(cont_loss(ended, clear), cont_loss(clear, clear))
     assert not np.allclose(cont_loss(ended, ended)[4], cont_loss(clear, clear)[4])
@@ -138,16 +135,14 @@ def test_a_target_takes_reward_and_discount_of_its_own_state_and_the_next_value_
 
 
 def test_the_first_imagined_discount_comes_from_the_data_and_the_others_are_predicted():
-    agent, config, nets, state = tiny()
+    agent, config, parts, state = tiny()
     start = agent.model.init_state(state.params, 2)
     terminal = jnp.array([False, True])
     keys = jax.random.split(jax.random.key(0), 2)
-    run = lambda terminal: v2.imagine_behavior(
-        nets, agent.model, config, state.variables, state.params["actor"], keys, start, terminal
-    )
+    run = lambda terminal: v2.imagine_behavior(parts, state.variables, state.params["actor"], keys, start, terminal)
     found = jax.jit(run)(terminal)
     np.testing.assert_allclose(found.discount[0], [config.discount, 0.0])
-    predicted = v2.discount_of(nets, state.params, found.feat, config)
+    predicted = dreamer.discount_of(parts.nets, state.params, found.feat, config.discount)
     np.testing.assert_allclose(found.discount[1:], predicted[1:], rtol=1e-5)
     assert not np.allclose(predicted[0], found.discount[0])
 
@@ -187,10 +182,10 @@ def test_a_plain_discounted_sum_is_reached_without_bootstrap():
 
 
 def continuous_imagination(actor_params, deter):
-    agent, config, nets, state = tiny(VECTOR)
+    agent, _, parts, state = tiny(VECTOR)
     start = agent.model.init_state(state.params, 2)._replace(deter=deter)
     keys, no = jax.random.split(jax.random.key(0), 2), jnp.zeros(2, bool)
-    return v2.imagine_behavior(nets, agent.model, config, state.variables, actor_params, keys, start, no)
+    return v2.imagine_behavior(parts, state.variables, actor_params, keys, start, no)
 
 
 def test_no_gradient_passes_through_the_inputs_of_the_policy_but_through_the_dynamics():
@@ -255,8 +250,8 @@ def test_actor_and_critic_learn_in_the_updated_world_model():
 
 def test_every_weight_decays_by_a_millionth_of_itself_and_no_gradient():
     config, (made, _, _) = v2.DreamerV2Config(), small_update()
-    groups = v2.grouped(made.state.params)
-    for name, chain in v2.optimizers(config).items():
+    groups = optim.apart(made.state.params)
+    for name, chain in optim.model_actor_critic(config).items():
         zeros = jax.tree.map(jnp.zeros_like, groups[name])
         changes, _ = chain.update(zeros, chain.init(groups[name]), groups[name])
         for old, change in zip(*map(jax.tree.leaves, (groups[name], changes)), strict=True):
@@ -269,11 +264,9 @@ def test_bfloat16_computation_keeps_the_losses_within_two_percent():
     step, action = random_step(MIXED, (6, 4)), random_action(MIXED, (6, 4))
 
     def losses(**changes):
-        agent, config, nets, _ = tiny(MIXED, latent="gaussian", **changes)
-        world = v2.grouped(tiny(MIXED, latent="gaussian").state.params)["model"]
-        loss = lambda world: v2.world_model_loss(
-            nets, agent.model, MIXED, config, world, jax.random.key(0), action, step
-        )
+        _, _, parts, _ = tiny(MIXED, latent="gaussian", **changes)
+        world = optim.apart(tiny(MIXED, latent="gaussian").state.params)["model"]
+        loss = lambda world: v2.world_model_loss(parts, world, jax.random.key(0), action, step)
         return jax.jit(loss)(world)[1][2]
 
     full, low = losses(), losses(compute_dtype="bfloat16")
@@ -304,7 +297,7 @@ def test_latents_are_sampled_in_evaluation_unless_their_mode_is_asked_for():
 
     def stochs(**changes):
         agent = tiny(VECTOR, **SMALL_BATCH, **changes).agent
-        (new, _, _), _, _ = agent.act(state.params, keys, agent.act_carry(state.params, 64), step, explore=False)
+        (new, _), _, _ = agent.act(state.params, keys, agent.act_carry(state.params, 64), step, explore=False)
         return np.unique(new.stoch.reshape(64, -1), axis=0)
 
     assert len(stochs()) > 1
@@ -342,9 +335,9 @@ def test_updates_per_decision_are_those_of_the_published_schedules():
 def test_published_modules_have_the_published_sizes():
     config, _ = presets.resolve("dreamer_v2", "paper")
     gray = EnvSpec({"image": Box(0, 255, (64, 64, 1), "uint8")}, Discrete(18))
-    nets = v2.networks(gray, config)
+    nets = v2.assemble(gray, config).nets
     assert nets.rssm.embed == 1536
-    params = jax.eval_shape(lambda key: v2.init_params(nets, gray, config, key), jax.random.key(0))
+    params = jax.eval_shape(v2.dreamer_v2(gray, config).init, jax.random.key(0)).params
     assert params["rssm"]["gru"]["dense"]["kernel"].shape == (1200, 1800)
     assert params["decoder"]["dense"]["kernel"].shape == (600 + 1024, 1536)
     assert [params["encoder"][f"conv{i}"]["kernel"].shape[-1] for i in range(4)] == [48, 96, 192, 384]

@@ -17,7 +17,7 @@ from tests.parity import load
 from tests.test_optim import one_step
 from wmjax import dreaming, optim
 from wmjax.agents import dreamer_v2 as v2
-from wmjax.nets import strided_codec
+from wmjax.nets import dreamer, strided_codec
 from wmjax.nets.gru import LayerNormGRU
 from wmjax.nets.heads import Head
 from wmjax.nets.rssm import DenseRSSM, LatentState, feature
@@ -72,9 +72,9 @@ def rssm_of(file, section):
     embed = file[f"in/{section}/embed"].shape[-1]
     norm = "layer" if section == "rssm_ln" else "none"
     rssm = DenseRSSM(sizes["deter"], sizes["hidden"], outputs, embed, "layer_norm_gru", norm=norm)
-    nets = v2.Networks(*[None] * len(v2.Networks._fields))._replace(rssm=rssm)
+    nets = dreamer.Networks(*[None] * len(dreamer.Networks._fields))._replace(rssm=rssm)
     params = tree({f"rssm/{k}": v for k, v in file.tree(f"params/{section}").items()})
-    return config, rssm, v2.world_model(nets, EnvSpec({}, Discrete(2)), config), params
+    return config, rssm, dreamer.world_model(nets, v2.latent_kind(config), feature, None, config.discount), params
 
 
 def check_states(config, states, expected, tolerance=1e-5):
@@ -94,7 +94,7 @@ def test_observe_and_imagine_equal_the_authors_across_resets(file, section, cut,
     config, rssm, model, params = rssm_of(file, section)
     given = file.tree(f"in/{section}")
     start = LatentState(
-        given["state/deter"], given["state/stoch"], v2.zero_state(config, len(given["state/deter"])).dist
+        given["state/deter"], given["state/stoch"], model.init_state({}, len(given["state/deter"])).dist
     )
     embed = rssm.apply({"params": params["rssm"]}, swap(given["embed"]), method="project")
     _, states = dreaming.observe(
@@ -103,7 +103,7 @@ def test_observe_and_imagine_equal_the_authors_across_resets(file, section, cut,
     check_states(config, states, file.tree(f"out/{section}/post"))
     close(swap(feature(states)), file[f"out/{section}/feat"], 1e-5)
     raw = rssm.apply({"params": params["rssm"]}, states.deter, method="prior")
-    prior = v2.latent_dist(raw, config)
+    prior = v2.latent_kind(config).dist(raw)
     prior = LatentState(states.deter, prior.sample(jax.random.key(0)), prior)
     check_states(config, prior, file.tree(f"out/{section}/prior"))
     if section == "rssm":
@@ -144,7 +144,7 @@ def head_of(file, section, module, discrete=True):
 def test_heads_equal_the_authors(file, norm):
     given = {name: jnp.asarray(value) for name, value in file.tree(f"in/heads{norm}").items()}
     out = lambda name: file[f"out/{name}"]
-    reward = v2.scalar_dist(head_of(file, f"reward{norm}", "reward"), "normal")
+    reward = distributions.number(head_of(file, f"reward{norm}", "reward"), "normal")
     close(reward.mean(), out(f"reward{norm}/mode"), 1e-5)
     close(reward.log_prob(given["scalar_target"]), out(f"reward{norm}/logp"), 1e-5)
     logits = head_of(file, f"discount{norm}", "discount")["logits"][..., 0]
@@ -278,8 +278,7 @@ class Official:
             **{f"{head}_layers": settings["head_layers"] for head in ("reward", "cont", "actor", "critic")},
         )  # fmt: skip
         assert v2.actor_gradient(self.spec, self.config) == settings["default_actor_grad"]
-        self.nets = v2.networks(self.spec, self.config)
-        self.model = v2.world_model(self.nets, self.spec, self.config)
+        self.parts = v2.assemble(self.spec, self.config)
         self.params = tree(file.tree(f"params/{section}"), self.discrete)
         step = {name: jnp.asarray(swap(given[name])) for name in ("reward", "is_first", "is_last", "is_terminal")}
         self.step = TimeStep({"image": jnp.asarray(swap(given["image"]))}, **step)
@@ -289,9 +288,7 @@ class Official:
         return self.file[f"out/{self.section}/{name}"]
 
     def world_loss(self, world):
-        return v2.world_model_loss(
-            self.nets, self.model, self.spec, self.config, world, jax.random.key(0), self.prev_action, self.step
-        )
+        return v2.world_model_loss(self.parts, world, jax.random.key(0), self.prev_action, self.step)
 
     @functools.cached_property
     def start(self):
@@ -303,7 +300,7 @@ class Official:
 
     def imagine(self, actor):
         keys = jax.random.split(jax.random.key(0), self.start[1].shape[0])
-        return v2.imagine_behavior(self.nets, self.model, self.config, self.params, actor, keys, *self.start)
+        return v2.imagine_behavior(self.parts, self.params, actor, keys, *self.start)
 
     def check_grads(self, grads, prefix):
         """Gradients by module against those recorded under `prefix`."""
@@ -324,7 +321,7 @@ def agent(request):
 
 
 def test_world_model_losses_equal_the_authors(agent, most_likely):
-    total, (losses, states, metrics) = jax.jit(agent.world_loss)(v2.grouped(agent.params)["model"])
+    total, (losses, states, metrics) = jax.jit(agent.world_loss)(optim.apart(agent.params)["model"])
     close(total, agent.out("model_loss"), 1e-5)
     names = {"kl": "kl", "reward": "reward", "decode/image": "image"}
     names |= {"cont": "discount"} if agent.config.use_continue else {}
@@ -345,8 +342,8 @@ def test_imagination_behavior_losses_and_their_gradients_equal_the_authors_in_al
         def means(trained):
             imagined = agent.imagine(trained["actor"])
             feat = jax.lax.stop_gradient(imagined.feat)
-            policy = v2.policy_dist(agent.nets, trained["actor"], feat[:-2])
-            critic = v2.critic_dist(agent.nets, trained["critic"], feat[:-1], agent.config)
+            policy = v2.policy_dist(agent.parts, trained["actor"], feat[:-2])
+            critic = v2.critic_dist(agent.parts, trained["critic"], feat[:-1])
             losses = [v2.behavior_losses(policy, critic, imagined, agent.config, mode) for mode in modes]
             terms = [x["actor"].mean() for x, _ in losses] + [losses[0][0]["critic"].mean()]
             return jnp.stack(terms), (imagined, losses[0][1])
@@ -379,11 +376,11 @@ def test_imagination_behavior_losses_and_their_gradients_equal_the_authors_in_al
 def test_losses_on_a_given_trajectory_equal_the_authors(agent):
     given = agent.file.tree(f"in/{agent.section}_given_seq")
     out = agent.file.tree(f"out/{agent.section}_given_seq")
-    value = v2.critic_dist(agent.nets, agent.params["slow_critic"], given["feat"], agent.config).mean()
+    value = v2.critic_dist(agent.parts, agent.params["slow_critic"], given["feat"]).mean()
     imagined = v2.Imagined(given["feat"], jnp.asarray(given["action"][1:]), given["reward"], given["discount"], value)
     close(v2.targets(imagined, agent.config), out["target"], 1e-5)
-    policy = v2.policy_dist(agent.nets, agent.params["actor"], given["feat"][:-2])
-    critic = v2.critic_dist(agent.nets, agent.params["critic"], given["feat"][:-1], agent.config)
+    policy = v2.policy_dist(agent.parts, agent.params["actor"], given["feat"][:-2])
+    critic = v2.critic_dist(agent.parts, agent.params["critic"], given["feat"][:-1])
     for mode in ("reinforce", "dynamics", "both"):
         # Their weights are given too; ours follow from the discounts.
         losses, _ = v2.behavior_losses(policy, critic, imagined, agent.config, mode)

@@ -56,7 +56,7 @@ def tiny(spec=PIXELS, **changes):
         config = dataclasses.replace(TINY_V3, **changes)
         agent = v3.dreamer_v3(spec, config)
         state = jax.jit(agent.init)(jax.random.key(0))
-        MADE[name] = agent, config, v3.networks(spec, config), perturbed(state)
+        MADE[name] = agent, config, v3.assemble(spec, config), perturbed(state)
     return MADE[name]
 
 
@@ -109,10 +109,10 @@ def test_the_action_that_led_to_a_step_is_the_one_recorded_a_step_before():
 
 @pytest.mark.slow
 def test_continuous_actions_are_kept_raw_and_squashed_by_the_model_alone():
-    agent, _, nets, state = tiny(MIXED)
+    agent, _, parts, state = tiny(MIXED)
     start = agent.model.init_state(state.params, 1)
     advance = lambda action: v3.call(
-        nets.rssm, state.params["rssm"], start.deter + 0.1, start.stoch, jnp.array([action]), method="advance"
+        parts.nets.rssm, state.params["rssm"], start.deter + 0.1, start.stoch, jnp.array([action]), method="advance"
     )
     assert np.allclose(advance([4.0, 0.5]), advance([1.0, 0.5]), atol=1e-6)
     assert not np.allclose(advance([0.5, 0.5]), advance([1.0, 0.5]), atol=1e-4)
@@ -122,7 +122,7 @@ def test_continuous_actions_are_kept_raw_and_squashed_by_the_model_alone():
 
 @pytest.mark.slow
 def test_the_continue_target_is_no_end_at_a_time_limit():
-    agent, config, nets, state = tiny()
+    agent, _, parts, state = tiny()
     step = random_step(PIXELS, (6, 2))
     states = observed(agent, state, step, random_action(PIXELS, (6, 2)))
     clear = jnp.zeros((6, 2), bool)
@@ -130,7 +130,7 @@ def test_the_continue_target_is_no_end_at_a_time_limit():
 
     def cont_loss(last, terminal):
         given = step._replace(is_last=last, is_terminal=terminal)
-        return v3.world_model_losses(nets, PIXELS, config, state.params, states, given)[0]["cont"]
+        return v3.world_model_losses(parts, state.params, states, given)[0]["cont"]
 
     assert np.array_equal(cont_loss(cut, clear), cont_loss(clear, clear))
     assert not np.allclose(cont_loss(cut, ended)[4], cont_loss(clear, clear)[4])
@@ -222,13 +222,14 @@ def test_the_return_range_is_updated_before_it_is_used_and_starts_at_zero():
 
 def gradient_flow(spec=PIXELS):
     """Which modules each loss term trains, at parameters where no head is zero."""
-    agent, config, nets, state = tiny(spec)
+    agent, config, parts, state = tiny(spec)
     start = jax.tree.map(lambda x: x, agent.model.init_state(state.params, 4))
+    free = parts._replace(config=dataclasses.replace(config, free_nats=0.0))
 
     def terms(params):
         _, (losses, *_) = v3.loss(
-            nets, agent.model, spec, dataclasses.replace(config, free_nats=0.0), params | state.non_trainable,
-            normalize.init(), jax.random.key(0), start, random_action(spec, (6, 4)), random_step(spec, (6, 4)),
+            free, params | state.non_trainable, {"return_norm": normalize.init()}, jax.random.key(0), start,
+            random_action(spec, (6, 4)), random_step(spec, (6, 4)),
         )  # fmt: skip
         return {name: term.mean() for name, term in losses.items()}
 
@@ -313,11 +314,12 @@ def test_the_slow_critic_starts_as_a_copy_and_follows_by_two_percent():
 
 
 def test_values_and_rewards_are_exactly_zero_at_first_even_compiled():
-    agent, config, nets, _ = tiny(bins=255)
+    agent, config, parts, _ = tiny(bins=255)
     state = jax.jit(agent.init)(jax.random.key(0))
     feat = jax.random.normal(jax.random.key(0), (64, config.dimensions.deter + 16))
-    assert not np.any(jax.jit(lambda p: v3.critic_dist(nets, p["critic"], feat, config).mean())(state.params))
-    assert not np.any(jax.jit(lambda p: v3.reward_dist(nets, p, feat, config).mean())(state.params))
+    assert not np.any(jax.jit(lambda p: v3.critic_dist(parts, p["critic"], feat).mean())(state.params))
+    reward = lambda p: distributions.number(v3.call(parts.nets.reward, p["reward"], feat), "two_hot")
+    assert not np.any(jax.jit(lambda p: reward(p).mean())(state.params))
 
 
 @pytest.mark.slow
@@ -381,8 +383,7 @@ def test_evaluation_samples_unless_it_is_told_to_take_the_mode(eval_action):
 
 def test_the_policy_begins_near_its_flat_distribution_and_no_latent_has_more_classes_than_a_byte():
     config = v3.DreamerV3Config(size="1m")
-    nets = v3.networks(ATARI, config)
-    params = jax.jit(lambda key: v3.init_params(nets, ATARI, config, key))(jax.random.key(0))
+    params = jax.jit(v3.dreamer_v3(ATARI, config).init)(jax.random.key(0)).params
     kernels = [x for x in jax.tree.leaves(params["actor"]) if x.shape == (config.dimensions.units, 6)]
     (last,) = kernels
     np.testing.assert_allclose(last.std(), 0.01 / config.dimensions.units**0.5, rtol=0.15)

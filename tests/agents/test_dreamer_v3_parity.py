@@ -12,10 +12,11 @@ from tests.agents.dreamer_v3_weights import our_name, tree
 from tests.parity import load
 from wmjax import dreaming
 from wmjax.agents import dreamer_v3 as v3
+from wmjax.nets import dreamer
 from wmjax.nets.codec import Decoder, Encoder
 from wmjax.nets.mlp import BlockLinear, Norm
-from wmjax.nets.rssm import RSSM, RSSMState
-from wmjax.ops import distributions, noise, normalize
+from wmjax.nets.rssm import RSSM, LatentState
+from wmjax.ops import distributions, latents, noise, normalize
 from wmjax.types import Box, Discrete, EnvSpec, TimeStep
 
 pytestmark = pytest.mark.parity
@@ -126,7 +127,7 @@ def test_sequence_model_and_prior_equal_the_authors(nets, section):
     inputs = [nets[f"in/{section}_core/{name}"] for name in ("deter", "stoch", "action")]
     close(rssm.apply({"params": params}, *inputs, method="advance"), nets[f"out/{section}_core/deter"], 1e-5)
     prior = rssm.apply({"params": params}, nets[f"in/{section}_prior/deter"], method="prior")
-    close(prior, nets[f"out/{section}_prior/logit"], 1e-5)
+    close(prior.reshape(*prior.shape[:-1], *inputs[1].shape[-2:]), nets[f"out/{section}_prior/logit"], 1e-5)
 
 
 def model_of(rssm):
@@ -134,8 +135,13 @@ def model_of(rssm):
     config = v3.DreamerV3Config(
         deter=rssm.deter, hidden=rssm.hidden, stoch=rssm.stoch, classes=rssm.classes, blocks=rssm.blocks
     )
-    modules = v3.Networks(*[None] * len(v3.Networks._fields))._replace(rssm=rssm)
-    return v3.world_model(modules, EnvSpec({}, Discrete(2)), config)
+    modules = dreamer.Networks(*[None] * len(dreamer.Networks._fields))._replace(rssm=rssm)
+    return dreamer.world_model(modules, v3.latent_kind(config), v3.feature, None, config.discount)
+
+
+def state_of(deter, stoch):
+    """A state whose logits are of no concern."""
+    return LatentState(deter, stoch, latents.Categorical(jnp.zeros_like(stoch)))
 
 
 @pytest.mark.parametrize("section", ["dyn", "dync"])
@@ -146,16 +152,16 @@ def test_observe_equals_the_authors_across_resets(nets, section, most_likely):
     tokens = rssm.apply({"params": params}, swap(get("tokens")), method="project")
     action = swap(actions_of(nets, f"in/{section}_observe/action", rssm.action))
     final, states = dreaming.observe(
-        model_of(rssm), {"rssm": params}, jax.random.key(0), RSSMState(deter, stoch, jnp.zeros_like(stoch)), action,
-        tokens, swap(get("reset")),
+        model_of(rssm), {"rssm": params}, jax.random.key(0), state_of(deter, stoch), action, tokens,
+        swap(get("reset")),
     )  # fmt: skip
     out = nets.tree(f"out/{section}_observe")
     close(swap(states.deter), out["deter"], 1e-5)
-    close(swap(states.logits), out["logit"], 1e-5)
+    close(swap(states.dist.logits), out["logit"], 1e-5)
     assert np.array_equal(swap(states.stoch), out["stoch"])
     close(final.deter, out["carry_deter"], 1e-5)
     prior = rssm.apply({"params": params}, states.deter, method="prior")
-    close(swap(prior), out["prior_logit"], 1e-5)
+    close(swap(prior.reshape(states.stoch.shape)), out["prior_logit"], 1e-5)
 
 
 @pytest.mark.parametrize("section", ["dyn", "dync"])
@@ -163,7 +169,7 @@ def test_imagine_equals_the_authors(nets, section, most_likely):
     rssm, params = rssm_of(nets, section)
     get = lambda name: nets[f"in/{section}_imagine/{name}"]
     stoch = get("carry_stoch")
-    start = RSSMState(get("carry_deter"), stoch, jnp.zeros_like(stoch))
+    start = state_of(get("carry_deter"), stoch)
     action = swap(actions_of(nets, f"in/{section}_imagine/action", rssm.action))
     policy, carry = dreaming.given_actions(jnp.asarray(action))
     _, states, _ = dreaming.imagine(
@@ -171,7 +177,7 @@ def test_imagine_equals_the_authors(nets, section, most_likely):
     )
     out = nets.tree(f"out/{section}_imagine")
     close(swap(states.deter[1:]), out["deter"], 1e-5)
-    close(swap(states.logits[1:]), out["logit"], 1e-5)
+    close(swap(states.dist.logits[1:]), out["logit"], 1e-5)
     assert np.array_equal(swap(states.stoch[1:]), out["stoch"])
 
 
@@ -275,10 +281,9 @@ def agent(request, losses):
         critic_scale=scales["value"], replay_critic_scale=scales["repval"],
         **{f"{head}_layers": layers(head) for head in ("reward", "cont", "actor", "critic")},
     )  # fmt: skip
-    nets = v3.networks(spec, config)
-    model = v3.world_model(nets, spec, config)
+    parts = v3.assemble(spec, config)
     action = np.eye(sizes["nact"], dtype=np.float32)[given["prevact"]] if discrete else given["prevact"]
-    start = RSSMState(given["carry_deter"], given["carry_stoch"], jnp.zeros_like(given["carry_stoch"]))
+    start = state_of(given["carry_deter"], given["carry_stoch"])
     step = TimeStep(
         {name: jnp.asarray(swap(given[name])) for name in obs},
         *(jnp.asarray(swap(given[name])) for name in ("reward", "is_first", "is_last", "is_terminal")),
@@ -287,8 +292,9 @@ def agent(request, losses):
 
     def objective(trained, only=None):
         total, aux = v3.loss(
-            nets, model, spec, config, trained | {"slow_critic": params["slow_critic"]},
-            normalize.ReturnRange(low, high), jax.random.key(0), start, jnp.asarray(swap(action)), step,
+            parts, trained | {"slow_critic": params["slow_critic"]},
+            {"return_norm": normalize.ReturnRange(low, high)}, jax.random.key(0), start, jnp.asarray(swap(action)),
+            step,
         )  # fmt: skip
         return (total if only is None else aux[0][only].mean()), aux
 
@@ -305,7 +311,7 @@ LOSS_NAMES = {
 def test_full_agent_losses_and_gradients_equal_the_authors(agent, losses, most_likely):
     section, objective, trained = agent
     out = losses.tree(f"out/{section}")
-    (total, (terms, states, norm, _)), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(trained)
+    (total, (terms, states, stats, _)), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(trained)
     close(total, out["loss_total"], 1e-5)
     close(swap(states.deter), out["repfeat/deter"], 1e-5)
     assert np.array_equal(swap(states.stoch), out["repfeat/stoch"])
@@ -319,6 +325,7 @@ def test_full_agent_losses_and_gradients_equal_the_authors(agent, losses, most_l
             close(rows.mean(-1), out[f"losses/{theirs}"], 1e-4)
         else:
             close(swap(value), out[f"losses/{theirs}"], 1e-5 if theirs != "image" else 1e-4)
+    norm = stats["return_norm"]
     close(norm.low, out["state_after/retnorm/lo/value"], 1e-5)
     close(norm.high, out["state_after/retnorm/hi/value"], 1e-5)
     ours = flatten(grads)

@@ -16,33 +16,23 @@ Read from top to bottom: configuration, networks, world model, losses, update, a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from wmjax import checks, dreaming, optim, recipes
-from wmjax.nets import spaces, strided_codec
-from wmjax.nets.heads import Head
-from wmjax.nets.mlp import call, init_modules
-from wmjax.nets.rssm import DenseRSSM, LatentState, feature, zero_first
-from wmjax.nets.spaces import action_size, choice_counts, choice_outputs, zero_obs
+from wmjax.nets import dreamer, spaces, strided_codec
+from wmjax.nets.dreamer import Parts
+from wmjax.nets.mlp import call
+from wmjax.nets.rssm import LatentState, feature
+from wmjax.nets.spaces import action_size, choice_counts, choice_outputs
 from wmjax.ops import action_distributions, distributions, kl, latents, noise, returns
+from wmjax.ops.distributions import number
 from wmjax.ops.masks import masked_mean
 from wmjax.ops.symlog import REWARD_TRANSFORMS
-from wmjax.types import (
-    Agent,
-    AgentState,
-    Array,
-    EnvSpec,
-    Metrics,
-    Sampling,
-    TimeStep,
-    Trajectory,
-    UsageError,
-    WorldModel,
-)
+from wmjax.types import Agent, AgentState, Array, EnvSpec, Metrics, Sampling, TimeStep, Trajectory, UsageError
 
 sg = jax.lax.stop_gradient
 
@@ -124,11 +114,7 @@ class DreamerV1Config:
     def validate(self) -> None:
         """Raises `UsageError` on the first field that is out of range or contradicts another."""
         checks.check_ranges(self, RULES)
-        if not self.bootstrap and self.lambda_ != 1:
-            raise UsageError(
-                f"bootstrap=False sums rewards without values, which lambda_ would mix in: lambda_ must be 1, "
-                f"got {self.lambda_}"
-            )
+        recipes.check_imagination(self)
         if self.exploration_min > self.exploration:
             raise UsageError(
                 f"exploration_min must be at most exploration={self.exploration}, got {self.exploration_min}"
@@ -138,12 +124,7 @@ class DreamerV1Config:
                 f"exploration_half_life and exploration_updates are two schedules: one of them must be None, got "
                 f"{self.exploration_half_life} and {self.exploration_updates}"
             )
-        if self.imagine_last > self.length:
-            raise UsageError(f"imagine_last must be in [0, length={self.length}], got {self.imagine_last}")
-        recipes.check_bursts(
-            self.num_envs, self.prefill, self.pretrain, self.train_every, self.batch_size, self.replay_capacity,
-            self.length + 1,
-        )  # fmt: skip
+        recipes.check_bursts(self, self.length + 1)
 
 
 RULES = (
@@ -164,131 +145,24 @@ RULES = (
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Networks
+# Networks and world model
 
 
-class Networks(NamedTuple):
-    """The modules; all are functions of parameters."""
-
-    encoder: strided_codec.StridedEncoder
-    rssm: DenseRSSM
-    decoder: strided_codec.StridedDecoder
-    reward: Head
-    cont: Head | None  # None without `use_continue`
-    actor: Head
-    critic: Head
+def latent_kind(config: DreamerV1Config) -> latents.Kind:
+    """What z is: normal, with deviations above `min_std`."""
+    return latents.gaussian(config.stoch, lambda std: jax.nn.softplus(std) + config.min_std)
 
 
-def networks(spec: EnvSpec, config: DreamerV1Config) -> Networks:
-    """The modules for one environment. `DenseRSSM.embed` follows from the encoder's output."""
-    style = dict(activation=config.activation, dtype=config.compute_dtype)
-    coder = dict(
-        spaces=tuple(sorted(spec.obs.items())), depth=config.depth, units=(config.units,) * config.vector_layers,
-        conv_activation=config.conv_activation, **style,
-    )  # fmt: skip
-    encoder = strided_codec.StridedEncoder(padding=config.encoder_padding, embed=config.embed, **coder)
-    embed = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), zero_obs(spec, (1,)))[0]).shape[-1]
-
-    def head(outputs, layers):
-        return Head(tuple(outputs.items()), (config.units,) * layers, norm="none", init_kind="glorot", **style)
-
+def assemble(spec: EnvSpec, config: DreamerV1Config, axis_name: str | None = None) -> Parts:
+    """The modules for one environment, and the world model that they make."""
     # One layer for mean and deviation together, as in the code: its initial weights depend on its width.
     actions = choice_outputs(spec) or {"mean_std": 2 * action_size(spec)}
-    return Networks(
-        encoder=encoder,
-        rssm=DenseRSSM(
-            config.deter, config.hidden, 2 * config.stoch, embed, config.cell, config.input_layer, **style
-        ),
-        decoder=strided_codec.StridedDecoder(**coder),
-        reward=head({"mean": 1}, config.reward_layers),
-        cont=head({"logits": 1}, config.cont_layers) if config.use_continue else None,
-        actor=head(actions, config.actor_layers),
-        critic=head({"mean": 1}, config.critic_layers),
-    )  # fmt: skip
+    return dreamer.dense_parts(spec, config, axis_name, latent_kind(config), actions, "none", config.conv_activation)
 
 
-def init_params(nets: Networks, spec: EnvSpec, config: DreamerV1Config, key: Array) -> dict:
-    """Parameters of all modules."""
-    state = zero_state(config, 1)
-    inputs = {name: (feature(state),) for name in Networks._fields}
-    inputs["encoder"] = (zero_obs(spec, (1,)),)
-    inputs["rssm"] = (state.deter, state.stoch, jnp.zeros((1, action_size(spec))), jnp.zeros((1, nets.rssm.embed)))
-    return init_modules(nets._asdict(), key, inputs)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# World model
-
-
-def latent_dist(raw: Array, config: DreamerV1Config) -> latents.Gaussian:
-    """The distribution of z from the network's raw numbers."""
-    mean, std = jnp.split(raw, 2, -1)
-    return latents.Gaussian(mean, jax.nn.softplus(std) + config.min_std)
-
-
-def zero_state(config: DreamerV1Config, batch_size: int) -> LatentState:
-    """The state before the first observation, `[B, ...]`."""
-    zeros = lambda size, dtype: jnp.zeros((batch_size, size), dtype)
-    dist = latents.Gaussian(zeros(config.stoch, "float32"), zeros(config.stoch, "float32"))
-    return LatentState(zeros(config.deter, config.compute_dtype), zeros(config.stoch, config.compute_dtype), dist)
-
-
-def world_model(nets: Networks, spec: EnvSpec, config: DreamerV1Config) -> WorldModel:
-    """The learned environment; `State` is `LatentState`."""
-
-    def init_state(params, batch_size):
-        del params
-        return zero_state(config, batch_size)
-
-    def encode(params, obs):
-        return call(nets.rssm, params["rssm"], call(nets.encoder, params["encoder"], obs), method="project")
-
-    def draw(key, deter, raw):
-        dist = latent_dist(raw, config)
-        return LatentState(deter, dist.sample(key).astype(deter.dtype), dist)
-
-    def observe(params, key, state, prev_action, embed, is_first):
-        state, prev_action = zero_first((state, prev_action), is_first)
-        deter = call(nets.rssm, params["rssm"], state.deter, state.stoch, prev_action, method="advance")
-        return draw(key, deter, call(nets.rssm, params["rssm"], deter, embed, method="posterior"))
-
-    def imagine(params, key, state, action):
-        deter = call(nets.rssm, params["rssm"], state.deter, state.stoch, action, method="advance")
-        return draw(key, deter, call(nets.rssm, params["rssm"], deter, method="prior"))
-
-    def predict(params, state):
-        feat = feature(state)
-        # The head was trained on P(not terminal) times the discount.
-        cont = jnp.minimum(1.0, discount_of(nets, params, feat, config) / config.discount)
-        return reward_dist(nets, params, feat).mean(), cont
-
-    def decode(params, state):
-        outputs = call(nets.decoder, params["decoder"], feature(state))
-        return {name: strided_codec.mean(outputs[name], space) for name, space in spec.obs.items()}
-
-    return WorldModel(init_state, encode, observe, imagine, predict, decode)
-
-
-def reward_dist(nets: Networks, params: dict, feat: Array) -> distributions.UnitNormal:
-    """Distribution of the (transformed) reward, `[...]`, from features `[..., Z + D]`."""
-    return distributions.UnitNormal(call(nets.reward, params["reward"], feat)["mean"][..., 0])
-
-
-def discount_of(nets: Networks, params: dict, feat: Array, config: DreamerV1Config) -> Array:
-    """P(not terminal) times the discount, `[...]`; the discount alone without `use_continue`."""
-    if nets.cont is None:
-        return jnp.full(feat.shape[:-1], config.discount)
-    return jax.nn.sigmoid(call(nets.cont, params["cont"], feat)["logits"][..., 0])
-
-
-def critic_dist(nets: Networks, critic_params: dict, feat: Array) -> distributions.UnitNormal:
-    """Distribution of the return, `[...]`."""
-    return distributions.UnitNormal(call(nets.critic, critic_params, feat)["mean"][..., 0])
-
-
-def policy_dist(nets: Networks, actor_params: dict, feat: Array):
+def policy_dist(parts: Parts, actor_params: dict, feat: Array):
     """Distribution of the action, `[..., A]`: one-hots with straight-through samples, or a tanh-normal."""
-    outputs = call(nets.actor, actor_params, feat)
+    outputs = call(parts.nets.actor, actor_params, feat)
     discrete = distributions.choices(outputs)
     if discrete is not None:
         return discrete
@@ -307,52 +181,36 @@ def policy_entropy(policy, keys: Array) -> Array:
 
 
 def world_model_losses(
-    nets: Networks,
-    spec: EnvSpec,
-    config: DreamerV1Config,
-    params: dict,
-    states: LatentState,
-    step: TimeStep,
-    axis_name: str | None = None,
+    parts: Parts, params: dict, states: LatentState, step: TimeStep
 ) -> tuple[dict[str, Array], Metrics]:
     """Each term of the world model's loss, unscaled: the KL a scalar, negative log-likelihoods `[T, B]`.
 
     Args:
       states: posterior states of the steps, `[T, B]`, with their gradients.
       step: the observations, rewards and flags to predict.
-      axis_name: axis that the batch is spread over.
 
     Source: equation 10. Log-likelihoods are those of normal distributions with deviation 1, constants included.
     """
-    prior = latent_dist(call(nets.rssm, params["rssm"], states.deter, method="prior"), config)
+    nets, config = parts.nets, parts.config
+    prior = parts.latent.dist(call(nets.rssm, params["rssm"], states.deter, method="prior"))
     kl_term, kl_value = kl.kl_loss(
-        states.dist, prior, mode="plain", free_nats=config.free_nats, free_mode="avg", axis_name=axis_name
+        states.dist, prior, mode="plain", free_nats=config.free_nats, free_mode="avg", axis_name=parts.axis_name
     )
     feat = feature(states)
     reward = REWARD_TRANSFORMS[config.reward_transform](step.reward)
-    losses = {"kl": kl_term, "reward": -reward_dist(nets, params, feat).log_prob(reward)}
-    if nets.cont is not None:
-        logits = call(nets.cont, params["cont"], feat)["logits"][..., 0]
-        losses["cont"] = -distributions.bernoulli_log_prob(logits, config.discount * (1.0 - step.is_terminal))
+    losses = {"kl": kl_term, "reward": -number(call(nets.reward, params["reward"], feat)).log_prob(reward)}
+    losses |= dreamer.continue_loss(parts, params, feat, step)
     outputs = call(nets.decoder, params["decoder"], feat)
-    for name, space in spec.obs.items():
-        losses[f"decode/{name}"] = -strided_codec.log_prob(outputs[name], step.obs[name], space)
-    metrics = {
-        "kl": kl_value.mean(),
-        "prior_entropy": prior.entropy().sum(-1).mean(),
-        "posterior_entropy": states.dist.entropy().sum(-1).mean(),
-    }
-    return losses, metrics
+    losses |= dreamer.decode_losses(parts, outputs, step, lambda *entry: -strided_codec.log_prob(*entry))
+    entropies = {"prior_entropy": prior.entropy(), "posterior_entropy": states.dist.entropy()}
+    return losses, {"kl": kl_value.mean()} | {name: value.sum(-1).mean() for name, value in entropies.items()}
 
 
-def scales(spec: EnvSpec, config: DreamerV1Config) -> dict[str, float]:
+def scales(parts: Parts) -> dict[str, float]:
     """The factor of each loss term in the total; actor and critic have optimizers of their own."""
-    decode = {
-        f"decode/{name}": config.image_scale if spaces.is_image(space) else config.vector_scale
-        for name, space in spec.obs.items()
-    }
-    factors = decode | {"kl": config.kl_scale, "reward": config.reward_scale, "actor": 1.0, "critic": 1.0}
-    return factors | ({"cont": config.cont_scale} if config.use_continue else {})
+    config = parts.config
+    factors = {"kl": config.kl_scale, "reward": config.reward_scale, "actor": 1.0, "critic": 1.0}
+    return factors | dreamer.decode_scales(parts) | ({"cont": config.cont_scale} if config.use_continue else {})
 
 
 class Imagined(NamedTuple):
@@ -365,45 +223,40 @@ class Imagined(NamedTuple):
     value: Array  # [H, N]
 
 
-def imagine_behavior(
-    nets: Networks, model: WorldModel, config: DreamerV1Config, params: dict, keys: Array, start: LatentState
-) -> Imagined:
+def imagine_behavior(parts: Parts, params: dict, keys: Array, start: LatentState) -> Imagined:
     """Follows the actor through imagination; differentiable in the actor alone, through actions and dynamics.
 
     Args:
       keys: `[N]`, consumed.
       start: `[N]`.
     """
-    frozen = sg(params)
+    nets, config, frozen = parts.nets, parts.config, sg(params)
 
     def policy(key, carry, state):
         # The actor is not trained to make its own inputs better: no gradient through them.
-        return carry, policy_dist(nets, params["actor"], sg(feature(state))).sample(seed=key)
+        return carry, policy_dist(parts, params["actor"], sg(feature(state))).sample(seed=key)
 
     _, feat, action = dreaming.imagine(
-        model, frozen, keys, start, policy, config.horizon, emit=feature, remat=config.remat
+        parts.model, frozen, keys, start, policy, config.horizon, emit=feature, remat=config.remat
     )
     feat = feat[1:]
     return Imagined(
         feat,
         action,
-        reward_dist(nets, frozen, feat).mean(),
-        discount_of(nets, frozen, feat, config),
-        critic_dist(nets, frozen["critic"], feat).mean(),
+        number(call(nets.reward, frozen["reward"], feat)).mean(),
+        dreamer.discount_of(nets, frozen, feat, config.discount),
+        number(call(nets.critic, frozen["critic"], feat)).mean(),
     )
 
 
 def targets(imagined: Imagined, config: DreamerV1Config) -> Array:
     """What the imagined states 1 to H - 1 are worth, `[H - 1, N]`, with the gradient of everything it is made of.
 
-        V_k = r_k + γ_k [(1 - λ) v_{k+1} + λ V_{k+1}],   V_H = v_H
-
-    Source: equation 6. Reward and discount are those of the same state.
+    Source: equation 6, `ops.returns.state_returns`.
     """
-    value = imagined.value
-    if not config.bootstrap:
-        value = value.at[-1].set(imagined.reward[-1])
-    return returns.lambda_returns(imagined.reward[:-1], imagined.discount[:-1], value[1:], config.lambda_)
+    return returns.state_returns(
+        imagined.reward, imagined.discount, imagined.value, config.lambda_, bootstrap=config.bootstrap
+    )
 
 
 def behavior_losses(
@@ -450,84 +303,48 @@ def start_counts(step: TimeStep, config: DreamerV1Config) -> Array:
 # The whole loss and its update
 
 
-def loss(
-    nets: Networks,
-    model: WorldModel,
-    spec: EnvSpec,
-    config: DreamerV1Config,
-    params: dict,
-    key: Array,
-    prev_action: Array,
-    step: TimeStep,
-    axis_name: str | None = None,
-) -> tuple[Array, tuple]:
+def loss(parts: Parts, params: dict, key: Array, prev_action: Array, step: TimeStep) -> tuple[Array, tuple]:
     """World model, actor and critic: the sum of three losses, each of which reaches its own parameters only.
 
     Args:
       key: the same on every device; consumed.
       prev_action: `[T, B, A]`, the action that led to each step.
       step: `[T, B]`; sequences start from the zero state.
-      axis_name: axis that the batch is spread over.
 
     Returns:
       The scalar to minimize, and (losses, states, imagined, metrics).
     """
+    nets, model, config = parts.nets, parts.model, parts.config
     length, batch = step.reward.shape
-    key_observe, key_imagine, key_entropy = noise.split(noise.row_keys(key, batch, axis_name), 3)
+    key_observe, key_imagine, key_entropy = noise.split(noise.row_keys(key, batch, parts.axis_name), 3)
 
     # World model.
-    embed = model.encode(params, step.obs)
-    start = model.init_state(params, batch)
+    embed, start = model.encode(params, step.obs), model.init_state(params, batch)
     _, states = dreaming.observe(
         model, params, key_observe, start, prev_action, embed, step.is_first, remat=config.remat
     )
-    losses, metrics = world_model_losses(nets, spec, config, params, states, step, axis_name)
+    losses, metrics = world_model_losses(parts, params, states, step)
 
     # Imagination, from the last states of every sequence. The model gets no gradient from it.
     last = config.imagine_last or length
-    rows = lambda x: x[-last:].reshape(last * batch, *x.shape[2:])
-    keys = noise.split(key_imagine, last).reshape(last * batch)
-    imagined = imagine_behavior(nets, model, config, params, keys, jax.tree.map(lambda x: sg(rows(x)), states))
+    start = sg(dreaming.last_steps(states, last))
+    imagined = imagine_behavior(parts, params, noise.split(key_imagine, last).reshape(-1), start)
 
     # Actor and critic. A policy's entropy costs another pass, so it is only watched at the first imagined state.
     feat = sg(imagined.feat[:-1])
-    policy = policy_dist(nets, params["actor"], feat if config.entropy_scale else feat[:1])
-    keys = noise.split(key_entropy, last).reshape(last * batch)
+    policy = policy_dist(parts, params["actor"], feat if config.entropy_scale else feat[:1])
     behavior, more = behavior_losses(
-        critic_dist(nets, params["critic"], feat),
-        policy_entropy(policy, keys),
+        number(call(nets.critic, params["critic"], feat)),
+        policy_entropy(policy, noise.split(key_entropy, last).reshape(-1)),
         imagined,
-        rows(start_counts(step, config)),
+        dreaming.last_steps(start_counts(step, config), last),
         config,
-        axis_name,
+        parts.axis_name,
     )
-
     losses |= behavior
-    factors = scales(spec, config)
-    assert losses.keys() == factors.keys(), (losses.keys(), factors.keys())
-    means = {name: jnp.mean(value) for name, value in losses.items()}
-    total = sum(factors[name] * mean for name, mean in means.items())
-    metrics |= more | {f"loss/{name}": mean for name, mean in means.items()}
-    metrics["loss/model"] = total - means["actor"] - means["critic"]
+    total, means = optim.weighted_sum(losses, scales(parts))
+    metrics |= more | means | {"loss/model": total - means["loss/actor"] - means["loss/critic"]}
     return total, (losses, states, imagined, metrics)
-
-
-def optimizers(config: DreamerV1Config) -> dict[str, optax.GradientTransformation]:
-    """One for each of world model, actor and critic."""
-    rates = {"model": config.model_lr, "actor": config.actor_lr, "critic": config.critic_lr}
-    rest = (config.epsilon, config.grad_clip, config.weight_decay, config.grad_accum)
-    return {name: optim.clipped_adam_tf(rate, *rest) for name, rate in rates.items()}
-
-
-def grouped(params: dict) -> dict[str, dict]:
-    """What each optimizer trains; all modules but actor and critic are the world model."""
-    model = {name: value for name, value in params.items() if name not in ("actor", "critic")}
-    return {"model": model, "actor": params["actor"], "critic": params["critic"]}
-
-
-def ungrouped(groups: dict[str, dict]) -> dict:
-    """The parameters by module that `grouped` took apart."""
-    return groups["model"] | {name: groups[name] for name in ("actor", "critic")}
 
 
 def exploration_amount(config: DreamerV1Config, updates: Array) -> Array:
@@ -546,16 +363,7 @@ def exploration_amount(config: DreamerV1Config, updates: Array) -> Array:
     return jnp.maximum(config.exploration_min, amount * 0.5 ** (steps / config.exploration_half_life))
 
 
-def update(
-    nets: Networks,
-    model: WorldModel,
-    spec: EnvSpec,
-    config: DreamerV1Config,
-    axis_name: str | None,
-    state: AgentState,
-    key: Array,
-    trajectory: Trajectory,
-) -> tuple[AgentState, Metrics, None]:
+def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) -> tuple[AgentState, Metrics, None]:
     """One step of all three optimizers, by gradients of the same weights.
 
     The batch is `[1 + T, B]`: the first record only supplies the action before the second, and every sequence starts
@@ -564,15 +372,15 @@ def update(
     step = jax.tree.map(lambda x: x[1:], trajectory.step)
 
     def objective(groups):
-        total, (_, _, _, metrics) = loss(
-            nets, model, spec, config, ungrouped(groups), key, trajectory.action[:-1], step, axis_name
-        )
+        total, (_, _, _, metrics) = loss(parts, optim.together(groups), key, trajectory.action[:-1], step)
         return total, (metrics, ())
 
-    done = optim.descend(objective, optimizers(config), state.opt_state, grouped(state.params), axis_name)
+    chains, groups = optim.model_actor_critic(parts.config), optim.apart(state.params)
+    done = optim.descend(objective, chains, state.opt_state, groups, parts.axis_name)
     metrics = done.metrics | {f"grad_norm/{name}": norm for name, norm in done.grad_norm.items()}
-    exploration = {"exploration": exploration_amount(config, state.step + 1)}
-    return AgentState(ungrouped(done.params), done.opt_state, state.stats, state.step + 1, exploration), metrics, None
+    amount = exploration_amount(parts.config, state.step + 1)
+    params = optim.together(done.params)
+    return AgentState(params, done.opt_state, state.stats, state.step + 1, {"exploration": amount}), metrics, None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -580,71 +388,30 @@ def update(
 
 
 def dreamer_v1(spec: EnvSpec, config: DreamerV1Config, axis_name: str | None = None) -> Agent:
-    """The agent for one environment.
-
-    Args:
-      spec: observations (uint8 images, float32 vectors, Discrete entries, alone or together) and actions (Discrete,
-        MultiDiscrete or float32 Box of rank 1).
-      config: hyperparameters.
-      axis_name: the named axis (of `vmap`, `shard_map` or `pmap`) that batches are spread over, or None.
-
-    Raises:
-      UsageError: a field of `config` is out of range or contradicts another or the environment, or a space of `spec` is
-        not supported.
-    """
+    """The agent for one environment; arguments and errors are those of every agent (`wmjax.agents`)."""
     config.validate()
     spaces.check_spec(spec, strided_codec.fits)
     if config.within_episode:
         checks.check_episodes(config.length, spec.max_episode_steps)
-    nets = networks(spec, config)
-    model = world_model(nets, spec, config)
-    counts = choice_counts(spec)
+    parts, counts = assemble(spec, config, axis_name), choice_counts(spec)
 
     def init(key):
-        params = init_params(nets, spec, config, key)
-        groups, exploration = grouped(params), {"exploration": exploration_amount(config, jnp.int32(0))}
-        opt_state = {name: chain.init(groups[name]) for name, chain in optimizers(config).items()}
-        return AgentState(params, opt_state, (), jnp.int32(0), exploration)
+        params = dreamer.init_params(parts, feature, key)
+        groups, amount = optim.apart(params), exploration_amount(config, jnp.int32(0))
+        opt_state = {name: chain.init(groups[name]) for name, chain in optim.model_actor_critic(config).items()}
+        return AgentState(params, opt_state, (), jnp.int32(0), {"exploration": amount})
 
-    def policy_carry(params, batch_size):
-        del params, batch_size
-        return ()
-
-    def policy(params, key, carry, state, *, explore):
-        dist = policy_dist(nets, params["actor"], feature(state))
+    def choose(params, key, state, *, explore):
+        dist = policy_dist(parts, params["actor"], feature(state))
         key_policy, key_noise = noise.split(key, 2)
         if not explore and config.eval_action == "mode":
-            return carry, dist.mode(key_policy) if counts is None else dist.mode()
+            return dist.mode(key_policy) if counts is None else dist.mode()
         action = dist.sample(seed=key_policy)
         if explore:
             action = action_distributions.explore(key_noise, action, params["exploration"], counts)
-        return carry, action
+        return action
 
-    def act_carry(params, batch_size):
-        action = jnp.zeros((batch_size, action_size(spec)))
-        return model.init_state(params, batch_size), action, policy_carry(params, batch_size)
-
-    def act(params, key, carry, timestep, *, explore):
-        state, prev_action, carry = carry
-        key_observe, key_policy = noise.split(key, 2)
-        embed = model.encode(params, timestep.obs)
-        state = model.observe(params, key_observe, state, prev_action, embed, timestep.is_first)
-        carry, action = policy(params, key_policy, carry, state, explore=explore)
-        return (state, action, carry), action, ()
-
-    def learn(state, key, trajectory):
-        return update(nets, model, spec, config, axis_name, state, key, trajectory)
-
-    recipe = recipes.bursts(
-        act,
-        learn,
-        Sampling(config.length, context=1, over=config.over, within_episode=config.within_episode),
-        num_envs=config.num_envs,
-        replay_capacity=config.replay_capacity,
-        batch_size=config.batch_size,
-        prefill=config.prefill,
-        pretrain=config.pretrain,
-        train_every=config.train_every,
-        train_steps=config.train_steps,
-    )
-    return Agent(init, policy_carry, policy, act_carry, act, model, recipe)
+    acting = dreaming.acting(parts.model, choose, action_size(spec))
+    sampling = Sampling(config.length, context=1, over=config.over, within_episode=config.within_episode)
+    recipe = recipes.bursts(acting.act, functools.partial(update, parts), sampling, config)
+    return Agent(init, *acting, parts.model, recipe)

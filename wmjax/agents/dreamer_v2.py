@@ -15,32 +15,22 @@ Read from top to bottom: configuration, networks, world model, losses, update, a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from wmjax import checks, dreaming, optim, recipes
-from wmjax.nets import spaces, strided_codec
-from wmjax.nets.heads import Head
-from wmjax.nets.mlp import call, init_modules
-from wmjax.nets.rssm import DenseRSSM, LatentState, feature, zero_first
-from wmjax.nets.spaces import action_size, choice_counts, choice_outputs, zero_obs
+from wmjax.nets import dreamer, spaces, strided_codec
+from wmjax.nets.dreamer import Parts
+from wmjax.nets.mlp import call
+from wmjax.nets.rssm import LatentState, feature
+from wmjax.nets.spaces import action_size, choice_counts, choice_outputs
 from wmjax.ops import action_distributions, distributions, kl, latents, noise, returns
+from wmjax.ops.distributions import number
 from wmjax.ops.symlog import REWARD_TRANSFORMS
-from wmjax.types import (
-    Agent,
-    AgentState,
-    Array,
-    EnvSpec,
-    Metrics,
-    Sampling,
-    TimeStep,
-    Trajectory,
-    UsageError,
-    WorldModel,
-)
+from wmjax.types import Agent, AgentState, Array, EnvSpec, Metrics, Sampling, TimeStep, Trajectory, UsageError
 
 sg = jax.lax.stop_gradient
 
@@ -141,19 +131,10 @@ class DreamerV2Config:
                 "is reparameterized, leave it at 'straight_through'"
             )
         _check_dynamics(self, self.actor_grad)
-        if not self.bootstrap and self.lambda_ != 1:
-            raise UsageError(
-                f"bootstrap=False sums rewards without values, which lambda_ would mix in: lambda_ must be 1, "
-                f"got {self.lambda_}"
-            )
+        recipes.check_imagination(self)
         if self.prioritize_ends and not self.within_episode:
             raise UsageError("prioritize_ends is about the ends of episodes: it needs within_episode=True")
-        if self.imagine_last > self.length:
-            raise UsageError(f"imagine_last must be in [0, length={self.length}], got {self.imagine_last}")
-        recipes.check_bursts(
-            self.num_envs, self.prefill, self.pretrain, self.train_every, self.batch_size, self.replay_capacity,
-            self.length,
-        )  # fmt: skip
+        recipes.check_bursts(self, self.length)
 
 
 RULES = (
@@ -189,147 +170,37 @@ def actor_gradient(spec: EnvSpec, config: DreamerV2Config) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Networks
+# Networks and world model
 
 
-class Networks(NamedTuple):
-    """The modules; all are functions of parameters."""
-
-    encoder: strided_codec.StridedEncoder
-    rssm: DenseRSSM
-    decoder: strided_codec.StridedDecoder
-    reward: Head
-    cont: Head | None  # None without `use_continue`
-    actor: Head
-    critic: Head
+def latent_kind(config: DreamerV2Config, draw: str = "sample") -> latents.Kind:
+    """What z is. `draw="mode"` takes the likeliest latents, as an option."""
+    if config.latent == "gaussian":
+        kind = latents.gaussian(config.stoch, lambda std: 2 * jax.nn.sigmoid(std / 2) + 0.1)
+    else:
+        sample = functools.partial(latents.Categorical.sample, estimator=config.latent_estimator)
+        kind = latents.categorical(config.stoch, config.classes, sample)
+    return kind._replace(draw=lambda dist, key: dist.mode()) if draw == "mode" else kind
 
 
-def networks(spec: EnvSpec, config: DreamerV2Config) -> Networks:
-    """The modules for one environment. `DenseRSSM.embed` follows from the encoder's output."""
-    style = dict(norm=config.norm, activation=config.activation, dtype=config.compute_dtype)
-    coder = dict(
-        spaces=tuple(sorted(spec.obs.items())), depth=config.depth, units=(config.units,) * config.vector_layers,
-        conv_activation=config.activation, **style,
-    )  # fmt: skip
-    encoder = strided_codec.StridedEncoder(padding=config.encoder_padding, embed=config.embed, **coder)
-    embed = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), zero_obs(spec, (1,)))[0]).shape[-1]
-    outputs = config.stoch * (config.classes if config.latent == "categorical" else 2)
-    rssm = DenseRSSM(config.deter, config.hidden, outputs, embed, config.cell, config.input_layer, **style)
-
-    def head(outputs, layers):
-        return Head(tuple(outputs.items()), (config.units,) * layers, init_kind="glorot", **style)
-
+def assemble(spec: EnvSpec, config: DreamerV2Config, axis_name: str | None = None, draw: str = "sample") -> Parts:
+    """The modules for one environment, and the world model that they make; `draw` as in `latent_kind`."""
     actions = choice_outputs(spec) or {name: action_size(spec) for name in ("mean", "std")}
-    return Networks(
-        encoder=encoder,
-        rssm=rssm,
-        decoder=strided_codec.StridedDecoder(**coder),
-        reward=head({"mean": 1}, config.reward_layers),
-        cont=head({"logits": 1}, config.cont_layers) if config.use_continue else None,
-        actor=head(actions, config.actor_layers),
-        critic=head({"mean": 1}, config.critic_layers),
+    return dreamer.dense_parts(
+        spec, config, axis_name, latent_kind(config, draw), actions, config.norm, config.activation, config.reward_head
     )
 
 
-def init_params(nets: Networks, spec: EnvSpec, config: DreamerV2Config, key: Array) -> dict:
-    """Parameters of all modules."""
-    state = zero_state(config, 1)
-    inputs = {name: (feature(state),) for name in Networks._fields}
-    inputs["encoder"] = (zero_obs(spec, (1,)),)
-    inputs["rssm"] = (state.deter, state.stoch, jnp.zeros((1, action_size(spec))), jnp.zeros((1, nets.rssm.embed)))
-    return init_modules(nets._asdict(), key, inputs)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# World model
-
-
-def latent_dist(raw: Array, config: DreamerV2Config) -> latents.Latent:
-    """The distribution of z from the network's raw numbers."""
-    if config.latent == "categorical":
-        return latents.Categorical(raw.reshape(*raw.shape[:-1], config.stoch, config.classes))
-    mean, std = jnp.split(raw, 2, -1)
-    return latents.Gaussian(mean, 2 * jax.nn.sigmoid(std / 2) + 0.1)
-
-
-def zero_state(config: DreamerV2Config, batch_size: int) -> LatentState:
-    """The state before the first observation, `[B, ...]`."""
-    outputs = config.stoch * (config.classes if config.latent == "categorical" else 2)
-    dist = jax.tree.map(jnp.zeros_like, latent_dist(jnp.zeros((batch_size, outputs)), config))
-    deter = jnp.zeros((batch_size, config.deter), config.compute_dtype)
-    return LatentState(deter, dist.mode().astype(config.compute_dtype) * 0, dist)
-
-
-def world_model(nets: Networks, spec: EnvSpec, config: DreamerV2Config, latent: str = "sample") -> WorldModel:
-    """The learned environment; `State` is `LatentState`. `latent="mode"` takes the likeliest latents, as an option."""
-
-    def init_state(params, batch_size):
-        del params
-        return zero_state(config, batch_size)
-
-    def encode(params, obs):
-        return call(nets.rssm, params["rssm"], call(nets.encoder, params["encoder"], obs), method="project")
-
-    def draw(key, deter, raw):
-        dist = latent_dist(raw, config)
-        if latent == "mode":
-            stoch = dist.mode()
-        elif config.latent == "categorical":
-            stoch = dist.sample(key, config.latent_estimator)
-        else:
-            stoch = dist.sample(key)
-        return LatentState(deter, stoch.astype(deter.dtype), dist)
-
-    def observe(params, key, state, prev_action, embed, is_first):
-        state, prev_action = zero_first((state, prev_action), is_first)
-        deter = call(nets.rssm, params["rssm"], state.deter, state.stoch, prev_action, method="advance")
-        return draw(key, deter, call(nets.rssm, params["rssm"], deter, embed, method="posterior"))
-
-    def imagine(params, key, state, action):
-        deter = call(nets.rssm, params["rssm"], state.deter, state.stoch, action, method="advance")
-        return draw(key, deter, call(nets.rssm, params["rssm"], deter, method="prior"))
-
-    def predict(params, state):
-        feat = feature(state)
-        # The head was trained on P(not terminal) times the discount.
-        cont = jnp.minimum(1.0, discount_of(nets, params, feat, config) / config.discount)
-        return reward_dist(nets, params, feat, config).mean(), cont
-
-    def decode(params, state):
-        outputs = call(nets.decoder, params["decoder"], feature(state))
-        return {name: strided_codec.mean(outputs[name], space) for name, space in spec.obs.items()}
-
-    return WorldModel(init_state, encode, observe, imagine, predict, decode)
-
-
-def scalar_dist(outputs: dict[str, Array], kind: str):
-    """Distribution of one number, `[...]`, from a head's output."""
-    mean = outputs["mean"][..., 0]
-    return distributions.SymlogMSE(mean) if kind == "symlog_mse" else distributions.UnitNormal(mean)
-
-
-def reward_dist(nets: Networks, params: dict, feat: Array, config: DreamerV2Config):
-    """Distribution of the (transformed) reward, `[...]`, from features `[..., S K + D]`."""
-    return scalar_dist(call(nets.reward, params["reward"], feat), config.reward_head)
-
-
-def discount_of(nets: Networks, params: dict, feat: Array, config: DreamerV2Config) -> Array:
-    """P(not terminal) times the discount, `[...]`; the discount alone without `use_continue`."""
-    if nets.cont is None:
-        return jnp.full(feat.shape[:-1], config.discount)
-    return jax.nn.sigmoid(call(nets.cont, params["cont"], feat)["logits"][..., 0])
-
-
-def critic_dist(nets: Networks, critic_params: dict, feat: Array, config: DreamerV2Config):
-    """Distribution of the return, `[...]`, of the critic or its slow copy."""
-    return scalar_dist(call(nets.critic, critic_params, feat), config.critic_head)
-
-
-def policy_dist(nets: Networks, actor_params: dict, feat: Array):
+def policy_dist(parts: Parts, actor_params: dict, feat: Array):
     """Distribution of the action, `[..., A]`: one-hots with straight-through samples, or a truncated normal."""
-    outputs = call(nets.actor, actor_params, feat)
+    outputs = call(parts.nets.actor, actor_params, feat)
     discrete = distributions.choices(outputs)
     return discrete if discrete is not None else action_distributions.truncated_normal(outputs["mean"], outputs["std"])
+
+
+def critic_dist(parts: Parts, critic_params: dict, feat: Array):
+    """Distribution of the return, `[...]`, of the critic or its slow copy."""
+    return number(call(parts.nets.critic, critic_params, feat), parts.config.critic_head)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -337,25 +208,19 @@ def policy_dist(nets: Networks, actor_params: dict, feat: Array):
 
 
 def world_model_losses(
-    nets: Networks,
-    spec: EnvSpec,
-    config: DreamerV2Config,
-    params: dict,
-    states: LatentState,
-    step: TimeStep,
-    axis_name: str | None = None,
+    parts: Parts, params: dict, states: LatentState, step: TimeStep
 ) -> tuple[dict[str, Array], Metrics]:
     """Each term of the world model's loss, unscaled: the KL a scalar, negative log-likelihoods `[T, B]`.
 
     Args:
       states: posterior states of the steps, `[T, B]`, with their gradients.
       step: the observations, rewards and flags to predict.
-      axis_name: axis that the batch is spread over.
 
     Source: equation 2; every head passes gradients into the model. Log-likelihoods are those of normal distributions
     with deviation 1, their constants included.
     """
-    prior = latent_dist(call(nets.rssm, params["rssm"], states.deter, method="prior"), config)
+    nets, config = parts.nets, parts.config
+    prior = parts.latent.dist(call(nets.rssm, params["rssm"], states.deter, method="prior"))
     kl_term, kl_value = kl.kl_loss(
         states.dist,
         prior,
@@ -364,17 +229,14 @@ def world_model_losses(
         free_nats=config.free_nats,
         free_mode=config.free_mode,
         forward=config.kl_forward,
-        axis_name=axis_name,
+        axis_name=parts.axis_name,
     )
     feat = feature(states)
-    reward = REWARD_TRANSFORMS[config.reward_transform](step.reward)
-    losses = {"kl": kl_term, "reward": -reward_dist(nets, params, feat, config).log_prob(reward)}
-    if nets.cont is not None:
-        logits = call(nets.cont, params["cont"], feat)["logits"][..., 0]
-        losses["cont"] = -distributions.bernoulli_log_prob(logits, config.discount * (1.0 - step.is_terminal))
+    reward_dist = number(call(nets.reward, params["reward"], feat), config.reward_head)
+    losses = {"kl": kl_term, "reward": -reward_dist.log_prob(REWARD_TRANSFORMS[config.reward_transform](step.reward))}
+    losses |= dreamer.continue_loss(parts, params, feat, step)
     outputs = call(nets.decoder, params["decoder"], feat)
-    for name, space in spec.obs.items():
-        losses[f"decode/{name}"] = -strided_codec.log_prob(outputs[name], step.obs[name], space)
+    losses |= dreamer.decode_losses(parts, outputs, step, lambda *entry: -strided_codec.log_prob(*entry))
     metrics = {
         "kl": kl_value.mean(),
         "prior_entropy": prior.entropy().sum(-1).mean(),
@@ -383,13 +245,10 @@ def world_model_losses(
     return losses, metrics
 
 
-def scales(spec: EnvSpec, config: DreamerV2Config) -> dict[str, float]:
+def scales(parts: Parts) -> dict[str, float]:
     """The factor of each term of the world model's loss."""
-    decode = {
-        f"decode/{name}": config.image_scale if spaces.is_image(space) else config.vector_scale
-        for name, space in spec.obs.items()
-    }
-    factors = decode | {"kl": config.kl_scale, "reward": config.reward_scale}
+    config = parts.config
+    factors = {"kl": config.kl_scale, "reward": config.reward_scale} | dreamer.decode_scales(parts)
     return factors | ({"cont": config.cont_scale} if config.use_continue else {})
 
 
@@ -404,51 +263,41 @@ class Imagined(NamedTuple):
 
 
 def imagine_behavior(
-    nets: Networks,
-    model: WorldModel,
-    config: DreamerV2Config,
-    params: dict,
-    actor_params: dict,
-    keys: Array,
-    start: LatentState,
-    is_terminal: Array,
+    parts: Parts, params: dict, actor_params: dict, keys: Array, start: LatentState, is_terminal: Array
 ) -> Imagined:
     """Follows the actor through imagination; differentiable in `actor_params` through actions and dynamics.
 
     Args:
-      params: everything but the actor; gets no gradient.
+      params: everything but the actor, the slow critic too; gets no gradient.
       keys: `[N]`, consumed.
       start: `[N]`.
       is_terminal: bool `[N]`, whether nothing follows the start.
     """
-    frozen = sg(params)
+    nets, config, frozen = parts.nets, parts.config, sg(params)
 
     def policy(key, carry, state):
         # The actor is not trained to make its own inputs better: no gradient through them.
-        return carry, policy_dist(nets, actor_params, sg(feature(state))).sample(seed=key)
+        return carry, policy_dist(parts, actor_params, sg(feature(state))).sample(seed=key)
 
     _, feat, action = dreaming.imagine(
-        model, frozen, keys, start, policy, config.horizon, emit=feature, remat=config.remat
+        parts.model, frozen, keys, start, policy, config.horizon, emit=feature, remat=config.remat
     )
-    discount = discount_of(nets, frozen, feat, config)
+    discount = dreamer.discount_of(nets, frozen, feat, config.discount)
     if nets.cont is not None:
         discount = jnp.concatenate([config.discount * (1.0 - is_terminal)[None], discount[1:]])
-    reward = reward_dist(nets, frozen, feat, config).mean()
-    value = critic_dist(nets, frozen["slow_critic"], feat, config).mean()
+    reward = number(call(nets.reward, frozen["reward"], feat), config.reward_head).mean()
+    value = critic_dist(parts, frozen["slow_critic"], feat).mean()
     return Imagined(feat, action, reward, discount, value)
 
 
 def targets(imagined: Imagined, config: DreamerV2Config) -> Array:
     """What the states 0 to H - 1 are worth, `[H, N]`, with the gradient of everything it is made of.
 
-        V_k = r_k + γ_k [(1 - λ) v_{k+1} + λ V_{k+1}],   V_H = v_H
-
-    Source: equation 4. Reward and discount are those of the same state, also at the start.
+    Source: equation 4, `ops.returns.state_returns`: reward and discount are those of the same state, also at the start.
     """
-    value = imagined.value
-    if not config.bootstrap:
-        value = value.at[-1].set(imagined.reward[-1])
-    return returns.lambda_returns(imagined.reward[:-1], imagined.discount[:-1], value[1:], config.lambda_)
+    return returns.state_returns(
+        imagined.reward, imagined.discount, imagined.value, config.lambda_, bootstrap=config.bootstrap
+    )
 
 
 def behavior_losses(
@@ -504,17 +353,7 @@ def behavior_losses(
 # Update
 
 
-def world_model_loss(
-    nets: Networks,
-    model: WorldModel,
-    spec: EnvSpec,
-    config: DreamerV2Config,
-    params: dict,
-    key: Array,
-    prev_action: Array,
-    step: TimeStep,
-    axis_name: str | None = None,
-) -> tuple[Array, tuple]:
+def world_model_loss(parts: Parts, params: dict, key: Array, prev_action: Array, step: TimeStep) -> tuple[Array, tuple]:
     """Everything that the gradient of the world model is taken of.
 
     Args:
@@ -525,31 +364,19 @@ def world_model_loss(
     Returns:
       The scalar to minimize, and (losses, states, metrics).
     """
-    batch = step.reward.shape[1]
-    keys = noise.row_keys(key, batch, axis_name)
+    model, batch = parts.model, step.reward.shape[1]
+    keys = noise.row_keys(key, batch, parts.axis_name)
+    embed, start = model.encode(params, step.obs), model.init_state(params, batch)
     _, states = dreaming.observe(
-        model, params, keys, model.init_state(params, batch), prev_action, model.encode(params, step.obs),
-        step.is_first, remat=config.remat,
-    )  # fmt: skip
-    losses, metrics = world_model_losses(nets, spec, config, params, states, step, axis_name)
-    factors = scales(spec, config)
-    assert losses.keys() == factors.keys(), (losses.keys(), factors.keys())
-    means = {name: jnp.mean(value) for name, value in losses.items()}
-    total = sum(factors[name] * mean for name, mean in means.items())
-    metrics |= {f"loss/{name}": mean for name, mean in means.items()} | {"loss/model": total}
-    return total, (losses, states, metrics)
+        model, params, keys, start, prev_action, embed, step.is_first, remat=parts.config.remat
+    )
+    losses, metrics = world_model_losses(parts, params, states, step)
+    total, means = optim.weighted_sum(losses, scales(parts))
+    return total, (losses, states, metrics | means | {"loss/model": total})
 
 
 def behavior_loss(
-    nets: Networks,
-    model: WorldModel,
-    config: DreamerV2Config,
-    actor_grad: str,
-    params: dict,
-    trained: dict,
-    keys: Array,
-    start: LatentState,
-    is_terminal: Array,
+    parts: Parts, params: dict, trained: dict, keys: Array, start: LatentState, is_terminal: Array
 ) -> tuple[Array, tuple]:
     """Everything that the gradients of actor and critic are taken of; each gets that of its own loss only.
 
@@ -561,89 +388,63 @@ def behavior_loss(
     Returns:
       The scalar to minimize, and (losses, metrics).
     """
+    actor_grad = actor_gradient(parts.spec, parts.config)
     # REINFORCE needs no gradient through the rollout: without it nothing of the rollout has to be stored.
     acting = sg(trained["actor"]) if actor_grad == "reinforce" else trained["actor"]
-    imagined = imagine_behavior(nets, model, config, params, acting, keys, start, is_terminal)
+    imagined = imagine_behavior(parts, params, acting, keys, start, is_terminal)
     feat = sg(imagined.feat)
     losses, metrics = behavior_losses(
-        policy_dist(nets, trained["actor"], feat[:-2]),
-        critic_dist(nets, trained["critic"], feat[:-1], config),
+        policy_dist(parts, trained["actor"], feat[:-2]),
+        critic_dist(parts, trained["critic"], feat[:-1]),
         imagined,
-        config,
+        parts.config,
         actor_grad,
     )
-    means = {name: jnp.mean(value) for name, value in losses.items()}
-    return sum(means.values()), (losses, metrics | {f"loss/{name}": mean for name, mean in means.items()})
+    total, means = optim.weighted_sum(losses, {"actor": 1.0, "critic": 1.0})
+    return total, (losses, metrics | means)
 
 
-def optimizers(config: DreamerV2Config) -> dict[str, optax.GradientTransformation]:
-    """One for each of world model, actor and critic."""
-    rates = {"model": config.model_lr, "actor": config.actor_lr, "critic": config.critic_lr}
-    rest = (config.epsilon, config.grad_clip, config.weight_decay, config.grad_accum)
-    return {name: optim.clipped_adam_tf(rate, *rest) for name, rate in rates.items()}
-
-
-def grouped(params: dict) -> dict[str, dict]:
-    """What each optimizer trains; all modules but actor and critic are the world model."""
-    model = {name: value for name, value in params.items() if name not in ("actor", "critic")}
-    return {"model": model, "actor": params["actor"], "critic": params["critic"]}
-
-
-def update(
-    nets: Networks,
-    model: WorldModel,
-    spec: EnvSpec,
-    config: DreamerV2Config,
-    axis_name: str | None,
-    state: AgentState,
-    key: Array,
-    trajectory: Trajectory,
-) -> tuple[AgentState, Metrics, None]:
+def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) -> tuple[AgentState, Metrics, None]:
     """The world model first, then actor and critic in the updated model, then the slow critic.
 
     Every sequence `[T, B]` starts from the zero state without a previous action, wherever it was cut.
     """
+    config, axis_name = parts.config, parts.axis_name
     length, batch = trajectory.step.reward.shape
     step = trajectory.step._replace(is_first=trajectory.step.is_first.at[0].set(True))
     prev_action = jnp.concatenate([jnp.zeros_like(trajectory.action[:1]), trajectory.action[:-1]])
     key_model, key_behavior = jax.random.split(key)
-    chains, groups = optimizers(config), grouped(state.params)
-    chain, trained = {"model": chains.pop("model")}, {"model": groups.pop("model")}
+    chains, trained = optim.model_actor_critic(config), optim.apart(state.params)
 
     # World model.
     def model_objective(groups):
-        total, (_, states, metrics) = world_model_loss(
-            nets, model, spec, config, groups["model"], key_model, prev_action, step, axis_name
-        )
+        total, (_, states, metrics) = world_model_loss(parts, groups["model"], key_model, prev_action, step)
         return total, (metrics, states)
 
-    done = optim.descend(model_objective, chain, state.opt_state, trained, axis_name)
-    world, states = done.params["model"], done.aux
+    world = {"model": trained.pop("model")}
+    world = optim.descend(model_objective, chains, state.opt_state, world, axis_name)
 
     # Actor and critic, in the new model, from the posterior states of the old one.
     last = config.imagine_last or length
-    rows = lambda x: x[-last:].reshape(last * batch, *x.shape[2:])
-    start, is_terminal = jax.tree.map(lambda x: sg(rows(x)), (states, step.is_terminal))
-    keys = noise.split(noise.row_keys(key_behavior, batch, axis_name), last).reshape(last * batch)
+    start, is_terminal = sg(dreaming.last_steps((world.aux, step.is_terminal), last))
+    keys = noise.split(noise.row_keys(key_behavior, batch, axis_name), last).reshape(-1)
 
     def behavior_objective(trained):
-        params = world | state.non_trainable
-        total, (_, metrics) = behavior_loss(
-            nets, model, config, actor_gradient(spec, config), params, trained, keys, start, is_terminal
-        )
+        params = world.params["model"] | state.non_trainable
+        total, (_, metrics) = behavior_loss(parts, params, trained, keys, start, is_terminal)
         return total, (metrics, ())
 
-    behavior_done = optim.descend(behavior_objective, chains, state.opt_state, groups, axis_name)
-    trained = behavior_done.params
+    behavior = optim.descend(behavior_objective, chains, state.opt_state, trained, axis_name)
 
     # The first move of the slow critic is a copy, whatever its rate.
     rate = jnp.where(state.step == 0, 1.0, config.slow_critic_rate)
-    slow_critic = state.non_trainable["slow_critic"]
-    slow_critic = optim.soft_update(trained["critic"], slow_critic, rate, state.step, config.slow_critic_every)
-    norms = done.grad_norm | behavior_done.grad_norm
-    metrics = done.metrics | behavior_done.metrics | {f"grad_norm/{name}": norm for name, norm in norms.items()}
-    params, opt_state = world | trained, done.opt_state | behavior_done.opt_state
-    return AgentState(params, opt_state, state.stats, state.step + 1, {"slow_critic": slow_critic}), metrics, None
+    slow_critic = optim.soft_update(
+        behavior.params["critic"], state.non_trainable["slow_critic"], rate, state.step, config.slow_critic_every
+    )
+    norms = {f"grad_norm/{name}": norm for name, norm in (world.grad_norm | behavior.grad_norm).items()}
+    params, opt_state = optim.together(world.params | behavior.params), world.opt_state | behavior.opt_state
+    new = AgentState(params, opt_state, state.stats, state.step + 1, {"slow_critic": slow_critic})
+    return new, world.metrics | behavior.metrics | norms, None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -651,80 +452,40 @@ def update(
 
 
 def dreamer_v2(spec: EnvSpec, config: DreamerV2Config, axis_name: str | None = None) -> Agent:
-    """The agent for one environment.
+    """The agent for one environment; arguments and errors are those of every agent (`wmjax.agents`).
 
-    Args:
-      spec: observations (uint8 images, float32 vectors, Discrete entries, alone or together) and actions (Discrete,
-        MultiDiscrete or float32 Box of rank 1).
-      config: hyperparameters.
-      axis_name: the named axis (of `vmap`, `shard_map` or `pmap`) that batches are spread over, or None.
-
-    Raises:
-      UsageError: a field of `config` is out of range or contradicts another or the environment, or a space of `spec` is
-        not supported.
+    Besides, `config` may not contradict the kind of the environment's actions.
     """
     config.validate()
     spaces.check_spec(spec, strided_codec.fits)
     _check_dynamics(config, actor_gradient(spec, config))
     if config.within_episode:
         checks.check_episodes(config.length, spec.max_episode_steps)
-    nets = networks(spec, config)
-    model = world_model(nets, spec, config)
-    eval_model = world_model(nets, spec, config, config.eval_latent)
-    counts = choice_counts(spec)
+    parts, counts = assemble(spec, config, axis_name), choice_counts(spec)
 
     def init(key):
-        params = init_params(nets, spec, config, key)
-        groups = grouped(params)
-        opt_state = {name: chain.init(groups[name]) for name, chain in optimizers(config).items()}
+        params = dreamer.init_params(parts, feature, key)
+        groups = optim.apart(params)
+        opt_state = {name: chain.init(groups[name]) for name, chain in optim.model_actor_critic(config).items()}
         return AgentState(params, opt_state, (), jnp.int32(0), {"slow_critic": params["critic"]})
 
-    def policy_carry(params, batch_size):
-        del params, batch_size
-        return ()
-
-    def policy(params, key, carry, state, *, explore):
-        dist = policy_dist(nets, params["actor"], feature(state))
+    def choose(params, key, state, *, explore):
+        dist = policy_dist(parts, params["actor"], feature(state))
         if not explore and config.eval_action == "mode":
-            return carry, dist.mode()
+            return dist.mode()
         key_policy, key_noise = noise.split(key, 2)
         action = dist.sample(seed=key_policy)
         if explore and config.exploration:
             action = action_distributions.explore(key_noise, action, config.exploration, counts)
-        return carry, action
+        return action
 
-    def act_carry(params, batch_size):
-        action = jnp.zeros((batch_size, action_size(spec)))
-        return model.init_state(params, batch_size), action, policy_carry(params, batch_size)
-
-    def act(params, key, carry, timestep, *, explore):
-        state, prev_action, carry = carry
-        key_observe, key_policy = noise.split(key, 2)
-        filtering = model if explore else eval_model
-        embed = filtering.encode(params, timestep.obs)
-        state = filtering.observe(params, key_observe, state, prev_action, embed, timestep.is_first)
-        carry, action = policy(params, key_policy, carry, state, explore=explore)
-        return (state, action, carry), action, ()
-
-    def learn(state, key, trajectory):
-        return update(nets, model, spec, config, axis_name, state, key, trajectory)
-
+    eval_model = assemble(spec, config, draw=config.eval_latent).model
+    acting = dreaming.acting(parts.model, choose, action_size(spec), eval_model=eval_model)
     sampling = Sampling(
         config.length,
         over=config.over,
         within_episode=config.within_episode,
         prioritize_ends=config.prioritize_ends,
     )
-    recipe = recipes.bursts(
-        act,
-        learn,
-        sampling,
-        num_envs=config.num_envs,
-        replay_capacity=config.replay_capacity,
-        batch_size=config.batch_size,
-        prefill=config.prefill,
-        pretrain=config.pretrain,
-        train_every=config.train_every,
-        train_steps=config.train_steps,
-    )
-    return Agent(init, policy_carry, policy, act_carry, act, model, recipe)
+    recipe = recipes.bursts(acting.act, functools.partial(update, parts), sampling, config)
+    return Agent(init, *acting, parts.model, recipe)

@@ -14,6 +14,7 @@ Read from top to bottom: configuration, networks, world model, losses, update, a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
@@ -21,13 +22,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wmjax import checks, dreaming, optim
-from wmjax.nets import codec, spaces
+from wmjax import checks, dreaming, optim, recipes
+from wmjax.nets import codec, dreamer, spaces
+from wmjax.nets.dreamer import Networks, Parts
 from wmjax.nets.heads import Head
-from wmjax.nets.mlp import call, init_modules
-from wmjax.nets.rssm import RSSM, RSSMState
-from wmjax.nets.spaces import action_size, choice_outputs, zero_obs
-from wmjax.ops import distributions, kl, noise, normalize, returns
+from wmjax.nets.mlp import call
+from wmjax.nets.rssm import RSSM, LatentState
+from wmjax.nets.spaces import action_size, choice_outputs
+from wmjax.ops import distributions, kl, latents, noise, normalize, returns
+from wmjax.ops.distributions import number
 from wmjax.ops.symlog import symexp, symlog
 from wmjax.types import (
     Agent,
@@ -43,7 +46,6 @@ from wmjax.types import (
     Trajectory,
     Update,
     UsageError,
-    WorldModel,
 )
 
 sg = jax.lax.stop_gradient
@@ -179,8 +181,7 @@ class DreamerV3Config:
             raise UsageError(f"bins must be odd, got {self.bins}")
         if self.return_norm_low >= self.return_norm_high:
             raise UsageError(f"return_norm_low must be below return_norm_high, got {self.return_norm_low}")
-        if self.imagine_last > self.length:
-            raise UsageError(f"imagine_last must be in [0, length={self.length}], got {self.imagine_last}")
+        recipes.check_imagination(self)
         window = self.length + 1
         if self.replay_capacity < self.num_envs * window:
             raise UsageError(
@@ -232,37 +233,19 @@ def _schedule(config: DreamerV3Config) -> tuple[int, int]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Networks
-
-
-class Networks(NamedTuple):
-    """The modules; all are functions of parameters."""
-
-    encoder: codec.Encoder
-    rssm: RSSM
-    decoder: codec.Decoder
-    reward: Head
-    cont: Head
-    actor: Head
-    critic: Head
-
-
-def check_spec(spec: EnvSpec, config: DreamerV3Config) -> None:
-    """Raises `UsageError` where an observation or action space is not one that DreamerV3 can take."""
-    spaces.check_spec(spec, None if config.stem == "flat" else lambda side: codec.image_stages(side) is not None)
+# Networks and world model
 
 
 def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
-    """The modules for one environment. `RSSM.embed` follows from the encoder's output."""
+    """The modules for one environment."""
     dims, dtype = config.dimensions, config.compute_dtype
     style = dict(norm=config.norm, activation=config.activation, dtype=dtype)
     entries = tuple(sorted(spec.obs.items()))
     encoder_units = config.encoder_units or (dims.units,) * 3
     encoder = codec.Encoder(entries, dims.depth, encoder_units, config.stem, **style)
-    embed = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), zero_obs(spec, (1,)))[0]).shape[-1]
     rssm = RSSM(
         **dict(zip(("deter", "hidden", "stoch", "classes"), dims[:4], strict=True)),
-        embed=embed,
+        embed=dreamer.embed_size(encoder, spec),
         action=action_size(spec),
         blocks=config.blocks,
         prior_layers=config.prior_layers,
@@ -287,101 +270,54 @@ def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
     )
 
 
-def init_params(nets: Networks, spec: EnvSpec, config: DreamerV3Config, key: Array) -> dict:
-    """Parameters of all modules."""
-    dims = config.dimensions
-    deter, stoch = jnp.zeros((1, dims.deter)), jnp.zeros((1, dims.stoch, dims.classes))
-    feat = feature(RSSMState(deter, stoch, stoch))
-    inputs = {name: (feat,) for name in Networks._fields}
-    inputs |= {"encoder": (zero_obs(spec, (1,)),), "decoder": (deter, stoch)}
-    inputs["rssm"] = (deter, stoch, jnp.zeros((1, nets.rssm.action)), jnp.zeros((1, nets.rssm.embed)))
-    return init_modules(nets._asdict(), key, inputs)
-
-
-def feature(state: RSSMState) -> Array:
+def feature(state: LatentState) -> Array:
     """[h, z], `[..., D + S K]`: what heads, actor and critic see."""
     stoch = state.stoch.reshape(*state.stoch.shape[:-2], -1)
     return jnp.concatenate([state.deter, stoch.astype(state.deter.dtype)], -1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# World model
+def decoder_input(state: LatentState) -> tuple[Array, Array]:
+    """h and z, `[..., D]` and `[..., S, K]`: what the decoder sees."""
+    return state.deter, state.stoch
 
 
-def world_model(nets: Networks, spec: EnvSpec, config: DreamerV3Config) -> WorldModel:
-    """The learned environment; `State` is `RSSMState`."""
-    dims = config.dimensions
-    images = {name for name, space in spec.obs.items() if spaces.is_image(space)}
+def latent_kind(config: DreamerV3Config) -> latents.Kind:
+    """What z is: categorical, drawn from a mix with the uniform distribution."""
 
-    def init_state(params, batch_size):
-        del params
-        stoch = jnp.zeros((batch_size, dims.stoch, dims.classes))
-        return RSSMState(
-            jnp.zeros((batch_size, dims.deter), config.compute_dtype), stoch.astype(config.compute_dtype), stoch
-        )
+    def draw(dist, key):
+        return distributions.straight_through_sample(key, distributions.unimix_logits(dist.logits, config.unimix))
 
-    def encode(params, obs):
-        return call(nets.rssm, params["rssm"], call(nets.encoder, params["encoder"], obs), method="project")
+    return latents.categorical(config.dimensions.stoch, config.dimensions.classes, draw)
 
-    def draw(key, deter, logits):
-        mixed = distributions.unimix_logits(logits, config.unimix)
-        stoch = distributions.straight_through_sample(key, mixed)
-        return RSSMState(deter, stoch.astype(deter.dtype), logits)
 
-    def observe(params, key, state, prev_action, embed, is_first):
-        keep = ~is_first[..., None]
-        deter = jnp.where(keep, state.deter, 0)
-        stoch = jnp.where(keep[..., None], state.stoch, 0)
-        prev_action = jnp.where(keep, prev_action, 0)
-        deter = call(nets.rssm, params["rssm"], deter, stoch, prev_action, method="advance")
-        return draw(key, deter, call(nets.rssm, params["rssm"], deter, embed, method="posterior"))
-
-    def imagine(params, key, state, action):
-        deter = call(nets.rssm, params["rssm"], state.deter, state.stoch, action, method="advance")
-        return draw(key, deter, call(nets.rssm, params["rssm"], deter, method="prior"))
-
-    def predict(params, state):
-        feat = feature(state)
-        # The head was trained on P(not terminal) times the discount.
-        cont = jnp.minimum(1.0, cont_prob(nets, params, feat) / config.discount)
-        return reward_dist(nets, params, feat, config).mean(), cont
+def assemble(spec: EnvSpec, config: DreamerV3Config, axis_name: str | None = None) -> Parts:
+    """The modules for one environment, and the world model that they make."""
 
     def decode(params, state):
-        outputs = call(nets.decoder, params["decoder"], state.deter, state.stoch)
+        outputs = call(nets.decoder, params["decoder"], *decoder_input(state))
+        return {name: _mean(outputs[name], space) for name, space in spec.obs.items()}
 
-        def mean(name, space):
-            if name in images:
-                return outputs[name] * 255
-            return jnp.argmax(outputs[name], -1) if isinstance(space, Discrete) else symexp(outputs[name])
-
-        return {name: mean(name, space) for name, space in spec.obs.items()}
-
-    return WorldModel(init_state, encode, observe, imagine, predict, decode)
+    nets, latent = networks(spec, config), latent_kind(config)
+    model = dreamer.world_model(nets, latent, feature, decode, config.discount, config.reward_head)
+    return Parts(spec, config, nets, latent, model, axis_name)
 
 
-def reward_dist(nets: Networks, params: dict, feat: Array, config: DreamerV3Config):
-    """Distribution of the reward, `[...]`, from features `[..., D + S K]`."""
-    outputs = call(nets.reward, params["reward"], feat)
-    if config.reward_head == "symlog_mse":
-        return distributions.SymlogMSE(outputs["mean"][..., 0])
-    return distributions.TwoHot(outputs["logits"], distributions.exponential_bins(config.bins))
+def _mean(output: Array, space) -> Array:
+    """What to expect of an observation's entry: images float32 in [0, 255]."""
+    if spaces.is_image(space):
+        return output * 255
+    return jnp.argmax(output, -1) if isinstance(space, Discrete) else symexp(output)
 
 
-def cont_prob(nets: Networks, params: dict, feat: Array) -> Array:
-    """P(not terminal) times the discount, `[...]`."""
-    return jax.nn.sigmoid(call(nets.cont, params["cont"], feat)["logits"][..., 0])
-
-
-def critic_dist(nets: Networks, critic_params: dict, feat: Array, config: DreamerV3Config):
+def critic_dist(parts: Parts, critic_params: dict, feat: Array) -> distributions.TwoHot:
     """Distribution of the return, `[...]`, of the critic or its slow copy."""
-    logits = call(nets.critic, critic_params, feat)["logits"]
-    return distributions.TwoHot(logits, distributions.exponential_bins(config.bins))
+    return number(call(parts.nets.critic, critic_params, feat), "two_hot")
 
 
-def policy_dist(nets: Networks, params: dict, feat: Array, config: DreamerV3Config):
+def policy_dist(parts: Parts, params: dict, feat: Array):
     """Distribution of the action, `[..., A]`: one-hots, or an unbounded normal with a bounded mean."""
-    outputs = call(nets.actor, params["actor"], feat)
-    discrete = distributions.choices(outputs, config.actor_unimix)
+    outputs = call(parts.nets.actor, params["actor"], feat)
+    discrete = distributions.choices(outputs, parts.config.actor_unimix)
     return discrete if discrete is not None else distributions.bounded_normal(outputs["mean"], outputs["std"])
 
 
@@ -390,7 +326,7 @@ def policy_dist(nets: Networks, params: dict, feat: Array, config: DreamerV3Conf
 
 
 def world_model_losses(
-    nets: Networks, spec: EnvSpec, config: DreamerV3Config, params: dict, states: RSSMState, step: TimeStep
+    parts: Parts, params: dict, states: LatentState, step: TimeStep
 ) -> tuple[dict[str, Array], Metrics]:
     """Each term of the world model's loss, `[T, B]`, unscaled.
 
@@ -400,29 +336,18 @@ def world_model_losses(
 
     Source: equations 4 and 5; image and vector terms are squared errors summed over the entry, without ½.
     """
-    prior = call(nets.rssm, params["rssm"], states.deter, method="prior")
-    dyn, rep = kl.balanced_kl(states.logits, prior, config.free_nats, config.unimix)
+    nets, config = parts.nets, parts.config
+    prior = parts.latent.dist(call(nets.rssm, params["rssm"], states.deter, method="prior"))
+    dyn, rep = kl.balanced_kl(states.dist.logits, prior.logits, config.free_nats, config.unimix)
     feat = feature(states)
-    cont = call(nets.cont, params["cont"], feat)["logits"][..., 0]
-    target = (1.0 - step.is_terminal) * config.discount
-    losses = {
-        "dyn": dyn,
-        "rep": rep,
-        "reward": -reward_dist(nets, params, feat, config).log_prob(step.reward),
-        "cont": -distributions.bernoulli_log_prob(cont, target),
-    }
-    outputs = call(nets.decoder, params["decoder"], states.deter, states.stoch)
-    for name, space in spec.obs.items():
-        losses[f"decode/{name}"] = _reconstruction(outputs[name], step.obs[name], space)
-    metrics = {
-        "prior_entropy": _latent_entropy(prior, config),
-        "posterior_entropy": _latent_entropy(states.logits, config),
-    }
-    return losses, metrics
-
-
-def _latent_entropy(logits: Array, config: DreamerV3Config) -> Array:
-    return jnp.mean(jnp.sum(distributions.OneHotCategorical(logits, config.unimix).entropy(), -1))
+    cont = dreamer.continue_loss(parts, params, feat, step)
+    reward = number(call(nets.reward, params["reward"], feat), config.reward_head)
+    losses = {"dyn": dyn, "rep": rep, "reward": -reward.log_prob(step.reward)} | cont
+    outputs = call(nets.decoder, params["decoder"], *decoder_input(states))
+    losses |= dreamer.decode_losses(parts, outputs, step, _reconstruction)
+    dists = {"prior_entropy": prior, "posterior_entropy": states.dist}
+    mixed = {name: distributions.OneHotCategorical(dist.logits, config.unimix) for name, dist in dists.items()}
+    return losses, {name: jnp.mean(jnp.sum(dist.entropy(), -1)) for name, dist in mixed.items()}
 
 
 def _reconstruction(output: Array, target: Array, space) -> Array:
@@ -482,13 +407,10 @@ def imagination_losses(
     return losses, target, scale_state, metrics
 
 
-def scales(spec: EnvSpec, config: DreamerV3Config) -> dict[str, float]:
+def scales(parts: Parts) -> dict[str, float]:
     """The factor of each loss term in the total."""
-    decode = {
-        f"decode/{name}": config.image_scale if spaces.is_image(space) else config.vector_scale
-        for name, space in spec.obs.items()
-    }
-    return decode | {
+    config = parts.config
+    return dreamer.decode_scales(parts) | {
         "dyn": config.dyn_scale,
         "rep": config.rep_scale,
         "reward": config.reward_scale,
@@ -527,83 +449,69 @@ def replay_critic_loss(critic, slow_critic, step: TimeStep, bootstrap: Array, co
 
 
 def loss(
-    nets: Networks,
-    model: WorldModel,
-    spec: EnvSpec,
-    config: DreamerV3Config,
-    params: dict,
-    return_norm: normalize.ReturnRange,
-    key: Array,
-    start: RSSMState,
-    prev_action: Array,
-    step: TimeStep,
-    axis_name: str | None = None,
+    parts: Parts, params: dict, stats: dict, key: Array, start: LatentState, prev_action: Array, step: TimeStep
 ) -> tuple[Array, tuple]:
     """World model, imagination, actor and critic: everything that one gradient is taken of.
 
     Args:
-      return_norm: the return normalizer before this update.
+      params: all modules, and the slow critic.
+      stats: {"return_norm"}, the return normalizer before this update.
       key: the same on every device; consumed.
       start: the state before the first step, `[B]`.
       prev_action: `[T, B, A]`, the action that led to each step.
       step: `[T, B]`.
-      axis_name: axis that the batch is spread over.
 
     Returns:
-      The scalar to minimize, and (losses, states, return_norm, metrics): the unscaled terms, the posterior states
-      `[T, B]`, the normalizer after this update, and scalars to watch.
+      The scalar to minimize, and (losses, states, stats, metrics): the unscaled terms, the posterior states `[T, B]`,
+      the normalizer after this update, and scalars to watch.
     """
+    nets, model, config = parts.nets, parts.model, parts.config
     length, batch = step.reward.shape
-    key_observe, key_imagine = noise.split(noise.row_keys(key, batch, axis_name), 2)
+    key_observe, key_imagine = noise.split(noise.row_keys(key, batch, parts.axis_name), 2)
 
     # World model.
     embed = model.encode(params, step.obs)
     _, states = dreaming.observe(
         model, params, key_observe, start, prev_action, embed, step.is_first, remat=config.remat
     )
-    losses, metrics = world_model_losses(nets, spec, config, params, states, step)
+    losses, metrics = world_model_losses(parts, params, states, step)
 
     # Imagination, from the last states of every sequence. Neither the model nor its states get gradients from it.
     last = config.imagine_last or length
-    starts = jax.tree.map(lambda x: sg(x[-last:]).reshape(last * batch, *x.shape[2:]), states)
-    keys = noise.split(key_imagine, last).reshape(last * batch)
+    starts = sg(dreaming.last_steps(states, last))
+    keys = noise.split(key_imagine, last).reshape(-1)
     frozen = sg(params)
 
     def policy(key, carry, state):
-        return carry, policy_dist(nets, frozen, feature(state), config).sample(seed=key)
+        return carry, policy_dist(parts, frozen, feature(state)).sample(seed=key)
 
     _, feat, action = dreaming.imagine(model, frozen, keys, starts, policy, config.horizon, emit=feature)
     feat = sg(feat)
     behavior, imagined_returns, return_norm, more = imagination_losses(
-        policy_dist(nets, params, feat, config),
+        policy_dist(parts, params, feat),
         action,
-        reward_dist(nets, frozen, feat, config).mean(),
-        cont_prob(nets, frozen, feat),
-        critic_dist(nets, params["critic"], feat, config),
-        critic_dist(nets, frozen["slow_critic"], feat, config),
-        return_norm,
+        number(call(nets.reward, frozen["reward"], feat), config.reward_head).mean(),
+        dreamer.discount_of(nets, frozen, feat, config.discount),
+        critic_dist(parts, params["critic"], feat),
+        critic_dist(parts, frozen["slow_critic"], feat),
+        stats["return_norm"],
         config,
-        axis_name,
+        parts.axis_name,
     )
 
     # The critic on the replayed steps themselves; its gradient shapes the world model's features.
-    tail = jax.tree.map(lambda x: x[-last:], step)
-    feat = feature(jax.tree.map(lambda x: x[-last:], states))
+    feat, tail = jax.tree.map(lambda x: x[-last:], (feature(states), step))
     replay_critic = replay_critic_loss(
-        critic_dist(nets, params["critic"], feat, config),
-        critic_dist(nets, frozen["slow_critic"], feat, config),
+        critic_dist(parts, params["critic"], feat),
+        critic_dist(parts, frozen["slow_critic"], feat),
         tail,
         imagined_returns[0].reshape(last, batch),
         config,
     )
 
     losses |= behavior | {"replay_critic": replay_critic}
-    weights = scales(spec, config)
-    assert losses.keys() == weights.keys(), (losses.keys(), weights.keys())
-    means = {name: jnp.mean(value) for name, value in losses.items()}
-    total = sum(weights[name] * mean for name, mean in means.items())
-    metrics |= more | {f"loss/{name}": mean for name, mean in means.items()}
-    return total, (losses, states, return_norm, metrics)
+    total, means = optim.weighted_sum(losses, scales(parts))
+    return total, (losses, states, {"return_norm": return_norm}, metrics | more | means | {"loss": total})
 
 
 def optimizer(config: DreamerV3Config) -> optax.GradientTransformation:
@@ -613,44 +521,35 @@ def optimizer(config: DreamerV3Config) -> optax.GradientTransformation:
     return optax.chain(clip, optim.laprop(schedule, config.beta1, config.beta2, config.epsilon))
 
 
-def update(
-    nets: Networks,
-    model: WorldModel,
-    spec: EnvSpec,
-    config: DreamerV3Config,
-    axis_name: str | None,
-    state: AgentState,
-    key: Array,
-    trajectory: Trajectory,
-) -> tuple[AgentState, Metrics, dict]:
+def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) -> tuple[AgentState, Metrics, dict]:
     """One gradient step on `[1 + T, B]` records, the first of which only supplies carry and previous action.
 
     Returns:
       The new state, metrics, and the latents to write back: those of the trajectory with steps 1 to T refreshed.
     """
+    config, before = parts.config, state.non_trainable
     step = jax.tree.map(lambda x: x[1:], trajectory.step)
     start = unpack_latent(jax.tree.map(lambda x: x[0], trajectory.latent), config)
 
     def objective(trained):
-        params = trained["all"] | state.non_trainable
-        total, (_, states, return_norm, metrics) = loss(
-            nets, model, spec, config, params, state.stats["return_norm"], key, start, trajectory.action[:-1], step,
-            axis_name,
-        )  # fmt: skip
-        return total, (metrics | {"loss": total}, (states, return_norm))
+        total, (_, states, stats, metrics) = loss(
+            parts, trained["all"] | before, state.stats, key, start, trajectory.action[:-1], step
+        )
+        return total, (metrics, (states, stats))
 
-    done = optim.descend(objective, {"all": optimizer(config)}, state.opt_state, {"all": state.params}, axis_name)
-    params, (states, return_norm) = done.params["all"], done.aux
-    slow_critic = optim.soft_update(params["critic"], state.non_trainable["slow_critic"], config.slow_critic_rate)
-    metrics = done.metrics | {"grad_norm": done.grad_norm["all"], "update_norm": done.update_norm["all"]}
+    chains = {"all": optimizer(config)}
+    done = optim.descend(objective, chains, state.opt_state, {"all": state.params}, parts.axis_name)
+    params, (states, stats) = done.params["all"], done.aux
+    slow_critic = optim.soft_update(params["critic"], before["slow_critic"], config.slow_critic_rate)
     latent = jax.tree.map(
         lambda old, new: jnp.concatenate([old[:1], new]), trajectory.latent, pack_latent(states, config)
     )
-    stats = {"return_norm": return_norm}
-    return AgentState(params, done.opt_state, stats, state.step + 1, {"slow_critic": slow_critic}), metrics, latent
+    new = AgentState(params, done.opt_state, stats, state.step + 1, {"slow_critic": slow_critic})
+    norms = {"grad_norm": done.grad_norm["all"], "update_norm": done.update_norm["all"]}
+    return new, done.metrics | norms, latent
 
 
-def pack_latent(state: RSSMState, config: DreamerV3Config) -> dict[str, Array]:
+def pack_latent(state: LatentState, config: DreamerV3Config) -> dict[str, Array]:
     """What replay keeps of a state: `deter` `[..., D]`, and the class of each latent, uint8 `[..., S]`."""
     return {
         "deter": sg(state.deter).astype(config.latent_dtype),
@@ -658,10 +557,11 @@ def pack_latent(state: RSSMState, config: DreamerV3Config) -> dict[str, Array]:
     }
 
 
-def unpack_latent(latent: dict[str, Array], config: DreamerV3Config) -> RSSMState:
+def unpack_latent(latent: dict[str, Array], config: DreamerV3Config) -> LatentState:
     """The state that `pack_latent` kept, its logits unknown (zero)."""
     stoch = jax.nn.one_hot(latent["stoch"], config.dimensions.classes, dtype=config.compute_dtype)
-    return RSSMState(latent["deter"].astype(config.compute_dtype), stoch, jnp.zeros(stoch.shape, jnp.float32))
+    dist = latents.Categorical(jnp.zeros(stoch.shape, jnp.float32))
+    return LatentState(latent["deter"].astype(config.compute_dtype), stoch, dist)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -669,63 +569,27 @@ def unpack_latent(latent: dict[str, Array], config: DreamerV3Config) -> RSSMStat
 
 
 def dreamer_v3(spec: EnvSpec, config: DreamerV3Config, axis_name: str | None = None) -> Agent:
-    """The agent for one environment.
-
-    Args:
-      spec: observations (uint8 images, float32 vectors, Discrete entries, alone or together) and actions (Discrete,
-        MultiDiscrete or float32 Box of rank 1).
-      config: hyperparameters.
-      axis_name: the named axis (of `vmap`, `shard_map` or `pmap`) that batches are spread over, or None.
-
-    Raises:
-      UsageError: a field of `config` is out of range, or a space of `spec` is not supported.
-    """
+    """The agent for one environment; arguments and errors are those of every agent (`wmjax.agents`)."""
     config.validate()
-    check_spec(spec, config)
-    nets = networks(spec, config)
-    model = world_model(nets, spec, config)
+    spaces.check_spec(spec, None if config.stem == "flat" else lambda side: codec.image_stages(side) is not None)
+    parts = assemble(spec, config, axis_name)
 
     def init(key):
-        params = init_params(nets, spec, config, key)
+        params = dreamer.init_params(parts, feature, key, decoder_input)
         opt_state, stats = {"all": optimizer(config).init(params)}, {"return_norm": normalize.init()}
         return AgentState(params, opt_state, stats, jnp.int32(0), {"slow_critic": params["critic"]})
 
-    def policy_carry(params, batch_size):
-        del params, batch_size
-        return ()
-
-    def policy(params, key, carry, state, *, explore):
-        dist = policy_dist(nets, params, feature(state), config)
+    def choose(params, key, state, *, explore):
+        dist = policy_dist(parts, params, feature(state))
         # The paper samples in evaluation too.
-        if explore or config.eval_action == "sample":
-            return carry, dist.sample(seed=key)
-        return carry, dist.mode()
+        return dist.sample(seed=key) if explore or config.eval_action == "sample" else dist.mode()
 
-    def act_carry(params, batch_size):
-        action = jnp.zeros((batch_size, action_size(spec)))
-        return model.init_state(params, batch_size), action, policy_carry(params, batch_size)
-
-    def act(params, key, carry, timestep, *, explore):
-        state, prev_action, carry = carry
-        key_observe, key_policy = noise.split(key, 2)
-        embed = model.encode(params, timestep.obs)
-        state = model.observe(params, key_observe, state, prev_action, embed, timestep.is_first)
-        carry, action = policy(params, key_policy, carry, state, explore=explore)
-        return (state, action, carry), action, pack_latent(state, config)
-
-    def learn(state, key, trajectory):
-        return update(nets, model, spec, config, axis_name, state, key, trajectory)
-
+    pack = functools.partial(pack_latent, config=config)
+    acting = dreaming.acting(parts.model, choose, action_size(spec), latent=pack)
     collect, repeats = _schedule(config)
     sampling = Sampling(config.length, context=1, online=config.online)
+    learn = Update("train", functools.partial(update, parts), repeats, config.batch_size, sampling)
     # Enough for a first batch, and for one window of every environment.
     prefill = max(-(-config.prefill // config.num_envs), config.length + 1)
-    recipe = Recipe(
-        config.num_envs,
-        config.replay_capacity,
-        (
-            Stage("prefill", prefill, 1, act),
-            Stage("train", None, collect, act, (Update("train", learn, repeats, config.batch_size, sampling),)),
-        ),
-    )
-    return Agent(init, policy_carry, policy, act_carry, act, model, recipe)
+    stages = Stage("prefill", prefill, 1, acting.act), Stage("train", None, collect, acting.act, (learn,))
+    return Agent(init, *acting, parts.model, Recipe(config.num_envs, config.replay_capacity, stages))

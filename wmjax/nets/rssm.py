@@ -21,12 +21,26 @@ from wmjax.ops import contracts
 from wmjax.types import Array, PyTree
 
 
-class RSSMState(NamedTuple):
-    """h, z, and the logits that z was drawn from."""
+class LatentState(NamedTuple):
+    """h, z, and the distribution that z was drawn from (`ops.latents`), float32."""
 
     deter: Array  # [..., D]
-    stoch: Array  # [..., S, K] one-hot, with a straight-through gradient where it was just drawn
-    logits: Array  # [..., S, K] float32, before the uniform mix
+    stoch: Array  # [..., Z] or [..., S, K], as `dist` draws it
+    dist: PyTree  # NamedTuple of arrays
+
+
+def feature(state: LatentState) -> Array:
+    """[z, h], `[..., Z + D]`: what decoder, heads, actor and critic of DreamerV1 and DreamerV2 see."""
+    contracts.leading(state.deter.ndim - 1, deter=state.deter, stoch=state.stoch)
+    stoch = state.stoch.reshape(*state.deter.shape[:-1], -1)
+    return jnp.concatenate([stoch.astype(state.deter.dtype), state.deter], -1)
+
+
+def zero_first(tree: PyTree, is_first: Array) -> PyTree:
+    """The tree `[B, ...]` with zeros in the rows where an episode begins, bool `[B]`."""
+    contracts.booleans(is_first=is_first)
+    keep = lambda x: jnp.where(is_first.reshape(*is_first.shape, *[1] * (x.ndim - is_first.ndim)), 0, x)
+    return jax.tree.map(keep, tree)
 
 
 class RSSM(nn.Module):
@@ -99,12 +113,12 @@ class RSSM(nn.Module):
         return gated_update(h, reset, cand, update).reshape(deter.shape)
 
     def prior(self, deter: Array) -> Array:
-        """Logits of p(z | h): `[..., D] -> [..., S, K]` float32."""
+        """Logits of p(z | h): `[..., D] -> [..., S K]` float32."""
         contracts.shaped(self.deter, deter=deter)
         x = deter
         for layer, norm in zip(self.prior_layer, self.prior_norm, strict=True):
             x = self._act(norm(layer(x)))
-        return self._shape(self.prior_logits(x))
+        return self.prior_logits(x).astype(jnp.float32)
 
     def project(self, embed: Array) -> Array:
         """The embedding's part of the posterior's first layer, `[..., E] -> [..., hidden]`, for `posterior`."""
@@ -112,7 +126,7 @@ class RSSM(nn.Module):
         return self.posterior_first.part(1, embed)
 
     def posterior(self, deter: Array, projected: Array) -> Array:
-        """Logits of q(z | h, x): `[..., D]` and `project`'s output -> `[..., S, K]` float32."""
+        """Logits of q(z | h, x): `[..., D]` and `project`'s output -> `[..., S K]` float32."""
         contracts.shaped(self.deter, deter=deter)
         contracts.shaped(self.hidden, projected=projected)
         contracts.leading(deter.ndim - 1, deter=deter, projected=projected)
@@ -120,41 +134,12 @@ class RSSM(nn.Module):
         x = self._act(self.posterior_norm[0](x))
         for layer, norm in zip(self.posterior_layer, self.posterior_norm[1:], strict=True):
             x = self._act(norm(layer(x)))
-        return self._shape(self.posterior_logits(x))
+        return self.posterior_logits(x).astype(jnp.float32)
 
     def everything(self, deter: Array, stoch: Array, action: Array, embed: Array) -> tuple[Array, Array, Array]:
         """One filtering step without sampling; used to initialize all parameters."""
         deter = self.advance(deter, stoch, action)
         return deter, self.prior(deter), self.posterior(deter, self.project(embed))
-
-    def _shape(self, logits: Array) -> Array:
-        return logits.reshape(*logits.shape[:-1], self.stoch, self.classes).astype(jnp.float32)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Dense layers around one GRU
-
-
-class LatentState(NamedTuple):
-    """h, z, and the distribution that z was drawn from (`ops.latents`)."""
-
-    deter: Array  # [..., D]
-    stoch: Array  # [..., Z] or [..., S, K], as `dist` draws it
-    dist: PyTree  # NamedTuple of arrays
-
-
-def feature(state: LatentState) -> Array:
-    """[z, h], `[..., Z + D]`: what decoder, heads, actor and critic of DreamerV1 and DreamerV2 see."""
-    contracts.leading(state.deter.ndim - 1, deter=state.deter, stoch=state.stoch)
-    stoch = state.stoch.reshape(*state.deter.shape[:-1], -1)
-    return jnp.concatenate([stoch.astype(state.deter.dtype), state.deter], -1)
-
-
-def zero_first(tree: PyTree, is_first: Array) -> PyTree:
-    """The tree `[B, ...]` with zeros in the rows where an episode begins, bool `[B]`."""
-    contracts.booleans(is_first=is_first)
-    keep = lambda x: jnp.where(is_first.reshape(*is_first.shape, *[1] * (x.ndim - is_first.ndim)), 0, x)
-    return jax.tree.map(keep, tree)
 
 
 class DenseRSSM(nn.Module):

@@ -274,6 +274,19 @@ class UnitNormal(NamedTuple):
         return -error.sum(tuple(range(-self.event_dims, 0)))
 
 
+def number(outputs: dict[str, Array], kind: str = "normal") -> UnitNormal | SymlogMSE | TwoHot:
+    """The distribution of one number, `[...]`, such as a reward or a return, from the outputs of a head.
+
+    Args:
+      outputs: "mean" `[..., 1]`, or "logits" `[..., K]`.
+      kind: `normal` or `symlog_mse` around the mean, or `two_hot` over K exponential bins.
+    """
+    if kind == "two_hot":
+        return TwoHot(outputs["logits"], exponential_bins(outputs["logits"].shape[-1]))
+    mean = outputs["mean"][..., 0]
+    return SymlogMSE(mean) if kind == "symlog_mse" else UnitNormal(mean)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Continuous actions
 

@@ -6,6 +6,7 @@ Both kinds have the same methods. `sample` takes one key, or keys with the batch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -105,6 +106,29 @@ class Gaussian(NamedTuple):
 
 
 Latent = Categorical | Gaussian
+
+
+class Kind(NamedTuple):
+    """What the latents of a world model are, as a value that it takes."""
+
+    outputs: int  # numbers that describe the latents of one state
+    dist: Callable[[Array], Latent]  # from these numbers, `[..., outputs]`
+    draw: Callable[[Latent, Array], Array]  # (distribution, key) -> z
+
+
+def categorical(stoch: int, classes: int, draw: Callable[[Categorical, Array], Array] = Categorical.sample) -> Kind:
+    """Latents of some classes each; the numbers are their logits."""
+    return Kind(stoch * classes, lambda raw: Categorical(raw.reshape(*raw.shape[:-1], stoch, classes)), draw)
+
+
+def gaussian(stoch: int, std: Callable[[Array], Array]) -> Kind:
+    """Normal latents; the numbers are their means, and then what `std` makes their deviations of."""
+
+    def dist(raw: Array) -> Gaussian:
+        mean, raw_std = jnp.split(raw, 2, -1)
+        return Gaussian(mean, std(raw_std))
+
+    return Kind(2 * stoch, dist, Gaussian.sample)
 
 
 def _one_hot(scores: Array) -> Array:

@@ -27,9 +27,6 @@ def lambda_returns(reward: Array, discount: Array, value: Array, lambda_: float 
     Returns:
       float32 `[T, ...]`, the target for each step t in [0, T).
 
-    DreamerV1 and DreamerV2 give a state its own reward and discount and the *next* state's value:
-    `lambda_returns(reward[:-1], discount[:-1], value[1:], lambda_)` over imagined states.
-
     Source: Hafner et al. 2025 (DreamerV3), equation for R^λ, and the replay variant of the official code, where
     λ is cut at the end of an episode; Hafner et al. 2020 (DreamerV1), equation 6.
 
@@ -52,6 +49,30 @@ def lambda_returns(reward: Array, discount: Array, value: Array, lambda_: float 
 
     _, returns = jax.lax.scan(step, value[-1], (now, discount * lambda_), reverse=True)
     return returns
+
+
+def state_returns(reward: Array, discount: Array, value: Array, lambda_: float, bootstrap: bool = True) -> Array:
+    """`lambda_returns` where reward and discount are those of the same state, and the value is the next state's.
+
+        Vₜ = rₜ + γₜ [(1 - λ) vₜ₊₁ + λ Vₜ₊₁],   V_{T-1} = v_{T-1}
+
+    Args:
+      reward, discount, value: `[T, ...]`, of each state; with their gradients.
+      lambda_: in [0, 1].
+      bootstrap: False ends returns with the reward of the last state instead of its value.
+
+    Returns:
+      float32 `[T - 1, ...]`, what each state but the last is worth.
+
+    Source: Hafner et al. 2020 (DreamerV1), equation 6; Hafner et al. 2021 (DreamerV2), equation 4.
+
+    >>> state_returns(jnp.ones(3), jnp.full(3, 0.5), jnp.full(3, 4.0), 1.0).tolist()
+    [2.5, 3.0]
+    """
+    contracts.alike(reward=reward, discount=discount, value=value)
+    if not bootstrap:
+        value = value.at[-1].set(reward[-1])
+    return lambda_returns(reward[:-1], discount[:-1], value[1:], lambda_)
 
 
 def discount_weights(cont: Array) -> Array:
