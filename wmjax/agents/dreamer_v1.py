@@ -388,7 +388,7 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
 
 
 def dreamer_v1(spec: EnvSpec, config: DreamerV1Config, axis_name: str | None = None) -> Agent:
-    """The agent for one environment; arguments and errors are those of every agent (`wmjax.agents`)."""
+    """The agent for one environment; for arguments and errors see `wmjax.agents`."""
     config.validate()
     spaces.check_spec(spec, strided_codec.fits)
     if config.within_episode:

@@ -452,10 +452,7 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
 
 
 def dreamer_v2(spec: EnvSpec, config: DreamerV2Config, axis_name: str | None = None) -> Agent:
-    """The agent for one environment; arguments and errors are those of every agent (`wmjax.agents`).
-
-    Besides, `config` may not contradict the kind of the environment's actions.
-    """
+    """The agent for one environment; for arguments and errors see `wmjax.agents`."""
     config.validate()
     spaces.check_spec(spec, strided_codec.fits)
     _check_dynamics(config, actor_gradient(spec, config))

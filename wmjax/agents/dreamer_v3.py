@@ -569,7 +569,7 @@ def unpack_latent(latent: dict[str, Array], config: DreamerV3Config) -> LatentSt
 
 
 def dreamer_v3(spec: EnvSpec, config: DreamerV3Config, axis_name: str | None = None) -> Agent:
-    """The agent for one environment; arguments and errors are those of every agent (`wmjax.agents`)."""
+    """The agent for one environment; for arguments and errors see `wmjax.agents`."""
     config.validate()
     spaces.check_spec(spec, None if config.stem == "flat" else lambda side: codec.image_stages(side) is not None)
     parts = assemble(spec, config, axis_name)
