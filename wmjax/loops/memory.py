@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from wmjax.loops import device
-from wmjax.loops.host.rollout import timestep_shapes
 from wmjax.replay.host import tree_bytes
 from wmjax.types import Agent, AgentState, Env, EnvSpec, Evolve, RunError, UsageError
 
@@ -174,8 +174,8 @@ def check_agent(state: AgentState) -> None:
 
 def check_records(field: str, spec: EnvSpec, records: int, predicted: int) -> None:
     """Raises `UsageError`, naming a field, where so many records and pictures predicted in float32 cannot fit."""
-    free, obs = room(), timestep_shapes(spec, 1).obs
-    size = records * tree_bytes(obs) + 4 * predicted * sum(math.prod(x.shape) for x in obs.values())
+    bytes_of = lambda space: (records * np.dtype(space.dtype).itemsize + 4 * predicted) * math.prod(space.shape)
+    free, size = room(), sum(map(bytes_of, spec.obs.values()))
     if free is not None and size > free.bytes:
         raise UsageError(f"{field}: {records:,} records need {amount(size)}, and {free.where}; less is valid")
 

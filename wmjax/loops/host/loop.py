@@ -22,7 +22,7 @@ from wmjax.loops import checkpoint, device
 from wmjax.loops.device import Episode, RunState, Skips
 from wmjax.loops.host.evolution import Search
 from wmjax.loops.host.learning import Clock, Latents, Learner, accumulate
-from wmjax.loops.host.rollout import DEFAULTS, Options, act_program, seed_words, start, timestep_shapes
+from wmjax.loops.host.rollout import DEFAULTS, Options, act_program, seed_words, start
 from wmjax.loops.memory import SPARE, available_bytes, check_agent, resident_bytes
 from wmjax.loops.parallel import Programs
 from wmjax.loops.rollout import random_act
@@ -38,7 +38,9 @@ from wmjax.types import Agent, Array, HostEnv, HostEnvs, Metrics, PyTree, Recipe
 def shapes(agent: Agent, env: HostEnv) -> tuple[tuple[PyTree, PyTree], Record]:
     """Shapes and dtypes of the agent's state and carry, and of one time step of all environments."""
     num_envs = agent.recipe.num_envs
-    timestep = timestep_shapes(env.spec, num_envs)
+    obs = {name: jax.ShapeDtypeStruct((num_envs, *x.shape), x.dtype) for name, x in env.spec.obs.items()}
+    reward, flag = (jax.ShapeDtypeStruct((num_envs,), dtype) for dtype in ("float32", bool))
+    timestep = TimeStep(obs, reward, flag, flag, flag)
 
     def act(key: Array, timestep: TimeStep) -> tuple[PyTree, ...]:
         state = agent.init(key)

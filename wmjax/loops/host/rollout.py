@@ -12,7 +12,7 @@ from wmjax import checks
 from wmjax.loops.rollout import PERIODIC_EPISODES, Evaluation, step_limit
 from wmjax.ops import noise
 from wmjax.replay.device import Record
-from wmjax.types import Agent, Array, EnvSpec, HostEnv, HostEnvs, PyTree, RunError, TimeStep
+from wmjax.types import Agent, Array, HostEnv, HostEnvs, PyTree, RunError, TimeStep
 
 
 class Options(NamedTuple):
@@ -27,13 +27,6 @@ class Options(NamedTuple):
 
 
 DEFAULTS = Options()
-
-
-def timestep_shapes(spec: EnvSpec, num_envs: int) -> TimeStep:
-    """Shapes and dtypes of the records of some environments."""
-    obs = {name: jax.ShapeDtypeStruct((num_envs, *space.shape), space.dtype) for name, space in spec.obs.items()}
-    flag = jax.ShapeDtypeStruct((num_envs,), bool)
-    return TimeStep(obs, jax.ShapeDtypeStruct((num_envs,), "float32"), flag, flag, flag)
 
 
 def act_program(act: Callable, env: HostEnv, step_keys: Callable = noise.fold_in, *, explore: bool) -> Callable:
