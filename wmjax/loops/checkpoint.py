@@ -50,17 +50,17 @@ def _paths(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _host(leaf: Any) -> np.ndarray:
-    """The leaf in host memory; a key as its data, numpy and Python scalars as arrays without axes."""
-    leaf = _array(leaf)
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
-
-
 def _array(leaf: Any) -> Any:
     """The leaf as an array of a dtype that JAX has. What lies in host memory stays there: it may be large."""
     if isinstance(leaf, jax.Array):
         return leaf
     return np.asarray(leaf, jax.dtypes.canonicalize_dtype(np.result_type(leaf)))
+
+
+def _host(leaf: Any) -> np.ndarray:
+    """The leaf in host memory; a key as its data."""
+    leaf = _array(leaf)
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
 
 
 def _data_shape(leaf: Any) -> tuple[int, ...]:
@@ -104,7 +104,7 @@ def _write_manifest(path: Path, content: dict[str, Any]) -> None:
 
 
 def _read_manifest(place: Path) -> dict[str, Any]:
-    """What the manifest of a step says. Raises as `restore`."""
+    """What the manifest of a step says. Raises as `restore`, also at the first entry that is not what `write` gives."""
     path = place / MANIFEST
     try:
         content = files.parse_json(files.read(path, MANIFEST_BYTES))
@@ -115,15 +115,9 @@ def _read_manifest(place: Path) -> dict[str, Any]:
         raise UsageError(f"checkpoint {place}: format {version} is newer than {FORMAT}, which this version reads")
     if hashlib.sha256(_canonical(content)).hexdigest() != claimed:
         raise CheckpointCorruptError(f"{path}: its content does not match its SHA-256")
-    _check_manifest(place, content)
-    return content
-
-
-def _check_manifest(place: Path, content: dict[str, Any]) -> None:
-    """Raises `CheckpointCorruptError` at the first entry that is missing or is not what `write` gives."""
 
     def refuse(entry: str, words: str) -> None:
-        raise CheckpointCorruptError(f"{place / MANIFEST}: its entry {entry[:200]!r} must be {words}")
+        raise CheckpointCorruptError(f"{path}: its entry {entry[:200]!r} must be {words}")
 
     if type(content["format"]) is not int:
         refuse("format", "an integer")
@@ -146,6 +140,7 @@ def _check_manifest(place: Path, content: dict[str, Any]) -> None:
         for name, (is_valid, words) in fields.items():
             if not is_valid(({"impl": ""} | entry).get(name)):
                 refuse(f"{leaf}: {name}", words)
+    return content
 
 
 def _folder(folder: str | Path, step: int) -> Path:
@@ -347,10 +342,7 @@ def check(folder: str | Path, template: PyTree) -> None:
 
 
 def _check_template(place: Path, template: dict[str, Any], entries: dict[str, Any], exact: bool) -> None:
-    """Raises `UsageError` at the first leaf that was not saved, or saved with another shape or dtype.
-
-    With `exact` also if there are more leaves than those of the template.
-    """
+    """Raises `UsageError` at the first leaf that is not as it was saved; with `exact` also where there are more."""
     for path, leaf in template.items():
         if path not in entries:
             raise UsageError(f"checkpoint {place}: holds no {path!r}; it belongs to another agent or configuration")

@@ -24,30 +24,31 @@ BAR_CELLS, LEAST_CELLS = 10, 4  # of a bar: beside more than the first words, an
 
 
 class SafeStream:
-    """A text stream that may fail without ending who writes to it: what cannot be written is lost, and that said once.
+    """A text stream that may fail without ending who writes to it: what cannot be written is lost.
 
-    A pipe that nobody reads, a full disk, a closed file, or a stream of the caller's own that raises: later writes are
-    tried again, for a disk may have room again. Characters that the stream has no code for become question marks.
-
-    Args:
-      stream: to write to.
-      lost: is told once why; by default a line on standard error.
+    That is said once, on standard error: of a pipe that nobody reads, a full disk, a closed file, or a stream of the
+    caller's own that raises. Later writes are tried again, for a disk may have room again. Characters that the stream
+    has no code for become question marks.
     """
 
-    def __init__(self, stream: TextIO, lost: Callable[[Exception], None] | None = None) -> None:
-        self._stream, self._lost, self._warned = stream, lost or _say_lost, False
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._warned = stream, False
 
     def __getattr__(self, name: str) -> Any:  # what else a stream has, such as `encoding`
         return getattr(self._stream, name)
 
-    def _try(self, call: Callable[[], Any], otherwise: Any = None) -> Any:
+    def _try(self, call: Callable[[], Any]) -> None:
         try:
-            return call()
+            call()
         except Exception as error:
-            if not self._warned:
-                self._warned = True
-                self._lost(error)
-            return otherwise
+            if self._warned:
+                return
+            self._warned = True
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+            text = f"wmjax: warning: output is lost ({reason}); training goes on without it"
+            with contextlib.suppress(Exception):
+                if sys.stderr is not None:
+                    print(text, file=sys.stderr, flush=True)
 
     def _write(self, text: str) -> None:
         try:
@@ -67,15 +68,6 @@ class SafeStream:
             return bool(self._stream.isatty())
         except Exception:  # closed, or one that has no such method
             return False
-
-
-def _say_lost(error: Exception) -> None:
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-    with contextlib.suppress(Exception):
-        if sys.stderr is not None:
-            print(
-                f"wmjax: warning: output is lost ({reason}); training goes on without it", file=sys.stderr, flush=True
-            )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
