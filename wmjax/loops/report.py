@@ -11,7 +11,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from wmjax import files
@@ -103,12 +102,6 @@ def _rewind(folder: Path, step: int, iteration: int, say: Callable[[str], None])
     return lines
 
 
-def _number(value: Any) -> float | None:
-    """A float, or None where JSON has no word for it (NaN, infinities)."""
-    value = float(value)
-    return value if math.isfinite(value) else None
-
-
 class _Events:
     """TensorBoard events, written as they come. (The writer that tensorboardX offers queues them for a thread, and
     waits forever once that has met a full disk.)"""
@@ -126,10 +119,10 @@ class _Events:
     def _add(self, step: int, **content: Any) -> None:
         self._writer.write_event(self._proto.event_pb2.Event(wall_time=time.time(), step=step, **content))
 
-    def write(self, step: int, numbers: Mapping[str, float | None]) -> None:
+    def write(self, head: dict[str, Any], numbers: dict[str, float | None]) -> None:
         for name, value in numbers.items():
             if value is not None:
-                self._add(step, summary=self._summary.scalar(name, value))
+                self._add(head["step"], summary=self._summary.scalar(name, value))
         self._writer.flush()
 
     def close(self) -> None:
@@ -142,8 +135,8 @@ class _Appender:
     def __init__(self, path: Path) -> None:
         self._descriptor = files.open_to_append(path)
 
-    def write(self, line: str) -> None:
-        end, left = os.fstat(self._descriptor).st_size, line.encode()
+    def write(self, head: dict[str, Any], numbers: dict[str, float | None]) -> None:
+        end, left = os.fstat(self._descriptor).st_size, f"{json.dumps(head | numbers)}\n".encode()
         try:
             while left:
                 left = left[os.write(self._descriptor, left) :]
@@ -215,9 +208,7 @@ class Report:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._total, self._wandb = total_steps, wandb
         self._display, self._clock = display or Display(None), clock or Clock()
-        self._file = self._events = self._remote = None
-        self._warned, lines = False, []
-        say = self._display.say
+        self._sinks, self._warned, lines, say = [], False, [], self._display.say
         self._guard(lambda: lines.extend(_rewind(self._folder, resume_step or -1, resume_iteration, say)))
         last = lines[-1] if lines else {}
         self._before = last.get("time") or 0.0  # seconds that earlier attempts took
@@ -230,19 +221,16 @@ class Report:
     def __enter__(self) -> Self:
         self._guard(self._open)
         if self._wandb is not None:
-            self._remote = WandbLog(self._folder, self._wandb, self._display.say)
+            self._sinks.append(WandbLog(self._folder, self._wandb, self._display.say))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for part in (self._file, self._events, self._remote):
-            if part is not None:
-                self._guard(part.close)
+    def __exit__(self, *_: object) -> None:
+        for sink in self._sinks:
+            self._guard(sink.close)
 
     def _open(self) -> None:
-        self._file = _Appender(self._folder / METRICS)
-        self._events = _Events(self._folder, self._resume_step)
+        self._sinks.append(_Appender(self._folder / METRICS))
+        self._sinks.append(_Events(self._folder, self._resume_step))
 
     def _guard(self, write: Callable[[], object]) -> None:
         """Training is worth more than its record: where a disk is full, it says so once and goes on."""
@@ -294,7 +282,7 @@ class Report:
         now = self._clock.seconds()
         seconds = max(now - self._last_time, 1e-9)
         speed, learned = (step - self._last_step) / seconds, updates - (self._last_updates or 0)
-        numbers = {name: _number(value) for name, value in metrics.items()}
+        numbers = {name: x if math.isfinite(x := float(value)) else None for name, value in metrics.items()}
         wall = time.monotonic() - self._start
         head = {"step": step, "updates": updates, "time": round(self._before + wall, 3), "stage": stage}
         if self._last_updates is not None:  # unknown where an earlier attempt is resumed
@@ -319,12 +307,8 @@ class Report:
         return (left.total - left.done) * self._pace.seconds + left.evaluations * self._evaluation_seconds
 
     def _write(self, head: dict[str, Any], numbers: dict[str, float | None]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(head | numbers) + "\n")
-        if self._events is not None:
-            self._events.write(head["step"], numbers)
-        if self._remote is not None:
-            self._remote.write({name: x for name, x in head.items() if name != "stage"} | numbers)
+        for sink in self._sinks:
+            sink.write(head, numbers)
 
     def _progress(
         self, head: dict[str, Any], rates: list[str], skipped: float | None, left: Left | None, time_left: float | None

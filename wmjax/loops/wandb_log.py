@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,13 @@ class WandbLog:
             self._run = None
             return None
 
-    def write(self, numbers: Mapping[str, float | None]) -> None:
+    def write(self, head: dict[str, Any], numbers: dict[str, float | None]) -> None:
         """Sends the numbers that there are, "step" among them."""
         if self._run is not None:
-            run, found = self._run, {name: value for name, value in numbers.items() if value is not None}
+            run, found = (
+                self._run,
+                {name: x for name, x in (head | numbers).items() if x is not None and name != "stage"},
+            )
             self._guard(lambda: run.log(found))
 
     def close(self) -> None:
