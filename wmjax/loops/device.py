@@ -72,7 +72,7 @@ def init(agent: Agent, env: Env, key: Array) -> RunState:
     state = agent.init(key_agent)
     env_state, timestep = jax.vmap(env.reset)(noise.row_keys(key_env, num_envs))
     carry = agent.act_carry(state.variables, num_envs)
-    act = lambda *args: agent.act(*args, explore=True)
+    act = partial(agent.act, explore=True)
     _, action, latent = jax.eval_shape(act, state.variables, noise.row_keys(key_act, num_envs), carry, timestep)
     replay = replays.init(Record(timestep, action, latent), num_envs, agent.recipe.replay_capacity)
     episode = Episode(jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
@@ -114,9 +114,8 @@ class _Part(NamedTuple):
 def _collect(part: _Part, run: RunState, key: Array) -> tuple[RunState, Metrics]:
     """Steps the environments and adds what they gave to replay."""
     agent, env, stage, axis_name, _ = part
-    act = stage.act or random_act(agent, env.spec)
+    act = partial(stage.act or random_act(agent, env.spec), explore=True)
     position = Position(run.env_state, run.timestep, run.carry)
-    act = partial(act, explore=True)
     position, records = rollout(act, env, run.agent.variables, key, position, stage.collect, axis_name)
     episode, sums = count_episodes(run.episode, records.step)
     if axis_name is not None:

@@ -229,15 +229,12 @@ def _stack(devices: int, x: Array, axis: int) -> Array:
     """A leaf with a leading axis of devices."""
     if axis == _REPLICATED:
         return jnp.broadcast_to(x, (devices, *x.shape))
-    return jnp.moveaxis(x.reshape(*x.shape[:axis], devices, -1, *x.shape[axis + 1 :]), axis, 0)
+    return jnp.stack(jnp.split(x, devices, axis))
 
 
 def _unstack(x: Array, axis: int) -> Array:
     """What `_stack` was given."""
-    if axis == _REPLICATED:
-        return x[0]
-    x = jnp.moveaxis(x, 0, axis)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    return x[0] if axis == _REPLICATED else jnp.concatenate(x, axis)
 
 
 def tree_of_seed(tree: PyTree, index: int) -> PyTree:

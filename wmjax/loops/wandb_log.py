@@ -56,14 +56,10 @@ class WandbLog:
     def write(self, head: dict[str, Any], numbers: dict[str, float | None]) -> None:
         """Sends the numbers that there are, "step" among them."""
         if self._run is not None:
-            run, found = (
-                self._run,
-                {name: x for name, x in (head | numbers).items() if x is not None and name != "stage"},
-            )
-            self._guard(lambda: run.log(found))
+            found = {name: x for name, x in (head | numbers).items() if x is not None and name != "stage"}
+            self._guard(lambda: self._run.log(found))
 
     def close(self) -> None:
         """Waits until all is sent."""
         if self._run is not None:
-            run = self._run
-            self._guard(run.finish)
+            self._guard(self._run.finish)
