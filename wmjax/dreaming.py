@@ -44,11 +44,11 @@ def observe(
     Returns:
       The last state, and `emit` of every state, `[T, B, ...]`.
     """
-
     contracts.exactly(None, None, is_first=is_first)
     contracts.booleans(is_first=is_first)
-    contracts.shaped(None, prev_action=prev_action)
-    contracts.leading(2, prev_action=prev_action, is_first=is_first)
+    contracts.floating(None, prev_action=prev_action)
+    contracts.leading(2, prev_action=prev_action, embed=embed, is_first=is_first)
+    contracts.leading(1, state=state)
     contracts.keys(is_first.shape[1], key=key)
 
     def step(state, inputs):
@@ -109,6 +109,7 @@ def acting(
 
 def last_steps(tree: PyTree, count: int) -> PyTree:
     """The last steps of each row as rows of their own, to imagine from: `[T, B, ...]` to `[count * B, ...]`."""
+    contracts.leading(2, tree=tree)
     return jax.tree.map(lambda x: x[-count:].reshape(count * x.shape[1], *x.shape[2:]), tree)
 
 
@@ -142,6 +143,9 @@ def imagine(
       where action t leads from state t to state t + 1.
     """
 
+    contracts.leading(1, state=state)
+    contracts.keys(*jax.tree.leaves(state)[0].shape[:1], key=key)
+
     def step(carry, t):
         state, policy_carry = carry
         key_policy, key_model = noise.split(noise.fold_in(key, t), 2)
@@ -158,8 +162,8 @@ def imagine(
 
 def given_actions(actions: Array) -> tuple[Callable, Array]:
     """A policy for `imagine` that plays `actions` `[H, B, A]`, and its first `policy_carry`."""
-
-    contracts.leading(1, actions=actions)
+    contracts.exactly(None, None, None, actions=actions)
+    contracts.floating(actions=actions)
 
     def policy(key, t, state):
         del key, state
@@ -178,7 +182,8 @@ def observe_until(
       trajectory: `[T, B]` records; each row starts from the model's initial state.
       stops: int32 `[B]`, in [0, T]; 0 gives the initial state and zeros.
     """
-
+    contracts.leading(2, trajectory=trajectory)
+    contracts.booleans(is_first=trajectory.step.is_first)
     contracts.exactly(trajectory.action.shape[1], stops=stops)
     contracts.integers(stops=stops)
     contracts.keys(key=key)
@@ -218,7 +223,8 @@ def open_loop(
       Images are float32 in [0, 255].
     """
     contracts.keys(key=key)
-    contracts.leading(2, action=trajectory.action, is_first=trajectory.step.is_first)
+    contracts.leading(2, trajectory=trajectory)
+    contracts.booleans(is_first=trajectory.step.is_first)
     key_observe, key_imagine = jax.random.split(key)
     if before is None:
         before = model.init_state(params, trajectory.action.shape[1]), jnp.zeros_like(trajectory.action[0])
@@ -278,6 +284,7 @@ def dream_env(
             f"obs={obs!r} (valid: decoded, state), end={end!r} (valid: threshold, sample), "
             f"actions={actions!r} (valid: native, agent)"
         )
+    contracts.leading(1, starts=starts)
     action = spec.action
     if isinstance(action, Box):
         action = Box(-1.0, 1.0, action.shape)

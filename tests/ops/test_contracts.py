@@ -1,23 +1,15 @@
 """Every public function of `ops` names the argument whose rank, shape or dtype is wrong."""
 
-import importlib
-import inspect
-import pkgutil
-
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wmjax import ops
-from wmjax.ops import action_distributions, contracts, distributions, latents, mixture, normalize, vq
+from tests.contracts import KEY, check_that_wrong_arguments_are_named, floats, function_of, ints, public_functions
+from wmjax.ops import action_distributions, distributions, latents, mixture, normalize, vq
 from wmjax.types import Discrete
 
 B, S, K, A, V, D, T = 2, 3, 4, 5, 6, 7, 8
-KEY = jax.random.key(0)
-floats = lambda *shape: jnp.full(shape, 0.25)
-ints = lambda *shape: jnp.zeros(shape, jnp.int32)
 
 TANH = action_distributions.TanhNormal(floats(B, A), floats(B, A))
 TRUNCATED = action_distributions.TruncatedNormal(floats(B, A), floats(B, A))
@@ -51,6 +43,7 @@ RIGHT = {
     "distributions.UnitNormal.log_prob": (
         distributions.UnitNormal(floats(B, A), 1).log_prob, dict(target=floats(B, A))
     ),
+    "distributions.number": dict(outputs={"mean": floats(B, 1)}),
     "distributions.bounded_normal": dict(mean=floats(B, A), std=floats(B, A)),
     "kl.categorical_kl": dict(post_logits=floats(B, S, K), prior_logits=floats(B, S, K)),
     "kl.balanced_kl": dict(post_logits=floats(B, S, K), prior_logits=floats(B, S, K), free_nats=1.0, unimix=0.0),
@@ -77,6 +70,7 @@ RIGHT = {
     "normalize.update": dict(state=normalize.init(), x=floats(T, B)),
     "normalize.scale": dict(state=normalize.init()),
     "returns.lambda_returns": dict(reward=floats(T, B), discount=floats(T, B), value=floats(T, B), lambda_=0.95),
+    "returns.state_returns": dict(reward=floats(T, B), discount=floats(T, B), value=floats(T, B), lambda_=0.95),
     "returns.discount_weights": dict(cont=floats(T, B)),
     "returns.discount_weights_before": dict(cont=floats(T, B)),
     "symlog.symlog": dict(x=floats(B)),
@@ -100,87 +94,19 @@ ANY_DTYPE = {("masks.masked_mean", "mask"), ("distributions.split_choices", "act
 FREE = {("vq.update_usage", "state"), ("vq.ema_update", "state"), ("vq.revive", "state")}  # other arguments follow them
 
 
-def takes_arrays(function) -> bool:
-    kinds = [str(p.annotation) for p in inspect.signature(function).parameters.values() if p.name != "self"]
-    return any(
-        word in kind
-        for kind in kinds
-        for word in ("Array", "Latent", "Categorical", "Gaussian", "ReturnRange", "Assigned")
-    )
-
-
-def public_functions() -> set[str]:
-    """Functions, and methods of classes, that take arrays and are defined in `ops`."""
-    found = set()
-    for info in pkgutil.iter_modules(ops.__path__):
-        module = importlib.import_module(f"wmjax.ops.{info.name}")
-        for name, value in vars(module).items():
-            if module is contracts or name.startswith("_") or getattr(value, "__module__", "") != module.__name__:
-                continue
-            if inspect.isfunction(value):
-                found |= {f"{info.name}.{name}"} if takes_arrays(value) else set()
-            elif inspect.isclass(value):
-                methods = {n: m for n, m in vars(value).items() if inspect.isfunction(m) and not n.startswith("_")}
-                found |= {f"{info.name}.{name}.{n}" for n, m in methods.items() if takes_arrays(m)}
-    return found
-
-
 def call_of(name):
-    if isinstance(RIGHT[name], tuple):
-        return RIGHT[name]
-    module, function = name.split(".")
-    return getattr(importlib.import_module(f"wmjax.ops.{module}"), function), RIGHT[name]
-
-
-def is_key(x) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def of_other_dtype(x):
-    if is_key(x):
-        return jax.random.PRNGKey(0)  # how keys looked before
-    return x.astype(jnp.int32 if x.dtype == jnp.float32 else jnp.float32)
-
-
-def of_other_shapes(x):
-    if is_key(x):
-        return [jax.random.split(KEY, 3)]
-    return [jnp.zeros((), x.dtype), jnp.zeros((*x.shape, 9), x.dtype), jnp.zeros((9, *x.shape), x.dtype)]
-
-
-def complaints(function, given, name, wrong):
-    """What the function says, traced, of an argument whose every leaf is replaced."""
-    message = "nothing"
-    try:
-        jax.eval_shape(lambda: function(**given | {name: wrong}))
-    except AssertionError as error:
-        message = str(error)
-    return message
+    return RIGHT[name] if isinstance(RIGHT[name], tuple) else (function_of(f"ops.{name}"), RIGHT[name])
 
 
 def test_every_public_function_that_takes_arrays_has_a_row():
-    assert public_functions() == set(RIGHT)
+    found = {name.removeprefix("ops.") for name in public_functions("ops")}
+    assert {name for name in found if not name.startswith("contracts.")} == set(RIGHT)
 
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_wrong_argument_is_named(name):
-    function, given = call_of(name)
-    jax.eval_shape(lambda: function(**given))
-    for argument, value in given.items():
-        leaves = jax.tree.leaves(value)
-        if (name, argument) in FREE or not all(isinstance(leaf, jax.Array) for leaf in leaves):
-            continue
-        named = lambda text, argument=argument, value=value: any(
-            word in text for word in (argument, *(value if isinstance(value, dict) else getattr(value, "_fields", ())))
-        )
-        if (name, argument) not in ANY_DTYPE:
-            said = complaints(function, given, argument, jax.tree.map(of_other_dtype, value))
-            assert named(said), f"{argument} of another dtype: {said}"
-        if (name, argument) not in ANY_SHAPE:
-            tries = zip(*map(of_other_shapes, leaves), strict=True)
-            structure = jax.tree.structure(value)
-            said = [complaints(function, given, argument, jax.tree.unflatten(structure, wrong)) for wrong in tries]
-            assert any(map(named, said)), f"{argument} of another shape: {said}"
+    free, any_dtype, any_shape = ({arg for row, arg in rule if row == name} for rule in (FREE, ANY_DTYPE, ANY_SHAPE))
+    check_that_wrong_arguments_are_named(*call_of(name), free, any_dtype, any_shape)
 
 
 def test_what_functions_demand_leaves_nothing_in_the_program():

@@ -39,6 +39,7 @@ class ConvStack(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        contracts.floating(None, None, None, x=x)
         for index, channels in enumerate(self.channels):
             stem = index == 0 and self.patch > 1
             size = self.patch if stem else 3
@@ -71,14 +72,13 @@ class ActorCritic(nn.Module):
 
     def features(self, image: Array) -> Array:
         """Images `[..., H, W, C]` in [0, 1] to what the LSTM takes in, `[..., 4 units]`; no time in it."""
-        contracts.shaped(None, None, None, image=image)
-        contracts.floating(image=image)
+        contracts.floating(None, None, None, image=image)
         return self.input_gates(self.convs(2 * image - 1).astype(jnp.float32))
 
     def remember(self, memory: Memory, features: Array) -> Memory:
         """One step of the LSTM, gates in the order i, f, g, o; `features` `[B, 4 units]`."""
-        contracts.shaped(self.units, hidden=memory.hidden, cell=memory.cell)
-        contracts.shaped(4 * self.units, features=features)
+        contracts.floating(self.units, hidden=memory.hidden, cell=memory.cell)
+        contracts.floating(4 * self.units, features=features)
         contracts.leading(features.ndim - 1, features=features, hidden=memory.hidden, cell=memory.cell)
         i, f, g, o = jnp.split(features + self.hidden_gates(memory.hidden), 4, -1)
         cell = jax.nn.sigmoid(f) * memory.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -86,7 +86,7 @@ class ActorCritic(nn.Module):
 
     def outputs(self, hidden: Array) -> tuple[Array, Array]:
         """Action logits `[..., A]` and value `[...]` from the LSTM's hidden state."""
-        contracts.shaped(self.units, hidden=hidden)
+        contracts.floating(self.units, hidden=hidden)
         return self.actor(hidden), self.critic(hidden)[..., 0]
 
     def __call__(self, memory: Memory, image: Array) -> tuple[Memory, Array, Array]:

@@ -159,6 +159,7 @@ def max_pool2d(x: Array) -> Array:
     Returns:
       [..., H // 2, W // 2, C].
     """
+    contracts.floating(None, None, None, x=x)
     *batch, h, w, c = x.shape
     x = x[..., : h // 2 * 2, : w // 2 * 2, :].reshape(*batch, h // 2, 2, w // 2, 2, c)
     return _max_of_windows(x, x.ndim - 4, x.ndim - 2)
@@ -187,7 +188,7 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps [..., H, W, C] to [..., Ho, Wo, features] in `dtype`."""
         options = dict(stride=self.stride, padding=self.padding, max_pool=self.max_pool)
-        return _apply(self, conv2d, x, (x.shape[-1], self.features), **options)
+        return _apply(self, conv2d, x, **options)
 
 
 class ConvTranspose(nn.Module):
@@ -206,7 +207,7 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [..., H, W, C] to [..., Ho, Wo, features] in `dtype`."""
-        return _apply(self, conv2d_transpose, x, (self.features, x.shape[-1]), stride=self.stride)
+        return _apply(self, conv2d_transpose, x, stride=self.stride)
 
 
 class UpsampleConv(nn.Module):
@@ -221,11 +222,13 @@ class UpsampleConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [..., H, W, C] to [..., 2H, 2W, features] in `dtype`."""
-        return _apply(self, upsample_conv2d, x, (x.shape[-1], self.features))
+        return _apply(self, upsample_conv2d, x)
 
 
-def _apply(module: Any, function: Callable, x: Array, channels: tuple[int, int], **options) -> Array:
+def _apply(module: Any, function: Callable, x: Array, **options) -> Array:
     """A convolution by the parameters of a module, plus its bias."""
+    contracts.floating(None, None, None, x=x)
+    channels = (module.features, x.shape[-1]) if function is conv2d_transpose else (x.shape[-1], module.features)
     kernel = module.param("kernel", module.kernel_init, (module.kernel_size, module.kernel_size, *channels))
     y = function(x.astype(module.dtype), kernel.astype(module.dtype), **options)
     return y + module.param("bias", module.bias_init, (module.features,)).astype(y.dtype)

@@ -17,9 +17,16 @@ def gated_update(deter: Array, reset: Array, cand: Array, update: Array) -> Arra
     Source: DreamerV2 code, kept by DreamerV3. `update` admits the new here; in `GRU` it keeps the old.
     """
     contracts.alike(deter=deter, reset=reset, cand=cand, update=update)
+    contracts.floating(deter=deter, reset=reset, cand=cand, update=update)
     cand = jnp.tanh(jax.nn.sigmoid(reset) * cand)
     update = jax.nn.sigmoid(update - 1.0)
     return update * cand + (1.0 - update) * deter
+
+
+def _check(features: int, deter: Array, x: Array) -> None:
+    contracts.floating(features, deter=deter)
+    contracts.floating(None, x=x)
+    contracts.leading(deter.ndim - 1, deter=deter, x=x)
 
 
 class GRU(nn.Module):
@@ -39,8 +46,7 @@ class GRU(nn.Module):
 
     @nn.compact
     def __call__(self, deter: Array, x: Array) -> Array:
-        contracts.shaped(self.features, deter=deter)
-        contracts.leading(deter.ndim - 1, deter=deter, x=x)
+        _check(self.features, deter, x)
         kernel = self.param("kernel", dense_init("glorot", x.shape[-1]), (x.shape[-1], 3 * self.features))
         init = nn.initializers.orthogonal()
         recurrent = self.param("recurrent_kernel", init, (self.features, 3 * self.features))
@@ -65,8 +71,7 @@ class LayerNormGRU(nn.Module):
 
     @nn.compact
     def __call__(self, deter: Array, x: Array) -> Array:
-        contracts.shaped(self.features, deter=deter)
-        contracts.leading(deter.ndim - 1, deter=deter, x=x)
+        _check(self.features, deter, x)
         x = jnp.concatenate([x.astype(self.dtype), deter.astype(self.dtype)], -1)
         gates = Linear(3 * self.features, dtype=self.dtype, init_kind="glorot", name="dense")(x)
         reset, cand, update = jnp.split(Norm("layer", name="norm")(gates), 3, -1)

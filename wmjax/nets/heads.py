@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from wmjax.nets.mlp import MLP, Linear
-from wmjax.nets.spaces import Spaces, size_of
+from wmjax.nets.spaces import Spaces, output_shape
 from wmjax.ops import contracts
-from wmjax.types import Array, Box
+from wmjax.types import Array
 
 
 class Head(nn.Module):
@@ -29,8 +30,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, feat: Array) -> dict[str, Array]:
-        contracts.shaped(None, feat=feat)
-        contracts.floating(feat=feat)
+        contracts.floating(None, feat=feat)
         x = MLP(self.units, self.norm, self.activation, self.dtype, self.init_kind, name="mlp")(feat)
         return {
             name: Linear(size, self.outscale, self.dtype, self.init_kind, name=name)(x).astype(jnp.float32)
@@ -50,9 +50,11 @@ def vector_heads(
     """Raw outputs for entries that are no images, float32 `[..., *shape]` or `[..., n]`, inside a module: parts `mlp`
     and `NAME_out`.
     """
+    contracts.floating(None, feat=feat)
     x = MLP(units, norm, activation, dtype, init_kind, name="mlp")(feat)
     outputs = {}
     for name, space in vectors:
-        y = Linear(size_of(space), 1.0, dtype, init_kind, name=f"{name}_out")(x).astype(jnp.float32)
-        outputs[name] = y[..., 0] if isinstance(space, Box) and not space.shape else y
+        shape = output_shape(space)
+        y = Linear(math.prod(shape), 1.0, dtype, init_kind, name=f"{name}_out")(x).astype(jnp.float32)
+        outputs[name] = y.reshape(*y.shape[:-1], *shape)
     return outputs

@@ -54,18 +54,19 @@ class MDNRNN(nn.Module):
 
     def inputs(self, z: Array, action: Array, is_first: Array) -> Array:
         """The inputs' part of the gates, `[..., Z]`, `[..., A]`, bool `[...]` -> `[..., 4 H]`: no state is needed."""
-        contracts.shaped(self.latent, z=z)
-        contracts.shaped(self.action, action=action)
+        contracts.floating(self.latent, z=z)
+        contracts.floating(self.action, action=action)
         contracts.leading(z.ndim - 1, z=z, action=action)
         contracts.exactly(*z.shape[:-1], is_first=is_first)
+        contracts.booleans(is_first=is_first)
         parts = [z, action, *([is_first[..., None].astype(z.dtype)] if self.restart_input else [])]
         gates = jnp.concatenate(parts, -1) @ self.kernel[: self.inputs_size]
         return gates if self.layer_norm else gates + self.bias
 
     def advance(self, h: Array, c: Array, gates: Array) -> tuple[Array, Array]:
         """The cell: c' = c σ(f + 1) + σ(i) tanh(j), h' = tanh(c') σ(o); `[..., H]`, `[..., H]`, `[..., 4 H]`."""
-        contracts.shaped(self.hidden, h=h, c=c)
-        contracts.shaped(4 * self.hidden, gates=gates)
+        contracts.floating(self.hidden, h=h, c=c)
+        contracts.floating(4 * self.hidden, gates=gates)
         contracts.leading(h.ndim - 1, h=h, c=c, gates=gates)
         parts = jnp.split(gates + h @ self.kernel[self.inputs_size :], 4, -1)
         if self.layer_norm:
@@ -77,7 +78,7 @@ class MDNRNN(nn.Module):
 
     def predict_latent(self, h: Array) -> Mixture:
         """The next latent, from the output of the step before it."""
-        contracts.shaped(self.hidden, h=h)
+        contracts.floating(self.hidden, h=h)
         raw = self.mixture_out(h)
         weights, means, _ = (self.mixtures * size for size in self.sizes)
         parts = jnp.split(raw, (weights, weights + means), -1)
@@ -85,7 +86,7 @@ class MDNRNN(nn.Module):
 
     def predict_outcome(self, h: Array) -> dict[str, Array]:
         """Raw outputs of the reward head `[..., 1 or 2]` and of the done head `[..., 1]`, those that there are."""
-        contracts.shaped(self.hidden, h=h)
+        contracts.floating(self.hidden, h=h)
         outputs = {"reward": self.reward_out(h)} if self.reward_head != "none" else {}
         return outputs | ({"done": self.done_out(h)} if self.done_head else {})
 

@@ -50,6 +50,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        contracts.floating(None, x=x)
         init = dense_init(self.init_kind, x.shape[-1], self.outscale)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
@@ -75,7 +76,7 @@ class ConcatLinear(nn.Module):
 
     def part(self, index: int, x: Array) -> Array:
         """The product of input `index`, `[..., inputs[index]] -> [..., features]`, without the bias."""
-        contracts.shaped(self.inputs[index], x=x)
+        contracts.floating(self.inputs[index], x=x)
         start = sum(self.inputs[:index])
         return x.astype(self.dtype) @ self.kernel[start : start + self.inputs[index]].astype(self.dtype)
 
@@ -99,7 +100,10 @@ class BlockLinear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, shared: Array | None = None) -> Array:
-        contracts.shaped(self.blocks, None, x=x)
+        contracts.floating(self.blocks, None, x=x)
+        if shared is not None:
+            contracts.floating(None, shared=shared)
+            contracts.leading(x.ndim - 2, x=x, shared=shared)
         own, extra = x.shape[-1], 0 if shared is None else shared.shape[-1]
         # The official code counts the inputs of all blocks as fan-in, not those that one output sees.
         init = truncated_normal_in(self.blocks * (own + extra))
@@ -123,6 +127,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        contracts.floating(None, x=x)
         if self.kind == "none":
             return x
         y = x.astype(jnp.float32)
@@ -168,6 +173,7 @@ def init_modules(modules: Mapping[str, nn.Module | None], key: Array, inputs: Ma
       key: consumed; each name has its own part, whatever the other modules are.
       inputs: example inputs of each; a module with a method `everything` is initialized by it.
     """
+    contracts.keys(key=key)
     keys = dict(zip(modules, jax.random.split(key, len(modules)), strict=True))
     method = lambda module: "everything" if hasattr(module, "everything") else None
     return {

@@ -89,6 +89,12 @@ def _stack(lpips_weights: str | None) -> Stack:
     return random_stack() if lpips_weights is None else load_lpips(lpips_weights)
 
 
+def _check(x: Array, y: Array, channels: int | None = None) -> None:
+    contracts.exactly(None, None, None, channels, x=x)
+    contracts.alike(x=x, y=y)
+    contracts.floating(x=x, y=y)
+
+
 def loss(
     kind: str, x: Array, y: Array, lpips_weights: str | None = None, keys: Array | None = None, rate: float = 0.0
 ) -> Array:
@@ -96,6 +102,7 @@ def loss(
 
     `lpips_weights` is the file of those of "lpips".
     """
+    _check(x, y)
     if kind == "none":
         return jnp.zeros(x.shape[0])
     if kind == "multiscale":
@@ -116,9 +123,7 @@ def distance(stack: Stack, x: Array, y: Array, keys: Array | None = None, rate: 
     Returns:
       float32 `[B]`, at least 0.
     """
-    contracts.exactly(None, None, None, 3, x=x)
-    contracts.alike(x=x, y=y)
-    contracts.floating(x=x, y=y)
+    _check(x, y, 3)
     total = 0.0
     x, y = ((image - jnp.array(SHIFT)) / jnp.array(SCALE) for image in (x, y))
     both = jnp.concatenate([x, y])
@@ -140,9 +145,7 @@ def multiscale(x: Array, y: Array) -> Array:
     Args:
       x, y: `[B, H, W, C]`; H and W can be halved twice.
     """
-    contracts.exactly(None, None, None, None, x=x)
-    contracts.alike(x=x, y=y)
-    contracts.floating(x=x, y=y)
+    _check(x, y)
     error = x - y  # all that follows is linear in the image
     total = jnp.abs(_sobel(error)).mean((1, 2, 3, 4))
     for _ in range(2):

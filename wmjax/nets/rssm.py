@@ -31,6 +31,7 @@ class LatentState(NamedTuple):
 
 def feature(state: LatentState) -> Array:
     """[z, h], `[..., Z + D]`: what decoder, heads, actor and critic of DreamerV1 and DreamerV2 see."""
+    contracts.floating(None, deter=state.deter, stoch=state.stoch)
     contracts.leading(state.deter.ndim - 1, deter=state.deter, stoch=state.stoch)
     stoch = state.stoch.reshape(*state.deter.shape[:-1], -1)
     return jnp.concatenate([stoch.astype(state.deter.dtype), state.deter], -1)
@@ -92,11 +93,10 @@ class RSSM(nn.Module):
 
     def advance(self, deter: Array, stoch: Array, action: Array) -> Array:
         """h' = f(h, z, a): `[..., D]`, `[..., S, K]`, `[..., A]` -> `[..., D]`."""
-        contracts.shaped(self.deter, deter=deter)
-        contracts.shaped(self.stoch, self.classes, stoch=stoch)
-        contracts.shaped(self.action, action=action)
+        contracts.floating(self.deter, deter=deter)
+        contracts.floating(self.stoch, self.classes, stoch=stoch)
+        contracts.floating(self.action, action=action)
         contracts.leading(deter.ndim - 1, deter=deter, stoch=stoch, action=action)
-        contracts.floating(deter=deter, stoch=stoch, action=action)
         # Actions are stored as drawn, so continuous ones may be large; this maps them to [-1, 1], gradient kept.
         action = action / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(action)))
         stoch = stoch.reshape(*stoch.shape[:-2], self.stoch * self.classes)
@@ -114,7 +114,7 @@ class RSSM(nn.Module):
 
     def prior(self, deter: Array) -> Array:
         """Logits of p(z | h): `[..., D] -> [..., S K]` float32."""
-        contracts.shaped(self.deter, deter=deter)
+        contracts.floating(self.deter, deter=deter)
         x = deter
         for layer, norm in zip(self.prior_layer, self.prior_norm, strict=True):
             x = self._act(norm(layer(x)))
@@ -122,13 +122,13 @@ class RSSM(nn.Module):
 
     def project(self, embed: Array) -> Array:
         """The embedding's part of the posterior's first layer, `[..., E] -> [..., hidden]`, for `posterior`."""
-        contracts.shaped(self.embed, embed=embed)
+        contracts.floating(self.embed, embed=embed)
         return self.posterior_first.part(1, embed)
 
     def posterior(self, deter: Array, projected: Array) -> Array:
         """Logits of q(z | h, x): `[..., D]` and `project`'s output -> `[..., S K]` float32."""
-        contracts.shaped(self.deter, deter=deter)
-        contracts.shaped(self.hidden, projected=projected)
+        contracts.floating(self.deter, deter=deter)
+        contracts.floating(self.hidden, projected=projected)
         contracts.leading(deter.ndim - 1, deter=deter, projected=projected)
         x = self.posterior_first.combine(self.posterior_first.part(0, deter), projected)
         x = self._act(self.posterior_norm[0](x))
@@ -182,7 +182,7 @@ class DenseRSSM(nn.Module):
 
     def advance(self, deter: Array, stoch: Array, action: Array) -> Array:
         """h' = f(h, z, a): `[..., D]`, `[..., Z]` or `[..., S, K]`, `[..., A]` -> `[..., D]`."""
-        contracts.shaped(self.deter, deter=deter)
+        contracts.floating(self.deter, deter=deter)
         contracts.leading(deter.ndim - 1, deter=deter, stoch=stoch, action=action)
         contracts.floating(deter=deter, stoch=stoch, action=action)
         x = jnp.concatenate([stoch.reshape(*deter.shape[:-1], -1).astype(deter.dtype), action.astype(deter.dtype)], -1)
@@ -192,18 +192,18 @@ class DenseRSSM(nn.Module):
 
     def prior(self, deter: Array) -> Array:
         """What describes p(z | h): `[..., D] -> [..., outputs]` float32."""
-        contracts.shaped(self.deter, deter=deter)
+        contracts.floating(self.deter, deter=deter)
         return self.prior_out(self._act(self.prior_norm(self.prior_layer(deter)))).astype(jnp.float32)
 
     def project(self, embed: Array) -> Array:
         """The embedding's part of the posterior's layer, `[..., E] -> [..., hidden]`, for `posterior`."""
-        contracts.shaped(self.embed, embed=embed)
+        contracts.floating(self.embed, embed=embed)
         return self.posterior_layer.part(1, embed)
 
     def posterior(self, deter: Array, projected: Array) -> Array:
         """What describes q(z | h, x): `[..., D]` and `project`'s output -> `[..., outputs]` float32."""
-        contracts.shaped(self.deter, deter=deter)
-        contracts.shaped(self.hidden, projected=projected)
+        contracts.floating(self.deter, deter=deter)
+        contracts.floating(self.hidden, projected=projected)
         contracts.leading(deter.ndim - 1, deter=deter, projected=projected)
         x = self.posterior_layer.combine(self.posterior_layer.part(0, deter), projected)
         return self.posterior_out(self._act(self.posterior_norm(x))).astype(jnp.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -29,9 +28,9 @@ def split_spaces(spaces: Spaces) -> tuple[Spaces, Spaces]:
     return images, tuple((name, space) for name, space in spaces if not is_image(space))
 
 
-def size_of(space: Space) -> int:
-    """Length of a non-image entry as the networks see it."""
-    return space.n if isinstance(space, Discrete) else math.prod(space.shape)
+def output_shape(space: Space) -> tuple[int, ...]:
+    """Shape of what a network says of an entry: logits of a choice, else a mean of each number."""
+    return (space.n,) if isinstance(space, Discrete) else space.shape
 
 
 def read_obs(
@@ -48,7 +47,8 @@ def read_obs(
       `[..., sum D]`, one-hot where discrete. None where there are none.
     """
     for name, space in spaces:
-        contracts.shaped(*space.shape, **{name: obs[name]})
+        check = contracts.floating if space.dtype == "float32" else contracts.integers
+        check(*space.shape, **{name: obs[name]})
     lead = min((obs[name].ndim - len(space.shape) for name, space in spaces), default=0)
     contracts.leading(lead, **{name: obs[name] for name, _ in spaces})
     images, vectors = [], []
@@ -67,7 +67,7 @@ def read_obs(
 def split_images(images: Spaces, x: Array) -> dict[str, Array]:
     """Images with their channels side by side, `[..., H, W, sum C]`, each by itself."""
     ends = np.cumsum([space.shape[-1] for _, space in images]).tolist()
-    contracts.shaped(None, None, ends[-1], x=x)
+    contracts.floating(None, None, ends[-1], x=x)
     return {name: part for (name, _), part in zip(images, jnp.split(x, ends[:-1], -1), strict=True)}
 
 

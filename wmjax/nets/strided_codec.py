@@ -17,7 +17,7 @@ import optax
 from wmjax.nets.conv import Conv, ConvTranspose
 from wmjax.nets.heads import vector_heads
 from wmjax.nets.mlp import MLP, Linear, normed
-from wmjax.nets.spaces import Spaces, is_image, read_obs, split_images, split_spaces
+from wmjax.nets.spaces import Spaces, is_image, output_shape, read_obs, split_images, split_spaces
 from wmjax.ops import contracts
 from wmjax.ops.distributions import UnitNormal
 from wmjax.types import Array, Discrete, Space
@@ -101,8 +101,7 @@ class StridedDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, feat: Array) -> dict[str, Array]:
-        contracts.shaped(None, feat=feat)
-        contracts.floating(feat=feat)
+        contracts.floating(None, feat=feat)
         images, vectors = split_spaces(self.spaces)
         outputs = {}
         if images:
@@ -130,7 +129,10 @@ def log_prob(output: Array, target: Array, space: Space) -> Array:
     Images (as value / 255 - 0.5) and vectors are normal with deviation 1, constants included; Discrete entries are
     categorical.
     """
+    contracts.floating(*output_shape(space), output=output)
+    contracts.exactly(*output.shape[: output.ndim - isinstance(space, Discrete)], target=target)
     if isinstance(space, Discrete):
+        contracts.integers(target=target)
         return -optax.softmax_cross_entropy_with_integer_labels(output, target)
     if is_image(space):
         return UnitNormal(output, 3).log_prob(target.astype(jnp.float32) / 255 - 0.5)
@@ -139,6 +141,7 @@ def log_prob(output: Array, target: Array, space: Space) -> Array:
 
 def mean(output: Array, space: Space) -> Array:
     """What to expect of an entry: images float32 in [0, 255], vectors as they are, the likeliest Discrete choice."""
+    contracts.floating(*output_shape(space), output=output)
     if isinstance(space, Discrete):
         return jnp.argmax(output, -1)
     return jnp.clip((output + 0.5) * 255, 0, 255) if is_image(space) else output

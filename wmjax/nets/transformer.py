@@ -28,6 +28,8 @@ class KVCache(NamedTuple):
 
 def restart(cache: KVCache, fresh: KVCache, where: Array) -> KVCache:
     """The cache whose rows `where` (bool `[B]`) hold the tokens of `full` alone; the others stay as they are."""
+    contracts.exactly(cache.length.shape[0], where=where)
+    contracts.booleans(where=where)
     here = where[:, None, None, None]
 
     def front(old: Array, x: Array) -> Array:
@@ -49,6 +51,8 @@ def dropout(keys: Array | None, x: Array, rate: float) -> Array:
     """Sets entries to 0 with probability `rate` and scales the rest, one key for each row; without keys, nothing."""
     if keys is None or rate == 0.0:
         return x
+    contracts.floating(x=x)
+    contracts.keys(x.shape[0], keys=keys)
     # 16 random bits each: half the work of 32, and the rate is met within 1e-5.
     bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(keys)
     dropped = round(rate * 2**16)
@@ -65,6 +69,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        contracts.floating(None, x=x)
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
         y = x.astype(jnp.float32)
@@ -100,6 +105,8 @@ class Block(nn.Module):
         Returns:
           Outputs `[B, T, D]`, and the cache with these tokens; without one, their keys and values.
         """
+        contracts.exactly(None, None, None, x=x)
+        contracts.integers(x.shape[1], place=place)
         *_, tokens, width = x.shape
         drop = [None if keys is None else noise.fold_in(keys, site) for site in range(3)]
         norm1, norm2 = LayerNorm(name="norm1"), LayerNorm(name="norm2")
@@ -189,8 +196,7 @@ class TokenTransformer(nn.Module):
 
     def embed_action(self, action: Array) -> Array:
         """One-hot actions `[..., A]`."""
-        contracts.shaped(self.actions, action=action)
-        contracts.floating(action=action)
+        contracts.floating(self.actions, action=action)
         return action.astype(self.dtype) @ self.action_table.astype(self.dtype)
 
     def embed_reward(self, sign: Array) -> Array:
@@ -210,6 +216,7 @@ class TokenTransformer(nn.Module):
           Outputs `[B, T, D]`, and the cache of these tokens, in which there is no room for more.
         """
         contracts.exactly(None, None, self.width, x=x)
+        contracts.floating(x=x)
         if keys is not None:
             contracts.keys(x.shape[0], keys=keys)
         batch, length, _ = x.shape
@@ -229,6 +236,7 @@ class TokenTransformer(nn.Module):
           Outputs `[B, T, D]`, equal to those of `full`, and the cache with these tokens.
         """
         contracts.exactly(cache.length.shape[0], None, self.width, x=x)
+        contracts.floating(x=x)
         place = cache.length[:, None] + jnp.arange(x.shape[1])
         x, (keys, values) = self._through_blocks(x + self.position_table[place].astype(self.dtype), place, cache, None)
         return x, KVCache(keys, values, cache.length + x.shape[1])
@@ -245,12 +253,12 @@ class TokenTransformer(nn.Module):
 
     def frame_logits(self, hidden: Array) -> Array:
         """`[..., V]`, of the frame token that comes next."""
-        contracts.shaped(self.width, hidden=hidden)
+        contracts.floating(self.width, hidden=hidden)
         return self.frame_out(jax.nn.relu(self.frame_in(hidden))).astype(jnp.float32)
 
     def outcome_logits(self, hidden: Array) -> tuple[Array, Array]:
         """`[..., 3]` of the sign of the reward (-1, 0, 1), and `[..., 2]` of going on or ending; at an action."""
-        contracts.shaped(self.width, hidden=hidden)
+        contracts.floating(self.width, hidden=hidden)
         reward = self.reward_out(jax.nn.relu(self.reward_in(hidden)))
         end = self.end_out(jax.nn.relu(self.end_in(hidden)))
         return reward.astype(jnp.float32), end.astype(jnp.float32)

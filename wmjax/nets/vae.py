@@ -45,7 +45,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array) -> tuple[Array, Array]:
-        contracts.shaped(None, None, None, image=image)
+        contracts.integers(None, None, None, image=image)
         lead = image.shape[:-3]
         x = image.reshape(-1, *image.shape[-3:]).astype(self.dtype) / 255
         for i in range(4):
@@ -67,8 +67,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
-        contracts.shaped(None, z=z)
-        contracts.floating(z=z)
+        contracts.floating(None, z=z)
         base, lead = decoder_base(self.side), z.shape[:-1]
         features = self.depth * (32 if base == 1 else 8)
         x = nn.Dense(base * base * features, dtype=self.dtype, kernel_init=_glorot, name="linear")(z)

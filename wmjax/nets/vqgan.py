@@ -37,6 +37,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        contracts.floating(None, None, None, x=x)
         init = uniform_within((self.size**2 * x.shape[-1]) ** -0.5)
         options = dict(kernel_init=init, bias_init=init, dtype=self.dtype, name="conv")
         if self.upsample:
@@ -52,6 +53,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        contracts.floating(None, None, None, x=x)
         # Statistics of each image and channel first: two sums over long runs of memory. Groups are sums of those.
         channels = x.shape[-1]
         groups = min(GROUPS, channels)
@@ -91,6 +93,7 @@ class AttnBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        contracts.floating(None, None, None, x=x)
         *lead, height, width, channels = x.shape
         y = Norm(activate=False, name="norm")(x)
         q, k, v = (
@@ -157,6 +160,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
+        contracts.floating(None, None, None, z=z)
         sizes, dtype = self.sizes, self.sizes.dtype
         x = Conv(sizes.multipliers[-1] * sizes.channels, dtype=dtype, name="conv_in")(z)
         x = _middle(x, dtype)
@@ -229,13 +233,12 @@ class Tokenizer(nn.Module):
 
     def encode(self, image: Array) -> Array:
         """Images `[..., H, W, C]` in [-1, 1] to latents `[..., h, w, embed_dim]`, not yet quantized."""
-        contracts.shaped(None, None, None, image=image)
-        contracts.floating(image=image)
+        contracts.floating(None, None, None, image=image)
         return self.pre_quant(self.encoder(image))
 
     def decode(self, quantized: Array) -> Array:
         """Quantized latents `[..., h, w, embed_dim]` to images `[..., H, W, C]`, about [-1, 1] but unbounded."""
-        contracts.shaped(None, None, self.embed_dim, quantized=quantized)
+        contracts.floating(None, None, self.embed_dim, quantized=quantized)
         return self.decoder(self.post_quant(quantized))
 
     def everything(self, image: Array) -> tuple[Array, Array]:

@@ -80,9 +80,8 @@ def tanh_normal(mean: Array, std: Array, mean_scale: float = 5.0, init_std: floa
     >>> round(tanh_normal(jnp.zeros(1), jnp.zeros(1)).std.item(), 4)
     5.0001
     """
-    contracts.shaped(None, mean=mean, std=std)
+    contracts.floating(None, mean=mean, std=std)
     contracts.alike(mean=mean, std=std)
-    contracts.floating(mean=mean, std=std)
     mean, std = mean.astype(jnp.float32), std.astype(jnp.float32)
     raw_init = math.log(math.expm1(init_std))
     return TanhNormal(mean_scale * jnp.tanh(mean / mean_scale), jax.nn.softplus(std + raw_init) + 1e-4)
@@ -152,9 +151,8 @@ def truncated_normal(loc: Array, scale: Array, min_std: float = 0.1) -> Truncate
     >>> round(truncated_normal(jnp.zeros(1), jnp.zeros(1)).scale.item(), 4)
     1.1
     """
-    contracts.shaped(None, loc=loc, scale=scale)
+    contracts.floating(None, loc=loc, scale=scale)
     contracts.alike(loc=loc, scale=scale)
-    contracts.floating(loc=loc, scale=scale)
     loc, scale = jnp.tanh(loc.astype(jnp.float32)), scale.astype(jnp.float32)
     return TruncatedNormal(loc, 2 * jax.nn.sigmoid(scale / 2) + min_std)
 
@@ -183,8 +181,7 @@ def explore(key: Array, action: Array, amount: Array | float, counts: Sequence[i
 
     Source: DreamerV1, appendix A, and the code of DreamerV1 and DreamerV2.
     """
-    contracts.shaped(None if counts is None else sum(counts), action=action)
-    contracts.floating(action=action)
+    contracts.floating(None if counts is None else sum(counts), action=action)
     contracts.keys(*action.shape[:-1], key=key)
     if counts is None:
         return jnp.clip(action + amount * noise.normal(key, action.shape), -1.0, 1.0)

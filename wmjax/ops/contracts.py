@@ -30,29 +30,34 @@ def alike(**arrays: Array) -> None:
     chex.assert_equal_shape(list(arrays.values()), custom_message=", ".join(arrays))
 
 
-def leading(axes: int, **arrays: Array) -> None:
-    """All have the first axes in common."""
+def leading(axes: int, **trees: PyTree) -> None:
+    """All, and all leaves of those that are trees, have the first axes in common."""
+    arrays = {_path(path): x for path, x in jax.tree_util.tree_leaves_with_path(trees)}
     for name, x in arrays.items():
         chex.assert_shape(x, (*[None] * axes, ...), custom_message=name)
     chex.assert_equal_shape_prefix(list(arrays.values()), axes, custom_message=", ".join(arrays))
 
 
-def floating(**arrays: Array) -> None:
-    """Real numbers, of any precision."""
+def floating(*shape: int | None, **arrays: Array) -> None:
+    """Real numbers, of any precision; where a shape is given, the last axes have it."""
+    _typed(float, shape, arrays)
+
+
+def integers(*shape: int | None, **arrays: Array) -> None:
+    """Whole numbers, of any precision; where a shape is given, the last axes have it."""
+    _typed(int, shape, arrays)
+
+
+def booleans(*shape: int | None, **arrays: Array) -> None:
+    """True or False; where a shape is given, the last axes have it."""
+    _typed(bool, shape, arrays)
+
+
+def _typed(kind: type, shape: tuple[int | None, ...], arrays: dict[str, Array]) -> None:
+    if shape:
+        shaped(*shape, **arrays)
     for name, x in arrays.items():
-        chex.assert_type(x, float, custom_message=name)
-
-
-def integers(**arrays: Array) -> None:
-    """Whole numbers, of any precision."""
-    for name, x in arrays.items():
-        chex.assert_type(x, int, custom_message=name)
-
-
-def booleans(**arrays: Array) -> None:
-    """True or False."""
-    for name, x in arrays.items():
-        chex.assert_type(x, bool, custom_message=name)
+        chex.assert_type(x, kind, custom_message=name)
 
 
 def broadcasts(**arrays: Array) -> None:
@@ -66,9 +71,12 @@ def fits(example: PyTree, tree: PyTree) -> None:
     """The tree has the structure of the example, its leaves their shapes and dtypes; the path of a leaf is named."""
     chex.assert_trees_all_equal_structs(example, tree)
     for (path, x), wanted in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(example), strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        chex.assert_shape(x, wanted.shape, custom_message=name)
-        chex.assert_type(x, wanted.dtype, custom_message=name)
+        chex.assert_shape(x, wanted.shape, custom_message=_path(path))
+        chex.assert_type(x, wanted.dtype, custom_message=_path(path))
+
+
+def _path(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def keys(*shape: int, **arrays: Array) -> None:

@@ -39,8 +39,7 @@ def unimix_logits(logits: Array, unimix: float) -> Array:
     >>> jnp.exp(unimix_logits(jnp.array([200.0, 0.0]), 0.5)).round(4).tolist()
     [0.75, 0.25]
     """
-    contracts.shaped(None, logits=logits)
-    contracts.floating(logits=logits)
+    contracts.floating(None, logits=logits)
     logits = logits.astype(jnp.float32)
     if unimix == 0:
         return jax.nn.log_softmax(logits)
@@ -62,8 +61,7 @@ def straight_through_sample(key: Array, logits: Array) -> Array:
     >>> straight_through_sample(jax.random.key(0), jnp.array([[0.0, 99.0], [99.0, 0.0]])).tolist()
     [[0.0, 1.0], [1.0, 0.0]]
     """
-    contracts.shaped(None, logits=logits)
-    contracts.floating(logits=logits)
+    contracts.floating(None, logits=logits)
     contracts.keys(*logits.shape[:-1], key=key)
     logits = logits.astype(jnp.float32)
     index = jnp.argmax(logits + noise.gumbel(key, logits.shape), -1)
@@ -281,6 +279,7 @@ def number(outputs: dict[str, Array], kind: str = "normal") -> UnitNormal | Syml
       outputs: "mean" `[..., 1]`, or "logits" `[..., K]`.
       kind: `normal` or `symlog_mse` around the mean, or `two_hot` over K exponential bins.
     """
+    contracts.floating(None, **outputs)
     if kind == "two_hot":
         return TwoHot(outputs["logits"], exponential_bins(outputs["logits"].shape[-1]))
     mean = outputs["mean"][..., 0]
@@ -315,8 +314,7 @@ def bounded_normal(mean: Array, std: Array, min_std: float = 0.1, max_std: float
     >>> bounded_normal(jnp.zeros(2), jnp.full(2, 99.0)).stddev().tolist()
     [1.0, 1.0]
     """
-    contracts.shaped(None, mean=mean, std=std)
+    contracts.floating(None, mean=mean, std=std)
     contracts.alike(mean=mean, std=std)
-    contracts.floating(mean=mean, std=std)
     mean, std = jnp.tanh(mean.astype(jnp.float32)), jax.nn.sigmoid(std.astype(jnp.float32) + 2)
     return distrax.Independent(_Normal(mean, min_std + (max_std - min_std) * std), 1)

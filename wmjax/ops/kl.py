@@ -27,9 +27,8 @@ def categorical_kl(post_logits: Array, prior_logits: Array) -> Array:
     >>> categorical_kl(jnp.zeros((2, 4)), jnp.zeros((2, 4))).item()
     0.0
     """
-    contracts.shaped(None, None, post_logits=post_logits, prior_logits=prior_logits)
+    contracts.floating(None, None, post_logits=post_logits, prior_logits=prior_logits)
     contracts.alike(post_logits=post_logits, prior_logits=prior_logits)
-    contracts.floating(post_logits=post_logits, prior_logits=prior_logits)
     log_post = jax.nn.log_softmax(post_logits.astype(jnp.float32))
     log_prior = jax.nn.log_softmax(prior_logits.astype(jnp.float32))
     return (jnp.exp(log_post) * (log_post - log_prior)).sum((-2, -1))
@@ -55,9 +54,8 @@ def balanced_kl(post_logits: Array, prior_logits: Array, free_nats: float, unimi
     >>> [x.item() for x in balanced_kl(jnp.zeros((2, 4)), jnp.zeros((2, 4)), 1.0, 0.01)]
     [1.0, 1.0]
     """
-    contracts.shaped(None, None, post_logits=post_logits, prior_logits=prior_logits)
+    contracts.floating(None, None, post_logits=post_logits, prior_logits=prior_logits)
     contracts.alike(post_logits=post_logits, prior_logits=prior_logits)
-    contracts.floating(post_logits=post_logits, prior_logits=prior_logits)
     stop = jax.lax.stop_gradient
     post, prior = unimix_logits(post_logits, unimix), unimix_logits(prior_logits, unimix)
     dyn = jnp.maximum(categorical_kl(stop(post), prior), free_nats)
@@ -79,8 +77,7 @@ def above_free_nats(value: Array, free_nats: float, mode: str = "avg", axis_name
     Returns:
       float32 scalar, of this device's entries.
     """
-    contracts.shaped(None, value=value)
-    contracts.floating(value=value)
+    contracts.floating(None, value=value)
     if mode == "latent":
         return jnp.maximum(value, free_nats).mean()
     value = value.sum(-1)

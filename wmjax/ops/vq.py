@@ -37,8 +37,7 @@ def distances(z: Array, codebook: Array) -> Array:
 
 def normalize(x: Array) -> Array:
     """Vectors of length 1, along the last axis; a zero vector stays zero."""
-    contracts.shaped(None, x=x)
-    contracts.floating(x=x)
+    contracts.floating(None, x=x)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
 
 
@@ -120,8 +119,7 @@ def _sum_over(x: Array, axis_name: str | None) -> Array:
 
 def assigned(z: Array, tokens: Array, size: int, axis_name: str | None = None) -> Assigned:
     """What a codebook of `size` entries gets, of latents `[..., D]` and their tokens `[...]`."""
-    contracts.shaped(None, z=z)
-    contracts.floating(z=z)
+    contracts.floating(None, z=z)
     contracts.integers(tokens=tokens)
     contracts.exactly(*z.shape[:-1], tokens=tokens)
     z, tokens = z.reshape(-1, z.shape[-1]).astype(jnp.float32), tokens.reshape(-1)

@@ -96,6 +96,8 @@ def init(example: Record, num_envs: int, capacity: int) -> Replay:
       num_envs: environments that write to it.
       capacity: records in all, over all environments; `capacity // num_envs` rows are kept.
     """
+    contracts.exactly(num_envs, is_first=example.step.is_first)
+    contracts.leading(1, example=example)
     rows = capacity // num_envs
     if rows < 1:
         raise UsageError(f"replay_capacity {capacity}: must be at least the number of environments, {num_envs}")
@@ -305,6 +307,15 @@ def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> t
     return replay, Trajectory(step, record.action, mask, record.latent), (row, env)
 
 
+def check_latent(stored: PyTree, index: Index, latent: PyTree) -> None:
+    """Demands of `latent` what `write` says; `stored` are arrays or shapes `[rows, num_envs, ...]`."""
+    row, env = index
+    contracts.integers(row=row, env=env)
+    contracts.alike(row=row, env=env)
+    of_batch = lambda x, new: jax.ShapeDtypeStruct((new.shape[0], *row.shape[1:], *x.shape[2:]), new.dtype)
+    contracts.fits(jax.tree.map(of_batch, stored, latent), latent)
+
+
 def write(replay: Replay, index: Index, latent: PyTree) -> Replay:
     """Replaces the stored latents of a batch; in place where the replay is donated or carried by a loop.
 
@@ -319,11 +330,7 @@ def write(replay: Replay, index: Index, latent: PyTree) -> Replay:
     if not leaves:
         return replay
     row, env = index
-    contracts.integers(row=row, env=env)
-    contracts.alike(row=row, env=env)
-    wanted = jax.eval_shape(_unpack, replay.data.latent)
-    of_batch = lambda x, new: jax.ShapeDtypeStruct((new.shape[0], *row.shape[1:], *x.shape[2:]), new.dtype)
-    contracts.fits(jax.tree.map(of_batch, wanted, latent), latent)
+    check_latent(jax.eval_shape(_unpack, replay.data.latent), index, latent)
     row, env = (x[x.shape[0] - leaves[0].shape[0] :].ravel() for x in index)
     # Scatters leave open which of two writes to one place wins, so all but the last are sent out of bounds.
     place = row * _num_envs(replay) + env

@@ -148,6 +148,10 @@ class HostReplay:
         Raises `RunError` where replay is read from files and too many of these could not be written.
         """
         steps, data, done = records.action.shape[0], _data(records), 0
+        for name, x in self._row.items():  # plain comparisons, for they are made at every step
+            if (data[name].shape, data[name].dtype) != ((steps, *x.shape), x.dtype):
+                given = f"{data[name].dtype} {list(data[name].shape)}"
+                raise AssertionError(f"{name}: {given} where {x.dtype} {[steps, *x.shape]} is kept")
         self.ring = _add(self.ring, jax.device_put(_flags(records.step), cpu()))
         row = self.next_rows(steps)
         for stored, new in zip(jax.tree.leaves(self.latent), jax.tree.leaves(records.latent), strict=True):
@@ -263,6 +267,7 @@ class HostReplay:
 
     def write(self, index: Index, latent: PyTree) -> None:
         """As `replay.device.write`, in place."""
+        replays.check_latent(self.latent, index, latent)
         for stored, new in zip(jax.tree.leaves(self.latent), jax.tree.leaves(latent), strict=True):
             new = np.asarray(new)
             row, env = (x[x.shape[0] - new.shape[0] :] for x in index)
