@@ -210,7 +210,9 @@ def test_a_restart_doubles_the_population_keeps_the_best_and_finds_what_the_firs
     first = state.best_fitness
     assert state.done.all() and (first < -0.5).any()  # some are stuck in a local optimum
     for _ in range(3):
-        strategy, start = evolution.restart(strategy, jax.random.key(2), state, jnp.full(3, 3.0))
+        strategy = evolution.larger(strategy)
+        restart = lambda key, state, strategy=strategy: evolution.restart(strategy, key, state, jnp.full(3, 3.0))
+        start = jax.vmap(restart)(jax.random.split(jax.random.key(2), 6), state)
         chex.assert_trees_all_equal((start.best, start.best_fitness), (state.best, state.best_fitness))
         assert not start.done.any() and start.sigma.tolist() == [1.0] * 6
 

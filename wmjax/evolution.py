@@ -178,27 +178,15 @@ def ordinal_ranks(key: Array, cost: Array) -> Array:
     return jnp.zeros(cost.shape, jnp.int32).at[order].set(jnp.arange(cost.shape[0], dtype=jnp.int32))
 
 
-def restart(strategy: Strategy, key: Array, state: StrategyState, mean: Array) -> tuple[Strategy, StrategyState]:
-    """IPOP: starts anew from `mean` with twice the population; the best so far is kept.
+def larger(strategy: Strategy) -> Strategy:
+    """With twice the population, to restart with (IPOP): between compiled calls, for the population is a shape."""
+    return make_strategy(dataclasses.replace(strategy.config, population=2 * strategy.config.population))
 
-    Between compiled calls, for the population is a shape. Runs under one `vmap` restart together (once all are `done`).
 
-    Args:
-      strategy: of the runs so far.
-      key: one key; consumed.
-      state: of one run, or of R along a leading axis.
-      mean: `[n]`, or `[R, n]`.
-
-    Returns:
-      The larger strategy and its first state.
-    """
-    larger = make_strategy(dataclasses.replace(strategy.config, population=2 * strategy.config.population))
-    if state.done.ndim:
-        mean = jnp.broadcast_to(mean, state.mean.shape)
-        fresh = jax.vmap(larger.init)(jax.random.split(key, state.done.shape[0]), mean)
-    else:
-        fresh = larger.init(key, mean)
-    return larger, fresh._replace(best=state.best, best_fitness=state.best_fitness, generation=state.generation)
+def restart(strategy: Strategy, key: Array, state: StrategyState, mean: Array) -> StrategyState:
+    """Starts anew from `mean` `[n]`, by a state that is the same for any population; the best so far is kept."""
+    fresh = strategy.init(key, mean)
+    return fresh._replace(best=state.best, best_fitness=state.best_fitness, generation=state.generation)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -306,9 +294,8 @@ def populations(evolve: Evolve) -> list[Evolve]:
     """The search as it is before its first restart, after it, and so on: each time with twice the population."""
     searches = [evolve]
     for _ in range(evolve.restarts or 0):
-        config = searches[-1].strategy.config
-        larger = make_strategy(dataclasses.replace(config, population=2 * config.population))
-        searches.append(evolve._replace(strategy=larger, population=larger.config.population))
+        strategy = larger(searches[-1].strategy)
+        searches.append(evolve._replace(strategy=strategy, population=strategy.config.population))
     return searches
 
 
@@ -322,8 +309,7 @@ def restart_if_done(evolve: Evolve, key: Array, state: AgentState) -> AgentState
     """The state after a generation: where the search is done it begins anew, unless it did so often enough (IPOP)."""
     evolving: Evolving = state.opt_state[evolve.name]
     again = evolving.strategy.done & ~is_over(evolve, state)
-    # The first state is the same for all populations.
-    _, fresh = restart(evolve.strategy, key, evolving.strategy, evolving.restarts.start)
+    fresh = restart(evolve.strategy, key, evolving.strategy, evolving.restarts.start)
     strategy = jax.tree.map(lambda new, old: jnp.where(again, new, old), fresh, evolving.strategy)
     restarts = evolving.restarts._replace(count=evolving.restarts.count + again)
     return _with(state, evolve, strategy=strategy, restarts=restarts)
