@@ -234,7 +234,7 @@ def _stack(devices: int, x: Array, axis: int) -> Array:
 
 def _unstack(x: Array, axis: int) -> Array:
     """What `_stack` was given."""
-    return x[0] if axis == _REPLICATED else jnp.concatenate(x, axis)
+    return x[0] if axis == _REPLICATED else jnp.concatenate([*x], axis)
 
 
 def tree_of_seed(tree: PyTree, index: int) -> PyTree:
