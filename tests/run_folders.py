@@ -1,4 +1,4 @@
-"""Damage to run folders, drawn at random: bytes, names, links, kinds of files, and what JSON in them says."""
+"""What a run folder says, and damage to it, drawn at random: bytes, names, links, kinds of files, what JSON says."""
 
 from __future__ import annotations
 
@@ -11,6 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+DESCRIPTION = {
+    "version": "0.1.0",
+    "agent": "dreamer_v3",
+    "env": "catch",
+    "preset": "small",
+    "seed": 0,
+    "seeds": 1,
+    "devices": 1,
+    "parallel": None,
+    "env_args": {},
+    "image_size": 64,
+    "action_repeat": 1,
+    "steps": 100,
+    "config": {"horizon": 10, "layers": [1, 2], "evolve": {"population": 8}, "cell": "gru", "remat": False},
+}
 ODD = [None, True, -1, 0, 1.5, 10**9, 10**30, "", "x", "x" * 5000, "a\nb", "\ud800", [], [[1]], {}, {"a": {"b": []}}]
 NAMES = ["20261126", "²", "999999999999", "000000000030", ".000000000030.tmp", ".000000000030.old", "seed-0", "x.json"]
 

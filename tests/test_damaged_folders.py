@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import wmjax
-from tests.run_folders import Victims, damage
+from tests.run_folders import DESCRIPTION, Victims, damage
 from tests.test_run import ENV, TINY
 from wmjax import figures
 from wmjax.cli import main
@@ -27,21 +27,6 @@ from wmjax.replay import chunks
 from wmjax.run_folder import open_folder, read_description, say_edits, write_json
 from wmjax.types import RunError, UsageError
 
-DESCRIPTION = {
-    "version": "0.1.0",
-    "agent": "dreamer_v3",
-    "env": "catch",
-    "preset": "small",
-    "seed": 0,
-    "seeds": 1,
-    "devices": 1,
-    "parallel": None,
-    "env_args": {},
-    "image_size": 64,
-    "action_repeat": 1,
-    "steps": 100,
-    "config": {"horizon": 10, "layers": [1, 2], "evolve": {"population": 8}, "cell": "gru"},
-}
 LENGTHS = ("version", "preset", "devices", "parallel", "steps")  # what a checkpoint may well differ in
 
 

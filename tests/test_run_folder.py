@@ -8,24 +8,12 @@ import resource
 import filelock
 import pytest
 
+from tests.run_folders import DESCRIPTION
 from wmjax import files
 from wmjax.run_folder import open_folder, read_description, say_edits, write_json
 from wmjax.types import UsageError
 
-GOOD = {
-    "version": "0.1.0",
-    "agent": "dreamer_v3",
-    "env": "catch",
-    "preset": "small",
-    "seed": 0,
-    "seeds": 1,
-    "devices": 1,
-    "parallel": None,
-    "image_size": 64,
-    "action_repeat": 1,
-    "steps": 100,
-    "config": {"horizon": 10, "layers": [1, 2], "evolve": {"population": 8}, "cell": "gru", "remat": False},
-}
+GOOD = {name: value for name, value in DESCRIPTION.items() if name != "env_args"}  # what has to be there
 VALID = {"seed": "in [0, 2**31)", "action_repeat": "in [1, 1000]", "parallel": "'pmap'", "config": "an object"}
 ODD = [
     None,
