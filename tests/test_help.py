@@ -102,6 +102,7 @@ def test_agents_and_presets_take_a_pattern_too(capsys):
     text = "\n".join(listed(capsys, "presets", "dreamer_v2"))
     assert all(name in text for name in PRESETS["dreamer_v2"]) and "dreamer_v3" not in text
     assert "iris" not in "\n".join(listed(capsys, "agents", "dreamer*"))
+    assert "images as tokens" in "\n".join(listed(capsys, "agents", "iris"))
 
 
 def test_a_pattern_that_nothing_matches_is_one_line(capsys):

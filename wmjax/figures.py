@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -285,38 +285,47 @@ def plot_learning_curves(path: str | Path, runs: Sequence[tuple[str, str | Path]
     Returns:
       The file.
     """
-    path = picture_path(path)
-    figure, axes = _axes("env steps", "episode return")
-    for label, folders in _by_label(runs).items():
-        curve = learning_curve(folders)
-        (line,) = axes.plot(curve.steps, curve.mean, label=f"{label} ({_seeds(curve.runs)})")
-        _shade(axes, curve, line.get_color())
-    return _save(figure, axes, path)
+    curves = lambda folders: [("", "-", True, learning_curve(folders))]
+    return _draw(path, "env steps", "episode return", runs, curves)
 
 
-def _by_label(runs: Sequence[tuple[str, str | Path]]) -> dict[str, list[str | Path]]:
-    groups = defaultdict(list)
-    for label, folder in runs:
-        groups[label.replace("$", r"\$")].append(folder)  # no mathematics
-    return groups
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count > 1)}"
-
-
-def _axes(x: str, y: str) -> tuple[Any, Any]:
+def _draw(
+    path: str | Path,
+    x: str,
+    y: str,
+    runs: Sequence[tuple[str, str | Path]],
+    curves: Callable[[list[str | Path]], Iterable[tuple[str, str, bool, Curve]]],
+) -> Path:
+    """Draws what `curves` makes of the run folders of one label: what follows the label, a style, whether the interval
+    is shown, and the curve."""
     from matplotlib.figure import Figure
 
+    path = picture_path(path)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
-    return figure, axes
+    groups = defaultdict(list)
+    for label, folder in runs:
+        groups[label.replace("$", r"\$")].append(folder)  # no mathematics
+    for number, (label, folders) in enumerate(groups.items()):
+        for words, style, shaded, curve in curves(folders):
+            told, color = f"{label} ({curve.runs} seed{'s' * (curve.runs > 1)}){words}", f"C{number}"
+            axes.plot(curve.steps, curve.mean, style, color=color, label=told)
+            if shaded:
+                axes.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
+    return _save(figure, axes, path)
 
 
-def _shade(axes: Any, curve: Curve, color: str) -> None:
-    axes.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
+def _save(figure: Any, axes: Any, path: Path) -> Path:
+    axes.legend(fontsize="small")
+    picture = io.BytesIO()
+    try:
+        figure.savefig(picture, dpi=150, format=path.suffix[1:].lower())
+        files.write(path, picture.getbuffer())
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: of TeX
+        raise UsageError(f"out: {str(path)!r} cannot be written: {str(error).splitlines()[0]}") from None
+    return path
 
 
 def picture_path(path: str | Path) -> Path:
@@ -349,26 +358,14 @@ def picture_path(path: str | Path) -> Path:
     return path
 
 
-def _save(figure: Any, axes: Any, path: Path) -> Path:
-    axes.legend(fontsize="small")
-    picture = io.BytesIO()
-    try:
-        figure.savefig(picture, dpi=150, format=path.suffix[1:].lower())
-        files.write(path, picture.getbuffer())
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: of TeX
-        raise UsageError(f"out: {str(path)!r} cannot be written: {str(error).splitlines()[0]}") from None
-    return path
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Fitness curves
 
-FITNESS = {
-    "fitness_best": "best of a generation",
-    "fitness_mean": "mean of a generation",
-    "mean_return": "distribution mean",
+FITNESS = {  # what it is, and the style of its line
+    "fitness_best": ("best of a generation", ":"),
+    "fitness_mean": ("mean of a generation", "--"),
+    "mean_return": ("distribution mean", "-"),
 }
-STYLES = {"fitness_best": ":", "fitness_mean": "--", "mean_return": "-"}
 
 
 def fitness_curves(folder: str | Path, **how: Any) -> dict[str, tuple[list[float], list[float]]]:
@@ -404,17 +401,13 @@ def plot_fitness_curves(path: str | Path, runs: Sequence[tuple[str, str | Path]]
     Raises:
       UsageError: a run has no generation yet, or the picture cannot be written.
     """
-    path = picture_path(path)
-    figure, axes = _axes("generation", "fitness: mean return of episodes")
-    for number, (label, folders) in enumerate(_by_label(runs).items()):
+
+    def curves(folders: list[str | Path]) -> Iterator[tuple[str, str, bool, Curve]]:
         found = [fitness_curves(folder) for folder in folders]
-        for folder, curves in zip(folders, found, strict=True):
-            if set(curves) != set(FITNESS):
+        for folder, values in zip(folders, found, strict=True):
+            if set(values) != set(FITNESS):
                 raise UsageError(f"run: {str(folder)!r} has no generation to plot yet")
-        for name, words in FITNESS.items():
-            curve, color = _curve([curves[name] for curves in found], points), f"C{number}"
-            told = f"{label} ({_seeds(curve.runs)}), {words}"
-            axes.plot(curve.steps, curve.mean, STYLES[name], color=color, label=told)
-            if name == "mean_return":
-                _shade(axes, curve, color)
-    return _save(figure, axes, path)
+        for name, (words, style) in FITNESS.items():
+            yield f", {words}", style, name == "mean_return", _curve([values[name] for values in found], points)
+
+    return _draw(path, "generation", "fitness: mean return of episodes", runs, curves)

@@ -261,15 +261,15 @@ def load(
     config = presets.saved_config(description)
     env = description["env"] if env is None else env
     made = make(description | {"devices": 1}, config, env, 1, start_timeout)
-    if description["seeds"] == 1:
-        step, state = _read_agent(path, made.agent, which, saved)
-        return Run(path, description, config, made.agent, made.env, state, step=step, which=which)
-    inner = members(path, description).items()
-    found = [_read_agent(folder, made.agent, which, member_description(saved, seed)) for seed, folder in inner]
+    inner = members(path, description)
+    found = [_read_agent(folder, made.agent, which, member_description(saved, seed)) for seed, folder in inner.items()]
+    found = found or [_read_agent(path, made.agent, which, saved)]
     if which == "latest" and len({step for step, _ in found}) > 1:
-        each = ", ".join(f"seed {seed} at {step:,}" for (seed, _), (step, _) in zip(inner, found, strict=True))
+        each = ", ".join(f"seed {seed} at {step:,}" for seed, (step, _) in zip(inner, found, strict=True))
         warn(f"warning: {path}: the seeds' newest checkpoints are not of one step: {each}")
-    return _with_members(Run(path, description, config, made.agent, made.env, found[0][1], which=which), found)
+    step, state = found[0]
+    run = Run(path, description, config, made.agent, made.env, state, step=step, which=which)
+    return _with_members(run, found) if inner else run
 
 
 def _read_agent(path: Path, agent: Agent, which: str, description: dict[str, Any]) -> tuple[int, AgentState]:

@@ -58,14 +58,10 @@ class Given:
 
 
 def read(path: str | Path, agent: str | None = None, *, trust_env: bool | None = None) -> Given:
-    """Reads a file and checks its names and types.
+    """Reads a file of YAML or JSON and checks its names and types. Raises `UsageError` naming it and what is not valid.
 
-    Args:
-      path: of YAML or JSON.
-      agent: whose fields it may have, where it names none itself.
-      trust_env: whether an environment that it names may run code of its own; None to leave that to the caller.
-
-    Raises `UsageError` naming the file and what in it is not valid.
+    It may have fields of `agent`, where it names none itself. `trust_env` says whether an environment that it names may
+    run code of its own; None leaves that to the caller.
     """
     path = Path(path)
     try:

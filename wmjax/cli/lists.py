@@ -48,7 +48,7 @@ def list_names(argv: Sequence[str]) -> None:
     elif args.what == "agents":
         from wmjax.agents import AGENTS
 
-        what = {name: sys.modules[factory.__module__].__doc__.splitlines()[0] for name, (_, factory) in AGENTS.items()}
+        what = {name: sys.modules[f"wmjax.agents.{name}"].__doc__.splitlines()[0] for name in AGENTS}
         for name in _matching(args.pattern, what):
             _print_row(name, what[name])
     else:

@@ -27,6 +27,7 @@ class Start(NamedTuple):
     config: Any  # of the agent, without what a file says
     fields: dict[str, Any]  # that a file says
     arguments: dict[str, Any]  # of `train`, by name, that a file says
+    before: dict[str, Any]  # what `config.json` of a run that goes on says
 
 
 def train(argv: Sequence[str]) -> None:
@@ -64,7 +65,7 @@ def _train(argv: Sequence[str]) -> None:
         check_trust(named, start.arguments.get("env_args") or {}, args.trust_env, env_args(args.env_arg))
     chosen = _changes(start.config, args.agent)
     if print_config or dry_run:
-        _show(start.agent, values, chosen, print_config)
+        _show(start, values, chosen, print_config)
         return
     from wmjax import training
 
@@ -94,7 +95,7 @@ def _start(agent: str | None, argv: Sequence[str]) -> Start | None:
     fields, arguments = (given.fields, given.arguments) if given is not None else ({}, {})
     fields, arguments = _moved(agent, preset, value_of("--env", argv), dict(fields), dict(arguments))
     config = presets.starting_config(agent, preset or arguments.get("preset"), before)
-    return Start(agent, config, fields, arguments)
+    return Start(agent, config, fields, arguments, before)
 
 
 def _moved(
@@ -139,15 +140,13 @@ def _parse(start: Start, argv: Sequence[str]) -> Any:
     return parse(args_class, argv, f"wmjax train {start.agent}", args_class(agent=config, **said))
 
 
-def _show(agent: str, values: Mapping[str, Any], chosen: Mapping[str, Any], print_config: bool) -> None:
+def _show(start: Start, values: Mapping[str, Any], chosen: Mapping[str, Any], print_config: bool) -> None:
     """Prints what would be trained: as a file of settings, or what it would take."""
     from wmjax import checks, estimate
     from wmjax.cli import configs
-    from wmjax.run_folder import read_description
     from wmjax.settings import describe, setup
 
-    before = read_description(values["out"]) if values["resume"] and values["out"] is not None else None
-    made = setup(agent, **values, overrides=dict(chosen), before=before)
+    made = setup(start.agent, **values, overrides=dict(chosen), before=start.before)
     kept = (*made.description, "start_timeout", *configs.NOT_SETTINGS)
     others = {k: v for k, v in values.items() if k not in kept and v is not None and v is not False}
     for name, value in others.items():
