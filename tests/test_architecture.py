@@ -73,6 +73,59 @@ def test_agents_do_not_import_each_other():
         assert not {".".join(name.split(".")[:3]) for name in imports(path)} & others
 
 
+def file_of(name: str) -> Path | None:
+    """The file of a module of ours, or of that which has the name."""
+    for parts in (name.split("."), name.split(".")[:-1]):
+        place = PACKAGE.parent.joinpath(*parts)
+        for path in (place.with_suffix(".py"), place / "__init__.py"):
+            if path.is_file():
+                return path
+
+
+def run_imports(path: Path) -> set[Path]:
+    """Files of ours that a file imports where it runs: not those for annotations, nor those inside functions."""
+    body = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+    names |= {
+        f"{node.module}.{alias.name}" for node in body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    return {file_of(name) for name in names if name.split(".")[0] == "wmjax"} - {path}
+
+
+def test_files_do_not_import_each_other_in_circles():
+    left = {path: run_imports(path) for path in FILES}
+    while free := {path for path, used in left.items() if not used & left.keys()}:
+        left = {path: used for path, used in left.items() if path not in free}
+    assert not left, {str(path.relative_to(PACKAGE)) for path in left}
+
+
+def test_the_device_loop_does_not_know_the_host_loop():
+    for path in (PACKAGE / "loops").glob("*.py"):
+        if path.stem != "driver":  # which runs both
+            assert not {name for name in imports(path) if name.startswith("wmjax.loops.host")}, path
+
+
+def test_operations_and_workers_need_no_more_than_they_say():
+    outside = lambda path: {name.split(".")[0] for name in imports(path)}
+    for path in (PACKAGE / "ops").glob("*.py"):
+        assert not outside(path) & {"flax", "optax"}, path
+    for path in (PACKAGE / "suites").glob("*.py"):
+        assert not outside(path) & {"jax", "flax", "optax", "chex", "distrax"}, path
+
+
+def test_no_file_has_more_than_600_lines():
+    assert [path for path in FILES if len(path.read_text().splitlines()) > 600] == []
+
+
+def test_no_function_has_more_than_80_lines_but_an_agents_losses_and_factory():
+    agents = {path.stem for path in (PACKAGE / "agents").iterdir()}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 80:
+                of_an_agent = "agents" in path.parts and ("loss" in node.name or node.name in agents)
+                assert of_an_agent, f"{path}: {node.name}"
+
+
 def test_each_outside_environment_library_is_imported_in_one_file_inside_functions():
     import sys
 
