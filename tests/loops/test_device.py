@@ -7,7 +7,7 @@ from tests.loops.fakes import counter_env, fake_agent, fake_recipe, learn
 from wmjax import evolution
 from wmjax.loops import checkpoint
 from wmjax.loops import device as loop
-from wmjax.loops.schedule import Schedule, check
+from wmjax.loops.schedule import Schedule
 from wmjax.types import Evolve, Recipe, Sampling, Stage, Update, UsageError
 
 
@@ -129,14 +129,6 @@ def test_a_recipe_that_cannot_be_run_is_refused_before_anything_is_compiled(chan
         loop.init(agent, counter_env(), jax.random.key(0))
 
 
-def test_two_online_samplings_must_have_one_length():
-    recipe = with_recipe().recipe
-    other = recipe.stages[1].updates[0]._replace(sampling=Sampling(2, online=True))
-    stage = recipe.stages[1]._replace(updates=(*recipe.stages[1].updates, other))
-    with pytest.raises(UsageError, match="online"):
-        check(fake_agent(recipe._replace(stages=(recipe.stages[0], stage))))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Searches for parameters
 
@@ -210,28 +202,6 @@ def test_a_fitness_that_is_not_finite_is_no_reason_to_skip_a_generation(searchin
     run, metrics = search(start(), 3)
     assert int(run.agent.step) == 3 and int(run.skips.total) == 0
     assert np.isnan(metrics["search/fitness"]) and "search/skipped" not in metrics
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(sampling=Sampling(6), batch_size=1), "stage 'evolve': its update 'search' samples 6 steps, but only 4"),
-        (dict(batch_size=7), "batch_size 7"),
-        (dict(open=True), "may leave its iterations open only if it collects"),
-        (dict(empty=True), "neither collects nor learns"),
-    ],
-)
-def test_a_search_that_cannot_be_run_is_refused(searching, change, message):
-    agent, _ = searching("dream")
-    collect, search = agent.recipe.stages
-    if "open" in change:
-        search = search._replace(iterations=None)
-    elif "empty" in change:
-        search = search._replace(evolve=None)
-    else:
-        search = search._replace(evolve=search.evolve._replace(**change))
-    with pytest.raises(UsageError, match=message):
-        check(agent._replace(recipe=agent.recipe._replace(stages=(collect, search))))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
