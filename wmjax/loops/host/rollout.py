@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -108,11 +109,9 @@ class HostEvaluator:
 
     def _evaluate(self, params: PyTree, key: Array, episodes: int) -> Evaluation:
         width = min(self._most, episodes)
-        envs = start(self._env, width, self._options, training=False, say=self._say, stop=self._stop)
-        try:
+        how = dict(training=False, say=self._say, stop=self._stop)
+        with contextlib.closing(start(self._env, width, self._options, **how)) as envs:
             rounds = [self._play(envs, params, key, np.arange(i, i + width)) for i in range(0, episodes, width)]
-        finally:
-            envs.close()
         return Evaluation(*(np.concatenate(x)[:episodes] for x in zip(*rounds, strict=True)))
 
     def _play(self, envs: HostEnvs, params: PyTree, key: Array, numbers: np.ndarray) -> Evaluation:
@@ -190,8 +189,8 @@ def play(agent: Agent, env: HostEnv, params: PyTree, key: Array, streams: int, s
     act, words = act_program(agent.act, env, explore=False), seed_words(key)
     keys_of = jax.jit(lambda numbers: jax.vmap(jax.random.fold_in, (None, 0))(key, numbers))
     width = min(streams, agent.recipe.num_envs)
-    envs, played = start(env, width, DEFAULTS, training=False), []
-    try:
+    played = []
+    with contextlib.closing(start(env, width, DEFAULTS, training=False)) as envs:
         for numbers in (np.arange(i, i + width) for i in range(0, streams, width)):
             carry, keys, records = agent.act_carry(params, width), keys_of(numbers), []
             timestep = envs.reset([[*words, i] for i in numbers.tolist()])
@@ -201,6 +200,4 @@ def play(agent: Agent, env: HostEnv, params: PyTree, key: Array, streams: int, s
                 envs.send(np.asarray(native))
                 timestep = envs.receive()
             played.append(jax.tree.map(lambda *x: np.stack(x), *records))
-    finally:
-        envs.close()
     return jax.tree.map(lambda *x: np.concatenate(x, 1)[:, :streams], *played)
