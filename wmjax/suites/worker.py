@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -209,32 +210,22 @@ def _serve(connection: Connection, setup: Setup) -> None:
                 env.close()
         connection.send_bytes(json.dumps(about).encode())
         return
-    description = json.loads(connection.recv_bytes())
-    import mmap
-
-    shared = layout(description)
+    shared = layout(json.loads(connection.recv_bytes()))
     views = arrays(mmap.mmap(setup.memory, setup.num_envs * shared.itemsize), shared)
     indices = range(setup.first, setup.first + setup.count)
     served = [_Served(make, setup.action_repeat, i, views, setup.image_size) for i in indices]
-    for message in _messages(connection):
-        faults: list[tuple[int, str]] = []
-        if message == b"step":
-            found = [(index, one.step()) for index, one in zip(indices, served, strict=True)]
-            faults = [(index, text) for index, text in found if text is not None]
-        else:
-            for one, seed in zip(served, json.loads(message), strict=True):
-                one.reset(seed)
-        connection.send_bytes(json.dumps(faults).encode() if faults else b"")
+    with contextlib.suppress(EOFError, ConnectionError):  # closed, or closed before the last answer was read
+        while True:
+            message, faults = connection.recv_bytes(), []
+            if message == b"step":
+                steps = ((i, one.step()) for i, one in zip(indices, served, strict=True))
+                faults = [(i, text) for i, text in steps if text is not None]
+            else:
+                for one, seed in zip(served, json.loads(message), strict=True):
+                    one.reset(seed)
+            connection.send_bytes(json.dumps(faults).encode() if faults else b"")
     for one in served:
         one.close()
-
-
-def _messages(connection: Connection) -> Iterator[bytes]:
-    while True:
-        try:
-            yield connection.recv_bytes()
-        except (EOFError, ConnectionError):  # closed, or closed before the last answer was read
-            return
 
 
 def _end_with(parent: int) -> None:
