@@ -45,9 +45,7 @@ def _select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
 def settled(raw: RawEnv) -> RawEnv:
     """Gives states the same dtypes at reset and after a step, as a scan needs: other libraries mix kinds of numbers."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    action = jax.ShapeDtypeStruct((), jnp.int32)
-    if isinstance(raw.spec.action, Box):
-        action = jax.ShapeDtypeStruct(raw.spec.action.shape, raw.spec.action.dtype)
+    action = jax.ShapeDtypeStruct(raw.spec.action.shape, raw.spec.action.dtype)
     types = jax.eval_shape(lambda key, action: raw.step(key, raw.reset(key), action)[0], key, action)
 
     def settle(state):
