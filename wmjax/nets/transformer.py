@@ -100,11 +100,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Array, place: Array, cache: tuple[Array, Array] | None = None, keys: Array | None = None
     ) -> tuple[Array, tuple[Array, Array]]:
-        """Tokens `[B, T, D]` at `place`, alone or after those in this layer's cache.
-
-        Returns:
-          Outputs `[B, T, D]`, and the cache with these tokens; without one, their keys and values.
-        """
+        """Outputs `[B, T, D]` of tokens at `place`, alone or after those in the layer's cache, and that with them."""
         contracts.exactly(None, None, None, x=x)
         contracts.integers(x.shape[1], place=place)
         *_, tokens, width = x.shape
@@ -206,14 +202,9 @@ class TokenTransformer(nn.Module):
     # Passes.
 
     def full(self, x: Array, keys: Array | None = None) -> tuple[Array, KVCache]:
-        """A pass over a whole context.
+        """A pass over a whole context: embeddings `[B, T, D]` to outputs `[B, T, D]`; `keys` `[B]` are for dropout.
 
-        Args:
-          x: embeddings `[B, T, D]` at positions 0 to T - 1.
-          keys: `[B]`, for dropout; None for none.
-
-        Returns:
-          Outputs `[B, T, D]`, and the cache of these tokens, in which there is no room for more.
+        The cache of these tokens, which is given too, has no room for more.
         """
         contracts.exactly(None, None, self.width, x=x)
         contracts.floating(x=x)
@@ -226,14 +217,9 @@ class TokenTransformer(nn.Module):
         return x, KVCache(new_keys, values, jnp.full(batch, length))
 
     def advance(self, x: Array, cache: KVCache) -> tuple[Array, KVCache]:
-        """A pass over the next tokens of a context.
+        """A pass over the next tokens of a context: embeddings `[B, T, D]` to outputs `[B, T, D]`, as those of `full`.
 
-        Args:
-          x: embeddings `[B, T, D]`.
-          cache: with room for T more tokens; its lengths may differ.
-
-        Returns:
-          Outputs `[B, T, D]`, equal to those of `full`, and the cache with these tokens.
+        The cache has room for T more tokens, and its lengths may differ; it is given back with these tokens.
         """
         contracts.exactly(cache.length.shape[0], None, self.width, x=x)
         contracts.floating(x=x)

@@ -63,8 +63,7 @@ class Norm(nn.Module):
 
         def group_mean(moment: Array) -> Array:
             mean = moment.mean((-3, -2), keepdims=True)
-            grouped = mean.reshape(*mean.shape[:-1], groups, channels // groups).mean(-1, keepdims=True)
-            return jnp.broadcast_to(grouped, (*mean.shape[:-1], groups, channels // groups)).reshape(mean.shape)
+            return mean.reshape(*mean.shape[:-1], groups, -1).mean(-1).repeat(channels // groups, -1)
 
         y = y - group_mean(y)
         y = y * (jax.lax.rsqrt(group_mean(y * y) + 1e-6) * scale) + bias

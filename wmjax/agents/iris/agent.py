@@ -33,16 +33,7 @@ def recipe(config: IRISConfig, act: Callable, updates: tuple[Update, ...]) -> Re
 
 
 def iris(spec: EnvSpec, config: IRISConfig, axis_name: str | None = None) -> Agent:
-    """The agent for one environment.
-
-    Args:
-      spec: one uint8 image and Discrete actions.
-      config: hyperparameters.
-      axis_name: the named axis (of `vmap`, `shard_map` or `pmap`) that batches are spread over, or None.
-
-    Raises:
-      UsageError: a field of `config` is out of range or contradicts another, or `spec` is not supported.
-    """
+    """The agent for one environment, of one square uint8 image and Discrete actions; see `wmjax.agents`."""
     config.validate()
     if config.perceptual == "random_features":
         warnings.warn(
@@ -59,9 +50,7 @@ def iris(spec: EnvSpec, config: IRISConfig, axis_name: str | None = None) -> Age
         stats = {"codebook": vq.init_state(params["tokenizer"]["codebook"])}
         return AgentState(params, opt_state, stats, jnp.int32(0))
 
-    def policy_carry(params, batch_size):
-        del params
-        return zero_memory(batch_size, config.lstm_units)
+    policy_carry = lambda params, batch_size: zero_memory(batch_size, config.lstm_units)
 
     def choose(params, key, memory, tokens, explore):
         frame = tokenizer.decode(nets, params, tokens)

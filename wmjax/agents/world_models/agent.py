@@ -45,15 +45,9 @@ class ActCarry(NamedTuple):
 
 
 def world_models(spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None = None) -> Agent:
-    """The agent for one environment.
+    """The agent for one environment, of one square uint8 image of 64, 80, 96, ... pixels; see `wmjax.agents`.
 
-    Args:
-      spec: one square uint8 image, of 64, 80, 96, ... pixels; Discrete or float32 Box actions of rank 1.
-      config: hyperparameters.
-      axis_name: the named axis (of `vmap`, `shard_map` or `pmap`) that batches and populations are spread over.
-
-    Raises:
-      UsageError: a field of `config` is out of range, or a space of `spec` is not supported.
+    Actions are Discrete or float32 Box actions of rank 1. Populations, too, are spread over `axis_name`.
     """
     config.validate()
     check_spec(spec)
@@ -79,9 +73,7 @@ def world_models(spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None
         stats = {"memory_carry": (zeros, zeros)} if config.memory_stateful else {}
         return AgentState(params, opt_state, stats, jnp.int32(0))
 
-    def policy_carry(params, batch_size):
-        del params, batch_size
-        return ()
+    policy_carry = lambda params, batch_size: ()
 
     def policy(params, key, carry, state, *, explore):
         del key, explore
@@ -121,7 +113,9 @@ def world_models(spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None
     return Agent(init, policy_carry, policy, act_carry, act, model, recipe(config, collect, act, updates, evolve))
 
 
-def recipe(config: WorldModelsConfig, collect: Callable, act: Callable, updates: dict[str, Callable], evolve: Evolve):
+def recipe(
+    config: WorldModelsConfig, collect: Callable, act: Callable, updates: dict[str, Callable], evolve: Evolve
+) -> Recipe:
     """collect | vision | encode | memory | controller; stages with nothing to do are left out."""
     per_env = -(-config.collect_steps // config.num_envs)
     rows = min(per_env, config.replay_capacity // config.num_envs)
