@@ -27,7 +27,6 @@ def observe(
     *,
     emit: Callable[[PyTree], PyTree] = lambda state: state,
     remat: bool = False,
-    unroll: int = 1,
 ) -> tuple[PyTree, PyTree]:
     """Filters a sequence: the state after each observation.
 
@@ -39,7 +38,6 @@ def observe(
       is_first: bool `[T, B]`.
       emit: what to keep of each state; a scan stacks only this.
       remat: recompute the step in the backward pass instead of storing its insides.
-      unroll: steps per iteration of the compiled loop.
 
     Returns:
       The last state, and `emit` of every state, `[T, B, ...]`.
@@ -58,7 +56,7 @@ def observe(
 
     steps = jnp.arange(is_first.shape[0])
     body = jax.checkpoint(step, prevent_cse=False) if remat else step
-    return jax.lax.scan(body, state, (steps, prev_action, embed, is_first), unroll=unroll)
+    return jax.lax.scan(body, state, (steps, prev_action, embed, is_first))
 
 
 class Acting(NamedTuple):
@@ -124,7 +122,6 @@ def imagine(
     policy_carry: PyTree = (),
     emit: Callable[[PyTree], PyTree] = lambda state: state,
     remat: bool = False,
-    unroll: int = 1,
 ) -> tuple[PyTree, PyTree, Array]:
     """Rolls the model forward without observations, the policy choosing actions from its states.
 
@@ -136,7 +133,6 @@ def imagine(
       policy_carry: the policy's own memory at the start.
       emit: what to keep of each state.
       remat: recompute the step in the backward pass instead of storing its insides.
-      unroll: steps per iteration of the compiled loop.
 
     Returns:
       The last state, `emit` of the H + 1 states (the start first) `[H + 1, B, ...]`, and the H actions `[H, B, A]`,
@@ -155,7 +151,7 @@ def imagine(
 
     start = emit(state)
     body = jax.checkpoint(step, prevent_cse=False) if remat else step
-    (state, _), (emitted, actions) = jax.lax.scan(body, (state, policy_carry), jnp.arange(horizon), unroll=unroll)
+    (state, _), (emitted, actions) = jax.lax.scan(body, (state, policy_carry), jnp.arange(horizon))
     emitted = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, emitted)
     return state, emitted, actions
 
@@ -231,15 +227,8 @@ def open_loop(
     state, action = before
     prev_action = jnp.concatenate([action[None], trajectory.action[:-1]])
     seen = jax.tree.map(lambda x: x[:context], trajectory.step)
-    state, states = observe(
-        model,
-        params,
-        key_observe,
-        state,
-        prev_action[:context],
-        model.encode(params, seen.obs),
-        seen.is_first,
-    )
+    embed = model.encode(params, seen.obs)
+    state, states = observe(model, params, key_observe, state, prev_action[:context], embed, seen.is_first)
     policy, carry = given_actions(trajectory.action[context - 1 : -1])
     steps = trajectory.action.shape[0] - context
     _, imagined, _ = imagine(model, params, key_imagine, state, policy, steps, policy_carry=carry)
@@ -329,9 +318,8 @@ def dream_env(
 
 
 def _to_space(x: Array, space) -> Array:
-    if isinstance(space, Box) and space.dtype == "uint8":
-        return jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8)
-    return x.astype(jnp.int32) if isinstance(space, Discrete) else x.astype(jnp.float32)
+    x = jnp.clip(jnp.round(x), 0, 255) if space.dtype == "uint8" else x
+    return x.astype(space.dtype)
 
 
 def _to_agent(action: Array, space) -> Array:

@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# What `replacing` calls a file, and the name that it is to have.
-TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-(.+)", re.DOTALL)
+TEMPORARY = re.compile(
+    r"\.tmp-[0-9a-f]{8}-(.+)", re.DOTALL
+)  # what `replacing` calls a file, and the name that it is to have
 
 
 def _not_regular(path: Path, what: str = "not a regular file") -> OSError:

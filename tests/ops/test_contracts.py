@@ -45,7 +45,6 @@ RIGHT = {
     ),
     "distributions.number": dict(outputs={"mean": floats(B, 1)}),
     "distributions.bounded_normal": dict(mean=floats(B, A), std=floats(B, A)),
-    "kl.categorical_kl": dict(post_logits=floats(B, S, K), prior_logits=floats(B, S, K)),
     "kl.balanced_kl": dict(post_logits=floats(B, S, K), prior_logits=floats(B, S, K), free_nats=1.0, unimix=0.0),
     "kl.above_free_nats": dict(value=floats(B, S), free_nats=1.0),
     "kl.kl_loss": dict(post=latents.Categorical(floats(B, S, K)), prior=latents.Categorical(floats(B, S, K))),

@@ -249,16 +249,6 @@ def imagine_behavior(parts: Parts, params: dict, keys: Array, start: LatentState
     )
 
 
-def targets(imagined: Imagined, config: DreamerV1Config) -> Array:
-    """What the imagined states 1 to H - 1 are worth, `[H - 1, N]`, with the gradient of everything it is made of.
-
-    Source: equation 6, `ops.returns.state_returns`.
-    """
-    return returns.state_returns(
-        imagined.reward, imagined.discount, imagined.value, config.lambda_, bootstrap=config.bootstrap
-    )
-
-
 def behavior_losses(
     critic, entropy: Array, imagined: Imagined, counts: Array, config: DreamerV1Config, axis_name: str | None = None
 ) -> tuple[dict[str, Array], Metrics]:
@@ -277,7 +267,7 @@ def behavior_losses(
 
     Source: equations 7 and 8. The actor's gradient is that of the returns, through values, rewards and dynamics.
     """
-    target = targets(imagined, config)
+    target = returns.state_returns(imagined.reward, imagined.discount, imagined.value, config.lambda_, config.bootstrap)
     weight = sg(returns.discount_weights_before(imagined.discount))[:-1]
     objective = target + config.entropy_scale * entropy if config.entropy_scale else target
     losses = {

@@ -290,16 +290,6 @@ def imagine_behavior(
     return Imagined(feat, action, reward, discount, value)
 
 
-def targets(imagined: Imagined, config: DreamerV2Config) -> Array:
-    """What the states 0 to H - 1 are worth, `[H, N]`, with the gradient of everything it is made of.
-
-    Source: equation 4, `ops.returns.state_returns`: reward and discount are those of the same state, also at the start.
-    """
-    return returns.state_returns(
-        imagined.reward, imagined.discount, imagined.value, config.lambda_, bootstrap=config.bootstrap
-    )
-
-
 def behavior_losses(
     policy, critic, imagined: Imagined, config: DreamerV2Config, actor_grad: str
 ) -> tuple[dict[str, Array], Metrics]:
@@ -323,7 +313,7 @@ def behavior_losses(
 
     Source: equations 5 and 6. The last two states are not used by the actor.
     """
-    target = targets(imagined, config)
+    target = returns.state_returns(imagined.reward, imagined.discount, imagined.value, config.lambda_, config.bootstrap)
     weight = sg(returns.discount_weights_before(imagined.discount))
     advantage = sg(target[1:] - imagined.value[:-2])
     dynamics = target[1:]
@@ -478,11 +468,7 @@ def dreamer_v2(spec: EnvSpec, config: DreamerV2Config, axis_name: str | None = N
 
     eval_model = assemble(spec, config, draw=config.eval_latent).model
     acting = dreaming.acting(parts.model, choose, action_size(spec), eval_model=eval_model)
-    sampling = Sampling(
-        config.length,
-        over=config.over,
-        within_episode=config.within_episode,
-        prioritize_ends=config.prioritize_ends,
-    )
+    ends = config.prioritize_ends
+    sampling = Sampling(config.length, over=config.over, within_episode=config.within_episode, prioritize_ends=ends)
     recipe = recipes.bursts(acting.act, functools.partial(update, parts), sampling, config)
     return Agent(init, *acting, parts.model, recipe)

@@ -31,8 +31,9 @@ class Start(NamedTuple):
 
 
 def train(argv: Sequence[str]) -> None:
-    safe = SafeStream(sys.stdout) if sys.stdout is not None else None  # what is printed cannot end a run
-    with contextlib.redirect_stdout(safe):
+    with contextlib.ExitStack() as stack:
+        if sys.stdout is not None:  # what is printed cannot end a run
+            stack.enter_context(contextlib.redirect_stdout(SafeStream(sys.stdout)))
         _train(argv)
 
 

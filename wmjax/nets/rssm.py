@@ -44,6 +44,12 @@ def zero_first(tree: PyTree, is_first: Array) -> PyTree:
     return jax.tree.map(keep, tree)
 
 
+def _everything(rssm, deter: Array, stoch: Array, action: Array, embed: Array) -> tuple[Array, Array, Array]:
+    """One filtering step without sampling: the new h, prior and posterior."""
+    deter = rssm.advance(deter, stoch, action)
+    return deter, rssm.prior(deter), rssm.posterior(deter, rssm.project(embed))
+
+
 class RSSM(nn.Module):
     """Sequence model, prior and posterior; sampling is the caller's.
 
@@ -69,7 +75,10 @@ class RSSM(nn.Module):
     activation: str = "silu"
     dtype: str = "float32"
 
+    everything = _everything
+
     def setup(self):
+        self.act = ACTIVATIONS[self.activation]
         logits = self.stoch * self.classes
         if self.cell == "block_gru":
             self.dynin = [Linear(self.hidden, dtype=self.dtype) for _ in range(3)]
@@ -88,9 +97,6 @@ class RSSM(nn.Module):
         self.posterior_norm = [Norm(self.norm) for _ in range(self.posterior_layers)]
         self.posterior_logits = Linear(logits, dtype=self.dtype)
 
-    def _act(self, x: Array) -> Array:
-        return ACTIVATIONS[self.activation](x)
-
     def advance(self, deter: Array, stoch: Array, action: Array) -> Array:
         """h' = f(h, z, a): `[..., D]`, `[..., S, K]`, `[..., A]` -> `[..., D]`."""
         contracts.floating(self.deter, deter=deter)
@@ -105,10 +111,10 @@ class RSSM(nn.Module):
             reset, cand, update = jnp.split(gates, 3, -1)
             return gated_update(deter, reset, cand, update)
         inputs = zip((deter, stoch, action), self.dynin, self.dynin_norm, strict=True)
-        x = jnp.concatenate([self._act(norm(layer(value))) for value, layer, norm in inputs], -1)
+        x = jnp.concatenate([self.act(norm(layer(value))) for value, layer, norm in inputs], -1)
         h = deter.reshape(*deter.shape[:-1], self.blocks, -1)
         y = self.dynhid(h, shared=x)
-        y = self._act(self.dynhid_norm(y.reshape(deter.shape))).reshape(h.shape)
+        y = self.act(self.dynhid_norm(y.reshape(deter.shape))).reshape(h.shape)
         reset, cand, update = jnp.split(self.dyngru(y), 3, -1)  # within each block
         return gated_update(h, reset, cand, update).reshape(deter.shape)
 
@@ -117,7 +123,7 @@ class RSSM(nn.Module):
         contracts.floating(self.deter, deter=deter)
         x = deter
         for layer, norm in zip(self.prior_layer, self.prior_norm, strict=True):
-            x = self._act(norm(layer(x)))
+            x = self.act(norm(layer(x)))
         return self.prior_logits(x).astype(jnp.float32)
 
     def project(self, embed: Array) -> Array:
@@ -131,15 +137,10 @@ class RSSM(nn.Module):
         contracts.floating(self.hidden, projected=projected)
         contracts.leading(deter.ndim - 1, deter=deter, projected=projected)
         x = self.posterior_first.combine(self.posterior_first.part(0, deter), projected)
-        x = self._act(self.posterior_norm[0](x))
+        x = self.act(self.posterior_norm[0](x))
         for layer, norm in zip(self.posterior_layer, self.posterior_norm[1:], strict=True):
-            x = self._act(norm(layer(x)))
+            x = self.act(norm(layer(x)))
         return self.posterior_logits(x).astype(jnp.float32)
-
-    def everything(self, deter: Array, stoch: Array, action: Array, embed: Array) -> tuple[Array, Array, Array]:
-        """One filtering step without sampling; used to initialize all parameters."""
-        deter = self.advance(deter, stoch, action)
-        return deter, self.prior(deter), self.posterior(deter, self.project(embed))
 
 
 class DenseRSSM(nn.Module):
@@ -164,7 +165,10 @@ class DenseRSSM(nn.Module):
     activation: str = "elu"
     dtype: str = "float32"
 
+    everything = _everything
+
     def setup(self):
+        self.act = ACTIVATIONS[self.activation]
         style = dict(dtype=self.dtype, init_kind="glorot")
         if self.input_layer:
             self.input = Linear(self.hidden, **style)
@@ -177,9 +181,6 @@ class DenseRSSM(nn.Module):
         self.posterior_norm = Norm(self.norm)
         self.posterior_out = Linear(self.outputs, **style)
 
-    def _act(self, x: Array) -> Array:
-        return ACTIVATIONS[self.activation](x)
-
     def advance(self, deter: Array, stoch: Array, action: Array) -> Array:
         """h' = f(h, z, a): `[..., D]`, `[..., Z]` or `[..., S, K]`, `[..., A]` -> `[..., D]`."""
         contracts.floating(self.deter, deter=deter)
@@ -187,13 +188,13 @@ class DenseRSSM(nn.Module):
         contracts.floating(deter=deter, stoch=stoch, action=action)
         x = jnp.concatenate([stoch.reshape(*deter.shape[:-1], -1).astype(deter.dtype), action.astype(deter.dtype)], -1)
         if self.input_layer:
-            x = self._act(self.input_norm(self.input(x)))
+            x = self.act(self.input_norm(self.input(x)))
         return self.gru(deter, x)
 
     def prior(self, deter: Array) -> Array:
         """What describes p(z | h): `[..., D] -> [..., outputs]` float32."""
         contracts.floating(self.deter, deter=deter)
-        return self.prior_out(self._act(self.prior_norm(self.prior_layer(deter)))).astype(jnp.float32)
+        return self.prior_out(self.act(self.prior_norm(self.prior_layer(deter)))).astype(jnp.float32)
 
     def project(self, embed: Array) -> Array:
         """The embedding's part of the posterior's layer, `[..., E] -> [..., hidden]`, for `posterior`."""
@@ -206,9 +207,4 @@ class DenseRSSM(nn.Module):
         contracts.floating(self.hidden, projected=projected)
         contracts.leading(deter.ndim - 1, deter=deter, projected=projected)
         x = self.posterior_layer.combine(self.posterior_layer.part(0, deter), projected)
-        return self.posterior_out(self._act(self.posterior_norm(x))).astype(jnp.float32)
-
-    def everything(self, deter: Array, stoch: Array, action: Array, embed: Array) -> tuple[Array, Array, Array]:
-        """One filtering step without sampling: the new h, prior and posterior."""
-        deter = self.advance(deter, stoch, action)
-        return deter, self.prior(deter), self.posterior(deter, self.project(embed))
+        return self.posterior_out(self.act(self.posterior_norm(x))).astype(jnp.float32)

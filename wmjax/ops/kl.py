@@ -1,7 +1,7 @@
 """Kullback-Leibler divergence between latents, and the losses that are made of it.
 
-`categorical_kl` and `balanced_kl` are DreamerV3's, on logits `[..., S, K]`: S latents, K classes. `kl_loss` is that of
-DreamerV1 and DreamerV2, on latents of any distribution.
+`balanced_kl` is DreamerV3's, on logits `[..., S, K]`: S latents, K classes. `kl_loss` is that of DreamerV1 and
+DreamerV2, on latents of any distribution. What the KL of two latents is, they say themselves (`ops.latents`).
 """
 
 from __future__ import annotations
@@ -11,27 +11,8 @@ import jax.numpy as jnp
 
 from wmjax.ops import contracts
 from wmjax.ops.distributions import unimix_logits
-from wmjax.ops.latents import Latent
+from wmjax.ops.latents import Categorical, Latent
 from wmjax.types import Array
-
-
-def categorical_kl(post_logits: Array, prior_logits: Array) -> Array:
-    """How many nats the posterior tells that the prior did not: KL(post ‖ prior), summed over the S latents.
-
-    Args:
-      post_logits, prior_logits: `[..., S, K]`, normalized or not.
-
-    Returns:
-      float32 `[...]`, at least 0.
-
-    >>> categorical_kl(jnp.zeros((2, 4)), jnp.zeros((2, 4))).item()
-    0.0
-    """
-    contracts.floating(None, None, post_logits=post_logits, prior_logits=prior_logits)
-    contracts.alike(post_logits=post_logits, prior_logits=prior_logits)
-    log_post = jax.nn.log_softmax(post_logits.astype(jnp.float32))
-    log_prior = jax.nn.log_softmax(prior_logits.astype(jnp.float32))
-    return (jnp.exp(log_post) * (log_post - log_prior)).sum((-2, -1))
 
 
 def balanced_kl(post_logits: Array, prior_logits: Array, free_nats: float, unimix: float) -> tuple[Array, Array]:
@@ -57,10 +38,9 @@ def balanced_kl(post_logits: Array, prior_logits: Array, free_nats: float, unimi
     contracts.floating(None, None, post_logits=post_logits, prior_logits=prior_logits)
     contracts.alike(post_logits=post_logits, prior_logits=prior_logits)
     stop = jax.lax.stop_gradient
-    post, prior = unimix_logits(post_logits, unimix), unimix_logits(prior_logits, unimix)
-    dyn = jnp.maximum(categorical_kl(stop(post), prior), free_nats)
-    rep = jnp.maximum(categorical_kl(post, stop(prior)), free_nats)
-    return dyn, rep
+    post, prior = (Categorical(unimix_logits(logits, unimix)) for logits in (post_logits, prior_logits))
+    divergence = lambda post, prior: jnp.maximum(post.kl(prior).sum(-1), free_nats)
+    return divergence(stop(post), prior), divergence(post, stop(prior))
 
 
 def above_free_nats(value: Array, free_nats: float, mode: str = "avg", axis_name: str | None = None) -> Array:
@@ -129,7 +109,7 @@ def kl_loss(
     for ours, theirs in zip(post, prior, strict=True):
         contracts.alike(post=ours, prior=theirs)
         contracts.floating(post=ours, prior=theirs)
-    sg = lambda latent: jax.tree.map(jax.lax.stop_gradient, latent)
+    sg = jax.lax.stop_gradient
     divergence = (lambda p, q: q.kl(p)) if forward else (lambda p, q: p.kl(q))
     average = lambda value: above_free_nats(value, free_nats, free_mode, axis_name)
     value = divergence(post, prior)
