@@ -13,7 +13,7 @@ ALLOWED = {
     "ops": {"types"},
     "nets": BASE,
     "optim": BASE | {"nets"},
-    "dreaming": BASE | {"nets"},
+    "dreaming": BASE | {"nets", "envs"},
     "evolution": BASE | {"dreaming"},
     "checks": {"types"},
     "files": set(),

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from wmjax.envs.wrappers import Outcome, RawEnv, auto_reset, time_limit
 from wmjax.ops import contracts, noise
-from wmjax.types import Array, Box, Discrete, Env, EnvSpec, MultiDiscrete, PyTree, TimeStep, Trajectory, WorldModel
+from wmjax.types import Array, Box, Discrete, Env, EnvSpec, MultiDiscrete, PyTree, Trajectory, WorldModel
 
 
 def observe(
@@ -277,44 +278,28 @@ def dream_env(
     action = spec.action
     if isinstance(action, Box):
         action = Box(-1.0, 1.0, action.shape)
-    dream_spec = EnvSpec(spec.obs if obs == "decoded" else {}, action, horizon)
     count = jax.tree.leaves(starts)[0].shape[0]
 
-    def observation(state):
+    def reset(key):
+        index = jax.random.randint(key, (), 0, count)
+        return jax.tree.map(lambda x: x[index], starts)
+
+    def step(key, state, action):
+        key_model, key_end = jax.random.split(key)
+        action = action if actions == "agent" else _to_agent(action, spec.action)
+        state = model.imagine(params, key_model, state, action)
+        reward, cont = model.predict(params, state)
+        terminal = cont < (0.5 if end == "threshold" else jax.random.uniform(key_end))
+        return state, Outcome(reward, terminal, terminal)
+
+    def observe(state):
         if obs == "state":
             return {"state": state}
         decoded = model.decode(params, state)
         return {name: _to_space(decoded[name], space) for name, space in spec.obs.items()}
 
-    def reset(key):
-        index = jax.random.randint(key, (), 0, count)
-        state = jax.tree.map(lambda x: x[index], starts)
-        false = jnp.bool_(False)
-        step = TimeStep(observation(state), jnp.float32(0), jnp.bool_(True), false, false)
-        return (state, jnp.int32(0), false), step
-
-    def advance(key, state, time, action):
-        key_model, key_end = jax.random.split(key)
-        action = action if actions == "agent" else _to_agent(action, spec.action)
-        state = model.imagine(params, key_model, state, action)
-        reward, cont = model.predict(params, state)
-        bound = 0.5 if end == "threshold" else jax.random.uniform(key_end)
-        terminal = cont < bound
-        time = time + 1
-        last = terminal | (time >= horizon)
-        return state, time, last, terminal, reward.astype(jnp.float32)
-
-    def step(key, carry, action):
-        state, time, done = carry
-        key_reset, key_step = jax.random.split(key)
-        index = jax.random.randint(key_reset, (), 0, count)
-        moved, time, last, terminal, reward = advance(key_step, state, time, action)
-        state = jax.tree.map(lambda start, next_: jnp.where(done, start[index], next_), starts, moved)
-        alive = ~done
-        record = TimeStep(observation(state), jnp.where(done, 0.0, reward), done, last & alive, terminal & alive)
-        return (state, jnp.where(done, 0, time), last & alive), record
-
-    return Env(dream_spec, reset, step)
+    dream_spec = EnvSpec(spec.obs if obs == "decoded" else {}, action)
+    return auto_reset(time_limit(RawEnv(dream_spec, reset, step, observe), horizon))
 
 
 def _to_space(x: Array, space) -> Array:

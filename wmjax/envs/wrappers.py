@@ -199,13 +199,10 @@ def with_arguments(name: str, params: Any, args: Mapping[str, Any]) -> Any:
     except SuiteError as error:
         raise UsageError(str(error)) from None
     for field, value in args.items():
-        kinds = bool if isinstance(fields[field], bool) else (int, float) if _is_real(fields[field]) else int
+        real = np.issubdtype(np.asarray(fields[field]).dtype, np.floating)
+        kinds = bool if isinstance(fields[field], bool) else (int, float) if real else int
         if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
             raise UsageError(
                 f"env_args: {field} of {name!r} is {value!r:.80}, which is not valid; such as {fields[field]} is"
             )
     return dataclasses.replace(params, **args)
-
-
-def _is_real(value: Any) -> bool:
-    return np.issubdtype(np.asarray(value).dtype, np.floating)
