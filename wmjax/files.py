@@ -19,9 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-TEMPORARY = re.compile(
-    r"\.tmp-[0-9a-f]{8}-(.+)", re.DOTALL
-)  # what `replacing` calls a file, and the name that it is to have
+# What `replacing` calls a file, and the name that it is to have.
+TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-(.+)", re.DOTALL)
 
 
 def _not_regular(path: Path, what: str = "not a regular file") -> OSError:

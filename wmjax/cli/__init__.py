@@ -73,15 +73,6 @@ def _complain(text: object) -> None:
         sys.stderr.flush()
 
 
-def _open_descriptors() -> None:
-    """Puts the null device where a standard stream is closed, so that no file of a run comes to be one."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-
-
 def _let_go(stream: Any) -> None:
     """Drops what a stream still holds and cannot write; the interpreter would fail on it when it ends."""
     try:
@@ -109,7 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     A run that is whole gives 0, also where what it said could not be written.
     """
     if argv is None:
-        _open_descriptors()
+        for number in range(3):  # a standard stream that is closed; no file of a run is to be one
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
         sys.unraisablehook = _unraisable
     try:
         return _main(sys.argv[1:] if argv is None else argv)

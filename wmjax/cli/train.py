@@ -31,9 +31,8 @@ class Start(NamedTuple):
 
 
 def train(argv: Sequence[str]) -> None:
-    with contextlib.ExitStack() as stack:
-        if sys.stdout is not None:  # what is printed cannot end a run
-            stack.enter_context(contextlib.redirect_stdout(SafeStream(sys.stdout)))
+    safe = SafeStream(sys.stdout) if sys.stdout is not None else None  # what is printed cannot end a run
+    with contextlib.redirect_stdout(safe):
         _train(argv)
 
 
