@@ -18,6 +18,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from wmjax.types import UsageError
@@ -206,6 +207,36 @@ def rules(rule: Rule, fields: str) -> dict[str, Rule]:
     return dict.fromkeys(fields.split(), rule)
 
 
+# By the name of a field, of whichever agent; what differs for one of them is in its file.
+RULES = (
+    rules(
+        POSITIVE,
+        "deter hidden stoch min_std classes depth decoder_depth embed embed_dim units encoder_units blocks latent "
+        "latents channels policy_channels multipliers width ff heads lstm_units mixtures patch attention layers "
+        "vector_layers prior_layers posterior_layers res_blocks learning_rate model_lr actor_lr critic_lr "
+        "tokenizer_rate world_model_rate actor_critic_rate vision_learning_rate memory_learning_rate epsilon "
+        "adam_epsilon clip_limit return_norm_limit temperature eval_temperature done_pos_weight "
+        "exploration_half_life exploration_updates slow_critic_every grad_accum batch_size length horizon num_envs "
+        "replay_capacity train_ratio train_every train_steps world_model_length collect collect_epochs collect_steps "
+        "tokenizer_updates world_model_updates actor_critic_updates tokenizer_batch world_model_batch "
+        "actor_critic_batch vision_batch_size memory_batch_size memory_length sigma_init population rollouts "
+        "generations mean_every mean_rollouts starts",
+    )
+    | rules(
+        NOT_NEGATIVE,
+        "reward_layers cont_layers actor_layers critic_layers controller_units encoder_padding free_nats "
+        "kl_tolerance kl_scale dyn_scale rep_scale beta image_scale vector_scale reward_scale cont_scale "
+        "commit_scale recon_scale perceptual_scale actor_scale critic_scale slow_critic_scale replay_critic_scale "
+        "entropy_scale exploration exploration_min prediction_penalty forget_bias position_std codebook_reset "
+        "memory_final_learning_rate warmup grad_clip imagine_last burn_in prefill pretrain tokenizer_after "
+        "world_model_after actor_critic_after final_epochs vision_updates memory_updates restarts",
+    )
+    | rules(FRACTION, "discount lambda_ actor_grad_mix kl_balance slow_critic_rate return_norm_rate memory_decay")
+    | rules(BELOW_ONE, "unimix actor_unimix weight_decay dropout lpips_dropout codebook_decay beta1 beta2")
+    | rules(PERCENTILE, "return_norm_low return_norm_high")
+)
+
+
 def alternatives(hint: Any) -> tuple[Any, ...]:
     """The types of a union; any other type by itself."""
     return hint.__args__ if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
@@ -222,14 +253,16 @@ def _choices(config_class: type) -> dict[str, tuple[list[str], bool]]:
     return found
 
 
-def check_ranges(config: Any, table: Mapping[str, Rule]) -> None:
+def check_ranges(config: Any, own: Mapping[str, Rule] = MappingProxyType({})) -> None:
     """Raises `UsageError` on the first field of a dataclass that breaks its rule, or the upper bound of `BOUNDS`.
+
+    The rule is that of `own`, or else of `RULES`; a field in neither has none.
 
     None is always valid, except where there are choices (`Literal`), of which the value must be one. Each entry of a
     tuple must be valid, and there are at most `LAYERS`. Numbers other than integers must be ones of float32: neither
     infinite nor too small to be told from 0.
     """
-    choices = _choices(type(config))
+    choices, table = _choices(type(config)), RULES | dict(own)
     for field in dataclasses.fields(config):
         value, rule = getattr(config, field.name), table.get(field.name)
         words, more = choices.get(field.name, ((), True))

@@ -143,19 +143,8 @@ class IRISConfig:
 
 
 RULES = (
-    checks.rules(
-        checks.POSITIVE,
-        "embed_dim latents channels multipliers res_blocks attention patch layers heads width ff world_model_length "
-        "policy_channels lstm_units num_envs collect tokenizer_updates world_model_updates actor_critic_updates "
-        "tokenizer_batch world_model_batch actor_critic_batch replay_capacity tokenizer_rate world_model_rate "
-        "actor_critic_rate grad_clip adam_epsilon temperature eval_temperature collect_epochs",
-    )
-    | checks.rules(
-        checks.NOT_NEGATIVE,
-        "commit_scale recon_scale perceptual_scale codebook_reset position_std burn_in entropy_scale actor_scale "
-        "critic_scale weight_decay tokenizer_after world_model_after actor_critic_after final_epochs",
-    )
-    | checks.rules(checks.FRACTION, "discount lambda_ epsilon")
-    | checks.rules(checks.BELOW_ONE, "lpips_dropout codebook_decay dropout beta1 beta2")
-    | checks.rules((lambda x: x >= 2, "2 or more"), "vocab_size max_blocks horizon")
+    checks.rules((lambda x: x >= 2, "2 or more"), "vocab_size max_blocks horizon")
+    | checks.rules(checks.POSITIVE, "grad_clip")
+    | checks.rules(checks.NOT_NEGATIVE, "weight_decay")
+    | checks.rules(checks.FRACTION, "epsilon")
 )

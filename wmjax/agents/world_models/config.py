@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from wmjax import evolution
-from wmjax.checks import FRACTION, NOT_NEGATIVE, POSITIVE, check_ranges, rules
+from wmjax.checks import NOT_NEGATIVE, check_ranges, rules
 from wmjax.nets import perceptual
 from wmjax.types import UsageError
 
@@ -94,8 +94,8 @@ class WorldModelsConfig:
 
     def validate(self) -> None:
         """Raises `UsageError` on the first field that is out of range, or contradicts another."""
-        check_ranges(self, RULES)
-        check_ranges(self.evolve, EVOLVE_RULES)
+        check_ranges(self)
+        check_ranges(self.evolve, rules(NOT_NEGATIVE, "weight_decay"))
         evolution.StrategyConfig(1, self.evolve.population, weight_decay=self.evolve.weight_decay).validate()
         if self.perceptual == "lpips":
             perceptual.load_lpips(self.lpips_weights)
@@ -123,23 +123,3 @@ class WorldModelsConfig:
                 f"memory_stateful needs a sequence of every environment in each batch: memory_batch_size must be "
                 f"num_envs={self.num_envs}, got {self.memory_batch_size}"
             )
-
-
-RULES = (
-    rules(
-        POSITIVE,
-        "latent depth decoder_depth vision_learning_rate vision_batch_size hidden mixtures done_pos_weight temperature "
-        "memory_learning_rate clip_limit memory_batch_size memory_length num_envs replay_capacity collect_steps",
-    )
-    | rules(
-        NOT_NEGATIVE,
-        "kl_tolerance beta recon_scale perceptual_scale vision_updates forget_bias memory_final_learning_rate "
-        "prediction_penalty memory_updates controller_units",
-    )
-    | rules(FRACTION, "memory_decay")
-)
-
-
-EVOLVE_RULES = rules(
-    POSITIVE, "sigma_init population rollouts generations mean_every mean_rollouts horizon starts"
-) | rules(NOT_NEGATIVE, "restarts")
