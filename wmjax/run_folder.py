@@ -64,8 +64,6 @@ def member_description(description: dict[str, Any], seed: int) -> dict[str, Any]
 CONFIG_BYTES = 2**20
 LARGEST = 2**53  # of whole numbers that are exact everywhere
 DEPTH = 5  # of values within values
-
-
 MISSING = type("Missing", (), {"__repr__": lambda self: "<missing>"})()
 
 
@@ -95,10 +93,7 @@ def _object(name: str, value: Any) -> None:
 
 # What raises `UsageError` where the value of a name is not valid; `OR_NULL` says where it may be null.
 SCHEMA: dict[str, Callable[[str, Any], Any]] = {
-    "version": checks.text,
-    "agent": checks.text,
-    "env": checks.text,
-    "preset": checks.text,
+    **dict.fromkeys(("version", "agent", "env", "preset"), checks.text),
     **dict.fromkeys(("seed", "seeds", "devices"), checks.number),
     "parallel": partial(checks.choice, valid=("shard_map", "pmap")),
     **dict.fromkeys(("image_size", "action_repeat", "steps"), checks.number),
