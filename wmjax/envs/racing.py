@@ -139,10 +139,7 @@ def _reset(key: Array) -> RacingState:
 def _axle_force(along: Array, push: Array, brake: Array, side: Array, grip: Array) -> Array:
     """Force on one axle, `[2]` in its wheels' frame: engine, brakes, and what holds it back from sliding.
 
-    Args:
-      along, side: velocity of the axle along its wheels and to their left.
-      push, brake: forces that the driver asks for.
-      grip: the largest force; what is asked beyond it makes the axle slide.
+    `along` and `side` are its velocity along its wheels and to their left; beyond the force `grip` it slides.
     """
     hold = 0.25 / DT  # of the effective mass ½: half of a sliding velocity is gone after one step, if grip allows
     force = jnp.stack([push - jnp.clip(hold * along, -brake, brake), -hold * side])

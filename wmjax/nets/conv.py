@@ -274,18 +274,10 @@ def _check(x: Array, kernel: Array, stride: int, axis: int) -> None:
 
 
 def _block_conv(x, kernel, stride, lows, outs, pool=False):
-    """Correlates with `kernel` at every `stride`-th pixel; each position gives a patch of [ph, pw] output pixels.
+    """Correlates [N, H, W, C] with [kh, kw, C, ph, pw, O], each position giving a patch of [ph, pw] output pixels.
 
-    Args:
-      x: [N, H, W, C].
-      kernel: [kh, kw, C, ph, pw, O]. A convolution has ph = pw = 1.
-      stride: input pixels between positions.
-      lows: zeros above and to the left of the image.
-      outs: rows and columns of output to keep.
-      pool: 2x2 max-pooling of the output (needs ph = pw = 1).
-
-    Returns:
-      [N, *outs, O], or half as large with `pool`, in the dtype of `x`.
+    `stride` is between positions, `lows` are zeros above and to the left, `outs` rows and columns of output to keep.
+    `pool`, 2x2 max-pooling, needs ph = pw = 1. Gives [N, *outs, O], or half as large, in the dtype of `x`.
     """
     (num, *side, c), (*_, ph, pw, o) = x.shape, kernel.shape
     grid = [-(-n // p) for n, p in zip(outs, (ph, pw), strict=True)]
@@ -355,13 +347,9 @@ def _chunk(num, floats):
 
 
 def _spread(kernel, tile, spans, stride):
-    """The matrix from the input blocks under a block of outputs to those outputs.
+    """The matrix [Q, K] from the input blocks under a block of outputs to those outputs.
 
-    Args:
-      kernel: [kh, kw, C, ph, pw, O].
-
-    Returns:
-      [Q, K]: Q runs over (tile row, ph, tile column, pw, O), K over (span row, span column, block row, column, C).
+    Q runs over (tile row, ph, tile column, pw, O), K over (span row, span column, block row, column, C).
     """
 
     def shifted(kernel, axis, count, span):

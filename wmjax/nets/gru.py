@@ -17,7 +17,6 @@ def gated_update(deter: Array, reset: Array, cand: Array, update: Array) -> Arra
     Source: DreamerV2 code, kept by DreamerV3. `update` admits the new here; in `GRU` it keeps the old.
     """
     contracts.alike(deter=deter, reset=reset, cand=cand, update=update)
-    contracts.floating(deter=deter, reset=reset, cand=cand, update=update)
     cand = jnp.tanh(jax.nn.sigmoid(reset) * cand)
     update = jax.nn.sigmoid(update - 1.0)
     return update * cand + (1.0 - update) * deter

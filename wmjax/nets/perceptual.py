@@ -92,7 +92,6 @@ def _stack(lpips_weights: str | None) -> Stack:
 def _check(x: Array, y: Array, channels: int | None = None) -> None:
     contracts.exactly(None, None, None, channels, x=x)
     contracts.alike(x=x, y=y)
-    contracts.floating(x=x, y=y)
 
 
 def loss(

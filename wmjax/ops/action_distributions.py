@@ -80,8 +80,7 @@ def tanh_normal(mean: Array, std: Array, mean_scale: float = 5.0, init_std: floa
     >>> round(tanh_normal(jnp.zeros(1), jnp.zeros(1)).std.item(), 4)
     5.0001
     """
-    contracts.floating(None, mean=mean, std=std)
-    contracts.alike(mean=mean, std=std)
+    contracts.alike(None, mean=mean, std=std)
     mean, std = mean.astype(jnp.float32), std.astype(jnp.float32)
     raw_init = math.log(math.expm1(init_std))
     return TanhNormal(mean_scale * jnp.tanh(mean / mean_scale), jax.nn.softplus(std + raw_init) + 1e-4)
@@ -136,7 +135,6 @@ class TruncatedNormal(NamedTuple):
 def truncated_noise(key: Array, low: Array, high: Array) -> Array:
     """Standard normal noise between bounds `[..., A]`, by inversion of the distribution function."""
     contracts.alike(low=low, high=high)
-    contracts.floating(low=low, high=high)
     contracts.keys(*low.shape, key=key)
     below, above = jax.scipy.special.ndtr(low), jax.scipy.special.ndtr(high)
     uniform = noise.uniform(key, low.shape)
@@ -151,8 +149,7 @@ def truncated_normal(loc: Array, scale: Array, min_std: float = 0.1) -> Truncate
     >>> round(truncated_normal(jnp.zeros(1), jnp.zeros(1)).scale.item(), 4)
     1.1
     """
-    contracts.floating(None, loc=loc, scale=scale)
-    contracts.alike(loc=loc, scale=scale)
+    contracts.alike(None, loc=loc, scale=scale)
     loc, scale = jnp.tanh(loc.astype(jnp.float32)), scale.astype(jnp.float32)
     return TruncatedNormal(loc, 2 * jax.nn.sigmoid(scale / 2) + min_std)
 

@@ -25,8 +25,9 @@ def exactly(*shape: int | None, **arrays: Array) -> None:
         chex.assert_shape(x, shape, custom_message=name)
 
 
-def alike(**arrays: Array) -> None:
-    """All have one shape."""
+def alike(*shape: int | None, **arrays: Array) -> None:
+    """Real numbers, all of one shape; where a shape is given, the last axes have it."""
+    floating(*shape, **arrays)
     chex.assert_equal_shape(list(arrays.values()), custom_message=", ".join(arrays))
 
 

@@ -246,7 +246,6 @@ class SymlogMSE(NamedTuple):
     def log_prob(self, target: Array) -> Array:
         """-(prediction - symlog(target))², float32 `[...]`: a log-likelihood up to scale and constant."""
         contracts.alike(prediction=self.prediction, target=target)
-        contracts.floating(target=target)
         return -((self.prediction.astype(jnp.float32) - symlog(target)) ** 2)
 
 
@@ -267,7 +266,6 @@ class UnitNormal(NamedTuple):
     def log_prob(self, target: Array) -> Array:
         """-½ Σ (x - mean)² - ½ ln 2π for each number of the event, float32 `[...]`."""
         contracts.alike(prediction=self.prediction, target=target)
-        contracts.floating(target=target)
         error = 0.5 * (target.astype(jnp.float32) - self.mean()) ** 2 + 0.5 * jnp.log(2 * jnp.pi)
         return -error.sum(tuple(range(-self.event_dims, 0)))
 
@@ -314,7 +312,6 @@ def bounded_normal(mean: Array, std: Array, min_std: float = 0.1, max_std: float
     >>> bounded_normal(jnp.zeros(2), jnp.full(2, 99.0)).stddev().tolist()
     [1.0, 1.0]
     """
-    contracts.floating(None, mean=mean, std=std)
-    contracts.alike(mean=mean, std=std)
+    contracts.alike(None, mean=mean, std=std)
     mean, std = jnp.tanh(mean.astype(jnp.float32)), jax.nn.sigmoid(std.astype(jnp.float32) + 2)
     return distrax.Independent(_Normal(mean, min_std + (max_std - min_std) * std), 1)

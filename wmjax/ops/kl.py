@@ -35,8 +35,7 @@ def balanced_kl(post_logits: Array, prior_logits: Array, free_nats: float, unimi
     >>> [x.item() for x in balanced_kl(jnp.zeros((2, 4)), jnp.zeros((2, 4)), 1.0, 0.01)]
     [1.0, 1.0]
     """
-    contracts.floating(None, None, post_logits=post_logits, prior_logits=prior_logits)
-    contracts.alike(post_logits=post_logits, prior_logits=prior_logits)
+    contracts.alike(None, None, post_logits=post_logits, prior_logits=prior_logits)
     stop = jax.lax.stop_gradient
     post, prior = (Categorical(unimix_logits(logits, unimix)) for logits in (post_logits, prior_logits))
     divergence = lambda post, prior: jnp.maximum(post.kl(prior).sum(-1), free_nats)
@@ -108,7 +107,6 @@ def kl_loss(
     """
     for ours, theirs in zip(post, prior, strict=True):
         contracts.alike(post=ours, prior=theirs)
-        contracts.floating(post=ours, prior=theirs)
     sg = jax.lax.stop_gradient
     divergence = (lambda p, q: q.kl(p)) if forward else (lambda p, q: p.kl(q))
     average = lambda value: above_free_nats(value, free_nats, free_mode, axis_name)

@@ -64,7 +64,6 @@ class Categorical(NamedTuple):
         [0.0]
         """
         contracts.alike(self=self.logits, other=other.logits)
-        contracts.floating(self=self.logits, other=other.logits)
         mine, theirs = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
         return (jnp.exp(mine) * (mine - theirs)).sum(-1)
 
@@ -99,7 +98,6 @@ class Gaussian(NamedTuple):
         [0.5]
         """
         contracts.alike(mean=self.mean, std=self.std, other=other.mean, other_std=other.std)
-        contracts.floating(self=self.mean, other=other.mean)
         ratio = self.std / other.std
         shift = (self.mean - other.mean) / other.std
         return 0.5 * (ratio**2 + shift**2 - 1) - jnp.log(ratio)

@@ -61,7 +61,6 @@ def straight_through(z: Array, quantized: Array) -> Array:
     10.0
     """
     contracts.alike(z=z, quantized=quantized)
-    contracts.floating(z=z, quantized=quantized)
     return z + sg(quantized - z)
 
 
@@ -79,7 +78,6 @@ def codebook_losses(z: Array, quantized: Array) -> tuple[Array, Array]:
     Source: van den Oord et al. 2017, equation 3; means over all entries as IRIS takes them.
     """
     contracts.alike(z=z, quantized=quantized)
-    contracts.floating(z=z, quantized=quantized)
     z, quantized = z.astype(jnp.float32), quantized.astype(jnp.float32)
     return jnp.mean((sg(z) - quantized) ** 2), jnp.mean((z - sg(quantized)) ** 2)
 
@@ -196,7 +194,6 @@ def health(counts: Array, usage: Array, dead_below: float) -> Metrics:
     """
     contracts.exactly(None, counts=counts)
     contracts.alike(counts=counts, usage=usage)
-    contracts.floating(counts=counts, usage=usage)
     share = counts / jnp.maximum(counts.sum(), 1.0)
     entropy = -jnp.sum(share * jnp.log(jnp.maximum(share, 1e-12)))
     return {

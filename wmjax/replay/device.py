@@ -311,7 +311,7 @@ def check_latent(stored: PyTree, index: Index, latent: PyTree) -> None:
     """Demands of `latent` what `write` says; `stored` are arrays or shapes `[rows, num_envs, ...]`."""
     row, env = index
     contracts.integers(row=row, env=env)
-    contracts.alike(row=row, env=env)
+    contracts.exactly(*row.shape, env=env)
     of_batch = lambda x, new: jax.ShapeDtypeStruct((new.shape[0], *row.shape[1:], *x.shape[2:]), new.dtype)
     contracts.fits(jax.tree.map(of_batch, stored, latent), latent)
 
