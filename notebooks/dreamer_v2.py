@@ -15,6 +15,7 @@
 # agent learns `catch` from pixels; the default here only shows the mechanics.
 
 # %%
+import dataclasses
 import os
 import tempfile
 from functools import partial
@@ -52,7 +53,7 @@ print(f"mean return {scores.mean:.2f} over {scores.episodes} episodes (random: a
 # class each latent takes, step by step; then the model sees three frames only and dreams the rest.
 
 # %%
-agent, env, params, config = run.agent, run.env, run.state.params, run.config
+agent, env, params, config = run.agent, run.env, run.state.variables, run.config
 CONTEXT, SHOWN = 3, 9
 
 
@@ -98,7 +99,7 @@ print(np.asarray(states.stoch[:, 0].argmax(-1)))
 # different.
 
 # %%
-nets = v2.networks(env.spec, config)
+parts = v2.assemble(env.spec, config)
 rows = 32
 start = jax.tree.map(lambda x: jnp.broadcast_to(x[4, :1], (rows, *x.shape[2:])), states)
 keys, alive = jax.random.split(jax.random.key(3), rows), jnp.zeros(rows, bool)
@@ -106,9 +107,8 @@ trained = {name: params[name] for name in ("actor", "critic")}
 
 
 def gradient(mode):
-    loss = lambda trained: v2.behavior_loss(
-        nets, agent.model, config, mode, params, trained, keys, start, alive
-    )[0]  # fmt: skip
+    own = parts._replace(config=dataclasses.replace(config, actor_grad=mode))
+    loss = lambda trained: v2.behavior_loss(own, params, trained, keys, start, alive)[0]
     leaves = jax.tree.leaves(jax.jit(jax.grad(loss))(trained)["actor"])
     return np.concatenate([np.ravel(x) for x in leaves])
 

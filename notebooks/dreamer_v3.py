@@ -52,7 +52,7 @@ print(f"mean return {scores.mean:.2f} over {scores.episodes} episodes (random: a
 # have it predict the rest from the actions alone.
 
 # %%
-agent, env, params = run.agent, run.env, run.state.params
+agent, env, params = run.agent, run.env, run.state.variables
 
 
 @jax.jit

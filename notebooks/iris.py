@@ -55,7 +55,7 @@ print(f"mean return {scores.mean:.2f} over {scores.episodes} episodes (random: a
 # `encode` gives the tokens of a frame, `decode` what the policy sees of it.
 
 # %%
-agent, env, params, config = run.agent, run.env, run.state.params, run.config
+agent, env, params, config = run.agent, run.env, run.state.variables, run.config
 nets = iris.networks(env.spec, config)
 
 

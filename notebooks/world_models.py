@@ -61,7 +61,7 @@ print(f"mean return {scores.mean:.2f} over {scores.episodes} episodes (random: a
 # generations. The best of a population is best by luck, too; what counts is the distribution's mean.
 
 # %%
-agent, env, params = run.agent, run.env, run.state.params
+agent, env, params = run.agent, run.env, run.state.variables
 seen = figures.open_loop(agent, env, params, jax.random.key(1), 2, 6)
 figures.write_reconstructions(f"{folder}/reconstructions.png", seen, 2, "image")
 figures.plot_fitness_curves(f"{folder}/fitness.png", [("catch, in the dream", run.path)])

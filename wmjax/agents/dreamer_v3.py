@@ -393,16 +393,8 @@ def imagination_losses(
 
 def scales(parts: Parts) -> dict[str, float]:
     """The factor of each loss term in the total."""
-    config = parts.config
-    return dreamer.decode_scales(parts) | {
-        "dyn": config.dyn_scale,
-        "rep": config.rep_scale,
-        "reward": config.reward_scale,
-        "cont": config.cont_scale,
-        "actor": config.actor_scale,
-        "critic": config.critic_scale,
-        "replay_critic": config.replay_critic_scale,
-    }
+    terms = ("dyn", "rep", "reward", "cont", "actor", "critic", "replay_critic")
+    return dreamer.decode_scales(parts) | {name: getattr(parts.config, f"{name}_scale") for name in terms}
 
 
 def _with_last(x: Array) -> Array:
