@@ -1,5 +1,8 @@
 """Every public function of `nets`, `replay` and `dreaming` names the argument whose rank, shape or dtype is wrong."""
 
+import re
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,3 +218,15 @@ def test_a_wrong_argument_is_named(name):
     function, given = RIGHT[name] if isinstance(RIGHT[name], tuple) else (function_of(name), RIGHT[name])
     free, any_dtype, any_shape = ({arg for row, arg in rule if row == name} for rule in (FREE, ANY_DTYPE, ANY_SHAPE))
     check_that_wrong_arguments_are_named(function, given, free, any_dtype, any_shape, NAMES)
+
+
+@pytest.mark.parametrize("name", ["nets.codec.Decoder", "nets.conv.conv2d", "replay.device.add", "dreaming.imagine"])
+def test_what_functions_demand_leaves_nothing_in_the_program(name):
+    function, given = RIGHT[name] if isinstance(RIGHT[name], tuple) else (function_of(name), RIGHT[name])
+    program = lambda: re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(lambda: function(**given))()))
+    checked = program()
+    chex.disable_asserts()
+    try:
+        assert program() == checked
+    finally:
+        chex.enable_asserts()
