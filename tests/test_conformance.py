@@ -405,7 +405,7 @@ def learned(name: str, env: Env) -> float:
     for stage in agent.recipe.stages:
         run, _ = device.compile_stage(agent, env, stage)(run, stage.iterations or row.probe_iterations)
         run = device.next_stage(run)
-    scores = Evaluator(agent, env)(run.agent.variables, jax.random.key(1), 128)
+    scores = Evaluator(agent, env)(run.agent.variables, jax.random.key(1), 512)
     return np.mean(scores.returns)
 
 

@@ -80,7 +80,7 @@ def train(
       steps: env steps (frames over all environments; the record that begins an episode counts as a step), rounded up to
         whole iterations; the preset's by default. No schedule depends on it, so a run may be resumed with more. Not for
         agents all of whose stages have a length, such as World Models.
-      devices, parallel: how many to spread environments, replay and batches over, 1 by default; "shard_map" or "pmap".
+      devices, parallel: how many to spread the environments over, 1 by default; "shard_map" (default) or "pmap".
       out: the run folder; by default a new one under `runs/`.
       resume: go on with the run in `out`; the result is the same, byte for byte, as if it had never stopped, except
         that environments on the host begin new episodes. Settings and `overrides` that are not given stay as they are.
