@@ -31,6 +31,7 @@ from wmjax.types import PyTree, RunError, UsageError
 
 FORMAT = 1  # of the manifest and of what lies beside it
 MANIFEST = "manifest.json"
+OTHER = "it belongs to another agent, configuration or version"
 MANIFEST_BYTES = 2**26
 STEP = re.compile("[0-9]{12}")  # the name of a step; folders of other names are not ours
 BEGUN = re.compile(r"\.([0-9]{12})\.(tmp|old)")  # what is being written, and what is being replaced
@@ -345,13 +346,13 @@ def _check_template(place: Path, template: dict[str, Any], entries: dict[str, An
     """Raises `UsageError` at the first leaf that is not as it was saved; with `exact` also where there are more."""
     for path, leaf in template.items():
         if path not in entries:
-            raise UsageError(f"checkpoint {place}: holds no {path!r}; it belongs to another agent or configuration")
+            raise UsageError(f"checkpoint {place}: holds no {path!r}; {OTHER}")
         saved = entries[path]["dtype"], tuple(entries[path]["shape"])
         if saved != (str(leaf.dtype), leaf.shape):
             raise UsageError(f"checkpoint {place}: {path!r} is {saved[0]} {saved[1]}, not {leaf.dtype} {leaf.shape}")
     if exact and entries.keys() - template.keys():
         more = min(entries.keys() - template.keys())
-        raise UsageError(f"checkpoint {place}: holds {more!r} too; it belongs to another agent or configuration")
+        raise UsageError(f"checkpoint {place}: holds {more!r} too; {OTHER}")
 
 
 def _check_files(folder: Path) -> None:
