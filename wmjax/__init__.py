@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from wmjax.cli.configs import read_config
     from wmjax.dreaming import dream_env, imagine, observe, open_loop
     from wmjax.envs import EnvInfo, env_names, make_env
-    from wmjax.envs.wrappers import Outcome, RawEnv, action_repeat, auto_reset, time_limit
     from wmjax.loops.checkpoint import CheckpointCorruptError
     from wmjax.loops.driver import Interrupted
+    from wmjax.raw_env import Outcome, RawEnv, action_repeat, auto_reset, time_limit
     from wmjax.run import Run, load
     from wmjax.scores import Scores
     from wmjax.training import train
@@ -33,7 +33,7 @@ _HOME = {
     "read_config": "cli.configs",
     **dict.fromkeys("dream_env imagine observe open_loop".split(), "dreaming"),
     **dict.fromkeys("EnvInfo env_names make_env".split(), "envs"),
-    **dict.fromkeys("Outcome RawEnv action_repeat auto_reset time_limit".split(), "envs.wrappers"),
+    **dict.fromkeys("Outcome RawEnv action_repeat auto_reset time_limit".split(), "raw_env"),
     "CheckpointCorruptError": "loops.checkpoint",
     "Interrupted": "loops.driver",
     **dict.fromkeys("Run load".split(), "run"),

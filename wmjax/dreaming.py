@@ -12,8 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wmjax.envs.wrappers import Outcome, RawEnv, auto_reset, time_limit
+from wmjax import checks
 from wmjax.ops import contracts, noise
+from wmjax.raw_env import Outcome, RawEnv, auto_reset, time_limit
 from wmjax.types import Array, Box, Discrete, Env, EnvSpec, MultiDiscrete, PyTree, Trajectory, WorldModel
 
 
@@ -141,7 +142,7 @@ def imagine(
     """
 
     contracts.leading(1, state=state)
-    contracts.keys(*jax.tree.leaves(state)[0].shape[:1], key=key)
+    contracts.keys(*jnp.shape(next(iter(jax.tree.leaves(state)), ()))[:1], key=key)
 
     def step(carry, t):
         state, policy_carry = carry
@@ -268,12 +269,14 @@ def dream_env(
 
     Raises:
       ValueError: `obs`, `end` or `actions` is none of the above.
+      UsageError: `horizon` is not an integer of at least 1.
     """
     if obs not in ("decoded", "state") or end not in ("threshold", "sample") or actions not in ("native", "agent"):
         raise ValueError(
             f"obs={obs!r} (valid: decoded, state), end={end!r} (valid: threshold, sample), "
             f"actions={actions!r} (valid: native, agent)"
         )
+    horizon = checks.number("horizon", horizon, checks.BOUNDS["steps"])
     contracts.leading(1, starts=starts)
     action = spec.action
     if isinstance(action, Box):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import wmjax
-from wmjax.envs.wrappers import Outcome, agent_actions
+from wmjax.envs.wrappers import agent_actions
 from wmjax.ops.action_distributions import random_action
+from wmjax.raw_env import Outcome
 from wmjax.types import Box, Discrete, Env, EnvSpec, HostEnv, MultiDiscrete, TimeStep, UsageError
 
 SPEC = EnvSpec({"vector": Box(-1, 1, (3,))}, Discrete(2), 10)

@@ -9,8 +9,8 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from wmjax import checks
-from wmjax.envs import catch, from_craftax, from_gymnax, hints, pendulum, racing, wrappers
+from wmjax import checks, raw_env
+from wmjax.envs import catch, from_craftax, from_gymnax, hints, pendulum, racing
 from wmjax.envs.check import checked
 from wmjax.envs.from_gymnasium import START_SECONDS, from_gymnasium
 from wmjax.envs.handed import GYM, handed, is_host
@@ -79,7 +79,7 @@ def make_env(
         return checked(value)
     if not isinstance(value, str) or is_host(value):
         return _make_host(value, name, args, image_size, repeat, seconds)
-    return wrappers.auto_reset(wrappers.action_repeat(_make_raw(value, image_size, args), repeat))
+    return raw_env.auto_reset(raw_env.action_repeat(_make_raw(value, image_size, args), repeat))
 
 
 def _make_host(
@@ -110,7 +110,7 @@ def _check_known(name: str) -> None:
         raise UsageError(f"env: unknown name {name!r}; did you mean {meant!r}? (see wmjax list envs)")
 
 
-def _make_raw(name: str, image_size: int | None, args: Mapping[str, Any] = {}) -> wrappers.RawEnv:
+def _make_raw(name: str, image_size: int | None, args: Mapping[str, Any] = {}) -> raw_env.RawEnv:
     prefix = name[: name.find(":") + 1]
     if prefix in LIBRARIES:
         library, task = LIBRARIES[prefix], name.removeprefix(prefix)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.envs.wrappers import Outcome, RawEnv
+from wmjax.raw_env import Outcome, RawEnv
 from wmjax.types import Array, Box, Discrete, EnvSpec, UsageError
 
 ROWS, COLUMNS = 10, 5

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.envs.wrappers import Outcome, RawEnv, auto_reset
+from wmjax.raw_env import Outcome, RawEnv, auto_reset
 from wmjax.suites.pictures import BRIGHT
 from wmjax.types import Box, Discrete, Env, EnvSpec, HostEnv, MultiDiscrete, PyTree, TimeStep, UsageError
 

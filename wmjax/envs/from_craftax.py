@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.envs.wrappers import Outcome, RawEnv, settled, with_arguments
+from wmjax.envs.wrappers import settled, with_arguments
+from wmjax.raw_env import Outcome, RawEnv
 from wmjax.types import Box, Discrete, EnvSpec, UsageError
 
 IMAGE_SIZE = 64

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wmjax import checks
-from wmjax.envs.wrappers import RawEnv
+from wmjax.raw_env import RawEnv
 from wmjax.suites import SUITES, gym_suite
 from wmjax.types import Env, HostEnv, UntrustedError, UsageError
 

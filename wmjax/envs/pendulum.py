@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.envs.wrappers import Outcome, RawEnv, time_limit
+from wmjax.raw_env import Outcome, RawEnv, time_limit
 from wmjax.types import Array, Box, EnvSpec
 
 GRAVITY, MASS, LENGTH, DT = 10.0, 1.0, 1.0, 0.05

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wmjax.envs.wrappers import Outcome, RawEnv
+from wmjax.raw_env import Outcome, RawEnv
 from wmjax.types import Array, Box, Discrete, EnvSpec, MultiDiscrete, Space
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.envs.wrappers import Outcome, RawEnv, time_limit
+from wmjax.raw_env import Outcome, RawEnv, time_limit
 from wmjax.types import Array, Box, EnvSpec
 
 EPISODE_STEPS = 1000
