@@ -109,25 +109,26 @@ print(f"first action, by finite differences: {finite:.4f}, by the chain rule: {g
 
 # %% [markdown]
 # ## Change one equation
-# The actor climbs `state_returns`: λ-returns that end in the value of the last imagined state. Here is the agent whose
+# The actor climbs `targets`: λ-returns that end in the value of the last imagined state. Here is the agent whose
 # returns are plain sums of imagined rewards instead, without values: replace the function, make the agent, train.
 # (This one is an option, too: `bootstrap=False, lambda_=1`.)
 
 # %%
-lambda_targets = v1.returns.state_returns
+lambda_targets = v1.targets
 
 
-def plain_sums(reward, discount, value, lambda_, bootstrap):
+def plain_sums(imagined, config):
     """Discounted sums of the rewards up to the horizon."""
 
     def add(later, now):
         total = now[0] + now[1] * later
         return total, total
 
+    reward, discount = imagined.reward, imagined.discount
     return jax.lax.scan(add, reward[-1], (reward[:-1], discount[:-1]), reverse=True)[1]
 
 
-v1.returns.state_returns = plain_sums
+v1.targets = plain_sums
 try:
     mine = v1.dreamer_v1(env.spec, dataclasses.replace(run.config, prefill=20 * run.config.num_envs))
     state = jax.jit(lambda key: device.init(mine, env, key))(jax.random.key(0))
@@ -137,7 +138,7 @@ try:
     state, before = learn(device.next_stage(state), 2)
     state, after = learn(state, max(20, STEPS // 100))
 finally:
-    v1.returns.state_returns = lambda_targets
+    v1.targets = lambda_targets
 print(f"image loss: {before['train/loss/decode/image']:.0f} -> {after['train/loss/decode/image']:.0f}")
 print(f"imagined return over {run.config.horizon} steps: {after['train/return_mean']:.1f}")
 assert after["train/loss/decode/image"] < before["train/loss/decode/image"]

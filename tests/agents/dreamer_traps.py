@@ -14,7 +14,6 @@ import optax
 
 from tests.agents.batches import PIXELS, perturbed, random_action, random_step
 from wmjax import dreaming
-from wmjax.ops import returns
 from wmjax.types import Agent, AgentState, Box, EnvSpec, TimeStep, Trajectory
 
 VECTOR = EnvSpec({"vector": Box(-1.0, 1.0, (2,))}, Box(-1.0, 1.0, (2,)))
@@ -66,11 +65,6 @@ def observed(agent: Agent, params: Any, step: TimeStep, prev_action):
     embed = agent.model.encode(params, step.obs)
     start = agent.model.init_state(params, batch)
     return dreaming.observe(agent.model, params, jax.random.key(1), start, prev_action, embed, step.is_first)[1]
-
-
-def targets(imagined: Any, config: Any):
-    """What imagined states are worth, as the losses of both papers have it."""
-    return returns.state_returns(imagined.reward, imagined.discount, imagined.value, config.lambda_, config.bootstrap)
 
 
 def check_reset(made: Made, spec: EnvSpec) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.agents.batches import MIXED, PIXELS, TINY_V1, random_action, random_step, random_trajectory
-from tests.agents.dreamer_traps import VECTOR, Maker, check_reset, directional, echo_loss, held, observed, targets
+from tests.agents.dreamer_traps import VECTOR, Maker, check_reset, directional, echo_loss, held, observed
 from wmjax import presets
 from wmjax.agents import dreamer_v1 as v1
 from wmjax.ops import distributions
@@ -126,7 +126,7 @@ def behave(trajectory, counts=None, **changes):
 
 def test_a_target_takes_reward_and_discount_of_its_own_state_and_the_next_value():
     reward, discount, value = [1.0, 2, 3, 4, 5], [0.5, 0.9, 0.8, 0.7, 0.6], [10.0, 20, 30, 40, 50]
-    target = targets(imagined(reward, discount, value), v1.DreamerV1Config())
+    target = v1.targets(imagined(reward, discount, value), v1.DreamerV1Config())
     following, expected = 50.0, []
     for k in (3, 2, 1, 0):
         following = reward[k] + discount[k] * (0.05 * value[k + 1] + 0.95 * following)
@@ -140,7 +140,7 @@ def test_imagination_leaves_out_the_start_and_the_last_state_has_no_target():
     keys = jax.random.split(jax.random.key(0), 2)
     found = jax.jit(lambda params: v1.imagine_behavior(parts, params, keys, start))(state.params)
     assert found.feat.shape[:2] == found.reward.shape == found.action.shape[:2] == (config.horizon, 2)
-    assert targets(found, config).shape == (config.horizon - 1, 2)
+    assert v1.targets(found, config).shape == (config.horizon - 1, 2)
     zero_start = np.concatenate([np.zeros((2, config.stoch + config.deter))])
     assert not np.allclose(found.feat[0], zero_start)
 
@@ -171,7 +171,7 @@ def test_an_entropy_bonus_is_off_in_the_paper_and_adds_the_policys_entropy_if_as
 
 def test_a_plain_discounted_sum_is_reached_without_bootstrap():
     config = dataclasses.replace(v1.DreamerV1Config(), bootstrap=False, lambda_=1.0)
-    target = targets(imagined([1.0, 2, 3, 4, 5], np.full(H, 0.5), np.full(H, 100.0)), config)
+    target = v1.targets(imagined([1.0, 2, 3, 4, 5], np.full(H, 0.5), np.full(H, 100.0)), config)
     np.testing.assert_allclose(target[0], [1 + 0.5 * (2 + 0.5 * (3 + 0.5 * (4 + 0.5 * 5)))])
 
 
@@ -198,7 +198,7 @@ def test_the_gradient_through_the_whole_imagination_agrees_with_finite_differenc
     _, config, _, state = tiny(VECTOR)
     monkeypatch.setattr(v1, "sg", lambda x: x)  # the cut of the policy's inputs is no part of the true derivative
     deter = jnp.full((2, config.deter), 0.1)
-    score = lambda actor: targets(imagination(actor, deter), config).sum()
+    score = lambda actor: v1.targets(imagination(actor, deter), config).sum()
     automatic, finite = directional(score, state.params["actor"])
     assert abs(automatic) > 1e-3
     assert automatic == pytest.approx(finite, rel=0.02, abs=2e-3)

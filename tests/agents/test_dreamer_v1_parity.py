@@ -11,7 +11,6 @@ import optax
 import pytest
 
 from tests.agents.closeness import CUTS, close, flatten, relative, stepped, swap
-from tests.agents.dreamer_traps import targets
 from tests.agents.dreamer_v1_weights import our_name, tree
 from tests.parity import load
 from tests.test_optim import one_step
@@ -267,7 +266,7 @@ def test_losses_states_and_imagined_trajectories_equal_the_authors(agent, above_
     close(by_row(agent, imagined.feat), agent.out("imag_feat"), 1e-5)
     close(by_row(agent, imagined.reward), agent.out("imag_reward"), 1e-5)
     close(by_row(agent, imagined.value), agent.out("imag_value"), 1e-5)
-    close(by_row(agent, targets(imagined, agent.config)), agent.out("imag_return"), 1e-5)
+    close(by_row(agent, v1.targets(imagined, agent.config)), agent.out("imag_return"), 1e-5)
     if agent.config.use_continue:
         close(-swap(losses["cont"]), agent.out("pcont_logp"), 1e-5)
         close(by_row(agent, imagined.discount), agent.out("imag_pcont"), 1e-5)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.agents.batches import MIXED, PIXELS, TINY_V2, random_action, random_step, random_trajectory
-from tests.agents.dreamer_traps import VECTOR, Maker, check_reset, directional, echo_loss, held, observed, targets
+from tests.agents.dreamer_traps import VECTOR, Maker, check_reset, directional, echo_loss, held, observed
 from wmjax import optim, presets
 from wmjax.agents import dreamer_v2 as v2
 from wmjax.nets import dreamer
@@ -126,7 +126,7 @@ def behave(trajectory, mode="reinforce", config=None, logits=None):
 
 def test_a_target_takes_reward_and_discount_of_its_own_state_and_the_next_value_also_at_the_start():
     reward, discount, value = [1.0, 2, 3, 4, 5], [0.5, 0.9, 0.8, 0.7, 0.6], [10.0, 20, 30, 40, 50]
-    target = targets(imagined(reward, discount, value), v2.DreamerV2Config())
+    target = v2.targets(imagined(reward, discount, value), v2.DreamerV2Config())
     following, expected = 50.0, []
     for k in (3, 2, 1, 0):
         following = reward[k] + discount[k] * (0.05 * value[k + 1] + 0.95 * following)
@@ -162,7 +162,7 @@ def test_weights_leave_out_the_discount_of_the_state_itself_so_they_start_at_one
 
 def test_reinforce_weighs_actions_by_the_next_target_less_the_value_of_the_slow_critic():
     trajectory = imagined(reward=[0.0, 0, 1, 0, 0], value=[0.5, 0.2, 0.1, 0, 0])
-    target = targets(trajectory, v2.DreamerV2Config())
+    target = v2.targets(trajectory, v2.DreamerV2Config())
     losses = behave(trajectory)
     expected = -(0.9 ** np.arange(H - 1)) * np.log(1 / 3) * (target[1:, 0] - trajectory.value[:-2, 0])
     np.testing.assert_allclose(losses["actor"][:, 0], expected, rtol=1e-5)
@@ -177,7 +177,7 @@ def test_both_gradients_mix_a_tenth_of_the_dynamics_with_nine_of_reinforce():
 
 def test_a_plain_discounted_sum_is_reached_without_bootstrap():
     config = dataclasses.replace(v2.DreamerV2Config(), bootstrap=False, lambda_=1.0)
-    target = targets(imagined([1.0, 2, 3, 4, 5], np.full(5, 0.5), np.full(5, 100.0)), config)
+    target = v2.targets(imagined([1.0, 2, 3, 4, 5], np.full(5, 0.5), np.full(5, 100.0)), config)
     np.testing.assert_allclose(target[0], [1 + 0.5 * (2 + 0.5 * (3 + 0.5 * (4 + 0.5 * 5)))])
 
 
@@ -207,7 +207,7 @@ def test_the_dynamics_gradient_agrees_with_finite_differences(monkeypatch):
     deter = jnp.full((2, config.deter), 0.1)
     # Along scale and location alone: the derivative of a truncated sample leaves out its bounds by design.
     monkeypatch.setattr(v2.action_distributions, "truncated_noise", lambda key, low, high: jnp.full_like(low, 0.2))
-    score = lambda actor: targets(continuous_imagination(actor, deter), config).sum()
+    score = lambda actor: v2.targets(continuous_imagination(actor, deter), config).sum()
     automatic, finite = directional(score, state.params["actor"])
     assert abs(automatic) > 1e-3
     assert automatic == pytest.approx(finite, rel=0.02, abs=2e-3)

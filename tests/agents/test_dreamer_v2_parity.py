@@ -12,7 +12,6 @@ import optax
 import pytest
 
 from tests.agents.closeness import CUTS, close, flatten, relative, stepped, swap
-from tests.agents.dreamer_traps import targets
 from tests.agents.dreamer_v2_weights import our_name, tree
 from tests.parity import load
 from tests.test_optim import one_step
@@ -361,7 +360,7 @@ def test_imagination_behavior_losses_and_their_gradients_equal_the_authors_in_al
     stoch = agent.out("imagine/stoch").reshape(*imagined.feat.shape[:2], -1)
     close(imagined.feat, np.concatenate([stoch, agent.out("imagine/deter")], -1), 1e-5)
     close(imagined.value, agent.out("target_value"), 1e-5)
-    close(targets(imagined, agent.config), agent.out("target"), 1e-5)
+    close(v2.targets(imagined, agent.config), agent.out("target"), 1e-5)
     close(returns.discount_weights_before(imagined.discount), agent.out("imagine/weight"), 1e-5)
     close(metrics["policy_entropy"], agent.out("actor_entropy"), 1e-4)
     for index, mode in enumerate(modes):
@@ -379,7 +378,7 @@ def test_losses_on_a_given_trajectory_equal_the_authors(agent):
     out = agent.file.tree(f"out/{agent.section}_given_seq")
     value = v2.critic_dist(agent.parts, agent.params["slow_critic"], given["feat"]).mean()
     imagined = v2.Imagined(given["feat"], jnp.asarray(given["action"][1:]), given["reward"], given["discount"], value)
-    close(targets(imagined, agent.config), out["target"], 1e-5)
+    close(v2.targets(imagined, agent.config), out["target"], 1e-5)
     policy = v2.policy_dist(agent.parts, agent.params["actor"], given["feat"][:-2])
     critic = v2.critic_dist(agent.parts, agent.params["critic"], given["feat"][:-1])
     for mode in ("reinforce", "dynamics", "both"):

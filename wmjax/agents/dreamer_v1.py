@@ -10,7 +10,7 @@ shares both by mistake); starts of imagination at terminal steps weigh nothing, 
 every sequence; windows end at the last step of an episode too; vector observations and images of other sizes than 64
 are taken, as in DreamerV2 (`nets.strided_codec`). Numbers that differ: `docs/papers.md`.
 
-Read from top to bottom: configuration, networks, world model, losses, update, agent.
+Read from top to bottom: configuration, networks and world model (made in `nets.dreamer`), losses, update, agent.
 """
 
 from __future__ import annotations
@@ -188,8 +188,12 @@ def world_model_losses(
     losses |= dreamer.continue_loss(parts, params, feat, step)
     outputs = call(nets.decoder, params["decoder"], feat)
     losses |= dreamer.decode_losses(parts, outputs, step, lambda *entry: -strided_codec.log_prob(*entry))
-    entropies = {"prior_entropy": prior.entropy(), "posterior_entropy": states.dist.entropy()}
-    return losses, {"kl": kl_value.mean()} | {name: value.sum(-1).mean() for name, value in entropies.items()}
+    metrics = {
+        "kl": kl_value.mean(),
+        "prior_entropy": prior.entropy().sum(-1).mean(),
+        "posterior_entropy": states.dist.entropy().sum(-1).mean(),
+    }
+    return losses, metrics
 
 
 def scales(parts: Parts) -> dict[str, float]:
@@ -235,6 +239,11 @@ def imagine_behavior(parts: Parts, params: dict, keys: Array, start: LatentState
     )
 
 
+def targets(imagined: Imagined, config: DreamerV1Config) -> Array:
+    """What the states 1 to H - 1 are worth, `[H - 1, N]`, with the gradient of all it is made of (equation 6)."""
+    return returns.state_returns(imagined.reward, imagined.discount, imagined.value, config.lambda_, config.bootstrap)
+
+
 def behavior_losses(
     critic, entropy: Array, imagined: Imagined, counts: Array, config: DreamerV1Config, axis_name: str | None = None
 ) -> tuple[dict[str, Array], Metrics]:
@@ -253,7 +262,7 @@ def behavior_losses(
 
     Source: equations 7 and 8. The actor's gradient is that of the returns, through values, rewards and dynamics.
     """
-    target = returns.state_returns(imagined.reward, imagined.discount, imagined.value, config.lambda_, config.bootstrap)
+    target = targets(imagined, config)
     weight = sg(returns.discount_weights_before(imagined.discount))[:-1]
     objective = target + config.entropy_scale * entropy if config.entropy_scale else target
     losses = {

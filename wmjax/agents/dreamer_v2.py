@@ -9,7 +9,7 @@ critic starts as a copy of the critic (the code lets it start at random and copi
 `kl_balance = 0.5` is the paper's equation, where the code turns balancing off (`kl_mode="plain"`, `free_mode="step"`
 here). Numbers that differ: `docs/papers.md`.
 
-Read from top to bottom: configuration, networks, world model, losses, update, agent.
+Read from top to bottom: configuration, networks and world model (made in `nets.dreamer`), losses, update, agent.
 """
 
 from __future__ import annotations
@@ -276,6 +276,14 @@ def imagine_behavior(
     return Imagined(feat, action, reward, discount, value)
 
 
+def targets(imagined: Imagined, config: DreamerV2Config) -> Array:
+    """What the states 0 to H - 1 are worth, `[H, N]`, with the gradient of everything it is made of.
+
+    Source: equation 4. Reward and discount are those of the same state, also at the start.
+    """
+    return returns.state_returns(imagined.reward, imagined.discount, imagined.value, config.lambda_, config.bootstrap)
+
+
 def behavior_losses(
     policy, critic, imagined: Imagined, config: DreamerV2Config, actor_grad: str
 ) -> tuple[dict[str, Array], Metrics]:
@@ -299,7 +307,7 @@ def behavior_losses(
 
     Source: equations 5 and 6. The last two states are not used by the actor.
     """
-    target = returns.state_returns(imagined.reward, imagined.discount, imagined.value, config.lambda_, config.bootstrap)
+    target = targets(imagined, config)
     weight = sg(returns.discount_weights_before(imagined.discount))
     advantage = sg(target[1:] - imagined.value[:-2])
     dynamics = target[1:]
@@ -397,8 +405,7 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
         total, (_, states, metrics) = world_model_loss(parts, groups["model"], key_model, prev_action, step)
         return total, (metrics, states)
 
-    world = {"model": trained.pop("model")}
-    world = optim.descend(model_objective, chains, state.opt_state, world, axis_name)
+    world = optim.descend(model_objective, chains, state.opt_state, {"model": trained.pop("model")}, axis_name)
 
     # Actor and critic, in the new model, from the posterior states of the old one.
     last = config.imagine_last or length

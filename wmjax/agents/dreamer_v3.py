@@ -8,7 +8,7 @@ Departures: the actor mixes 1 % of a uniform distribution into discrete actions,
 `categorical` head does not (`actor_unimix = 0` gives the code); convolution stages follow from the image size;
 `is_terminal` is the environment's own, never a time limit.
 
-Read from top to bottom: configuration, networks, world model, losses, update, agent.
+Read from top to bottom: configuration, networks and world model (made in `nets.dreamer`), losses, update, agent.
 """
 
 from __future__ import annotations
@@ -393,8 +393,16 @@ def imagination_losses(
 
 def scales(parts: Parts) -> dict[str, float]:
     """The factor of each loss term in the total."""
-    terms = ("dyn", "rep", "reward", "cont", "actor", "critic", "replay_critic")
-    return dreamer.decode_scales(parts) | {name: getattr(parts.config, f"{name}_scale") for name in terms}
+    config = parts.config
+    return dreamer.decode_scales(parts) | {
+        "dyn": config.dyn_scale,
+        "rep": config.rep_scale,
+        "reward": config.reward_scale,
+        "cont": config.cont_scale,
+        "actor": config.actor_scale,
+        "critic": config.critic_scale,
+        "replay_critic": config.replay_critic_scale,
+    }
 
 
 def _with_last(x: Array) -> Array:

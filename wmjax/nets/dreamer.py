@@ -1,6 +1,7 @@
 """What the Dreamers are made of alike: modules by name, and the world model around a recurrent state-space model.
 
-The loss terms and what is done with them are in each paper's own file.
+So are the terms of the continue head and of the decoder; all other losses, and what is done with them, are in each
+paper's own file.
 """
 
 from __future__ import annotations

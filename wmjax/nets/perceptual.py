@@ -99,13 +99,15 @@ def loss(
 ) -> Array:
     """By its name: 0 ("none"), `multiscale`, or `distance` ("random_features", "lpips"); arguments and result as there.
 
-    `lpips_weights` is the file of those of "lpips".
+    `lpips_weights` is the file of those of "lpips". Raises `UsageError` for another name.
     """
     _check(x, y)
     if kind == "none":
         return jnp.zeros(x.shape[0])
     if kind == "multiscale":
         return multiscale(x, y)
+    if kind not in ("random_features", "lpips"):
+        raise UsageError(f"perceptual: {kind!r} is not valid; none, multiscale, random_features and lpips are")
     return distance(_stack(lpips_weights if kind == "lpips" else None), x, y, keys, rate)
 
 

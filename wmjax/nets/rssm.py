@@ -25,8 +25,8 @@ class LatentState(NamedTuple):
     """h, z, and the distribution that z was drawn from (`ops.latents`), float32."""
 
     deter: Array  # [..., D]
-    stoch: Array  # [..., Z] or [..., S, K], as `dist` draws it
-    dist: PyTree  # NamedTuple of arrays
+    stoch: Array  # [..., Z] or [..., S, K], as `dist` draws it, with its gradient where it was just drawn
+    dist: PyTree  # NamedTuple of arrays; DreamerV3's is from before the uniform mix, which its losses and draws add
 
 
 def feature(state: LatentState) -> Array:

@@ -29,6 +29,7 @@ class EvolveConfig:
     starts: int = 1024  # encoded records that dreams start from, drawn anew for every `mean_every` generations
     start_from: Literal["any", "first"] = "any"  # of these: any, with M's memory of what was before; or first frames
     restarts: int | None = None  # of a search that is done (converged, flat, ill-conditioned): how often it starts anew
+    #   from its first mean, with twice the population each time (IPOP), before it ends; None: it goes on
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,13 +91,17 @@ def evolve(spec: EnvSpec, config: WorldModelsConfig, model: WorldModel) -> Evolv
     length = 1 if first else min(32, config.memory_length)
     rows = min(search.starts if first else 64, search.starts, config.replay_capacity // length)
     rows = 2 ** (rows.bit_length() - 1)  # a power of two, which devices can share
-    same = ("where", "rollouts", "population", "mean_rollouts", "common", "restarts")
     return Evolve(
         "controller",
         strategy,
         get=lambda params: params["controller"],
         set=lambda params, theta: params | {"controller": theta},
-        **{name: getattr(search, name) for name in same},
+        where=search.where,
+        rollouts=search.rollouts,
+        population=search.population,
+        mean_rollouts=search.mean_rollouts,
+        common=search.common,
+        restarts=search.restarts,
         max_steps=search.horizon or spec.max_episode_steps or 1000,
         generations=min(search.mean_every, search.generations),
         starts=dream_starts(model, search.starts, first),
