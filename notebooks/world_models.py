@@ -123,7 +123,7 @@ try:
     state = state._replace(agent=state.agent._replace(params=state.agent.params | {"encoder": params["encoder"]}))
     evolve = device.compile_stage(mine, env, mine.recipe.stages[-1])  # one compiled program: ask, play, tell
     state, metrics = evolve(state, 2)
-    score = Evaluator(mine, env)(state.agent.params, jax.random.key(3), 64)
+    score = Evaluator(mine, env)(state.agent.variables, jax.random.key(3), 64)
 finally:
     controller.controller = linear
 print(f"fitness {metrics['controller/fitness_mean']:.2f}, return {score.returns.mean():.2f}")

@@ -401,9 +401,9 @@ def test_a_controller_evolved_in_a_dream_of_catch_beats_random_play_in_catch():
 def flat_search(restarts: int | None, generations: int = 5) -> Evolve:
     """Of one number, in an environment that pays the same for all: it is done once it was flat for long."""
     return Evolve(
-        "search", make_strategy(StrategyConfig(1, 4)), get=lambda params: params,
-        set=lambda params, theta: theta, where="env", rollouts=1, max_steps=2, population=4, generations=generations,
-        mean_rollouts=1, restarts=restarts,
+        "search", make_strategy(StrategyConfig(1, 4)), get=lambda params: params["theta"],
+        set=lambda params, theta: {"theta": theta}, where="env", rollouts=1, max_steps=2, population=4,
+        generations=generations, mean_rollouts=1, restarts=restarts,
     )  # fmt: skip
 
 
@@ -415,7 +415,7 @@ def iterated(evolve: Evolve, iterations: int) -> list[tuple[AgentState, dict]]:
     )
     env = countdown()
     run = jax.jit(functools.partial(evolution.iteration, agent, env, evolve))
-    params = jnp.zeros(1)
+    params = {"theta": jnp.zeros(1)}
     state = AgentState(params, {"search": evolution.init_evolving(evolve, jax.random.key(0), params)}, (), jnp.int32(0))
     found = []
     for i in range(iterations):

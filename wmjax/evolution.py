@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from evosax.algorithms.distribution_based import cma_es
 
 from wmjax import dreaming
-from wmjax.ops import noise
+from wmjax.ops import contracts, noise
 from wmjax.types import Agent, AgentState, Array, Env, Evolve, Metrics, PyTree, Trajectory, UsageError
 
 LEAST_POPULATION = 4
@@ -220,6 +220,7 @@ def play(
     Returns:
       The episodes, in the shape of `keys`.
     """
+    contracts.keys(*keys.shape, keys=keys)
     rows = keys.size
     key_reset, key_run = noise.split(keys.reshape(-1), 2)
     env_state, timestep = jax.vmap(env.reset)(key_reset)
@@ -389,7 +390,8 @@ def keep_mean(evolve: Evolve, state: AgentState, returns: Array) -> tuple[AgentS
 
 
 class Flow(NamedTuple):
-    """How a search repeats and branches: within one compiled program, or in Python from one program to the next."""
+    """How a search repeats and branches: within one compiled program (`iteration`), or in Python from one to the next
+    while environments step on the host (`loops.host.evolution`)."""
 
     scan: Callable = jax.lax.scan
     cond: Callable = jax.lax.cond
@@ -401,13 +403,13 @@ ONE_PROGRAM = Flow()
 
 
 def generate(
-    evolve: Evolve, play: Callable, state: AgentState, key: Array, flow: Flow = ONE_PROGRAM
+    evolve: Evolve, returns_of: Callable, state: AgentState, key: Array, flow: Flow = ONE_PROGRAM
 ) -> tuple[AgentState, Metrics]:
     """One generation: ask, play all candidates' episodes, tell.
 
     Args:
       evolve: what is searched for, and where.
-      play: `(params, theta, key, key_starts) -> (returns, lengths)` of episodes: of candidates `[P, n]` some
+      returns_of: `(params, theta, key, key_starts) -> (returns, lengths)` of episodes: of candidates `[P, n]` some
         `[P, rollouts]`, of one mean `[n]` some `[1, mean_rollouts]`; the second key is for where dreams start.
       state: of the agent.
       key: consumed.
@@ -420,7 +422,7 @@ def generate(
     def tried(key: Array, search: Evolve, state: AgentState) -> tuple[AgentState, Metrics]:
         key_ask, key_tell, key_play, key_starts = jax.random.split(key, 4)
         candidates, state = flow.compiled(ask)(search, key_ask, state)
-        played = play(state.params, candidates, key_play, key_starts)
+        played = returns_of(state.variables, candidates, key_play, key_starts)
         return flow.compiled(tell)(search, key_tell, state, candidates, *played)
 
     if evolve.restarts is None:
@@ -436,7 +438,7 @@ def generate(
 
 
 def iterate(
-    evolve: Evolve, play: Callable, state: AgentState, key: Array, flow: Flow = ONE_PROGRAM
+    evolve: Evolve, returns_of: Callable, state: AgentState, key: Array, flow: Flow = ONE_PROGRAM
 ) -> tuple[AgentState, Metrics]:
     """Some generations, then an evaluation of the distribution's mean (`keep_mean`).
 
@@ -445,13 +447,13 @@ def iterate(
     """
     key_search, key_mean, key_starts = jax.random.split(key, 3)
     before, keys = state, jax.random.split(key_search, evolve.generations)
-    state, metrics = flow.scan(lambda state, key: generate(evolve, play, state, key, flow), state, keys)
+    state, metrics = flow.scan(lambda state, key: generate(evolve, returns_of, state, key, flow), state, keys)
     mean = jnp.mean if evolve.restarts is None else jnp.nanmean  # of those that were played
     metrics = {name: mean(x) for name, x in metrics.items()}
     metrics["generation"] = jnp.float32(state.opt_state[evolve.name].strategy.generation)
 
     def evaluate(state: AgentState) -> tuple[AgentState, Metrics]:
-        returns, _ = play(state.params, distribution_mean(evolve, state), key_mean, key_starts)
+        returns, _ = returns_of(state.variables, distribution_mean(evolve, state), key_mean, key_starts)
         return flow.compiled(keep_mean)(evolve, state, returns)
 
     def keep(state: AgentState) -> tuple[AgentState, Metrics]:  # for the mean is as it was at its last evaluation
@@ -467,7 +469,7 @@ def iterate(
 def player(
     agent: Agent, env: Env, evolve: Evolve, batch: Trajectory | None, axis_name: str | None = None
 ) -> Callable[[PyTree, Array, Array, Array], tuple[Array, Array]]:
-    """`play` of a search in one compiled program, its environments or dreams included.
+    """`returns_of` of a search in one compiled program, its environments or dreams included.
 
     Args:
       agent: acts in `env`, and brings the model whose dreams are played in.

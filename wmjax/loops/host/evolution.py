@@ -27,12 +27,13 @@ def _scan(body: Callable, state: AgentState, keys: Array) -> tuple[AgentState, M
     return state, jax.tree.map(lambda *x: jnp.stack(x), *rows)
 
 
-_FLOW = evolution.Flow(
-    _scan,
-    lambda condition, then, otherwise, state: (then if condition else otherwise)(state),
-    lambda index, branches, state: branches[int(index)](state),
-    cache(partial(jax.jit, static_argnums=0)),
-)
+def _flow() -> evolution.Flow:
+    return evolution.Flow(
+        _scan,
+        lambda condition, then, otherwise, state: (then if condition else otherwise)(state),
+        lambda index, branches, state: branches[int(index)](state),
+        cache(partial(jax.jit, static_argnums=0)),
+    )
 
 
 class Search:
@@ -51,7 +52,7 @@ class Search:
 
     def __init__(self, agent: Agent, env: HostEnv, evolve: Evolve) -> None:
         slots = agent.recipe.num_envs
-        self._evolve, self._slots = evolve, slots
+        self._evolve, self._slots, self._flow = evolve, slots, _flow()
         self._dream = jax.jit(partial(evolution.iteration, agent, env, evolve))
         self._act = act_program(agent.act, env, explore=True)
         self._carry = jax.jit(lambda params: agent.act_carry(params, slots))
@@ -64,12 +65,12 @@ class Search:
         if self._evolve.where == "dream":
             return self._dream(state, key, batch)
         try:
-            return evolution.iterate(self._evolve, partial(self._play, envs), state, key, _FLOW)
+            return evolution.iterate(self._evolve, partial(self._play, envs), state, key, self._flow)
         except _Stopped:
             return None
 
     def _play(self, envs: HostEnvs, params: PyTree, theta: Array, key: Array, _: Array) -> np.ndarray:
-        """As `play` of `evolution.generate`: returns and lengths `[2, candidates, rollouts]`."""
+        """As `returns_of` of `evolution.generate`: returns and lengths `[2, candidates, rollouts]`."""
         evolve, slots, words = self._evolve, self._slots, seed_words(key)
         rollouts, common = (evolve.rollouts, evolve.common) if theta.ndim == 2 else (evolve.mean_rollouts, True)
         candidates = np.atleast_2d(np.asarray(theta, np.float32))
