@@ -1,8 +1,9 @@
 """Bounds of every number, and checks of what users hand over: errors of one line that name the field and what is valid.
 
-There is one table, `BOUNDS`, for the command line, Python and `config.json`; what an agent asks of its own fields
-besides (`check_ranges`) is narrower. Bounds from above are where a number cannot be meant any more: they keep what is
-made from it while a run is set up small and quick. What then needs more memory than there is, `loops.memory` refuses.
+There is one table, `BOUNDS`, for the command line, Python and `config.json`; what agents ask of their fields besides is
+narrower: `RULES`, by the name of a field, and what an agent's file has instead (`check_ranges`). Bounds from above are
+where a number cannot be meant any more: they keep what is made from it while a run is set up small and quick. What then
+needs more memory than there is, `loops.memory` refuses.
 """
 
 from __future__ import annotations

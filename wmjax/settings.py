@@ -22,6 +22,10 @@ from wmjax.suites import gym_suite
 from wmjax.suites.pictures import DEFAULT_SIZE
 from wmjax.types import Agent, Env, EnvSpec, HostEnv, UsageError
 
+# Arguments of `train` that `setup` reads, besides those it names itself.
+ASKED = ("preset", "seed", "seeds", "steps", "devices", "parallel", "image_size", "action_repeat", "env_args")
+ASKED += ("start_timeout", "trust_env")
+
 
 class Setup(NamedTuple):
     """A run before its first step, or one that is read back: all that `config.json` says, made into values."""
@@ -51,8 +55,10 @@ def setup(
     Args:
       agent, env, overrides: as for `train`.
       before: what `config.json` says of a run that goes on, which holds for what is not given.
-      asked: further arguments of `train`; those that `config.json` does not keep are of no concern here.
+      asked: those of `ASKED`, as for `train`.
     """
+    if unknown := asked.keys() - set(ASKED):
+        raise TypeError(f"setup: unknown arguments {', '.join(sorted(unknown))}")
     before = before if before and before["agent"] == agent else {}
     given = lambda field, default: before.get(field, default) if asked.get(field) is None else asked[field]
     check_idle()

@@ -29,7 +29,7 @@ from wmjax.names import nearest
 from wmjax.run import FINAL_EPISODES, Run, run_of
 from wmjax.run_folder import CHECKPOINTS, EVAL, open_folder, read_description, say_edits, warn
 from wmjax.scores import keep, summarize_seeds
-from wmjax.settings import Setup, describe, setup
+from wmjax.settings import ASKED, Setup, describe, setup
 from wmjax.types import HostEnv, RunError, UsageError
 
 FINAL_HOST_EPISODES = 16  # where environments run on the host, and take their time
@@ -83,9 +83,9 @@ def train(
       devices, parallel: how many to spread the environments over, 1 by default; "shard_map" (default) or "pmap".
       out: the run folder; by default a new one under `runs/`.
       resume: go on with the run in `out`; the result is the same, byte for byte, as if it had never stopped, except
-        that environments on the host begin new episodes. Settings and `overrides` that are not given stay as they are.
-        Others may change, and the run then says so, as long as its state keeps its shapes; not environment, seed, image
-        size or action repeat.
+        that environments on the host begin new episodes. Of what `config.json` keeps, all that is not given stays as it
+        is; the rest may change, and the run then says so, as long as its state keeps its shapes; not environment, seed,
+        image size or action repeat.
       image_size, action_repeat: of the environment; the preset's by default.
       env_args: arguments of the environment, by name; `config.json` keeps them, with those of the preset that are not
         given (`docs/protocols.md`).
@@ -130,7 +130,8 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
     before = read_description(out, warn) if resume and out is not None else None
     if before is not None:
         _say_edits(out, before)
-    made = setup(**asked, overrides=overrides, before=before)
+    named = {name: asked[name] for name in ("agent", "env", *ASKED)}
+    made = setup(**named, overrides=overrides, before=before)
     driving = _driving(made.steps, asked | {"memory_map": memory_map})
     if not isinstance(made.env, HostEnv):
         memory.check_run(made.agent, made.env, len(made.seeds), made.description["devices"])

@@ -228,7 +228,7 @@ class Sampling(NamedTuple):
 
 
 class WorldModel(NamedTuple):
-    """A learned environment as pure functions. All take any leading batch axes.
+    """A learned environment as pure functions. All take any leading batch axes, which every leaf of a State has.
 
     A `key` is one key, or an array of keys with the batch's shape (one for each row).
     """

@@ -143,9 +143,10 @@ def _show(start: Start, values: Mapping[str, Any], chosen: Mapping[str, Any], pr
     """Prints what would be trained: as a file of settings, or what it would take."""
     from wmjax import checks, estimate
     from wmjax.cli import configs
-    from wmjax.settings import describe, setup
+    from wmjax.settings import ASKED, describe, setup
 
-    made = setup(start.agent, **values, overrides=dict(chosen), before=start.before)
+    named = {name: values[name] for name in ("env", *ASKED) if name in values}
+    made = setup(start.agent, **named, overrides=dict(chosen), before=start.before)
     kept = (*made.description, "start_timeout", *configs.NOT_SETTINGS)
     others = {k: v for k, v in values.items() if k not in kept and v is not None and v is not False}
     for name, value in others.items():

@@ -176,7 +176,7 @@ class PMap(ShardMap):
         super().__init__(agent, env, seeds, devices)
         over = lambda function, **where: jax.jit(lambda run: jax.tree.map(function, run, self._axes), **where)
         self._stack = over(partial(_stack, devices), out_shardings=NamedSharding(self._mesh, P(AXIS)))
-        self.gather = over(_unstack, out_shardings=self._shardings)
+        self._unstack = over(_unstack, out_shardings=self._shardings)
 
     def init(self, key: Array) -> RunState:
         return self._stack(super().init(key))
@@ -193,6 +193,9 @@ class PMap(ShardMap):
 
     def place(self, run: RunState) -> RunState:
         return self._stack(super().place(run))
+
+    def gather(self, run: RunState) -> RunState:
+        return self._unstack(run)
 
     def replica(self, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x[0], super().replica(tree))

@@ -55,7 +55,7 @@ BUDGETS = (
     Row("dreamer_v3", "*", "atari:", env_args=V3_ATARI),
     Row("dreamer_v3", "*", "atari200m:", env_args=V3_ATARI | dict(gray_last=True)),
 
-    # `small`: by suite, with as many frames as an action is usually taken for there, and what was tried.
+    # `small`, the default: by suite, with as many frames as an action is usually taken for there, and what was tried.
     Row("*", "small", "*", 100_000, None, 1),
     Row("*", "small", "atari:", 400_000),
     Row("*", "small", "atari200m:", 400_000),

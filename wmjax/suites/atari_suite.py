@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wmjax.suites import FRACTION, SWITCH, SuiteError, check_arguments, choice, installed, library, unknown, whole
+from wmjax.suites import FRACTION, SWITCH, SuiteError, check_arguments, choice, library, unknown, whole
 from wmjax.suites.gym_suite import gymnasium
 from wmjax.suites.pictures import resize
 
@@ -65,7 +65,10 @@ _ale = functools.partial(library, "ale_py", "atari", "ale-py")
 
 def names() -> list[str]:
     """The games; [] where ale-py is not installed."""
-    roms = _ale().roms.get_all_rom_ids() if installed("ale_py") else []
+    try:
+        roms = _ale().roms.get_all_rom_ids()
+    except SuiteError:
+        return []
     return sorted("".join(word.capitalize() for word in rom.split("_")) for rom in roms if rom != "combat")
 
 

@@ -73,6 +73,11 @@ def test_a_run_saves_itself_evaluates_and_goes_on(tmp_path, small_chunks):
 
 
 def test_a_stage_that_took_long_is_saved_before_the_next_is_compiled(tmp_path, monkeypatch):
+    def at_once(saver, *args, save=checkpoint.Saver.save, **options):
+        save(saver, *args, **options)
+        saver._pending[args[0]][1].result()  # else the next stage may begin while this is being written
+
+    monkeypatch.setattr(checkpoint.Saver, "save", at_once)
     monkeypatch.setattr("wmjax.loops.driver.STAGE_SECONDS", 0.0)
     caught, places = [], tmp_path / CHECKPOINTS
     env, begun = host_env()

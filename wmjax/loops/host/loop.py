@@ -242,12 +242,13 @@ class HostLoop(Programs):
         def run_stage(run: RunState, iterations: int) -> tuple[RunState, Metrics]:
             clock, sums, done = Clock(), {}, 0
             for _ in range(iterations):
+                if self.failure or self._stop():
+                    break
                 if not stage.collect and not self._ready(stage):
                     self.failure = RunError(
                         f"replay holds too few records for the stage {stage.name!r}, which collects none: its files in "
                         f"{self._folder} are lost; train into another folder"
                     )
-                if self.failure or self._stop():
                     break
                 if stage.evolve:
                     run, more = self._search(stage, search, run)
