@@ -68,7 +68,9 @@ class Encoder(nn.Module):
         if vector is not None:
             parts.append(MLP(self.units, self.norm, self.activation, self.dtype, name="mlp")(vector))
         if image is not None:
-            x = getattr(self, f"_{self.stem}")(image)
+            x = getattr(self, f"_{self.stem}")(
+                image.reshape(-1, *image.shape[-3:])
+            )  # one batch axis, as in the decoder
             parts.append(x.reshape(*image.shape[:-3], -1))
         return jnp.concatenate(parts, -1)
 
@@ -127,21 +129,21 @@ class Decoder(nn.Module):
             outputs |= vector_heads(vectors, x, self.units, self.norm, self.activation, self.dtype)
         if images:
             make = self._flat if self.stem == "flat" else self._image
-            x = make(deter, stoch, (*images[0][1].shape[:2], sum(space.shape[-1] for _, space in images)))
-            outputs |= split_images(images, jax.nn.sigmoid(x.astype(jnp.float32)))
+            shape = (*images[0][1].shape[:2], sum(space.shape[-1] for _, space in images))
+            lead, rows = deter.shape[:-1], lambda x: x.reshape(-1, x.shape[-1])
+            x = jax.nn.sigmoid(make(rows(deter), rows(stoch), shape).astype(jnp.float32))
+            outputs |= split_images(images, x.reshape(*lead, *shape))
         return outputs
 
     def _image(self, deter: Array, stoch: Array, shape: tuple[int, int, int]) -> Array:
         channels = stage_channels(shape[0], self.depth)
         height, width = shape[0] >> len(channels), shape[1] >> len(channels)
-        top, blocks, lead = channels[-1], self.blocks, deter.shape[:-1]
+        top, blocks, rows = channels[-1], self.blocks, deter.shape[0]
         features = height * width * top
         # Each block of `deter` fills its own channels, over the whole map: (block, h, w, c) -> (h, w, block * c).
-        x0 = BlockLinear(blocks, features // blocks, self.dtype, name="deter_in")(
-            deter.reshape(-1, blocks, deter.shape[-1] // blocks)
-        )
-        x0 = jnp.moveaxis(x0.reshape(*lead, blocks, height, width, top // blocks), -4, -2)
-        x0 = x0.reshape(*lead, height, width, top)
+        x0 = BlockLinear(blocks, features // blocks, self.dtype, name="deter_in")(deter.reshape(rows, blocks, -1))
+        x0 = x0.reshape(rows, blocks, height, width, top // blocks)
+        x0 = x0.transpose(0, 2, 3, 1, 4).reshape(rows, height, width, top)
         x1 = Linear(2 * self.units[0], dtype=self.dtype, name="stoch_in")(stoch)
         x1 = normed(x1, self.norm, self.activation, "stoch_norm")
         x1 = Linear(features, dtype=self.dtype, name="stoch_out")(x1).reshape(x0.shape)
@@ -157,4 +159,4 @@ class Decoder(nn.Module):
     def _flat(self, deter: Array, stoch: Array, shape: tuple[int, int, int]) -> Array:
         x = jnp.concatenate([stoch, deter], -1)
         x = MLP(self.units[::-1], self.norm, self.activation, self.dtype, name="flat")(x)
-        return Linear(math.prod(shape), dtype=self.dtype, name="image_out")(x).reshape(*deter.shape[:-1], *shape)
+        return Linear(math.prod(shape), dtype=self.dtype, name="image_out")(x)

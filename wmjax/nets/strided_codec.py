@@ -69,18 +69,18 @@ class StridedEncoder(nn.Module):
         image, vector = read_obs(self.spaces, obs, self.dtype)
         parts = []
         if image is not None:
-            parts.append(self._image(image))
+            x = self._image(image.reshape(-1, *image.shape[-3:]))  # one batch axis: sums are those of a batch of rows
+            parts.append(x.reshape(*image.shape[:-3], -1))
         if vector is not None:
             parts.append(MLP(self.units, self.norm, self.activation, self.dtype, "glorot", name="mlp")(vector))
         return jnp.concatenate(parts, -1)
 
     def _image(self, x: Array) -> Array:
-        lead = x.shape[:-3]
         for index, multiplier in enumerate(MULTIPLIERS[-stages(x.shape[-3]) :]):
             width, name = self.depth * multiplier, f"conv{index}"
             x = Conv(width, 4, 2, self.padding, kernel_init=_GLOROT, dtype=self.dtype, name=name)(x)
             x = normed(x, self.norm, self.conv_activation, f"norm{index}")
-        x = x.reshape(*lead, -1)
+        x = x.reshape(x.shape[0], -1)
         return x if self.embed is None else Linear(self.embed, dtype=self.dtype, init_kind="glorot", name="embed")(x)
 
 
@@ -105,8 +105,9 @@ class StridedDecoder(nn.Module):
         images, vectors = split_spaces(self.spaces)
         outputs = {}
         if images:
-            x = self._image(feat, images[0][1].shape[0], sum(space.shape[-1] for _, space in images))
-            outputs |= split_images(images, x.astype(jnp.float32))
+            rows = feat.reshape(-1, feat.shape[-1])
+            x = self._image(rows, images[0][1].shape[0], sum(space.shape[-1] for _, space in images))
+            outputs |= split_images(images, x.astype(jnp.float32).reshape(*feat.shape[:-1], *x.shape[1:]))
         if vectors:
             outputs |= vector_heads(vectors, feat, self.units, self.norm, self.activation, self.dtype, "glorot")
         return outputs
@@ -115,7 +116,7 @@ class StridedDecoder(nn.Module):
         count, start = stages(side), start_side(side)
         widths = [self.depth * multiplier for multiplier in MULTIPLIERS[-count:-1][::-1]] + [channels]
         x = Linear(start * start * 32 * self.depth, dtype=self.dtype, init_kind="glorot", name="dense")(feat)
-        x = x.reshape(*feat.shape[:-1], start, start, 32 * self.depth)
+        x = x.reshape(x.shape[0], start, start, 32 * self.depth)
         for index, (width, kernel) in enumerate(zip(widths, KERNELS[-count:], strict=True)):
             x = ConvTranspose(width, kernel, 2, kernel_init=_GLOROT, dtype=self.dtype, name=f"conv{index}")(x)
             if index + 1 < count:
