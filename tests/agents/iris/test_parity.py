@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from tests.agents.closeness import close
-from tests.agents.iris.weights import ACTOR_CRITIC, TOKENIZER, WORLD_MODEL, flatten, our_name, our_value, tree
+from tests.agents.closeness import close, flatten
+from tests.agents.iris.weights import ACTOR_CRITIC, TOKENIZER, WORLD_MODEL, our_name, our_value, tree
 from tests.nets.test_transformer import kept_positions
 from tests.parity import Fixture, load
 from wmjax.agents import iris

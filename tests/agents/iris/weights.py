@@ -82,14 +82,3 @@ def tree(rules: list, weights: dict[str, np.ndarray], grid: int | None = None) -
             node = node.setdefault(key, {})
         node[leaf] = jnp.asarray(our_value(name, value, grid))
     return result
-
-
-def flatten(params: dict, prefix: str = "") -> dict:
-    """Nested parameters by their paths."""
-    if not isinstance(params, dict):
-        return {prefix: params}
-    return {
-        path: leaf
-        for key, value in params.items()
-        for path, leaf in flatten(value, f"{prefix}/{key}" if prefix else key).items()
-    }
