@@ -379,13 +379,14 @@ def main(args: Args) -> None:
     table = Table(args.only)
     resolve = lambda *args: presets.resolve(*args)[0]
     matmul(table)
-    # Sizes of the papers are timed with the replay of a laptop, and the first two only alone: their loops collect for
-    # minutes before they learn.
+    # Sizes of the papers are timed in float32, which a CPU computes in, and with the replay of a laptop; the first two
+    # only alone: their loops collect for minutes before they learn.
+    float32 = {"compute_dtype": "float32"}
     for name in ("dreamer_v1", "dreamer_v2"):
         dreamer(table, name, "small", resolve(name, "small"), 20)
-        dreamer(table, name, "paper", resolve(name, "paper"), 0)
+        dreamer(table, name, "paper", resolve(name, "paper", None, float32), 0)
     dreamer(table, "dreamer_v3", "small", resolve("dreamer_v3", "small"), 20)
-    one = resolve("dreamer_v3", "paper", None, {"size": "1m", "replay_capacity": 50_000})
+    one = resolve("dreamer_v3", "paper", None, float32 | {"size": "1m", "replay_capacity": 50_000})
     dreamer(table, "dreamer_v3", "1m", one, 1)
     for env in ("catch", "pendulum"):
         if table.wants(f"environment {env}"):

@@ -14,7 +14,7 @@ CONFIGS = {
         exploration=0.3, exploration_half_life=None, exploration_updates=None, exploration_min=0.0, model_lr=0.0006,
         actor_lr=8e-05, critic_lr=8e-05, epsilon=1e-07, grad_clip=100.0, weight_decay=0.0, grad_accum=1,
         batch_size=50, length=50, within_episode=True, over='episodes', num_envs=1, replay_capacity=2500000,
-        prefill=2500, pretrain=100, train_every=500, train_steps=100, compute_dtype='float32', remat=False,
+        prefill=2500, pretrain=100, train_every=500, train_steps=100, compute_dtype='bfloat16', remat=False,
         eval_action='mode',
     ),
     ('dreamer_v1', 'paper_discrete'): dict(
@@ -32,7 +32,7 @@ CONFIGS = {
         slow_critic_every=100, slow_critic_rate=1.0, exploration=0.0, model_lr=0.0002, actor_lr=4e-05,
         critic_lr=0.0001, epsilon=1e-05, grad_clip=100.0, weight_decay=1e-06, grad_accum=1, batch_size=16, length=50,
         within_episode=True, over='episodes', prioritize_ends=True, num_envs=1, replay_capacity=2000000,
-        prefill=50000, pretrain=1, train_every=16, train_steps=1, compute_dtype='float32', remat=False,
+        prefill=50000, pretrain=1, train_every=16, train_steps=1, compute_dtype='bfloat16', remat=False,
         eval_action='mode', eval_latent='sample',
     ),
     ('dreamer_v2', 'paper_atari'): dict(
@@ -57,7 +57,7 @@ CONFIGS = {
         slow_critic_scale=1.0, return_norm_rate=0.01, return_norm_low=5.0, return_norm_high=95.0,
         return_norm_limit=1.0, learning_rate=4e-05, warmup=1000, grad_clip=0.3, beta1=0.9, beta2=0.999, epsilon=1e-20,
         batch_size=16, length=64, num_envs=16, train_ratio=32.0, replay_capacity=5000000, prefill=2048, online=True,
-        latent_dtype='float32', compute_dtype='float32', remat=False, eval_action='sample',
+        latent_dtype='bfloat16', compute_dtype='bfloat16', remat=False, eval_action='sample',
     ),
     ('dreamer_v3', 'paper_atari100k'): dict(
         num_envs=1, train_ratio=256.0, prefill=1088,

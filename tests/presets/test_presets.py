@@ -55,7 +55,8 @@ def test_small_changes_sizes_rates_and_scales_only():
     paper, small = (dataclasses.asdict(presets.resolve("dreamer_v3", name)[0]) for name in ("paper", "small"))
     sizes = {"size", "stem", "bins", "length", "batch_size", "num_envs", "horizon", "imagine_last", "replay_capacity"}
     rates = {"learning_rate", "warmup", "train_ratio", "entropy_scale", "image_scale", "vector_scale", "prefill"}
-    assert {name for name in paper if paper[name] != small[name]} <= sizes | rates
+    precision = {"compute_dtype", "latent_dtype"}
+    assert {name for name in paper if paper[name] != small[name]} <= sizes | rates | precision
 
 
 def flat(config):

@@ -1,6 +1,6 @@
 """Presets of DreamerV2: what they change of the paper's defaults."""
 
-from wmjax.presets.dreamer_v1 import EPISODES
+from wmjax.presets.dreamer_v1 import AUTHORS
 
 # fmt: off
 PRESETS = {
@@ -27,14 +27,14 @@ PRESETS = {
         prefill=0, pretrain=0, train_every=100, train_steps=100,
     ),
     # On Atari and Crafter the last window of an episode is drawn more often.
-    "paper": EPISODES | dict(prioritize_ends=True),
-    "paper_atari": EPISODES | dict(prioritize_ends=True, batch_size=50, discount=0.995, train_every=4),
-    "paper_dmc": EPISODES | dict(
+    "paper": AUTHORS | dict(prioritize_ends=True),
+    "paper_atari": AUTHORS | dict(prioritize_ends=True, batch_size=50, discount=0.995, train_every=4),
+    "paper_dmc": AUTHORS | dict(
         deter=200, hidden=200, free_nats=1.0, kl_scale=1.0, use_continue=False, reward_transform="identity",
         discount=0.99, entropy_scale=1e-4, cont_scale=1.0, model_lr=3e-4, actor_lr=8e-5, critic_lr=8e-5,
         prefill=1000, pretrain=100, train_every=5,
     ),
-    "paper_crafter": EPISODES | dict(
+    "paper_crafter": AUTHORS | dict(
         prioritize_ends=True, deter=1024, hidden=1024, norm="layer", kl_scale=1.0, cont_scale=1.0, entropy_scale=3e-3,
         model_lr=1e-4, actor_lr=1e-4, critic_lr=1e-4, prefill=10_000, train_every=5,
     ),
