@@ -23,10 +23,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import evosax.algorithms
 import jax
 import jax.numpy as jnp
-from evosax.algorithms.distribution_based import cma_es
 
 from wmjax import dreaming
 from wmjax.ops import contracts, noise
@@ -110,6 +108,10 @@ def _make_strategy(config: StrategyConfig, x64: bool) -> Strategy:
     floor = config.sigma_min or config.sigma_init * float(jnp.finfo(dtype).eps) ** 0.75
     # Also inside of a trace, constants must be numbers.
     with jax.ensure_compile_time_eval():
+        # Imported here: some of its modules compute as they are imported, which starts JAX.
+        import evosax.algorithms
+        from evosax.algorithms.distribution_based import cma_es
+
         kind = {"cma_es": evosax.algorithms.CMA_ES, "sep_cma_es": evosax.algorithms.Sep_CMA_ES}[config.kind]
         es = kind(config.population, jnp.zeros(config.dims, dtype))
         params = es.default_params.replace(std_init=jnp.asarray(config.sigma_init, dtype), std_min=floor)
