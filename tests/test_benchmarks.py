@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from benchmarks import launches
 from benchmarks.speed import arithmetic
 
 X = jnp.ones((4, 8))
@@ -35,3 +36,56 @@ product.defvjp(lambda x: (product(x), ()), lambda _, g: (g @ SQUARE.T,))
 )
 def test_arithmetic_counts_matrix_products_and_convolutions_wherever_they_are(function, operations):
     assert arithmetic(jax.make_jaxpr(function)(X).jaxpr) == operations
+
+
+PROGRAM = """HloModule jit_f, is_scheduled=true
+
+FileNames
+1 "/somewhere/jax/core.py"
+2 "/home/wmjax/wmjax/optim.py"
+
+FunctionNames
+1 "bind"
+2 "descend.<locals>.step"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=7 end_line=7 column=1 end_column=2}
+2 {file_name_id=2 function_name_id=2 line=51 end_line=51 column=1 end_column=2}
+
+StackFrames
+1 {file_location_id=2 parent_frame_id=1}
+2 {file_location_id=1 parent_frame_id=2}
+
+%inner (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %copy.1 = f32[4]{0} copy(%p)
+}
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  %f = f32[4]{0} fusion(%x), kind=kLoop, calls=%fused, metadata={op_name="mul" stack_frame_id=2}
+  %g = (f32[4]{0}, s8[8]{0}) custom-call(%f), custom_call_target="__cublas$gemm", metadata={stack_frame_id=9}
+  %again = (s32[], f32[4]) while(%p), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %t = (s32[], f32[4]) tuple(%x, %f)
+}
+
+ENTRY %main (a: f32[4], i: s32[]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %w = (s32[], f32[4]) while(%a), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %u = (s32[], f32[4]) while(%a), condition=%c, body=%inner
+  %b = f32[4]{0} conditional(%i, %a, %a), branch_computations={%nothing, %inner}
+  %d = f32[4]{0} call(%a), to_apply=%inner
+  ROOT %e = f32[4]{0} fusion(%b), kind=kLoop, calls=%fused, metadata={op_name="add" stack_frame_id=1}
+}
+"""
+
+
+def test_launches_are_counted_with_the_trips_of_their_loops_and_by_the_lines_they_are_for():
+    module = launches.read_module(PROGRAM)
+    found, unknown = launches.loops(module)
+    by_name = {loop.name: loop for loop in found if loop.times != 15}
+    assert launches.total(found) == {"fusion": 3 + 1, "__cublas$gemm": 3, "copy": 3 * 5 + 1 + 1 + 1}
+    assert by_name["body"].places == {"optim.py:51 step": 1, "elsewhere": 1}
+    assert by_name["main"].places == {"optim.py:51 step": 1, "the compiler": 2} and by_name["main"].times == 1
+    assert unknown == ["inner"] and found[0].times * found[0].launches == 15
