@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -336,35 +337,89 @@ def test_a_checkpoint_brings_the_agent_back(row, tmp_path):
     chex.assert_trees_all_equal(restored, state)
 
 
-@pytest.mark.parametrize(
-    "row", [pytest.param(name, marks=[pytest.mark.slow] * (name != "dreamer_v3")) for name in ROWS], indirect=True
-)
-def test_updates_lower_from_any_machine_with_all_their_convolutions_on_gpu_and_tpu_and_none_on_a_cpu(row):
-    name, row = row
-    agent = make(name)
+def in_bfloat16(config):
+    """The same configuration, its networks in bfloat16 if they can be."""
+    return dataclasses.replace(config, compute_dtype="bfloat16") if hasattr(config, "compute_dtype") else config
+
+
+class Program(NamedTuple):
+    """An update as it is handed to the compiler."""
+
+    new: AgentState  # shapes and dtypes of what it gives
+    metrics: dict
+    text: dict[str, str]  # by platform
+
+
+@functools.cache
+def programs(name: str) -> dict[str, Program]:
+    """All updates of an agent whose networks compute in bfloat16, by name."""
+    agent, found = make(name, config=in_bfloat16(ROWS[name].config)), {}
     state = jax.eval_shape(agent.init, jax.random.key(0))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
     batch = random_trajectory(agent, pixels(name), zeros, 2, 2)
     for update in updates_of(agent).values():
         lead = update.sampling.context + update.sampling.length, update.batch_size
         shaped = jax.tree.map(lambda x, lead=lead: jax.ShapeDtypeStruct((*lead, *x.shape[2:]), x.dtype), batch)
-        traced = jax.jit(update.fn).trace(state, jax.random.key(0), shaped)
-        count = row.convolutions[update.name]
-        for platform, expected in (("cuda", count), ("tpu", count), ("cpu", 0)):
-            text = traced.lower(lowering_platforms=(platform,)).as_text()
-            assert text.count("stablehlo.convolution(") == expected, (update.name, platform)
+        with jax.default_matmul_precision(None):  # as users have it
+            traced = jax.jit(update.fn).trace(state, jax.random.key(0), shaped)
+        text = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cuda", "tpu", "cpu")}
+        found[update.name] = Program(*traced.out_info[:2], text)
+    return found
+
+
+# What takes long to trace is in the slow suite.
+lowered = pytest.mark.parametrize(
+    "row", [pytest.param(name, marks=[pytest.mark.slow] * (name != "dreamer_v3")) for name in ROWS], indirect=True
+)
+
+
+@lowered
+def test_updates_lower_from_any_machine_with_all_their_convolutions_on_gpu_and_tpu_and_none_on_a_cpu(row):
+    name, row = row
+    for update, program in programs(name).items():
+        for platform, text in program.text.items():
+            expected = 0 if platform == "cpu" else row.convolutions[update]
+            assert text.count("stablehlo.convolution(") == expected, (update, platform)
+
+
+def products(text: str) -> set[tuple[str, ...]]:
+    """Dtypes of the operands and the result of the matrix products in a program, and their precision."""
+    found = set()
+    for line in text.splitlines():
+        if "stablehlo.dot_general" in line:
+            dtypes = re.findall(r"tensor<(?:\d+x)*(\w+)>", line.partition(" : (")[2])
+            found.add((*dtypes, *re.search(r"precision = \[(\w+), (\w+)\]", line).groups()))
+    return found
+
+
+DREAMERS = ("dreamer_v1", "dreamer_v2", "dreamer_v3")
+NETWORKS = ("bf16", "bf16", "bf16", "DEFAULT", "DEFAULT")  # products of networks
+EXACT = ("f32", "f32", "f32", "HIGHEST", "HIGHEST")  # all others
+
+
+@lowered
+def test_products_outside_of_networks_ask_for_the_highest_precision_and_what_is_no_activation_is_float32(row):
+    name, _ = row
+    if name not in DREAMERS:
+        pytest.skip("some of its networks compute in float32")
+    for program in programs(name).values():
+        assert NETWORKS in products(program.text["cuda"]) <= {NETWORKS, EXACT}
+        kept = jax.tree.leaves((program.new, program.metrics))
+        assert {x.dtype for x in kept} <= {jnp.dtype("float32"), jnp.dtype("int32")}
 
 
 @heavy
 def test_the_device_loop_lowers_for_gpu_and_tpu_and_maps_over_seeds(row):
     name, row = row
     env = agent_actions(make_env("catch", image_size=row.side))
-    agent = make(name, env.spec)
+    agent = make(name, env.spec, in_bfloat16(row.config))
     stage = jax.jit(device.make_stage(agent, env, agent.recipe.stages[-1]), donate_argnums=0)
     run = jax.eval_shape(lambda key: device.init(agent, env, key), jax.random.key(0))
     iterations = jax.ShapeDtypeStruct((), jnp.int32)
     for platform in ("cuda", "tpu"):
-        stage.trace(run, iterations).lower(lowering_platforms=(platform,))
+        with jax.default_matmul_precision(None):
+            text = stage.trace(run, iterations).lower(lowering_platforms=(platform,)).as_text()
+        assert name not in DREAMERS or products(text) <= {NETWORKS, EXACT}
     seeds = jax.eval_shape(jax.vmap(lambda key: device.init(agent, env, key)), jax.random.split(jax.random.key(0), 3))
     mapped = jax.vmap(device.make_stage(agent, env, agent.recipe.stages[-1]), (0, None))
     after, metrics = jax.eval_shape(mapped, seeds, iterations)

@@ -152,7 +152,7 @@ def paint(planes: Array, image_size: int) -> Array:
     """
     colors = np.array(PALETTE[: planes.shape[-1]], np.float32)
     active = planes.astype(jnp.float32)
-    cells = active @ colors / jnp.maximum(active.sum(-1, keepdims=True), 1)
+    cells = jnp.matmul(active, colors, precision="highest") / jnp.maximum(active.sum(-1, keepdims=True), 1)
     scale = image_size // GRID
     cells = jnp.round(cells).astype(jnp.uint8)[:, None, :, None]
     return jnp.broadcast_to(cells, (GRID, scale, GRID, scale, 3)).reshape(image_size, image_size, 3)
