@@ -8,10 +8,15 @@ from tests.parity import load
 from wmjax.optim import (
     adam_tf,
     adaptive_grad_clip,
+    add_decayed_weights,
     clipped_adam_tf,
     descend,
+    flat,
+    flatten,
     laprop,
+    scale_by_momentum,
     soft_update,
+    unflatten,
     warmup_schedule,
 )
 from wmjax.types import UsageError
@@ -37,7 +42,8 @@ def one_step(optimizer, gradient, opt_state, params, axis=None):
 def test_clipping_uses_the_norm_of_the_whole_tensor_and_a_floor_for_what_is_zero():
     params = {"kernel": jnp.array([[3.0, 0.0], [0.0, 4.0]]), "bias": jnp.zeros(4), "small": jnp.array([10.0])}
     gradients = {"kernel": jnp.array([[6.0, 0.0], [8.0, 0.0]]), "bias": jnp.ones(4), "small": jnp.array([0.1])}
-    clipped, _ = adaptive_grad_clip(0.3).update(gradients, optax.EmptyState(), params)
+    clip = flat(adaptive_grad_clip(0.3))
+    clipped, _ = clip.update(gradients, clip.init(params), params)
     np.testing.assert_allclose(clipped["kernel"], [[0.9, 0], [1.2, 0]], rtol=1e-6)  # norm 10 -> 0.3 * 5
     np.testing.assert_allclose(clipped["bias"], np.full(4, 1.5e-4), rtol=1e-6)  # norm 2 -> 0.3 * 1e-3
     np.testing.assert_array_equal(clipped["small"], gradients["small"])
@@ -63,7 +69,7 @@ def test_the_first_step_of_laprop_is_the_sign_of_the_gradient_however_small_and_
 
 def test_weight_decay_touches_only_the_matching_parameters_and_is_scaled_by_the_rate():
     params = {"linear": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "kernel_scale": jnp.ones(2)}
-    history = run(laprop(0.1, weight_decay=0.5), params, [jax.tree.map(jnp.zeros_like, params)])
+    history = run(flat(laprop(0.1, weight_decay=0.5)), params, [jax.tree.map(jnp.zeros_like, params)])
     np.testing.assert_allclose(history[0]["linear"]["kernel"], 0.95)
     np.testing.assert_array_equal(history[0]["linear"]["bias"], 1)
     np.testing.assert_array_equal(history[0]["kernel_scale"], 1)
@@ -72,7 +78,7 @@ def test_weight_decay_touches_only_the_matching_parameters_and_is_scaled_by_the_
 def test_the_first_update_changes_nothing_and_a_zero_head_moves_at_the_second():
     params = {"head": jnp.zeros(3), "body": jnp.ones(3)}
     gradient = {"head": jnp.array([1.0, 2.0, 3.0]), "body": jnp.ones(3)}
-    optimizer = optax.chain(adaptive_grad_clip(0.3), laprop(warmup_schedule(4e-5, 1000)))
+    optimizer = flat(optax.chain(adaptive_grad_clip(0.3), laprop(warmup_schedule(4e-5, 1000))))
     first, second = run(optimizer, params, [gradient, gradient])
     for name in params:
         np.testing.assert_array_equal(first[name], params[name])
@@ -99,7 +105,7 @@ def test_a_schedule_that_does_not_exist_is_refused_with_the_nearest_name():
 
 def test_gradients_are_averaged_over_devices_before_anything_else():
     params = jnp.ones(2)
-    optimizer = optax.chain(adaptive_grad_clip(0.3), laprop(0.1))
+    optimizer = flat(optax.chain(adaptive_grad_clip(0.3), laprop(0.1)))
     shards = jnp.array([[1.0, 5.0], [3.0, -1.0]])
     step = lambda gradient, axis: one_step(optimizer, gradient, optimizer.init(params), params, axis)[0]
     spread = jax.vmap(lambda g: step(g, "devices"), axis_name="devices")(shards)
@@ -138,7 +144,7 @@ def official_optimizer(config):
         config["wd"],
         config["wd_pattern"],
     )
-    return optax.chain(adaptive_grad_clip(config["agc"]), scaling) if config["agc"] else scaling
+    return flat(optax.chain(adaptive_grad_clip(config["agc"]), scaling) if config["agc"] else scaling)
 
 
 @pytest.mark.parity
@@ -165,7 +171,7 @@ def test_clipping_alone_agrees_with_the_official_code():
     f = load("dreamer_v3_optim")
     gradients = f.tree("in/grads")
     params = {key: value for key, value in f.tree("params").items() if key in gradients}
-    clip = adaptive_grad_clip(f.config["default"]["agc"])
+    clip = flat(adaptive_grad_clip(f.config["default"]["agc"]))
     for i in range(f.config["steps"]):
         updates, _ = clip.update({key: value[i] for key, value in gradients.items()}, clip.init(params), params)
         for key, update in updates.items():
@@ -212,7 +218,7 @@ def test_clipping_is_by_the_norm_of_all_gradients_together_and_off_at_zero():
         grads, clipped_adam_tf(1e-3, 1e-5, clip).init(params), params
     )[1]
     for clip, expected in ((1.0, 0.06), (100.0, 0.3), (0.0, 0.3)):
-        assert float(optax.tree.get(moments(clip), "mu")["a"][0]) == pytest.approx(expected)
+        assert float(unflatten(optax.tree.get(moments(clip), "mu"), grads)["a"][0]) == pytest.approx(expected)
 
 
 def test_a_step_takes_the_mean_of_the_gradients_of_all_devices_and_reports_its_norm():
@@ -245,3 +251,75 @@ def test_accumulated_gradients_make_one_step_of_their_mean():
     single = run(clipped_adam_tf(0.1, 1e-8, 0.0), jnp.zeros(1), [jnp.array([2.0])])
     assert history[0][0] == 0
     np.testing.assert_allclose(history[1], single[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One array instead of a tree
+
+
+def clip_each(clip, floor=1e-3):
+    """`adaptive_grad_clip`, tensor by tensor."""
+
+    def clip_one(gradient, param):
+        limit = clip * jnp.maximum(floor, jnp.linalg.norm(param.ravel()))
+        return gradient / jnp.maximum(1.0, jnp.linalg.norm(gradient.ravel()) / limit)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(clip_one, updates, params))
+
+
+KERNELS = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+FLAT = {
+    "laprop": (
+        flat(optax.chain(adaptive_grad_clip(0.3), laprop(warmup_schedule(0.1, 2), weight_decay=0.1))),
+        optax.chain(
+            clip_each(0.3),
+            optax.scale_by_rms(0.999, 1e-20, eps_in_sqrt=False, bias_correction=True),
+            scale_by_momentum(0.9),
+            optax.add_decayed_weights(0.1, KERNELS),
+            optax.scale_by_learning_rate(warmup_schedule(0.1, 2)),
+        ),
+    ),
+    "adamw": (
+        flat(
+            optax.chain(
+                optax.clip_by_global_norm(2.0),
+                optax.scale_by_adam(),
+                add_decayed_weights(0.1, "kernel$"),
+                optax.scale(-0.1),
+            )
+        ),
+        optax.chain(optax.clip_by_global_norm(2.0), optax.adamw(0.1, weight_decay=0.1, mask=KERNELS)),
+    ),
+    "several gradients": (
+        clipped_adam_tf(0.1, 1e-8, 2.0, 0.01, accumulate=2),
+        optax.MultiSteps(
+            optax.chain(optax.clip_by_global_norm(2.0), adam_tf(0.1, eps=1e-8), optax.add_decayed_weights(-0.01)), 2
+        ).gradient_transformation(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_one_array_of_all_parameters_steps_as_its_tensors_do_one_by_one(name):
+    mine, reference = FLAT[name]
+    sizes = {"scale": (), "bias": 3, "whole": 256, "over": 257, "kernel": (30, 50), "deep": {"kernel": (7, 2, 3)}}
+    shapes = jax.tree.map(np.zeros, {"net": sizes}, is_leaf=lambda x: not isinstance(x, dict))
+    rng = np.random.default_rng(0)
+    draw = lambda: jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape) * rng.choice([1e-3, 30.0]), jnp.float32), shapes
+    )
+    params, gradients = draw(), [draw() for _ in range(4)]
+    for found, expected in zip(run(mine, params, gradients), run(reference, params, gradients), strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, expected)
+    leaves = jax.tree.leaves(mine.init(params))
+    assert {x.shape for x in leaves} == {(), (12, 256)}  # rows: 1 + 1 + 1 + 2 + 6 + 1
+    mapped = jax.vmap(lambda scale: run(mine, params, [jax.tree.map(lambda g: scale * g, gradients[0])])[0])
+    doubled = run(mine, params, [jax.tree.map(lambda g: 2 * g, gradients[0])])[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-5), mapped(jnp.array([1.0, 2.0])), doubled)
+
+
+def test_rows_keep_every_entry_and_where_it_belongs():
+    tree = {"b": jnp.arange(300.0).reshape(3, 100), "a": jnp.float32(7), "c": [jnp.ones((256,)), jnp.zeros((0,))]}
+    rows = flatten(tree)
+    assert rows.shape == (4, 256) and float(rows.sum()) == 7 + 300 * 299 / 2 + 256
+    jax.tree.map(np.testing.assert_array_equal, unflatten(rows, tree), tree)

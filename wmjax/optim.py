@@ -1,6 +1,6 @@
 """One step down a gradient, optimizers as chains of optax links, learning rates, slowly following copies of parameters.
 
-DreamerV3's optimizer is `optax.chain(adaptive_grad_clip(0.3), laprop(warmup_schedule(4e-5, 1000)))`.
+DreamerV3's optimizer is `flat(optax.chain(adaptive_grad_clip(0.3), laprop(warmup_schedule(4e-5, 1000))))`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from wmjax.types import Array, Metrics, PyTree, UsageError
@@ -47,7 +48,7 @@ def descend(
     grads, changes, new_state = pmean(grads, axis_name), {}, {}
     for name, part in params.items():
         changes[name], new_state[name] = optimizers[name].update(grads[name], opt_state[name], part)
-    norms = lambda trees: {name: optax.tree.norm(tree) for name, tree in trees.items()}
+    norms = lambda trees: {name: jnp.linalg.norm(flatten(tree)) for name, tree in trees.items()}
     params = optax.apply_updates(params, changes)
     return Descent(params, new_state, pmean(metrics, axis_name), aux, norms(grads), norms(changes))
 
@@ -70,8 +71,70 @@ def pmean(tree: PyTree, axis_name: str | None) -> PyTree:
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
+ROW = 256  # entries of a row of `flatten`
+
+
+def flatten(tree: PyTree) -> Array:
+    """All leaves one after the other as one array `[rows, ROW]`; each is filled up with zeros to whole rows.
+
+    One array takes one kernel where a tree takes one for each leaf, and what is done to whole rows is done to each leaf
+    on its own.
+
+    Args:
+      tree: float32 arrays of any shapes.
+    """
+    leaves = jax.tree.leaves(tree)
+    padded = [jnp.pad(leaf.ravel(), (0, -leaf.size % ROW)) for leaf in leaves]
+    return jnp.concatenate(padded).reshape(-1, ROW)
+
+
+def unflatten(rows: Array, like: PyTree) -> PyTree:
+    """The tree that `flatten` made rows of: `rows` with the structure and the shapes of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    starts, vector = ROW * _first_rows(leaves)[:-1], rows.ravel()
+    cut = lambda start, leaf: vector[start : start + leaf.size].reshape(leaf.shape)
+    return structure.unflatten([cut(*pair) for pair in zip(starts, leaves, strict=True)])
+
+
+def _first_rows(leaves: list[Array]) -> np.ndarray:
+    """Where each leaf begins in `flatten`, and where the last one ends: ints `[leaves + 1]`."""
+    return np.cumsum([0, *(-(-leaf.size // ROW) for leaf in leaves)])
+
+
+def flat(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The same transformation on one array instead of a tree: few kernels, whatever the number of parameters.
+
+    `inner` gets updates and parameters as `flatten` makes them, and as the keyword `like` the tree that they were; its
+    state consists of such rows too.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
+        params = None if params is None else flatten(params)
+        rows, state = inner.update(flatten(updates), state, params, like=updates)
+        return unflatten(rows, updates), state
+
+    return optax.GradientTransformation(lambda params: inner.init(flatten(params)), update)
+
+
+def _tensor_norms(rows: Array, like: PyTree) -> Array:
+    """The norm of each leaf of `like`, `[leaves]`, from its rows. By gathers, for they add in the same order always."""
+    sums, first = jnp.sum(jnp.square(rows), 1), _first_rows(jax.tree.leaves(like))
+    counts = np.diff(first)[:, None]
+    place = jnp.arange(counts.max())  # in each leaf
+    return jnp.sqrt(
+        jnp.sum(jnp.where(place < counts, sums[jnp.minimum(first[:-1, None] + place, len(sums) - 1)], 0), 1)
+    )
+
+
+def _to_rows(values: Array, like: PyTree) -> Array:
+    """One value for each leaf of `like`, `[leaves]`, at each of its rows: `[rows, 1]`."""
+    counts = np.diff(_first_rows(jax.tree.leaves(like)))
+    return values[np.repeat(np.arange(len(counts)), counts)][:, None]
+
+
 def adaptive_grad_clip(clip: float, floor: float = 1e-3) -> optax.GradientTransformation:
-    """Bounds the norm of each gradient by a fraction of the norm of its parameter.
+    """Bounds the norm of each gradient by a fraction of the norm of its parameter; a link of a `flat` chain.
 
         g ← g / max(1, ‖g‖ / (clip · max(floor, ‖p‖)))
 
@@ -84,11 +147,25 @@ def adaptive_grad_clip(clip: float, floor: float = 1e-3) -> optax.GradientTransf
     Source: Brock et al. 2021 (NFNets), equation 3, per tensor as in the official DreamerV3 code.
     """
 
-    def clip_one(gradient: Array, param: Array) -> Array:
-        limit = clip * jnp.maximum(floor, jnp.linalg.norm(param.ravel()))
-        return gradient / jnp.maximum(1.0, jnp.linalg.norm(gradient.ravel()) / limit)
+    def update(gradient: Array, state: optax.EmptyState, params: Array, *, like: PyTree) -> tuple[Array, Any]:
+        limit = clip * jnp.maximum(floor, _tensor_norms(params, like))
+        return gradient / _to_rows(jnp.maximum(1.0, _tensor_norms(gradient, like) / limit), like), state
 
-    return optax.stateless(lambda updates, params: jax.tree.map(clip_one, updates, params))
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def add_decayed_weights(weight_decay: float, pattern: str) -> optax.GradientTransformation:
+    """u ← u + decay p where the regular expression is found in the path of the parameter (`actor/linear0/kernel`).
+
+    A link of a `flat` chain.
+    """
+
+    def update(updates: Array, state: optax.EmptyState, params: Array, *, like: PyTree) -> tuple[Array, Any]:
+        name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+        decays = [re.search(pattern, name(path)) is not None for path, _ in jax.tree.leaves_with_path(like)]
+        return updates + _to_rows(weight_decay * np.array(decays, np.float32), like) * params, state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 class MomentumState(NamedTuple):
@@ -140,7 +217,7 @@ def laprop(
       beta1, beta2: in [0, 1).
       eps: added after the root.
       nesterov: see `scale_by_momentum`.
-      weight_decay: scaled by the learning rate.
+      weight_decay: scaled by the learning rate; if there is one, this is a link of a `flat` chain.
       decay_pattern: regular expression, searched in the paths of parameters (`actor/linear0/kernel`): what decays.
 
     Source: Ziyin et al. 2020 (LaProp), algorithm 1, with the bias corrections of the official DreamerV3 code.
@@ -150,7 +227,7 @@ def laprop(
         scale_by_momentum(beta1, nesterov),
     ]
     if weight_decay:
-        links.append(optax.add_decayed_weights(weight_decay, lambda params: _matching(decay_pattern, params)))
+        links.append(add_decayed_weights(weight_decay, decay_pattern))
     return optax.chain(*links, optax.scale_by_learning_rate(learning_rate))
 
 
@@ -204,7 +281,7 @@ def clipped_adam_tf(
     if weight_decay:
         links.append(optax.add_decayed_weights(-weight_decay))  # after the learning rate, so not scaled by it
     chain = optax.chain(*links)
-    return chain if accumulate == 1 else optax.MultiSteps(chain, accumulate).gradient_transformation()
+    return flat(chain if accumulate == 1 else optax.MultiSteps(chain, accumulate).gradient_transformation())
 
 
 def model_actor_critic(config: Any) -> dict[str, optax.GradientTransformation]:
@@ -223,12 +300,6 @@ def apart(params: dict) -> dict[str, dict]:
 def together(groups: dict[str, dict]) -> dict:
     """The parameters by module that `apart` took apart."""
     return groups["model"] | {name: groups[name] for name in ("actor", "critic")}
-
-
-def _matching(pattern: str, params: PyTree) -> PyTree:
-    """Booleans like `params`: does the slash-separated path match?"""
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    return jax.tree_util.tree_map_with_path(lambda path, _: re.search(pattern, name(path)) is not None, params)
 
 
 def warmup_schedule(lr: float, warmup: int, kind: str = "const", anneal_steps: int = 0) -> optax.Schedule:

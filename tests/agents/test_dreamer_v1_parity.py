@@ -302,7 +302,7 @@ def check_gradients(agent, opt_state, metrics, groups):
     """Adam's first moment is a tenth of the clipped gradient."""
     for mine, theirs in groups.items():
         scale = 10 * max(1.0, float(metrics[f"grad_norm/{mine}"]) / agent.config.grad_clip)
-        grads = optax.tree.scale(scale, optax.tree.get(opt_state[mine], "mu"))
+        grads = optim.unflatten(scale * optax.tree.get(opt_state[mine], "mu"), optim.apart(agent.params)[mine])
         grads = flatten(grads if mine == "model" else {mine: grads})
         recorded = agent.file.tree(f"grad/{agent.section}/{theirs}")
         norms = agent.file.tree(f"out/{agent.section}/grad_norm_per_tensor/{theirs}")

@@ -422,7 +422,8 @@ def test_gradients_of_the_world_model_and_three_training_steps_equal_the_authors
             close(metrics[mine], agent.out(f"train3/{theirs}")[t], 1e-4)
         if t == 0:  # Adam's first moment is a tenth of the clipped gradient.
             scale = 10 * max(1.0, float(metrics["grad_norm/model"]) / agent.config.grad_clip)
-            grads = optax.tree.scale(scale, optax.tree.get(state.opt_state["model"], "mu"))
+            moments = optax.tree.get(state.opt_state["model"], "mu")
+            grads = optim.unflatten(scale * moments, optim.apart(state.params)["model"])
             agent.check_grads(grads, "wm")
             for name, norm in agent.file.tree(f"out/{agent.section}/grad_norm_per_tensor/wm").items():
                 found = np.linalg.norm(np.asarray(flatten(grads)[our_name(name, agent.discrete)]).ravel())

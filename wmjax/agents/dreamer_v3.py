@@ -502,7 +502,7 @@ def optimizer(config: DreamerV3Config) -> optax.GradientTransformation:
     """Adaptive clipping -> LaProp with linear warm-up from 0; its gradients are already the mean over devices."""
     clip = optim.adaptive_grad_clip(config.grad_clip) if config.grad_clip else optax.identity()
     schedule = optim.warmup_schedule(config.learning_rate, config.warmup)
-    return optax.chain(clip, optim.laprop(schedule, config.beta1, config.beta2, config.epsilon))
+    return optim.flat(optax.chain(clip, optim.laprop(schedule, config.beta1, config.beta2, config.epsilon)))
 
 
 def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) -> tuple[AgentState, Metrics, dict]:

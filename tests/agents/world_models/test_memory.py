@@ -13,7 +13,7 @@ import pytest
 
 from tests.agents.batches import perturb
 from tests.agents.world_models.made import CAR, CATCH, TINY, memory_params, tiny, trajectory, updates
-from wmjax import dreaming
+from wmjax import dreaming, optim
 from wmjax.agents import world_models as wm
 from wmjax.agents.world_models import memory
 from wmjax.nets.mdn import MDNRNN
@@ -190,7 +190,7 @@ def test_gradients_are_clipped_entry_by_entry_or_by_their_norm():
         # Adam's first step has the size of the rate whatever the gradient: look at its moments.
         optimizer = memory.optimizer(config)
         _, state = optimizer.update(grads, optimizer.init(grads))
-        moments = optax.tree.get(state, "mu")
+        moments = optim.unflatten(optax.tree.get(state, "mu"), grads)
         np.testing.assert_allclose(moments["a"] * 10, expected[0], rtol=1e-3)
         np.testing.assert_allclose(moments["b"] * 10, expected[1], rtol=1e-3)
 

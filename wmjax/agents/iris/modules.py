@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -92,13 +91,15 @@ def init_params(nets: Networks, spec: EnvSpec, config: IRISConfig, key: Array) -
 def optimizers(config: IRISConfig) -> dict[str, optax.GradientTransformation]:
     """Clipping by global norm, then Adam; the world model's kernels decay, not its embeddings, biases and norms."""
     moments = dict(b1=config.beta1, b2=config.beta2, eps=config.adam_epsilon)
-    kernels = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
-    adamw = optax.adamw(config.world_model_rate, **moments, weight_decay=config.weight_decay, mask=kernels)
-    clipped = lambda adam: optax.chain(optax.clip_by_global_norm(config.grad_clip), adam)
+
+    def adam(rate: float, *decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        clip, scale = optax.clip_by_global_norm(config.grad_clip), optax.scale_by_adam(**moments)
+        return optim.flat(optax.chain(clip, scale, *decay, optax.scale_by_learning_rate(rate)))
+
     return {
-        "tokenizer": clipped(optax.adam(config.tokenizer_rate, **moments)),
-        "world_model": clipped(adamw),
-        "actor_critic": clipped(optax.adam(config.actor_critic_rate, **moments)),
+        "tokenizer": adam(config.tokenizer_rate),
+        "world_model": adam(config.world_model_rate, optim.add_decayed_weights(config.weight_decay, r"(^|/)kernel$")),
+        "actor_critic": adam(config.actor_critic_rate),
     }
 
 

@@ -153,7 +153,7 @@ def optimizer(config: WorldModelsConfig) -> optax.GradientTransformation:
     clip = {"value": optax.clip, "norm": optax.clip_by_global_norm, "none": lambda limit: optax.identity()}
     spread = config.memory_learning_rate - config.memory_final_learning_rate
     schedule = lambda step: spread * config.memory_decay**step + config.memory_final_learning_rate
-    return optax.chain(clip[config.clip](config.clip_limit), optax.adam(schedule))
+    return optim.flat(optax.chain(clip[config.clip](config.clip_limit), optax.adam(schedule)))
 
 
 def make_update(nets: Networks, config: WorldModelsConfig, axis_name: str | None) -> Callable:

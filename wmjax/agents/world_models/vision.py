@@ -60,7 +60,7 @@ def vision_loss(
 
 def optimizer(config: WorldModelsConfig) -> optax.GradientTransformation:
     """Adam."""
-    return optax.adam(config.vision_learning_rate)
+    return optim.flat(optax.adam(config.vision_learning_rate))
 
 
 def make_update(nets: Networks, spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None) -> Callable:
