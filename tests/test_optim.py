@@ -6,6 +6,7 @@ import pytest
 
 from tests.parity import load
 from wmjax.optim import (
+    Rows,
     adam_tf,
     adaptive_grad_clip,
     add_decayed_weights,
@@ -251,6 +252,24 @@ def test_accumulated_gradients_make_one_step_of_their_mean():
     single = run(clipped_adam_tf(0.1, 1e-8, 0.0), jnp.zeros(1), [jnp.array([2.0])])
     assert history[0][0] == 0
     np.testing.assert_allclose(history[1], single[0])
+
+
+def test_a_gradient_in_parts_is_that_of_the_whole_batch():
+    rng = np.random.default_rng(0)
+    x, y = jnp.asarray(rng.normal(size=(3, 8)), jnp.float32), jnp.asarray(rng.normal(size=(8, 2)), jnp.float32)
+    params = {"all": jnp.asarray(rng.normal(size=2), jnp.float32)}
+
+    def objective(params, x, y):
+        error = x - (y @ params["all"])[None]  # [3, batch]
+        return (error**2).mean(), ({"error": jnp.abs(error).mean()}, {"error": error})
+
+    def step(parts):
+        rows = Rows((x, y), (1, 0), parts, aux_axis=1)
+        return descend(objective, {"all": optax.sgd(0.1)}, {"all": optax.sgd(0.1).init(params)}, params, None, rows)
+
+    whole, parted = step(1), step(4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, parted)
+    assert not np.allclose(whole.params["all"], params["all"], atol=1e-2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ def descend(
     opt_state: dict[str, PyTree],
     params: dict[str, PyTree],
     axis_name: str | None,
+    rows: Rows | None = None,
 ) -> Descent:
     """One gradient of an objective, averaged over devices, and one step of each optimizer on its part of it.
 
@@ -43,14 +44,58 @@ def descend(
       optimizers, opt_state: by name; those that `params` has are used.
       params: what each optimizer trains.
       axis_name: the named axis that the batch is spread over, or None.
+      rows: further arguments of the objective, which may be computed part by part: the gradient and the metrics are
+        the means over the parts then, which are those of the whole batch if loss and metrics are means over its rows.
+        The arrays of `aux` have the batch as axis `rows.aux_axis`.
     """
-    (_, (metrics, aux)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+    grads, metrics, aux = _gradient(objective, params, rows)
     grads, changes, new_state = pmean(grads, axis_name), {}, {}
     for name, part in params.items():
         changes[name], new_state[name] = optimizers[name].update(grads[name], opt_state[name], part)
     norms = lambda trees: {name: jnp.linalg.norm(flatten(tree)) for name, tree in trees.items()}
     params = optax.apply_updates(params, changes)
     return Descent(params, new_state, pmean(metrics, axis_name), aux, norms(grads), norms(changes))
+
+
+class Rows(NamedTuple):
+    """Arguments of a function of a batch, which can be divided into parts."""
+
+    args: tuple[PyTree, ...]
+    axes: tuple[int, ...]  # of the arrays of each argument: which one is the batch
+    parts: int = 1  # computed one after the other, so that the insides of only one are in memory; divides the batch
+    aux_axis: int = 0  # as `axes`, of what the function gives beside a loss
+
+    def divided(self) -> tuple[PyTree, ...]:
+        """The arguments of each part, `[parts, ...]`."""
+
+        def divide(x: Array, axis: int) -> Array:
+            parted = x.reshape(*x.shape[:axis], self.parts, x.shape[axis] // self.parts, *x.shape[axis + 1 :])
+            return jnp.moveaxis(parted, axis, 0)
+
+        pairs = zip(self.args, self.axes, strict=True)
+        return tuple(jax.tree.map(lambda x, axis=axis: divide(x, axis), arg) for arg, axis in pairs)
+
+    def together(self, tree: PyTree) -> PyTree:
+        """What all parts gave, `[parts, ...]`, as if it were of the whole batch."""
+        axis = self.aux_axis
+        join = lambda x: jnp.moveaxis(x, 0, axis).reshape(*x.shape[1 : 1 + axis], -1, *x.shape[2 + axis :])
+        return jax.tree.map(join, tree)
+
+
+def _gradient(objective: Callable, params: PyTree, rows: Rows | None) -> tuple[PyTree, Metrics, PyTree]:
+    """Gradient, metrics and `aux` of an objective, as `descend` says."""
+    run = jax.value_and_grad(objective, has_aux=True)
+    if rows is None or rows.parts == 1:
+        (_, (metrics, aux)), grads = run(params, *(rows.args if rows else ()))
+        return grads, metrics, aux
+
+    def add(total: PyTree, part: tuple) -> tuple[PyTree, tuple]:
+        (_, (metrics, aux)), grads = run(params, *part)
+        return jax.tree.map(jnp.add, total, grads), (metrics, aux)
+
+    total, (metrics, aux) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), rows.divided())
+    mean = lambda x: x.mean(0)
+    return jax.tree.map(lambda x: x / rows.parts, total), jax.tree.map(mean, metrics), rows.together(aux)
 
 
 def weighted_sum(losses: dict[str, Array], scales: dict[str, float]) -> tuple[Array, Metrics]:
