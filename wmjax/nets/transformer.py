@@ -23,11 +23,16 @@ class KVCache(NamedTuple):
 
     keys: tuple[Array, ...]  # [B, heads, N, Dh]
     values: tuple[Array, ...]  # [B, heads, N, Dh]
-    length: Array  # int32 [B], tokens in the context
+    length: Array  # int32 [B], tokens in the context; [1] where all rows have as many
+
+
+def in_step(cache: KVCache) -> KVCache:
+    """The cache, of which the caller knows that all rows have the same length: what is new is written at one place."""
+    return cache._replace(length=cache.length[:1])
 
 
 def restart(cache: KVCache, fresh: KVCache, where: Array) -> KVCache:
-    """The cache whose rows `where` (bool `[B]`) hold the tokens of `full` alone; the others stay as they are."""
+    """The cache whose rows `where` (bool, as its lengths) hold the tokens of `fresh` alone; the others stay."""
     contracts.exactly(cache.length.shape[0], where=where)
     contracts.booleans(where=where)
     here = where[:, None, None, None]
@@ -41,7 +46,9 @@ def restart(cache: KVCache, fresh: KVCache, where: Array) -> KVCache:
 
 
 def _write(old: Array, x: Array, place: Array) -> Array:
-    """A layer's keys or values with those of new tokens, `[B, heads, T, Dh]`, at `place` `[B, T]`."""
+    """A layer's keys or values with those of new tokens, `[B, heads, T, Dh]`, at `place` `[B or 1, T]`."""
+    if place.shape[0] == 1:  # one place for all rows: no scatter
+        return jax.lax.dynamic_update_slice_in_dim(old, x, place[0, 0], 2)
     rows = jnp.arange(place.shape[0])[:, None]
     # Indexed axes that are apart lead the updates: [B, T, heads, Dh].
     return old.at[rows, :, place].set(x.swapaxes(1, 2), mode="promise_in_bounds", unique_indices=True)
@@ -221,7 +228,7 @@ class TokenTransformer(nn.Module):
 
         The cache has room for T more tokens, and its lengths may differ; it is given back with these tokens.
         """
-        contracts.exactly(cache.length.shape[0], None, self.width, x=x)
+        contracts.exactly(cache.keys[0].shape[0], None, self.width, x=x)
         contracts.floating(x=x)
         place = cache.length[:, None] + jnp.arange(x.shape[1])
         x, (keys, values) = self._through_blocks(x + self.position_table[place].astype(self.dtype), place, cache, None)

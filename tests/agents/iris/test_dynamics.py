@@ -156,6 +156,20 @@ def test_where_a_step_does_not_fit_the_context_restarts_from_the_current_frame_a
         np.testing.assert_array_equal(dream.reward[t], reward)
 
 
+def test_a_context_is_cut_down_where_it_is_full_and_under_vmap_too_nothing_is_computed_where_it_is_not():
+    _, _, nets, state = made()
+    model, frames = nets.world_model, jnp.arange(2 * 4).reshape(2, 4) % 7
+    cache = model.init_cache(2)._replace(length=jnp.array([model.max_tokens, 5]))
+    cut = lambda cache, tokens: dynamics.make_room(nets, state.params, cache, tokens, model.block)
+    by_row = lambda cache, tokens: jax.tree.map(lambda x: x[0], cut(*jax.tree.map(lambda x: x[None], (cache, tokens))))
+    once, mapped = jax.jit(cut)(cache, frames), jax.jit(jax.vmap(by_row))(cache, frames)
+    assert once.length.tolist() == mapped.length.tolist() == [4, 5]
+    assert all(x[0, :, :4].any() and not x[1].any() for x in once.values)
+    chex.assert_trees_all_close(once, mapped, atol=1e-6)
+    outside = {eqn.primitive.name for eqn in jax.make_jaxpr(jax.vmap(by_row))(cache, frames).eqns}
+    assert "while" in outside and not outside & {"dot_general", "cond"}
+
+
 @pytest.mark.slow
 def test_generated_frames_are_decoded_tokens_in_zero_to_one():
     _, _, nets, state, _, tokens, dream, frames = imagined(3)

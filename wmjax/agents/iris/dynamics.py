@@ -14,7 +14,7 @@ from wmjax.agents.iris.config import IRISConfig
 from wmjax.agents.iris.modules import Networks, descend, image_name
 from wmjax.agents.iris.tokenizer import decode, encode
 from wmjax.nets.mlp import call
-from wmjax.nets.transformer import KVCache, restart
+from wmjax.nets.transformer import KVCache, in_step, restart
 from wmjax.ops import noise
 from wmjax.ops.masks import masked_mean
 from wmjax.types import Array, EnvSpec, PyTree, Sampling, Update, WorldModel
@@ -43,17 +43,22 @@ def _append_frame(nets: Networks, params: dict, tokens: Array, cache: KVCache) -
 
 
 def make_room(nets: Networks, params: dict, cache: KVCache, tokens: Array, needed: int) -> KVCache:
-    """The context, cut down to the current frame `tokens` `[B, K]` in the rows where `needed` more would not fit."""
-    model = nets.world_model
+    """The context, cut down to the current frame `tokens` `[B, K]` in the rows where `needed` more would not fit.
+
+    No gradient passes into a context that is cut down.
+    """
+    model, weights = nets.world_model, jax.lax.stop_gradient(params["world_model"])
     full = cache.length + needed > model.max_tokens
 
-    def current_frame():
-        embedded = call(model, params["world_model"], tokens, method="embed_frame")
-        return call(model, params["world_model"], embedded, method="full")[1]
+    def current_frame(_):
+        embedded = call(model, weights, tokens, method="embed_frame")
+        return jnp.bool_(False), call(model, weights, embedded, method="full")[1]
 
-    shapes = jax.eval_shape(current_frame)
-    nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return restart(cache, jax.lax.cond(jnp.any(full), current_frame, nothing), full)
+    _, shapes = jax.eval_shape(current_frame, ())
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    # A loop of one round at most, which under `vmap` is still made only where a row is full; a `cond` would always be.
+    _, fresh = jax.lax.while_loop(lambda loop: loop[0], current_frame, (jnp.any(full), nothing))
+    return restart(cache, fresh, full)
 
 
 def respond(nets: Networks, params: dict, key: Array, state: IRISState, action: Array) -> tuple[IRISState, Array]:
@@ -94,6 +99,14 @@ def next_frame(nets: Networks, params: dict, key: Array, cache: KVCache, hidden:
     return cache, tokens.T
 
 
+def follow(nets: Networks, params: dict, key: Array, state: IRISState, action: Array) -> IRISState:
+    """What follows an action (one-hot `[B, A]`), with the next frame; the cache of `state` has room for it."""
+    key_outcome, key_frame = noise.split(key, 2)
+    state, hidden = respond(nets, params, key_outcome, state, action)
+    cache, tokens = next_frame(nets, params, key_frame, state.cache, hidden)
+    return state._replace(tokens=tokens, cache=cache)
+
+
 def world_model(nets: Networks, spec: EnvSpec, config: IRISConfig) -> WorldModel:
     """The learned environment; `State` is `IRISState`, an embedding is a frame's tokens.
 
@@ -120,11 +133,8 @@ def world_model(nets: Networks, spec: EnvSpec, config: IRISConfig) -> WorldModel
 
     @_with_any_axes
     def imagine(params, key, state, action):
-        key_outcome, key_frame = noise.split(key, 2)
         state = state._replace(cache=make_room(nets, params, state.cache, state.tokens, model.block))
-        state, hidden = respond(nets, params, key_outcome, state, action)
-        cache, tokens = next_frame(nets, params, key_frame, state.cache, hidden)
-        return state._replace(tokens=tokens, cache=cache)
+        return follow(nets, params, key, state, action)
 
     return WorldModel(
         init_state=init_state,
@@ -181,14 +191,21 @@ def generate(
     Returns:
       The trajectory, and its frames, float32 `[H + 1, B, H, W, C]` in [0, 1].
     """
-    actions = nets.world_model.actions
+    sizes = nets.world_model
+    fits = sizes.tokens + horizon * sizes.block <= sizes.max_tokens
 
     def at_random(key, carry, frame):
-        return carry, jax.nn.one_hot(draw(key, jnp.zeros((frame.shape[0], actions))), actions)
+        return carry, jax.nn.one_hot(draw(key, jnp.zeros((frame.shape[0], sizes.actions))), sizes.actions)
 
-    # A frame that was decoded for the policy is kept, and not decoded again.
+    # All rows start with one frame, so that they are in step. A frame that was decoded for the policy is kept, and not
+    # decoded again.
     def imagine(params, key, state, action):
-        state = model.imagine(params, key, state[0], action)
+        state, length = state[0], state[0].cache.length
+        cache = in_step(state.cache)
+        if not fits:
+            cache = make_room(nets, params, cache, state.tokens, sizes.block)
+        state = follow(nets, params, key, state._replace(cache=cache), action)
+        state = state._replace(cache=state.cache._replace(length=jnp.broadcast_to(state.cache.length, length.shape)))
         return state, decode(nets, params, state.tokens)
 
     choose = policy or at_random
