@@ -20,6 +20,7 @@ ALLOWED = {
     "files": set(),
     "run_folder": {"types", "checks", "files"},
     "cache": set(),
+    "determinism": {"types"},
     "scores": {"envs", "files", "run_folder"},
     "recipes": {"types"},
     "names": {"types", "checks"},

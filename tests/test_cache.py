@@ -83,12 +83,13 @@ def test_a_folder_that_cannot_be_written_is_none(unset, tmp_path):
     assert f"{str(tmp_path)!r} cannot be used (Read-only file system)" in said[0]
 
 
-def test_an_import_alone_turns_nothing_on(tmp_path):
-    code = "import wmjax, jax; wmjax.train, wmjax.load, wmjax.Run; print(jax.config.jax_compilation_cache_dir)"
+def test_an_import_alone_turns_nothing_on_and_does_not_start_jax(tmp_path):
+    code = "import wmjax, jax; wmjax.train, wmjax.load, wmjax.Run; print(jax.config.jax_compilation_cache_dir)\n"
+    code += "import wmjax.cli; from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized())"
     there = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {"HOME": str(tmp_path)}
     there |= {"PYTHONPATH": str(Path(wmjax.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=there, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["None"] and not list(tmp_path.iterdir())
+    assert done.stdout.split() == ["None", "False"] and not list(tmp_path.iterdir())
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ def enable_compilation_cache(warn: Callable[[str], None] = _warn) -> Path | None
 
     `wmjax.train` and `wmjax.load` do this by themselves, as the commands do. The folder is that of JAX's own setting if
     there is one, else of the variable `WMJAX_CACHE`, else `wmjax/xla` in the user's cache folder. `WMJAX_CACHE=off`
-    turns it off, and so does JAX's `jax_enable_compilation_cache`.
+    turns it off, and so does JAX's `jax_enable_compilation_cache`. For a GPU the folder also keeps which kernels were
+    the fastest, so that a program that changes in part is tuned in part (`jax_persistent_cache_enable_xla_caches`).
 
     Args:
       warn: is told, in one line, why there is no cache where there should be one: it has no place that can be written.

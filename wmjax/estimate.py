@@ -15,6 +15,7 @@ import jax
 import jaxlib
 
 import wmjax
+from wmjax import determinism
 from wmjax.loops import device, memory
 from wmjax.loops.host.loop import check_room, shapes
 from wmjax.loops.memory import amount
@@ -56,6 +57,7 @@ def about(made: Setup) -> dict[str, Any]:
         "parameters_of": {name: count(part) for name, part in sorted(params.items())},
         "config": effective_config(made.config),
         "devices": [f"{x.platform} {x.device_kind}" if x.device_kind != x.platform else x.platform for x in devices],
+        "deterministic": determinism.is_on(),
         "versions": {
             "python": platform.python_version(),
             "jax": jax.__version__,
@@ -121,4 +123,5 @@ def header(described: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in described["versions"].items())
     kinds = described["devices"]
     on = kinds[0] if len(kinds) == 1 else f"{len(kinds)} devices ({', '.join(dict.fromkeys(kinds))})"
+    on += ", deterministic operations" if described.get("deterministic") is True else ""
     return [f"{described['parameters']:,} parameters ({parts})", f"on {on}; {versions}"]

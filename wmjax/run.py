@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import wmjax
-from wmjax import checks, figures, presets
+from wmjax import checks, determinism, figures, presets
 from wmjax.agents import AGENTS
 from wmjax.cache import enable_compilation_cache
 from wmjax.envs import own
@@ -252,6 +252,7 @@ def load(
     checks.choice("which", which, ("latest", "best"))
     env_args = check_args(env_args)
     description = read_description(path, warn)
+    determinism.turn_on_again(description, warn)
     if description["env"] is None and env is None:
         raise UsageError(f"run: {str(path)!r} was trained on an Env value; load it from Python with env=...")
     check_idle()

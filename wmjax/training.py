@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from wmjax import checks, estimate
+from wmjax import checks, determinism, estimate
 from wmjax.agents import AGENTS
 from wmjax.cache import enable_compilation_cache
 from wmjax.loops import checkpoint, memory, wandb_log
@@ -64,6 +64,7 @@ def train(
     trust_env: bool = False,
     memory_map: bool = False,
     no_lock: bool = False,
+    deterministic: bool = False,
     wandb: str | None = None,
     progress: bool | TextIO = True,
     callback: Callback | None = None,
@@ -82,10 +83,9 @@ def train(
         agents all of whose stages have a length, such as World Models.
       devices, parallel: how many to spread the environments over, 1 by default; "shard_map" (default) or "pmap".
       out: the run folder; by default a new one under `runs/`.
-      resume: go on with the run in `out`; the result is the same, byte for byte, as if it had never stopped, except
-        that environments on the host begin new episodes. Of what `config.json` keeps, all that is not given stays as it
-        is; the rest may change, and the run then says so, as long as its state keeps its shapes; not environment, seed,
-        image size or action repeat.
+      resume: go on with the run in `out`; the result is as if it had never stopped, byte for byte (on a GPU where
+        `deterministic`), but environments on the host begin new episodes. What is not given stays as `config.json` has
+        it; the rest may change, which is said, if shapes stay; not environment, seed, image size or action repeat.
       image_size, action_repeat: of the environment; the preset's by default.
       env_args: arguments of the environment, by name; `config.json` keeps them, with those of the preset that are not
         given (`docs/protocols.md`).
@@ -104,12 +104,12 @@ def train(
         not needed where `env` is given.
       memory_map: read replay from its files instead of keeping it in memory; it may then be larger than memory.
       no_lock: train without a lock on the run folder, for file systems that have none.
+      deterministic: the same bytes every time on a GPU, too, but slower; before JAX starts. A resumed run keeps it.
       wandb: a project of Weights & Biases to send metrics to as well.
       progress: where lines of it go: True for standard output, False for nowhere, or a text stream, which may fail.
       callback: `callback(metrics, run)` is called with every line of progress: the line of `metrics.jsonl` as a dict,
         and a `Run` of the agent at this moment, whose arrays are valid until it returns. Returning False stops the run,
-        which is saved, evaluated and may be resumed; None or True go on. Its errors stop the run too, and are raised
-        when it is saved. Time spent in it counts for no speed.
+        which is saved and evaluated; None or True go on. Its errors stop it, too, and are raised when it is saved.
       overrides: fields of the agent's configuration.
 
     Raises:
@@ -125,11 +125,15 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
     callback = asked["callback"]
     _check_names(asked["agent"], overrides)
     out = None if asked["out"] is None else checks.path("out", asked["out"])
-    resume, memory_map, no_lock = (checks.flag(field, asked[field]) for field in ("resume", "memory_map", "no_lock"))
+    switches = ("resume", "memory_map", "no_lock", "deterministic")
+    resume, memory_map, no_lock, deterministic = (checks.flag(field, asked[field]) for field in switches)
+    if deterministic:
+        determinism.turn_on()
     cache = enable_compilation_cache()
     before = read_description(out, warn) if resume and out is not None else None
     if before is not None:
         _say_edits(out, before)
+        determinism.turn_on_again(before, warn)
     named = {name: asked[name] for name in ("agent", "env", *ASKED)}
     made = setup(**named, overrides=overrides, before=before)
     driving = _driving(made.steps, asked | {"memory_map": memory_map})

@@ -27,8 +27,8 @@ wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N
                   [--parallel shard_map|pmap] [--image-size N] [--action-repeat N] [--eval-every N] [--eval-envs N]
                   [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
                   [--checkpoint-seconds S] [--max-skipped N] [--workers N] [--worker-timeout S] [--max-restarts N]
-                  [--memory-map] [--wandb PROJECT] [--out DIR] [--no-lock] [--resume] [--agent.FIELD VALUE ...]
-                  [--config FILE] [--print-config] [--dry-run]
+                  [--memory-map] [--wandb PROJECT] [--out DIR] [--no-lock] [--deterministic] [--resume]
+                  [--agent.FIELD VALUE ...] [--config FILE] [--print-config] [--dry-run]
 wmjax train --resume --out RUN
 wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
                   [--action sample|mode] [--which latest|best] [--max-steps N] [--eval-envs N] [--json] [--video]

@@ -93,6 +93,8 @@ class TrainArgs:
     """Read replay from its files instead of keeping it in memory; it may then be larger than memory."""
     no_lock: Switch = False
     """Train without a lock on the run folder, for file systems that have none."""
+    deterministic: Switch = False
+    """On a GPU, have the same bytes every time, at the cost of speed. A run that goes on keeps it."""
     out: Annotated[Path | None, unless_given("a new one in runs/", "DIR")] = None
     """Run folder."""
     resume: Switch = False
