@@ -9,7 +9,8 @@ runs at full speed: with a 5x5 kernel and 2x2 outputs at once the copies fall fr
 channel, and the products rise by 1.44. A stride is a larger block of input, upsampling a larger block of output, so
 strided, transposed and upsampling convolutions are all the same few lines.
 
-The CPU formulation is made of pads, slices and matrix products alone, so reverse mode, forward mode and `vmap` follow.
+The CPU formulation is made of pads, slices and matrix products alone, so reverse mode, forward mode and `vmap` follow
+(but for forward mode of `conv2d_transpose`, whose other lowering has a gradient of its own).
 Both lowerings live in one traced function (`lax.platform_dependent`).
 """
 
@@ -108,10 +109,7 @@ def conv2d_transpose(x: Array, kernel: Array, *, stride: int) -> Array:
             return jnp.einsum("nc,hwoc->nhwo", x[:, 0, 0], kernel, preferred_element_type=jnp.float32).astype(x.dtype)
         return _block_conv(x, _transposed_phases(kernel, stride), 1, [-(-k // stride) - 1 for k in sides], outs)
 
-    def plain(x, kernel):
-        return lax.conv_transpose(x, kernel, (stride, stride), "VALID", dimension_numbers=_DIMS, transpose_kernel=True)
-
-    return _either(fast, plain, x, kernel)
+    return _either(fast, functools.partial(_plain_transpose, stride), x, kernel)
 
 
 def upsample_conv2d(x: Array, kernel: Array) -> Array:
@@ -267,6 +265,29 @@ def _check(x: Array, kernel: Array, stride: int, axis: int) -> None:
     if x.ndim < 3 or x.shape[-1] != kernel.shape[axis]:
         wanted = f"[..., H, W, {kernel.shape[axis]}]"
         raise UsageError(f"x: shape {x.shape} is not valid; use {wanted} for a kernel {kernel.shape}")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _plain_transpose(stride, x, kernel):
+    return lax.conv_transpose(x, kernel, (stride, stride), "VALID", dimension_numbers=_DIMS, transpose_kernel=True)
+
+
+def _plain_transpose_forward(stride, x, kernel):
+    return _plain_transpose(stride, x, kernel), (x, kernel)
+
+
+def _plain_transpose_backward(stride, saved, dy):
+    """The kernel's gradient as that of the convolution which this is the adjoint of, with output and input swapped.
+
+    Derived automatically it is a convolution of images with kernels of the size of an image, which on a GPU runs as it
+    stands, many times slower than the weight gradient that it is.
+    """
+    x, kernel = saved
+    adjoint = lambda y, kernel: lax.conv_general_dilated(y, kernel, (stride, stride), "VALID", dimension_numbers=_DIMS)
+    return adjoint(dy, kernel), jax.vjp(functools.partial(adjoint, dy), kernel)[1](x)[0]
+
+
+_plain_transpose.defvjp(_plain_transpose_forward, _plain_transpose_backward)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
