@@ -218,7 +218,7 @@ def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, Run, str]:
             )  # fmt: skip
         if isinstance(found, HostLoop):
             stack.enter_context(contextlib.closing(found))
-        driver = Driver(plan, found, caught)
+        driver = stack.enter_context(contextlib.closing(Driver(plan, found, caught)))
         state = driver.run(driver.start(resume, say))
         if caught:
             raise Interrupted(caught[0], plan.path)

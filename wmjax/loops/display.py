@@ -14,6 +14,8 @@ from typing import Any, Self, TextIO
 
 import jax
 
+from wmjax.loops.ahead import in_compiler
+
 TICKS = (10.0, 30.0, 60.0)  # seconds after which a plain stream is told that something still goes on; then each minute
 REDRAW_SECONDS = 1.0  # on a terminal
 BAR_CELLS, LEAST_CELLS = 10, 4  # of a bar: beside more than the first words, and at all
@@ -75,14 +77,14 @@ class SafeStream:
 
 
 class _Compiling:
-    """Seconds in which this process traced and compiled programs, those of all threads together."""
+    """Seconds in which this process traced and compiled programs, those of all threads together that it waits for."""
 
     def __init__(self) -> None:
         self._lock, self._spans, self.seconds = threading.Lock(), [], 0.0  # spans are disjoint, the newest last
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
     def _hear(self, event: str, seconds: float, **about: Any) -> None:
-        if not event.startswith("/jax/core/compile/"):
+        if not event.startswith("/jax/core/compile/") or in_compiler():
             return
         end = time.monotonic()
         start = end - seconds

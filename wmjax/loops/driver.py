@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax.loops import checkpoint, device
+from wmjax.loops.ahead import compile_ahead, compiler
 from wmjax.loops.device import RunState
 from wmjax.loops.display import Clock, Display
 from wmjax.loops.host.rollout import HostEvaluator, Options
@@ -106,11 +107,30 @@ class Driver:
         host = dict(options=plan.host, say=self._display.say, stop=lambda: bool(caught), make_way=programs.make_way)
         self.evaluator = make_evaluator(plan.agent, plan.env, seeds=self._several, **host)
         self._folders = [member_path(plan.path, seed) for seed in plan.seeds] if self._several else [plan.path]
+        self._compiler = compiler()
+        self._ahead: dict[int, Callable] = {}  # stages by their index
         self._saved = time.monotonic()
         self._saved_steps: list[int] = []  # the last, which may be on its way to the disk
         self._save_seconds = 0.0
         self._error: BaseException | None = None  # that the callback raised
         self.stopped = False  # whether the callback said so, or failed
+
+    def close(self) -> None:
+        """Begins to compile no more."""
+        self._compiler.shutdown(wait=False, cancel_futures=True)
+
+    def _compile_ahead(self, now: int) -> None:
+        """Begins to compile the stages after `now` and the evaluation, while those before them compile and run."""
+        if not self._programs.ahead:
+            return
+        template, stages = self._programs.template, self._plan.agent.recipe.stages
+        for index in range(now + 1, len(stages)):
+            if self.schedule.lengths[index]:
+                advance = self._programs.compile_stage(stages[index])
+                self._ahead[index] = compile_ahead(self._compiler, advance, template, 1)
+        if isinstance(self.evaluator, Evaluator):
+            keys = jax.eval_shape(lambda: self.per_seed(evaluation_key))
+            self.evaluator.compile_ahead(self._compiler, template.agent.variables, keys)
 
     def _ends(self) -> bool:
         """Whether something keeps the run from going on."""
@@ -131,6 +151,7 @@ class Driver:
         folder = self._plan.path / CHECKPOINTS
         if not resume or checkpoint.latest(folder) is None:
             self._set_aside(-1, 0, warn)
+            self._compile_ahead(0)
             with self._display.working("compiling the run's first state (once, then cached)"):
                 return jax.block_until_ready(self._programs.init(self.per_seed(jax.random.key)))
         with self._display.working("reading the newest checkpoint"):
@@ -138,6 +159,7 @@ class Driver:
             # What has another number than its state is set aside too: it would stay the newest for ever.
             self._set_aside(self.schedule.env_steps(state), self.schedule.iteration(state), warn)
             state = state._replace(skips=device.count_anew(state.skips, self._plan.max_skipped))
+            self._compile_ahead(first(state.stage))
             return self._programs.place(state)
 
     def _set_aside(self, step: int, iteration: int, warn: Callable[[str], None]) -> None:
@@ -215,7 +237,7 @@ class Driver:
     def _run_stage(self, state: RunState, index: int) -> RunState:
         schedule, stage = self.schedule, self._plan.agent.recipe.stages[index]
         total, done = schedule.lengths[index], first(state.iteration)
-        advance = self._programs.compile_stage(stage)
+        advance = self._ahead.get(index) or self._programs.compile_stage(stage)
         compiling = self._display.working(f"compiling the stage `{stage.name}` (once, then cached)")
         chunk = 1  # the first line of progress comes as soon as it can
         self._report.starts(stage.name, done)

@@ -44,6 +44,7 @@ class Programs:
     """
 
     failure: RunError | None = None  # why a stage ended early; of the host loop
+    ahead = False  # whether the shapes of `template` are enough to compile a stage
 
     def gather(self, run: RunState) -> RunState:
         """The state with the shapes of a run on one device."""
@@ -103,6 +104,8 @@ class OneDevice(Programs):
     On a CPU updates and searches of several seeds are computed in turn.
     """
 
+    ahead = True
+
     def __init__(self, agent: Agent, env: Env, seeds: int) -> None:
         self._agent, self._env, self._several = agent, env, seeds > 1
         init = partial(device.init, agent, env)
@@ -132,6 +135,8 @@ class OneDevice(Programs):
 
 class ShardMap(OneDevice):
     """Several devices, each with its part of the environments and of what belongs to them, by `shard_map`."""
+
+    ahead = False  # it takes where they are, too
 
     def __init__(self, agent: Agent, env: Env, seeds: int, devices: int) -> None:
         super().__init__(agent, env, seeds)

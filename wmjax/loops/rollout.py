@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import Executor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from wmjax import checks
 from wmjax.evolution import play
+from wmjax.loops.ahead import compile_ahead
 from wmjax.ops import noise
 from wmjax.ops.action_distributions import random_action
 from wmjax.replay.device import Record
@@ -106,6 +108,10 @@ class Evaluator:
             return Evaluation(returns, lengths, ~ended)
 
         self._play = jax.jit(jax.vmap(some) if seeds else some)
+
+    def compile_ahead(self, pool: Executor, params: PyTree, key: Array) -> None:
+        """Begins to compile what it plays by, for parameters and keys of these shapes."""
+        self._play = compile_ahead(pool, self._play, params, key)
 
     def __call__(self, params: PyTree, key: Array, episodes: int) -> Evaluation:
         """Of `[(seeds,) episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
