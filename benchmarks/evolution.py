@@ -9,6 +9,7 @@ import functools
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks.speed import Args, Table, machine, median_time
+from benchmarks.speed import Args
+from benchmarks.timing import Table, machine, median_time
 from wmjax import evolution, presets
 from wmjax.agents import AGENTS
 from wmjax.envs import make_env
@@ -109,31 +111,36 @@ def updates(table: Table) -> None:
                 table.add(name, 1e3 * median_time(lambda: run(state, jax.random.key(1), batch)), "ms")  # noqa: B023
 
 
+def generation(where: str, population: int, rollouts: int, horizon: int = 100, **settings) -> tuple[Callable, tuple]:
+    """A generation in dreams of the paper's M, or in `racing` with V and M as in `small`; and its arguments."""
+    search = dict(where=where, population=population, rollouts=rollouts, horizon=horizon, starts=1024)
+    settings = {"evolve": search, "reward_head": "mse"} | settings
+    if where == "env":
+        settings = {"depth": 8, "latent": 16, "hidden": 64} | settings
+    config = presets.resolve("world_models", "paper_car", None, settings)[0]
+    env = agent_actions(make_env("racing", image_size=64, action_repeat=4))
+    agent = AGENTS["world_models"][1](env.spec, config)
+    evolve = agent.recipe.stages[-1].evolve
+    state = jax.jit(agent.init)(jax.random.key(0))
+    batch = noise_batch(agent, env.spec, evolve.sampling.length, evolve.batch_size)
+    play = functools.partial(evolution.player, agent, env, evolve)
+    run = lambda state, key, batch: evolution.generate(evolve, play(batch), state, key)
+    return run, (state, jax.random.key(1), batch)
+
+
 def generations(table: Table) -> None:
-    """Generations in dreams of the paper's M, for several sizes of population, and in `racing` itself."""
+    """Generations in dreams, for several sizes of population, and in `racing` itself."""
     sizes = [("dream", population, rollouts) for rollouts in ROLLOUTS for population in POPULATIONS]
     for where, population, rollouts in [*sizes, ("env", 64, 4)]:
-        horizon = 100
-        name = f"generation in {where}, {population} x {rollouts} x {horizon} steps"
+        name = f"generation in {where}, {population} x {rollouts} x 100 steps"
         if not table.wants(name):
             continue
-        search = dict(where=where, population=population, rollouts=rollouts, horizon=horizon, starts=1024)
-        settings = {"evolve": search, "reward_head": "mse"}
-        if where == "env":
-            settings |= {"depth": 8, "latent": 16, "hidden": 64}
-        config = presets.resolve("world_models", "paper_car", None, settings)[0]
-        env = agent_actions(make_env("racing", image_size=64, action_repeat=4))
-        agent = AGENTS["world_models"][1](env.spec, config)
-        evolve = agent.recipe.stages[-1].evolve
-        state = jax.jit(agent.init)(jax.random.key(0))
-        batch = noise_batch(agent, env.spec, evolve.sampling.length, evolve.batch_size)
-        play = functools.partial(evolution.player, agent, env, evolve)
-        run = jax.jit(lambda state, key, batch: evolution.generate(evolve, play(batch), state, key))  # noqa: B023
-        seconds = median_time(lambda: run(state, jax.random.key(1), batch))  # noqa: B023
+        function, arguments = generation(where, population, rollouts)
+        run = jax.jit(function)
+        seconds = median_time(lambda: run(*arguments))  # noqa: B023
         table.add(
-            name, population * rollouts * horizon / seconds, "steps/s", generations_per_minute=60 / seconds,
-            seconds=seconds,
-        )  # fmt: skip
+            name, population * rollouts * 100 / seconds, "steps/s", generations_per_minute=60 / seconds, seconds=seconds
+        )
         table.rows[-1] |= dict(where=where, population=population, rollouts=rollouts)
 
 

@@ -42,6 +42,7 @@ import tyro
 from jax.experimental import topologies
 
 from benchmarks import launches
+from benchmarks.timing import cpu_seconds
 
 TARGET = """
 gpu_device_info {
@@ -93,11 +94,6 @@ class Args:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Compiling one
-
-
-def cpu_seconds() -> float:
-    """Processor time so far, of this process and of those it has waited for."""
-    return sum(os.times()[:4])
 
 
 def compile_for_card(function: Callable, arguments: Any, **options: Any) -> tuple[dict[str, Any], Any]:

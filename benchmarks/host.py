@@ -1,4 +1,4 @@
-"""Times environments on the host: `python benchmarks/host.py [--env NAME] [--out FILE.json]`.
+"""Times environments on the host: `python -m benchmarks.host [--env NAME] [--out FILE.json]`.
 
 Let nothing else run. Three questions, each over some numbers of worker processes: how many steps per second the workers
 give, beside Gymnasium's own vector environment (one process for each environment); how many the host loop gives without
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ import jax
 import numpy as np
 import tyro
 
+from benchmarks.timing import machine, times
 from wmjax import presets
 from wmjax.agents import AGENTS
 from wmjax.envs import make_env
@@ -45,14 +44,9 @@ class Args:
     out: Path | None = None  # write the rows and the machine here, as JSON
 
 
-def median_rate(run: Callable[[], None], steps: int) -> float:
+def median_rate(run: Callable[[], object], steps: int) -> float:
     """Environment steps per second."""
-    rates = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run()
-        rates.append(steps / (time.perf_counter() - start))
-    return statistics.median(rates)
+    return statistics.median(steps / seconds for seconds in times(run, REPEATS))
 
 
 def gymnasium_rate(args: Args) -> float:
@@ -137,8 +131,7 @@ def main() -> None:
         learning = "  ".join(f"{name} {value:.3g}" for name, value in row["learning"].items())
         print(f"{workers} workers: {row['rate']:.0f} steps/s, loop without learning {row['loop']:.0f}; {learning}")
     if args.out is not None:
-        machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "jax": jax.__version__}
-        args.out.write_text(json.dumps({"machine": machine, "env": args.env, "rows": rows}, indent=1) + "\n")
+        args.out.write_text(json.dumps({"machine": machine(), "env": args.env, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

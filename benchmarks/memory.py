@@ -1,4 +1,4 @@
-"""Resident memory of a run over many updates: `python benchmarks/memory.py [--env NAME]` writes a JSON and a plot.
+"""Resident memory of a run over many updates: `python -m benchmarks.memory [--env NAME]` writes a JSON and a plot.
 
 The run is a process of its own that saves and evaluates all the time; it is small, so that its updates are many. Linux.
 """

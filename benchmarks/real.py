@@ -1,4 +1,4 @@
-"""Runs agents on real environments: `python benchmarks/real.py [--only NAME ...] [--out FILE.json]`.
+"""Runs agents on real environments: `python -m benchmarks.real [--only NAME ...] [--out FILE.json]`.
 
 Each trains with preset `small` for half of `seconds`, gets SIGTERM, is resumed, trains for the other half, and gets
 SIGTERM again; then its dream and an episode are written, and it is evaluated. Let nothing else run. A run that ends

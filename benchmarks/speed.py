@@ -1,4 +1,4 @@
-"""Times what training is made of, after compilation: `python benchmarks/speed.py [--out FILE.json] [--only WORD]`.
+"""Times what training is made of, after compilation: `python -m benchmarks.speed [--out FILE.json] [--only WORD]`.
 
 Let nothing else run. Every time is the median of five or more; a matrix product of the same machine stands beside them,
 so that two machines can be compared. Updates are timed alone and inside the device loop, where they really run; their
@@ -10,11 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
+from benchmarks.timing import Table, compiled, machine, median_time
 from wmjax import dreaming, presets
 from wmjax.agents import AGENTS, iris
 from wmjax.agents.iris.dynamics import draw
@@ -43,39 +40,6 @@ class Args:
 
     out: Path | None = None  # write the rows and the machine here, as JSON
     only: str = ""  # rows whose name contains this
-
-
-class Table:
-    """Rows of measurements, printed as they come."""
-
-    def __init__(self, only: str) -> None:
-        self.only, self.rows, self.rate = only, [], math.nan
-
-    def wants(self, name: str) -> bool:
-        return self.only in name
-
-    def add(self, name: str, value: float, unit: str, **more) -> None:
-        self.rows.append({"name": name, "value": value, "unit": unit, **more})
-        extra = "  ".join(f"{key} {number:.1f}" for key, number in more.items())
-        print(f"{name:52s} {value:12.2f} {unit:14s} {extra}", flush=True)
-
-
-def median_time(run: Callable[[], object], repeats: int = 5) -> float:
-    """Seconds of one call, after one that is not counted."""
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def compiled(function: Callable, *args, **options) -> tuple[Callable, float]:
-    """The compiled function and the seconds that compiling took."""
-    start = time.perf_counter()
-    result = jax.jit(function, **options).lower(*args).compile()
-    return result, time.perf_counter() - start
 
 
 def matmul(table: Table) -> None:
@@ -263,32 +227,43 @@ def iris_updates(table: Table, prefix: str, config, repeats: int) -> None:
         table.add(label, 1e3 * statistics.median(times), "ms", compile_s=first)
 
 
-def iris_transformer(table: Table, prefix: str, config) -> None:
-    """The gradient of the world model's loss where the tokens are given, as the authors' dataset would."""
+def tokens_given(config) -> tuple[Callable, tuple]:
+    """The gradient of the world model's loss where the tokens are given, as the authors' dataset would; its arguments.
+
+    It gives the loss, and the gradient.
+    """
     batch, length = config.world_model_batch, config.world_model_length
-    label = f"{prefix}: world_model gradient, {batch} x {length}, tokens given"
-    if not table.wants(label):
-        return
     nets = iris.networks(PIXELS, config)
     params = jax.jit(lambda key: iris.init_params(nets, PIXELS, config, key))(jax.random.key(0))["world_model"]
     tokens = jax.random.randint(jax.random.key(1), (batch, length, nets.world_model.tokens), 0, config.vocab_size)
     action = jax.nn.one_hot(jnp.zeros((batch, length), int), PIXELS.action.n)
     reward, end = jnp.zeros((batch, length)), jnp.zeros((batch, length), bool)
 
-    def loss(params, key):
+    def loss(params, key, tokens):
         keys = noise.row_keys(key, batch) if config.dropout else None
         logits = call(nets.world_model, params, tokens, action, reward, keys)
         return sum(iris.world_model_losses(logits, tokens, reward, end, ~end, ~end).values())
 
-    run, seconds = compiled(jax.grad(loss), params, jax.random.key(0))
-    table.add(label, 1e3 * median_time(lambda: run(params, jax.random.key(0))), "ms", compile_s=seconds)
+    return jax.value_and_grad(loss), (params, jax.random.key(0), tokens)
+
+
+def iris_transformer(table: Table, prefix: str, config) -> None:
+    label = f"{prefix}: world_model gradient, {config.world_model_batch} x {config.world_model_length}, tokens given"
+    if not table.wants(label):
+        return
+    function, arguments = tokens_given(config)
+    run, seconds = compiled(function, *arguments)
+    table.add(label, 1e3 * median_time(lambda: run(*arguments)), "ms", compile_s=seconds)
 
 
 WAYS = ("cache", "cache, frames decoded", "no cache")
 
 
-def iris_imagination(table: Table, prefix: str, config, batch: int, frames: int, ways: tuple[str, ...] = WAYS) -> None:
-    """Tokens per second with the cache, frames decoded or not, and with the prefix computed anew for every token."""
+def imagination_ways(config, batch: int, frames: int) -> tuple[dict[str, Callable], tuple]:
+    """To generate frames: with the cache, decoded or not, and with the prefix computed anew for every token.
+
+    Functions by name, of `WAYS`, and the arguments of each.
+    """
     nets = iris.networks(PIXELS, config)
     model = iris.world_model(nets, PIXELS, config)
     tokens, actions = nets.world_model.tokens, PIXELS.action.n
@@ -319,12 +294,19 @@ def iris_imagination(table: Table, prefix: str, config, batch: int, frames: int,
 
         return jax.lax.scan(step, board, jnp.arange(tokens, tokens * (frames + 1)))[0]
 
-    for name, function in zip(WAYS, (cached, decoded, recomputed), strict=True):
+    return dict(zip(WAYS, (cached, decoded, recomputed), strict=True)), (params, start)
+
+
+def iris_imagination(table: Table, prefix: str, config, batch: int, frames: int, ways: tuple[str, ...] = WAYS) -> None:
+    """Tokens per second of some `imagination_ways`."""
+    functions, arguments = imagination_ways(config, batch, frames)
+    tokens = arguments[-1].shape[-1]
+    for name in ways:
         label = f"{prefix}: imagination, batch {batch}, {frames} frames, {name}"
-        if name in ways and table.wants(label):
-            run, seconds = compiled(function, params, start)
+        if table.wants(label):
+            run, seconds = compiled(functions[name], *arguments)
             memory = run.memory_analysis().temp_size_in_bytes / 2**20
-            per = median_time(lambda run=run: run(params, start))
+            per = median_time(lambda run=run: run(*arguments))
             table.add(label, batch * frames * tokens / per, "tokens/s", compile_s=seconds, memory_mb=memory)
 
 
@@ -344,21 +326,6 @@ def iris_rows(table: Table) -> None:
     for batch in (1, 16):
         iris_imagination(table, "iris paper", paper, batch, paper.horizon - 1, ("cache", "cache, frames decoded"))
     iris_imagination(table, "iris paper", paper, 16, 5, ("cache", "no cache"))
-
-
-def machine() -> dict:
-    """Where and with what this was measured."""
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), "")
-    versions = {name: __import__(name).__version__ for name in ("jax", "jaxlib", "flax", "optax", "wmjax")}
-    return {
-        "cpu": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "devices": [device.device_kind for device in jax.devices()],
-        "python": platform.python_version(),
-        "versions": versions,
-        "command": " ".join(["python", *sys.argv]),
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-    }
 
 
 def dreamer(table: Table, name: str, label: str, config, iterations: int) -> None:
