@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from wmjax import checks
 from wmjax.ops import contracts, noise
+from wmjax.ops.scan import scan
 from wmjax.raw_env import Outcome, RawEnv, auto_reset, time_limit
 from wmjax.types import Array, Box, Discrete, Env, EnvSpec, MultiDiscrete, PyTree, Trajectory, WorldModel
 
@@ -57,8 +58,7 @@ def observe(
         return state, emit(state)
 
     steps = jnp.arange(is_first.shape[0])
-    body = jax.checkpoint(step, prevent_cse=False) if remat else step
-    return jax.lax.scan(body, state, (steps, prev_action, embed, is_first))
+    return scan(step, state, (steps, prev_action, embed, is_first), remat=remat)
 
 
 class Acting(NamedTuple):
@@ -152,8 +152,7 @@ def imagine(
         return (state, policy_carry), (emit(state), action)
 
     start = emit(state)
-    body = jax.checkpoint(step, prevent_cse=False) if remat else step
-    (state, _), (emitted, actions) = jax.lax.scan(body, (state, policy_carry), jnp.arange(horizon))
+    (state, _), (emitted, actions) = scan(step, (state, policy_carry), jnp.arange(horizon), remat=remat)
     emitted = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, emitted)
     return state, emitted, actions
 

@@ -126,17 +126,36 @@ class Norm(nn.Module):
     kind: str = "rms"
 
     @nn.compact
+    def weights(self, features: int) -> tuple[Array, ...]:
+        """Scale and, for `layer`, shift: float32 `[features]` each."""
+        if self.kind == "none":
+            return ()
+        scale = self.param("scale", nn.initializers.ones_init(), (features,))
+        return (
+            (scale, self.param("bias", nn.initializers.zeros_init(), (features,))) if self.kind == "layer" else (scale,)
+        )
+
     def __call__(self, x: Array) -> Array:
         contracts.floating(None, x=x)
-        if self.kind == "none":
-            return x
-        y = x.astype(jnp.float32)
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
-        if self.kind == "rms":
-            return (y * (jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-4) * scale)).astype(x.dtype)
-        shift = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
-        y = y - jnp.mean(y, -1, keepdims=True)
-        return (y * (jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-3) * scale) + shift).astype(x.dtype)
+        return normalize(self.kind, x, *self.weights(x.shape[-1]))
+
+
+def normalize(kind: str, x: Array, scale: Array | float = 1.0, shift: Array | float = 0.0) -> Array:
+    """What `Norm` says of the last axis of `x`, in the dtype of `x`; weights are broadcast against it."""
+    if kind == "none":
+        return x
+    y = x.astype(jnp.float32)
+    if kind == "rms":
+        return (y * (jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-4) * scale)).astype(x.dtype)
+    y = y - jnp.mean(y, -1, keepdims=True)
+    return (y * (jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-3) * scale) + shift).astype(x.dtype)
+
+
+def normalize_side_by_side(norms: Sequence[Norm], xs: Sequence[Array]) -> Array:
+    """Each `[..., F]` normalized by its own norm, side by side `[..., len(norms) F]`: as many kernels as of one."""
+    x = jnp.stack(xs, -2)
+    weights = [jnp.stack(each) for each in zip(*(norm.weights(x.shape[-1]) for norm in norms), strict=True)]
+    return normalize(norms[0].kind, x, *weights).reshape(*x.shape[:-2], -1)
 
 
 def normed(x: Array, norm: str, activation: str, name: str) -> Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from wmjax.nets.gru import GRU, LayerNormGRU, gated_update
-from wmjax.nets.mlp import ACTIVATIONS, BlockLinear, ConcatLinear, Linear, Norm
+from wmjax.nets.mlp import ACTIVATIONS, BlockLinear, ConcatLinear, Linear, Norm, normalize_side_by_side
 from wmjax.ops import contracts
 from wmjax.types import Array, PyTree
 
@@ -110,8 +110,8 @@ class RSSM(nn.Module):
             gates = self.gru_norm(self.gru(jnp.concatenate([stoch, action, deter], -1)))
             reset, cand, update = jnp.split(gates, 3, -1)
             return gated_update(deter, reset, cand, update)
-        inputs = zip((deter, stoch, action), self.dynin, self.dynin_norm, strict=True)
-        x = jnp.concatenate([self.act(norm(layer(value))) for value, layer, norm in inputs], -1)
+        inputs = [layer(value) for layer, value in zip(self.dynin, (deter, stoch, action), strict=True)]
+        x = self.act(normalize_side_by_side(self.dynin_norm, inputs))
         h = deter.reshape(*deter.shape[:-1], self.blocks, -1)
         y = self.dynhid(h, shared=x)
         y = self.act(self.dynhid_norm(y.reshape(deter.shape))).reshape(h.shape)

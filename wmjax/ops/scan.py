@@ -1,0 +1,235 @@
+"""A scan over time whose loop does only what has to be done step by step.
+
+`scan` computes what `jax.lax.scan` computes, and its gradients, within rounding. An accelerator launches the kernels of
+a loop one by one, so time is their number; and on a CPU a step's small matrix products run far below its speed. So
+
+- what does not depend on the carry (noise from keys, projections of the inputs) is computed for all steps at once,
+  before the loop, wherever in the step it is written;
+- the loop of the backward pass carries only the gradient of the carry. What it needs of the forward pass is computed
+  before it, and gradients of parameters and inputs after it, for all steps at once: a parameter's is one matrix product
+  over time and batch instead of one for each step and a sum.
+
+A step is written as for `jax.lax.scan`; what to move is read from its trace.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmjax.types import Array, PyTree
+
+# What a value of a step's trace depends on: on nothing but numbers in it, on what the step closes over, on the inputs
+# of the step, on the carry.
+_NUMBER, _CLOSED, _INPUT, _CARRY = range(4)
+
+
+def scan(step: Callable, init: PyTree, xs: PyTree, *, remat: bool = False) -> tuple[PyTree, PyTree]:
+    """`jax.lax.scan(step, init, xs)` with as little as possible in the loop.
+
+    Gradients are of reverse mode; forward mode may be taken of them, but not of the scan itself.
+
+    Args:
+      step: `(carry, x) -> (carry, y)`; what it closes over may be differentiated too.
+      init: the first carry, of arrays.
+      xs: arrays `[T, ...]`, one or more.
+      remat: store only the carries for the backward pass and compute the insides of a step anew in it, one step at a
+        time: less memory, more time.
+
+    Returns:
+      The last carry, and the y of all steps `[T, ...]`.
+    """
+    loop = _trace(step, init, xs)
+    if remat:
+        body = jax.checkpoint(loop.body(loop.closed), prevent_cse=False)
+        return loop.result(*_run(body, *loop.operands, loop.length))
+    return loop.result(*_deferred(loop)(loop.closed, *loop.operands))
+
+
+class _Loop(NamedTuple):
+    """A step cut in two: what was computed before the loop, and a function that does the rest."""
+
+    inside: Callable  # (closed, carry, x) -> (carry, y), all lists of arrays
+    closed: list[Array]  # what the rest needs of all steps
+    init: list[Array]
+    xs: list[Array]  # what the rest needs of each step, [T, ...]
+    repeated: dict[int, int]  # leaves of the new carry that are leaves of y, too
+    structure: Any  # of (carry, y)
+    length: int  # T
+
+    @property
+    def operands(self) -> tuple[list[Array], list[Array]]:
+        return self.init, self.xs
+
+    def body(self, closed: list[Array]) -> Callable:
+        """The step that `lax.scan` takes."""
+        return lambda carry, x: self.inside(closed, carry, x)
+
+    def result(self, carry: list[Array], y: list[Array]) -> tuple[PyTree, PyTree]:
+        """Both as the step had them."""
+        return jax.tree.unflatten(self.structure, [*carry, *y])
+
+
+def _trace(step: Callable, init: PyTree, xs: PyTree) -> _Loop:
+    """Traces a step, and computes at once what it can."""
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
+    init = jax.tree.map(jnp.asarray, init)
+    traced, shapes = jax.make_jaxpr(step, return_shape=True)(init, one)
+    (carry, x), closed = (jax.tree.leaves(tree) for tree in (init, xs)), list(traced.consts)
+    jaxpr = traced.jaxpr
+    closed_vars, carry_vars, x_vars = jaxpr.constvars, jaxpr.invars[: len(carry)], jaxpr.invars[len(carry) :]
+    outputs = jaxpr.outvars
+    depends = dict.fromkeys(closed_vars, _CLOSED) | dict.fromkeys(x_vars, _INPUT) | dict.fromkeys(carry_vars, _CARRY)
+    for eqn in jaxpr.eqns:
+        most = _CARRY if eqn.effects else max((depends[v] for v in eqn.invars if not _is_literal(v)), default=_NUMBER)
+        depends |= dict.fromkeys(eqn.outvars, most)
+    stays = lambda eqn: depends[eqn.outvars[0]] in (_NUMBER, _CARRY) or _grows(eqn)
+    inside, needed = _needed(jaxpr.eqns, outputs, stays)
+    given = [v for v in needed if depends[v] in (_CLOSED, _INPUT)]
+    kinds = [[v for v in given if depends[v] == kind] for kind in (_CLOSED, _INPUT)]
+    before, _ = _needed(jaxpr.eqns, given, lambda eqn: True)
+
+    def ahead(closed, x):
+        values = dict(zip([*closed_vars, *x_vars], [*closed, *x], strict=True))
+        read = _evaluate(before, values)
+        return tuple([read(v) for v in kind] for kind in kinds)
+
+    def rest(closed, carry, x):
+        names = [*kinds[0], *carry_vars, *kinds[1]]
+        read = _evaluate(inside, dict(zip(names, [*closed, *carry, *x], strict=True)))
+        values = [read(v) for v in outputs]
+        return values[: len(carry)], values[len(carry) :]
+
+    closed, x = jax.vmap(ahead, (None, 0), (None, 0))(closed, x)
+    new, y = outputs[: len(carry)], outputs[len(carry) :]
+    repeated = {i: y.index(v) for i, v in enumerate(new) if not _is_literal(v) and v in y}
+    return _Loop(rest, closed, carry, x, repeated, jax.tree.structure(shapes), jax.tree.leaves(xs)[0].shape[0])
+
+
+def _deferred(loop: _Loop) -> Callable:
+    """`lax.scan` of a loop, `(closed, init, xs) -> (carry, ys)`, whose gradient is computed for all steps at once."""
+
+    @jax.custom_vjp
+    def run(closed, init, xs):
+        return _run(loop.body(closed), init, xs, loop.length)
+
+    def forward(closed, init, xs):
+        own = [i for i in range(len(init)) if i not in loop.repeated]
+
+        def step(carry, x):
+            new, y = loop.inside(closed, carry, x)
+            return new, (y, [carry[i] for i in own])
+
+        last, (ys, kept) = _run(step, init, xs, loop.length)
+        carries = dict(zip(own, kept, strict=True))
+        for i, j in loop.repeated.items():
+            carries[i] = jnp.concatenate([init[i][None], ys[j][:-1]])
+        return (last, ys), (closed, [carries[i] for i in range(len(init))], xs)
+
+    def backward(saved, gradients):
+        closed, carries, xs = saved
+        of_last, of_ys = map(_real, gradients)
+        real = lambda closed, carry, x: tuple(map(_real, loop.inside(closed, carry, x)))
+
+        def step(of_carry, inputs):
+            carry, x, of_y = inputs
+            _, pull = jax.vjp(lambda floats: real(closed, _merge(carry, floats), x), _real(carry))
+            return pull((of_carry, of_y))[0], of_carry
+
+        back = _trace(step, of_last, (carries, xs, of_ys))
+        last, ys = _run(back.body(back.closed), *back.operands, loop.length, reverse=True)
+        of_init, of_carries = back.result(last, ys)
+
+        def all_steps(closed_floats, xs_floats):
+            at = lambda carry, x, floats: real(_merge(closed, closed_floats), carry, _merge(x, floats))
+            return jax.vmap(at)(carries, xs, xs_floats)
+
+        _, pull = jax.vjp(all_steps, _real(closed), _real(xs))
+        of_closed, of_xs = pull((of_carries, of_ys))
+        nothing = lambda leaves: [None] * len(leaves)
+        return (
+            _merge(nothing(closed), of_closed, closed),
+            _merge(nothing(carries), of_init, carries),
+            _merge(nothing(xs), of_xs, xs),
+        )
+
+    run.defvjp(forward, backward)
+    return run
+
+
+def _run(body: Callable, init: list[Array], xs: list[Array], length: int, reverse: bool = False) -> tuple:
+    """`lax.scan` that writes what a step gives to as few arrays as there are dtypes: each is a kernel in the loop."""
+    given = jax.eval_shape(lambda: body(init, [x[0] for x in xs])[1])
+    leaves, structure = jax.tree.flatten(given)
+    groups = {}
+    for i, y in enumerate(leaves):
+        groups.setdefault(y.dtype, []).append(i)
+
+    def packed(carry, x):
+        carry, ys = body(carry, x)
+        ys = jax.tree.leaves(ys)
+        return carry, [jnp.concatenate([ys[i].ravel() for i in group]) for group in groups.values()]
+
+    last, stacks = jax.lax.scan(packed, init, xs, length, reverse)
+    found = {}
+    for stack, group in zip(stacks, groups.values(), strict=True):
+        ends = np.cumsum([math.prod(leaves[i].shape) for i in group])[:-1].tolist()
+        parts = zip(group, jnp.split(stack, ends, 1), strict=True)
+        found |= {i: part.reshape(length, *leaves[i].shape) for i, part in parts}
+    return last, jax.tree.unflatten(structure, [found[i] for i in range(len(leaves))])
+
+
+def _is_float(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _real(leaves: list) -> list:
+    """Those that have gradients."""
+    return [x for x in leaves if _is_float(x)]
+
+
+def _merge(leaves: list, floats: list, like: list | None = None) -> list:
+    """The leaves with others in the places of those that have gradients."""
+    floats = iter(floats)
+    return [next(floats) if _is_float(x) else old for old, x in zip(leaves, like or leaves, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Traces
+
+
+def _is_literal(v: Any) -> bool:
+    return hasattr(v, "val")
+
+
+def _grows(eqn: Any) -> bool:
+    """Whether it only repeats numbers: cheaper in the loop than to keep for all steps."""
+    size = lambda values: sum(math.prod(v.aval.shape) for v in values)
+    return eqn.primitive.name == "broadcast_in_dim" and size(eqn.outvars) > size(eqn.invars)
+
+
+def _needed(eqns: list, outputs: list, keep: Callable) -> tuple[list, list]:
+    """The equations, of those to keep, that outputs need, and the variables that these need of elsewhere."""
+    needed = dict.fromkeys(v for v in outputs if not _is_literal(v))
+    kept = []
+    for eqn in reversed(eqns):
+        if keep(eqn) and any(v in needed for v in eqn.outvars):
+            kept.append(eqn)
+            needed |= dict.fromkeys(v for v in eqn.invars if not _is_literal(v))
+    made = {v for eqn in kept for v in eqn.outvars}
+    return kept[::-1], [v for v in needed if v not in made]
+
+
+def _evaluate(eqns: list, values: dict) -> Callable:
+    """Computes equations; a function that reads the values of variables. `values` are those of their inputs."""
+    read = lambda v: v.val if _is_literal(v) else values[v]
+    for eqn in eqns:
+        with jax.named_scope(str(eqn.source_info.name_stack)):
+            out = eqn.primitive.bind(*map(read, eqn.invars), **eqn.primitive.get_bind_params(eqn.params))
+        values |= zip(eqn.outvars, out if eqn.primitive.multiple_results else [out], strict=True)
+    return read
