@@ -105,6 +105,7 @@ RIGHT = {
     "nets.mlp.ConcatLinear.part": (of(mlp.ConcatLinear((D,), 4), "part"), dict(index=0, x=floats(B, D))),
     "nets.mlp.BlockLinear": (of(mlp.BlockLinear(2, 4)), dict(x=floats(B, 2, D), shared=floats(B, 3))),
     "nets.mlp.Norm": (of(mlp.Norm()), dict(x=floats(B, D))),
+    "nets.mlp.normalize": dict(kind="rms", x=floats(B, D)),
     "nets.mlp.MLP": (of(mlp.MLP((4,))), dict(x=floats(B, D))),
     "nets.mlp.init_modules": dict(modules={"norm": mlp.Norm()}, key=KEY, inputs={"norm": (np.zeros((B, D)),)}),
     "nets.perceptual.loss": dict(kind="none", x=IMAGE, y=IMAGE),

@@ -142,6 +142,7 @@ class Norm(nn.Module):
 
 def normalize(kind: str, x: Array, scale: Array | float = 1.0, shift: Array | float = 0.0) -> Array:
     """What `Norm` says of the last axis of `x`, in the dtype of `x`; weights are broadcast against it."""
+    contracts.floating(None, x=x)
     if kind == "none":
         return x
     y = x.astype(jnp.float32)
@@ -149,13 +150,6 @@ def normalize(kind: str, x: Array, scale: Array | float = 1.0, shift: Array | fl
         return (y * (jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-4) * scale)).astype(x.dtype)
     y = y - jnp.mean(y, -1, keepdims=True)
     return (y * (jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-3) * scale) + shift).astype(x.dtype)
-
-
-def normalize_side_by_side(norms: Sequence[Norm], xs: Sequence[Array]) -> Array:
-    """Each `[..., F]` normalized by its own norm, side by side `[..., len(norms) F]`: as many kernels as of one."""
-    x = jnp.stack(xs, -2)
-    weights = [jnp.stack(each) for each in zip(*(norm.weights(x.shape[-1]) for norm in norms), strict=True)]
-    return normalize(norms[0].kind, x, *weights).reshape(*x.shape[:-2], -1)
 
 
 def normed(x: Array, norm: str, activation: str, name: str) -> Array:

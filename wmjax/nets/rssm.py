@@ -9,6 +9,7 @@ block-diagonal GRU of the 2024 version.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from wmjax.nets.gru import GRU, LayerNormGRU, gated_update
-from wmjax.nets.mlp import ACTIVATIONS, BlockLinear, ConcatLinear, Linear, Norm, normalize_side_by_side
+from wmjax.nets.mlp import ACTIVATIONS, BlockLinear, ConcatLinear, Linear, Norm, normalize
 from wmjax.ops import contracts
 from wmjax.types import Array, PyTree
 
@@ -42,6 +43,13 @@ def zero_first(tree: PyTree, is_first: Array) -> PyTree:
     contracts.booleans(is_first=is_first)
     keep = lambda x: jnp.where(is_first.reshape(*is_first.shape, *[1] * (x.ndim - is_first.ndim)), 0, x)
     return jax.tree.map(keep, tree)
+
+
+def _normalized_side_by_side(norms: Sequence[Norm], xs: Sequence[Array]) -> Array:
+    """Each `[..., F]` by its own norm, side by side `[..., len(norms) F]`: as many kernels as one of them."""
+    x = jnp.stack(xs, -2)
+    weights = [jnp.stack(each) for each in zip(*(norm.weights(x.shape[-1]) for norm in norms), strict=True)]
+    return normalize(norms[0].kind, x, *weights).reshape(*x.shape[:-2], -1)
 
 
 def _everything(rssm, deter: Array, stoch: Array, action: Array, embed: Array) -> tuple[Array, Array, Array]:
@@ -111,7 +119,7 @@ class RSSM(nn.Module):
             reset, cand, update = jnp.split(gates, 3, -1)
             return gated_update(deter, reset, cand, update)
         inputs = [layer(value) for layer, value in zip(self.dynin, (deter, stoch, action), strict=True)]
-        x = self.act(normalize_side_by_side(self.dynin_norm, inputs))
+        x = self.act(_normalized_side_by_side(self.dynin_norm, inputs))
         h = deter.reshape(*deter.shape[:-1], self.blocks, -1)
         y = self.dynhid(h, shared=x)
         y = self.act(self.dynhid_norm(y.reshape(deter.shape))).reshape(h.shape)
