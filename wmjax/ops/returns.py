@@ -47,7 +47,8 @@ def lambda_returns(reward: Array, discount: Array, value: Array, lambda_: float 
         total = now_t + decay_t * later
         return total, total
 
-    _, returns = jax.lax.scan(step, value[-1], (now, discount * lambda_), reverse=True)
+    # Unrolled, because on a GPU each turn of a loop launches its kernels anew.
+    _, returns = jax.lax.scan(step, value[-1], (now, discount * lambda_), reverse=True, unroll=min(len(now), 16))
     return returns
 
 
