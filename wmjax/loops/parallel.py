@@ -25,6 +25,7 @@ from wmjax.types import Agent, Array, Env, Metrics, PyTree, Recipe, RunError, St
 
 AXIS = "devices"
 BACKENDS = ("shard_map", "pmap")
+BRIEF = 256  # steps of each environment: a stage that only takes so many runs shorter than it would compile
 _REPLICATED = -1
 
 
@@ -114,9 +115,7 @@ class OneDevice(Programs):
         self.template = jax.eval_shape(self._init, jax.eval_shape(key))
 
     def init(self, key: Array, **where: Any) -> RunState:
-        # It runs once, so time spent on optimizing it is lost.
-        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        return jax.jit(self._init, **where).lower(key).compile(compiler_options=options)(key)
+        return jax.jit(self._init, compiler_options=_hasty(), **where)(key)
 
     def _body(self, stage: Stage, axis_name: str | None = None) -> Callable[[RunState, Array], tuple]:
         if not self._several:
@@ -127,7 +126,7 @@ class OneDevice(Programs):
         return jax.vmap(device.make_stage(self._agent, self._env, stage, axis_name, **in_turn), (0, None))
 
     def compile_stage(self, stage: Stage) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
-        return jax.jit(self._body(stage), donate_argnums=0)
+        return jax.jit(self._body(stage), donate_argnums=0, compiler_options=_options(stage))
 
     def place(self, run: RunState) -> RunState:
         return jax.tree.map(jnp.asarray, run)
@@ -153,7 +152,7 @@ class ShardMap(OneDevice):
         specs = dict(in_specs=(self._specs, P()), out_specs=(self._specs, P()))
         # Without `check_vma=False` gradients of replicated parameters would come summed over devices already.
         mapped = jax.shard_map(self._body(stage, AXIS), mesh=self._mesh, check_vma=False, **specs)
-        return jax.jit(mapped, donate_argnums=0)
+        return jax.jit(mapped, donate_argnums=0, compiler_options=_options(stage))
 
     def place(self, run: RunState) -> RunState:
         return jax.device_put(run, self._shardings)
@@ -223,6 +222,17 @@ def programs(agent: Agent, env: Env, *, seeds: int = 1, devices: int = 1, backen
     if devices == 1:
         return OneDevice(agent, env, seeds)
     return (PMap if backend == "pmap" else ShardMap)(agent, env, seeds, devices)
+
+
+def _hasty() -> dict[str, Any] | None:
+    """Options of `jax.jit` for what runs for moments: on a CPU, to be compiled in half of the time or less."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+
+def _options(stage: Stage) -> dict[str, Any] | None:
+    """Options of `jax.jit` for a stage."""
+    learns = stage.updates or stage.evolve
+    return _hasty() if not learns and stage.collect * (stage.iterations or BRIEF + 1) <= BRIEF else None
 
 
 def _axes(run: RunState, lead: int) -> RunState:
