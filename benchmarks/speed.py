@@ -23,6 +23,7 @@ from benchmarks.timing import Table, compiled, machine, median_time
 from wmjax import dreaming, presets
 from wmjax.agents import AGENTS, iris
 from wmjax.agents.iris.dynamics import draw
+from wmjax.arithmetic import multiply_adds, products
 from wmjax.envs import make_env
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops import device
@@ -49,40 +50,6 @@ def matmul(table: Table) -> None:
     table.add("matmul 2048, float32", table.rate / 1e9, "GFLOP/s")
 
 
-def programs_in(params: dict) -> list:
-    """The traced programs among the parameters of an equation: bodies of loops, branches, what is called."""
-    inner = []
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            item = getattr(item, "jaxpr", item)  # of a closed one
-            if hasattr(item, "eqns"):
-                inner.append(item)
-    return inner
-
-
-def arithmetic(jaxpr) -> float:
-    """Floating-point operations of all matrix products and convolutions in a traced program.
-
-    Scans count as often as they run, of alternatives (lowerings for a CPU and for others) the cheapest; zeros that a
-    transposed convolution inserts count nothing.
-    """
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        out = eqn.outvars[0].aval if eqn.outvars else None
-        if eqn.primitive.name == "dot_general":
-            ((contracted, _), _) = eqn.params["dimension_numbers"]
-            total += 2 * math.prod(out.shape) * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-        elif eqn.primitive.name == "conv_general_dilated":
-            kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
-            taps = math.prod(kernel) / kernel[spec[0]] / math.prod(eqn.params["lhs_dilation"])
-            total += 2 * math.prod(out.shape) * taps
-        inner = [arithmetic(sub) for sub in programs_in(eqn.params)]
-        if inner:
-            times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-            total += times * (min(inner) if eqn.primitive.name == "cond" else sum(inner))
-    return total
-
-
 def random_batch(agent: Agent, params: dict, spec: EnvSpec, length: int, batch: int) -> Trajectory:
     """Noise of the right shapes."""
     key = jax.random.key(0)
@@ -103,7 +70,8 @@ def update(table: Table, label: str, name: str, config) -> None:
     sampling = learn.sampling
     batch = random_batch(agent, state.variables, PIXELS, sampling.length + sampling.context, learn.batch_size)
     step, seconds = compiled(learn.fn, state, jax.random.key(1), batch)
-    limit = arithmetic(jax.make_jaxpr(learn.fn)(state, jax.random.key(1), batch).jaxpr) / table.rate
+    counted = products(jax.make_jaxpr(learn.fn)(state, jax.random.key(1), batch))
+    limit = 2 * multiply_adds(counted) / table.rate
     took = median_time(lambda: step(state, jax.random.key(1), batch))
     table.add(label, 1e3 * took, "ms", limit_ms=1e3 * limit, compile_s=seconds)
 

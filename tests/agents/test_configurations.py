@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import strategies as st
 
-from benchmarks.speed import programs_in
 from tests.agents.batches import TINY_IRIS, TINY_V1, TINY_V2, TINY_V3
 from tests.agents.world_models.made import TINY as TINY_WORLD_MODELS
 from tests.loops.fakes import counter_env
 from wmjax.agents import AGENTS
+from wmjax.arithmetic import programs_in
 from wmjax.loops import device, schedule
 from wmjax.types import Box, Discrete, Env, UsageError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +98,14 @@ def amount(size: float) -> str:
     return f"{size / unit:{',.0f' if size >= 1000 * unit else '.3g'}} {name}"
 
 
-def check_run(agent: Agent, env: Env, seeds: int = 1, devices: int = 1) -> None:
+def check_run(
+    agent: Agent,
+    env: Env,
+    seeds: int = 1,
+    devices: int = 1,
+    card: Room | None = None,
+    programs: Iterable[tuple[float, str]] = (),
+) -> None:
     """Raises `UsageError`, naming the field and the numbers, where a run on the device cannot fit in memory.
 
     Args:
@@ -106,8 +113,10 @@ def check_run(agent: Agent, env: Env, seeds: int = 1, devices: int = 1) -> None:
       env: takes what the agent emits.
       seeds: of the run, each of which has all of it.
       devices: that environments, replay and batches are spread over. On a CPU they share the host's memory.
+      card: the memory of each accelerator that the run is meant for; None: what there is here.
+      programs: bytes of what programs are known to need besides the state, of all devices, and words for each.
     """
-    free, recipe = room(), agent.recipe
+    free, recipe = card or room(), agent.recipe
     if free is None:
         return
     run = jax.eval_shape(lambda key: device.init(agent, env, key), jax.eval_shape(lambda: jax.random.key(0)))
@@ -118,8 +127,8 @@ def check_run(agent: Agent, env: Env, seeds: int = 1, devices: int = 1) -> None:
         f"replay_capacity: {recipe.replay_capacity} records of {amount(record)} need": rows * record,
         f"num_envs: {recipe.num_envs} environments need": recipe.num_envs * acting,
     }
-    learned, (work, doing) = tree_bytes(run.agent), max(_at_once(agent, run.agent, record, acting))
-    on_host = jax.default_backend() == "cpu"
+    learned, (work, doing) = tree_bytes(run.agent), max([*_at_once(agent, run.agent, record, acting), *programs])
+    on_host = card is None and jax.default_backend() == "cpu"
     learned, spread = (learned * devices, 1) if on_host else (learned, devices)
     each = learned + sum(parts.values()) / spread
     total = seeds * each + work / spread  # on a CPU seeds learn in turn
@@ -132,7 +141,8 @@ def check_run(agent: Agent, env: Env, seeds: int = 1, devices: int = 1) -> None:
         )
     parts |= {"agent: parameters and optimizers of these sizes need": learned * spread, doing: work}
     words, size = max(parts.items(), key=lambda part: part[1])
-    most = int((free.bytes - each - work / spread) * spread / record) + rows if words.startswith("replay") else 0
+    most = math.floor((free.bytes - each - work / spread) * spread / record) + rows
+    most = most if words.startswith("replay") else 0
     advice = f"at most {most} is valid" if most >= recipe.num_envs else "less is valid"
     held = f"{amount(size)}, of {amount(each + work / spread)} that the run holds at once"
     raise UsageError(
@@ -167,9 +177,14 @@ def _search(agent: Agent, state: AgentState, evolve: Evolve, acting: float) -> t
 
 def check_agent(state: AgentState) -> None:
     """Raises `UsageError` where an agent, arrays or shapes, cannot fit where programs run."""
-    free, size = room(), tree_bytes(state)
+    check_bytes("agent: parameters and optimizers of these sizes need", tree_bytes(state))
+
+
+def check_bytes(words: str, size: int, card: Room | None = None) -> None:
+    """Raises `UsageError`, beginning with these words, where so many cannot fit on a card, or where programs run."""
+    free = card or room()
     if free is not None and size > free.bytes:
-        raise UsageError(f"agent: parameters and optimizers of these sizes need {amount(size)}, and {free.where}")
+        raise UsageError(f"{words} {amount(size)}, and {free.where}; less is valid")
 
 
 def check_records(field: str, spec: EnvSpec, records: int, predicted: int) -> None:
