@@ -21,6 +21,8 @@ ALLOWED = {
     "run_folder": {"types", "checks", "files"},
     "cache": set(),
     "determinism": {"types"},
+    "arithmetic": set(),
+    "cards": {"types", "arithmetic"},
     "scores": {"envs", "files", "run_folder"},
     "recipes": {"types"},
     "names": {"types", "checks"},
@@ -32,7 +34,8 @@ ALLOWED = {
     "fields": {"checks", "names"},
     "presets": {"agents", "names", "fields"},
 }
-TOP = {"__init__", "__main__", "settings", "estimate", "run", "training", "figures", "cli"}  # may import everything
+# May import everything.
+TOP = {"__init__", "__main__", "settings", "estimate", "planning", "run", "training", "figures", "cli"}
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "chex", "distrax", "orbax", "tyro", "rich", "tensorboardX"}
 CORE |= {"matplotlib", "imageio", "evosax", "filelock", "yaml"}
 FILES = sorted(PACKAGE.rglob("*.py"))

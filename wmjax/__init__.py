@@ -1,7 +1,8 @@
 """World models in JAX: five papers, each one file of pure functions, over one set of types.
 
-`train` and `load` give a `Run`. Below them an algorithm (`Agent`), an environment (`Env`), a world model (`WorldModel`)
-and a training run (`Recipe`) are values, described in `wmjax.types`; a dream is an `Env` too (`dream_env`).
+`train` and `load` give a `Run`, `plan` says what one would take. Below them an algorithm (`Agent`), an environment
+(`Env`), a world model (`WorldModel`) and a training run (`Recipe`) are values, described in `wmjax.types`; a dream is
+an `Env` too (`dream_env`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from wmjax.envs import EnvInfo, env_names, make_env
     from wmjax.loops.checkpoint import CheckpointCorruptError
     from wmjax.loops.driver import Interrupted
+    from wmjax.planning import Plan, plan
     from wmjax.raw_env import Outcome, RawEnv, action_repeat, auto_reset, time_limit
     from wmjax.run import Run, load
     from wmjax.scores import Scores
@@ -36,6 +38,7 @@ _HOME = {
     **dict.fromkeys("Outcome RawEnv action_repeat auto_reset time_limit".split(), "raw_env"),
     "CheckpointCorruptError": "loops.checkpoint",
     "Interrupted": "loops.driver",
+    **dict.fromkeys("Plan plan".split(), "planning"),
     **dict.fromkeys("Run load".split(), "run"),
     "Scores": "scores",
     "train": "training",
@@ -48,10 +51,10 @@ _HOME = {
 
 __all__ = [
     "Agent", "AgentState", "Box", "CheckpointCorruptError", "Discrete", "Env", "EnvInfo", "EnvSpec", "HostEnv",
-    "Interrupted", "MultiDiscrete", "Outcome", "RawEnv", "Recipe", "Run", "RunError", "Sampling", "Scores", "Stage",
-    "TimeStep", "Trajectory", "Update", "UsageError", "WorldModel", "action_repeat", "auto_reset", "dream_env",
-    "enable_compilation_cache", "env_names", "imagine", "load", "make_env", "observe", "open_loop", "read_config",
-    "time_limit", "train",
+    "Interrupted", "MultiDiscrete", "Outcome", "Plan", "RawEnv", "Recipe", "Run", "RunError", "Sampling", "Scores",
+    "Stage", "TimeStep", "Trajectory", "Update", "UsageError", "WorldModel", "action_repeat", "auto_reset",
+    "dream_env", "enable_compilation_cache", "env_names", "imagine", "load", "make_env", "observe", "open_loop",
+    "plan", "read_config", "time_limit", "train",
 ]  # fmt: skip
 
 

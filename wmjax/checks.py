@@ -36,7 +36,7 @@ class Bounds(NamedTuple):
 
     def __str__(self) -> str:
         if not self.whole:
-            return f"a number {'above' if self.open else 'of at least'} {self.low:g}"
+            return f"a number {'above' if self.open else 'of at least'} {self.low:g}{self.why}"
         return f"an integer in [{self.low}, {'2**31)' if self.high == COUNT else f'{self.high}]'}{self.why}"
 
 
@@ -70,6 +70,8 @@ BOUNDS: dict[str, Bounds] = (
     | _whole(1000, "action_repeat", low=1, why=" frames")
     | _whole(TIME, "horizon context", low=1)
     | {"checkpoint_seconds": Bounds(0, math.inf, whole=False)}
+    | dict.fromkeys(("peak_tflops", "memory_gb", "bandwidth"), Bounds(0, 1e9, whole=False, open=True))
+    | {"share": Bounds(0, 1, whole=False, open=True, why=", at most 1")}
     | dict.fromkeys(("worker_timeout", "start_timeout"), Bounds(0, math.inf, whole=False, open=True))
     # Of the agents; lower bounds that depend on the agent are in its file.
     | _whole(

@@ -133,10 +133,7 @@ def make(description: dict[str, Any], config: Any, env: Any, steps: int, start_t
     if isinstance(env, HostEnv):
         for field in ("seeds", "devices"):
             if description[field] > 1:
-                raise UsageError(
-                    f"{field}: {description[field]} is not valid with environments on the host; 1 is (several runs may "
-                    "be started side by side)"
-                )
+                raise not_on_host(field, description[field])
     axis_name = AXIS if description["devices"] > 1 else None
     factory = AGENTS[description["agent"]][1]
     if isinstance(env, HostEnv) and (not named or description["image_size"] is None):
@@ -147,6 +144,13 @@ def make(description: dict[str, Any], config: Any, env: Any, steps: int, start_t
     if axis_name is not None:
         check(agent._replace(recipe=share(agent.recipe, description["devices"])))
     return Setup(description, config, agent, env, steps)
+
+
+def not_on_host(field: str, value: int) -> UsageError:
+    """The error where several seeds or devices are asked for with environments on the host."""
+    return UsageError(
+        f"{field}: {value} is not valid with environments on the host; 1 is (several runs may be started side by side)"
+    )
 
 
 def _sized(env: HostEnv, make_agent: Callable[[EnvSpec], Agent]) -> tuple[HostEnv, int | None]:

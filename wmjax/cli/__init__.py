@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import wmjax
-from wmjax.cli import lists, results, train
+from wmjax.cli import lists, plan, results, train
 from wmjax.types import RunError, UntrustedError, UsageError
 
 HELP = """\
@@ -30,6 +30,9 @@ wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N
                   [--memory-map] [--wandb PROJECT] [--out DIR] [--no-lock] [--deterministic] [--resume]
                   [--agent.FIELD VALUE ...] [--config FILE] [--print-config] [--dry-run]
 wmjax train --resume --out RUN
+wmjax plan  AGENT [--env NAME] [--preset NAME] [--seeds N] [--steps N] [--devices N] [--image-size N]
+                  [--action-repeat N] [--env-arg NAME VALUE ...] [--start-timeout S] [--agent.FIELD VALUE ...]
+                  [--card NAME] [--peak-tflops X] [--memory-gb X] [--bandwidth X] [--share X] [--json]
 wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
                   [--action sample|mode] [--which latest|best] [--max-steps N] [--eval-envs N] [--json] [--video]
 wmjax dream RUN   [--context N] [--horizon N] [--env NAME] [--env-arg NAME VALUE ...] [--which latest|best]
@@ -44,6 +47,7 @@ Compiled programs are kept in the user's cache folder; the variable WMJAX_CACHE 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train.train,
+    "plan": plan.plan,
     "eval": results.evaluate,
     "dream": results.dream,
     "plot": results.plot,

@@ -108,6 +108,44 @@ class TrainArgs:
 
 
 @dataclasses.dataclass(frozen=True)
+class PlanArgs:
+    """What a run will take, without running it: parameters, memory, multiply-adds, and how fast a card could do that.
+
+    Its updates are compiled for their memory, which takes up to some minutes where they are large.
+    """
+
+    env: Annotated[str | None, unless_given("the agent's own example", "NAME")] = None
+    """Environment, see `wmjax list envs`."""
+    preset: Annotated[str | None, unless_given("small", "NAME")] = None
+    """Configuration, see `wmjax list presets`."""
+    seeds: Annotated[int | None, unless_given("1")] = None
+    """How many to train at once."""
+    steps: Annotated[int | None, unless_given("the preset's")] = None
+    """Env steps to train for."""
+    devices: Annotated[int | None, unless_given("1")] = None
+    """How many devices to spread over; they need not be there."""
+    image_size: Annotated[int | None, unless_given("the preset's, or the environment's")] = None
+    """Side of the pictures in pixels."""
+    action_repeat: Annotated[int | None, unless_given("the preset's")] = None
+    """Steps of the environment that each action is taken for."""
+    env_arg: EnvArgs = ()
+    """An argument of the environment; may be given again for others."""
+    start_timeout: Start = None
+    card: Annotated[str | None, unless_given("none", "NAME")] = None
+    """An accelerator, such as h100: whether the run fits in its memory, and how fast it could go."""
+    peak_tflops: Annotated[float | None, unless_given("the card's", "FLOAT")] = None
+    """1e12 floating-point operations that a card without a name here computes in a second."""
+    memory_gb: Annotated[float | None, unless_given("the card's", "FLOAT")] = None
+    """Its memory in GB."""
+    bandwidth: Annotated[float | None, unless_given("the card's", "FLOAT")] = None
+    """Of that memory, GB per second."""
+    share: float = 0.3
+    """Of the card's peaks that is expected to be reached."""
+    json: Switch = False
+    """Print all numbers as one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalArgs:
     """Play fresh episodes with a trained agent; scores go to a file in the run's evals/, the newest to eval.json."""
 
@@ -243,6 +281,27 @@ def _check_flags(args_class: Any, argv: Sequence[str]) -> None:
             raise UsageError(f"{flag}: unknown option; {near or 'see --help'}")
 
 
+def documented(args_class: type, doc: str | None, *fields: Any) -> type:
+    """Arguments with other words at their head, and further fields."""
+    name, namespace = args_class.__name__, {"__doc__": doc}
+    return dataclasses.make_dataclass(name, fields, bases=(args_class,), frozen=True, namespace=namespace)
+
+
+def parse_with_fields(args_class: type, config: Any, argv: Sequence[str], prog: str, **said: Any) -> Any:
+    """As `parse`, with the fields of an agent's configuration as `--agent.FIELD`; `said` are defaults of the others."""
+    about = "Fields of the agent's configuration; the defaults are those of the preset, of --config, or of the run."
+    # Every field takes a value, switches too.
+    fields = Annotated[type(config), tyro.conf.FlagConversionOff, tyro.conf.arg(help=about)]
+    args_class = documented(args_class, args_class.__doc__, ("agent", fields, config))
+    return parse(args_class, argv, prog, args_class(agent=config, **said))
+
+
+def changes(before: Any, after: Any) -> dict[str, Any]:
+    """Fields of a configuration that differ, by name."""
+    values = {field.name: getattr(after, field.name) for field in dataclasses.fields(before)}
+    return {name: value for name, value in values.items() if value != getattr(before, name)}
+
+
 def value_of(flag: str, argv: Sequence[str]) -> str | None:
     """The value of an option that is given, before the arguments can be parsed as a whole."""
     value = None
@@ -254,9 +313,9 @@ def value_of(flag: str, argv: Sequence[str]) -> str | None:
     return value
 
 
-def split_agent(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+def split_agent(argv: Sequence[str], args_class: type = TrainArgs) -> tuple[str | None, list[str]]:
     """The first argument that is neither an option nor an option's value, and the rest."""
-    hints = typing.get_type_hints(TrainArgs, include_extras=True)
+    hints = typing.get_type_hints(args_class, include_extras=True)
     switches = {"-h", "--help", *(f"--{name}" for name, hint in hints.items() if hint is Switch)}
     position = 0
     while position < len(argv):

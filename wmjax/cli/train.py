@@ -6,12 +6,19 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
-
-import tyro
+from typing import Any, NamedTuple
 
 import wmjax
-from wmjax.cli.arguments import TrainArgs, env_args, parse, split_agent, value_of
+from wmjax.cli.arguments import (
+    TrainArgs,
+    changes,
+    documented,
+    env_args,
+    parse,
+    parse_with_fields,
+    split_agent,
+    value_of,
+)
 from wmjax.fields import replace
 from wmjax.loops.display import SafeStream
 from wmjax.types import UsageError
@@ -49,7 +56,7 @@ def _train(argv: Sequence[str]) -> None:
         names = ", ".join(presets.AGENTS)
         if HELP & set(argv):
             doc = f"{TrainArgs.__doc__}\n\nAGENT is one of {names}. `wmjax train AGENT --help` shows its fields too."
-            parse(_documented(doc), argv, "wmjax train AGENT")
+            parse(documented(TrainArgs, doc), argv, "wmjax train AGENT")
         if "--resume" in argv and value_of("--out", argv) is None:
             raise UsageError("resume: needs the run folder to go on with, --out RUN")
         raise UsageError(f"agent: missing; valid are {names}")
@@ -62,7 +69,7 @@ def _train(argv: Sequence[str]) -> None:
 
         named = None if value_of("--env", argv) is not None else args.env
         check_trust(named, start.arguments.get("env_args") or {}, args.trust_env, env_args(args.env_arg))
-    chosen = _changes(start.config, args.agent)
+    chosen = changes(start.config, args.agent)
     if print_config or dry_run:
         _show(start, values, chosen, print_config)
         return
@@ -109,7 +116,7 @@ def _moved(
     own_preset, own_env = arguments.get("preset", presets.DEFAULT_PRESET), arguments.get("env")
     own_config, settings = presets.resolve(agent, own_preset, own_env or presets.default_env(agent))
     if preset not in (None, own_preset):
-        fields = _changes(own_config, replace(own_config, fields))
+        fields = changes(own_config, replace(own_config, fields))
     if preset not in (None, own_preset) or env not in (None, own_env):
         own = settings._asdict()
         arguments = {name: value for name, value in arguments.items() if name not in own or value != own[name]}
@@ -118,25 +125,10 @@ def _moved(
     return fields, arguments
 
 
-def _changes(before: Any, after: Any) -> dict[str, Any]:
-    """Fields of a configuration that differ, by name."""
-    values = {field.name: getattr(after, field.name) for field in dataclasses.fields(before)}
-    return {name: value for name, value in values.items() if value != getattr(before, name)}
-
-
-def _documented(doc: str, *fields: Any) -> type:
-    """`TrainArgs` with other words at its head, and further fields."""
-    return dataclasses.make_dataclass("TrainArgs", fields, bases=(TrainArgs,), frozen=True, namespace={"__doc__": doc})
-
-
 def _parse(start: Start, argv: Sequence[str]) -> Any:
-    config = replace(start.config, start.fields)
-    about = "Fields of the agent's configuration; the defaults are those of the preset, of --config, or of the run."
-    # Every field takes a value, switches too.
-    fields = Annotated[type(config), tyro.conf.FlagConversionOff, tyro.conf.arg(help=about)]
-    args_class = _documented(TrainArgs.__doc__, ("agent", fields, config))
     said = {name: value for name, value in start.arguments.items() if name != "env_args"}
-    return parse(args_class, argv, f"wmjax train {start.agent}", args_class(agent=config, **said))
+    config = replace(start.config, start.fields)
+    return parse_with_fields(TrainArgs, config, argv, f"wmjax train {start.agent}", **said)
 
 
 def _show(start: Start, values: Mapping[str, Any], chosen: Mapping[str, Any], print_config: bool) -> None:
