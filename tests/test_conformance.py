@@ -392,7 +392,6 @@ def products(text: str) -> set[tuple[str, ...]]:
     return found
 
 
-DREAMERS = ("dreamer_v1", "dreamer_v2", "dreamer_v3")
 NETWORKS = ("bf16", "bf16", "bf16", "DEFAULT", "DEFAULT")  # products of networks
 EXACT = ("f32", "f32", "f32", "HIGHEST", "HIGHEST")  # all others
 
@@ -400,12 +399,10 @@ EXACT = ("f32", "f32", "f32", "HIGHEST", "HIGHEST")  # all others
 @lowered
 def test_products_outside_of_networks_ask_for_the_highest_precision_and_what_is_no_activation_is_float32(row):
     name, _ = row
-    if name not in DREAMERS:
-        pytest.skip("some of its networks compute in float32")
     for program in programs(name).values():
         assert NETWORKS in products(program.text["cuda"]) <= {NETWORKS, EXACT}
         kept = jax.tree.leaves((program.new, program.metrics))
-        assert {x.dtype for x in kept} <= {jnp.dtype("float32"), jnp.dtype("int32")}
+        assert {x.dtype for x in kept} <= set(map(jnp.dtype, ("float32", "int32", "bool")))
 
 
 @heavy
@@ -419,7 +416,7 @@ def test_the_device_loop_lowers_for_gpu_and_tpu_and_maps_over_seeds(row):
     for platform in ("cuda", "tpu"):
         with jax.default_matmul_precision(None):
             text = stage.trace(run, iterations).lower(lowering_platforms=(platform,)).as_text()
-        assert name not in DREAMERS or products(text) <= {NETWORKS, EXACT}
+        assert products(text) <= {NETWORKS, EXACT}
     seeds = jax.eval_shape(jax.vmap(lambda key: device.init(agent, env, key)), jax.random.split(jax.random.key(0), 3))
     mapped = jax.vmap(device.make_stage(agent, env, agent.recipe.stages[-1]), (0, None))
     after, metrics = jax.eval_shape(mapped, seeds, iterations)

@@ -118,6 +118,8 @@ def _make_strategy(config: StrategyConfig, x64: bool) -> Strategy:
         # pycma's period: the covariance changes little in so many generations.
         rate = float(params.c_1 + params.c_mu) * config.dims * 10
     period = max(1, int(1 / rate)) if config.kind == "cma_es" else 1
+    # Covariances need all digits: on a GPU the products of float32, evosax's too, would have those of 10 bits.
+    exact = jax.default_matmul_precision("highest")
     flat_limit = 10 + -(-30 * config.dims // config.population)  # the tutorial's appendix B.3, EqualFunValues
 
     def init(key: Array, mean: Array) -> StrategyState:
@@ -129,6 +131,7 @@ def _make_strategy(config: StrategyConfig, x64: bool) -> Strategy:
         zero = jnp.int32(0)
         return StrategyState(inner, inner.mean, jnp.asarray(-worst, dtype), zero, zero, jnp.bool_(False))
 
+    @exact
     def ask(key: Array, state: StrategyState) -> tuple[Array, StrategyState]:
         if period == 1:
             candidates, inner = es.ask(key, state.inner, params)
@@ -142,6 +145,7 @@ def _make_strategy(config: StrategyConfig, x64: bool) -> Strategy:
         candidates = inner.mean + inner.std * ((z * inner.D) @ inner.B.T)
         return candidates, state._replace(inner=inner)
 
+    @exact
     def tell(key: Array, state: StrategyState, candidates: Array, fitness: Array) -> StrategyState:
         fitness = jnp.asarray(fitness, dtype)
         finite = jnp.isfinite(fitness)

@@ -86,7 +86,7 @@ CONFIGS = {
         'evolve.common': True, 'evolve.generations': 1800, 'evolve.mean_every': 25, 'evolve.mean_rollouts': 1024,
         'evolve.horizon': None, 'evolve.starts': 1024, 'evolve.start_from': 'any', 'evolve.restarts': None,
         'eval_action': 'mode', 'collection': 'linear', 'collect_steps': 10000000, 'num_envs': 64,
-        'replay_capacity': 10000000, 'latent_dtype': 'float16',
+        'replay_capacity': 10000000, 'latent_dtype': 'float16', 'compute_dtype': 'float32',
     },
     ('world_models', 'paper_doom'): {
         'latent': 64, 'vision_updates': 308000, 'hidden': 512, 'done_head': True, 'done_pos_weight': 10.0,

@@ -60,34 +60,34 @@ class ActorCritic(nn.Module):
     channels: Sequence[int]  # of each convolution
     units: int  # of the LSTM
     patch: int = 1  # the paper's
-    dtype: str = "float32"
+    dtype: str = "float32"  # of convolutions and matrix products; the memory and outputs are float32
 
     def setup(self):
         init = uniform_within(self.units**-0.5)
         self.convs = ConvStack(self.channels, self.patch, self.dtype)
         # Two biases, as PyTorch has them: only their sum matters, but each is trained.
-        gates = lambda: nn.Dense(4 * self.units, kernel_init=init, bias_init=init)
-        self.input_gates, self.hidden_gates = gates(), gates()
-        self.actor, self.critic = (nn.Dense(n, kernel_init=init, bias_init=init) for n in (self.actions, 1))
+        linear = lambda features: nn.Dense(features, dtype=self.dtype, kernel_init=init, bias_init=init)
+        self.input_gates, self.hidden_gates = linear(4 * self.units), linear(4 * self.units)
+        self.actor, self.critic = linear(self.actions), linear(1)
 
     def features(self, image: Array) -> Array:
         """Images `[..., H, W, C]` in [0, 1] to what the LSTM takes in, `[..., 4 units]`; no time in it."""
         contracts.floating(None, None, None, image=image)
-        return self.input_gates(self.convs(2 * image - 1).astype(jnp.float32))
+        return self.input_gates(self.convs(2 * image - 1)).astype(jnp.float32)
 
     def remember(self, memory: Memory, features: Array) -> Memory:
         """One step of the LSTM, gates in the order i, f, g, o; `features` `[B, 4 units]`."""
         contracts.floating(self.units, hidden=memory.hidden, cell=memory.cell)
         contracts.floating(4 * self.units, features=features)
         contracts.leading(features.ndim - 1, features=features, hidden=memory.hidden, cell=memory.cell)
-        i, f, g, o = jnp.split(features + self.hidden_gates(memory.hidden), 4, -1)
+        i, f, g, o = jnp.split(features + self.hidden_gates(memory.hidden).astype(jnp.float32), 4, -1)
         cell = jax.nn.sigmoid(f) * memory.cell + jax.nn.sigmoid(i) * jnp.tanh(g)
         return Memory(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
 
     def outputs(self, hidden: Array) -> tuple[Array, Array]:
         """Action logits `[..., A]` and value `[...]` from the LSTM's hidden state."""
         contracts.floating(self.units, hidden=hidden)
-        return self.actor(hidden), self.critic(hidden)[..., 0]
+        return self.actor(hidden).astype(jnp.float32), self.critic(hidden)[..., 0].astype(jnp.float32)
 
     def __call__(self, memory: Memory, image: Array) -> tuple[Memory, Array, Array]:
         """One more image `[B, H, W, C]`: the memory after it, action logits and value."""

@@ -34,6 +34,7 @@ class MDNRNN(nn.Module):
     restart_input: bool = False
     layer_norm: bool = False  # of each gate and the cell state that is put out: TensorFlow's LayerNormBasicLSTMCell
     forget_bias: float = 1.0
+    dtype: str = "float32"  # of the matrix products; the state, what is made of gates, and outputs are float32
 
     def setup(self):
         self.inputs_size = self.latent + self.action + self.restart_input
@@ -45,7 +46,7 @@ class MDNRNN(nn.Module):
             self.bias = self.param("bias", nn.initializers.zeros_init(), (4 * self.hidden,))
         weights = self.latent if self.mixture == "per_dim" else 1
         self.sizes = (weights, self.latent, self.latent)
-        dense = lambda size, name: nn.Dense(size, kernel_init=_glorot, name=name)
+        dense = lambda size, name: nn.Dense(size, dtype=self.dtype, kernel_init=_glorot, name=name)
         self.mixture_out = dense(self.mixtures * sum(self.sizes), "mixture_out")
         if self.reward_head != "none":
             self.reward_out = dense(2 if self.reward_head == "gaussian" else 1, "reward_out")
@@ -60,15 +61,18 @@ class MDNRNN(nn.Module):
         contracts.exactly(*z.shape[:-1], is_first=is_first)
         contracts.booleans(is_first=is_first)
         parts = [z, action, *([is_first[..., None].astype(z.dtype)] if self.restart_input else [])]
-        gates = jnp.concatenate(parts, -1) @ self.kernel[: self.inputs_size]
+        gates = self._product(jnp.concatenate(parts, -1), self.kernel[: self.inputs_size])
         return gates if self.layer_norm else gates + self.bias
+
+    def _product(self, x: Array, kernel: Array) -> Array:
+        return (x.astype(self.dtype) @ kernel.astype(self.dtype)).astype(jnp.float32)
 
     def advance(self, h: Array, c: Array, gates: Array) -> tuple[Array, Array]:
         """The cell: c' = c σ(f + 1) + σ(i) tanh(j), h' = tanh(c') σ(o); `[..., H]`, `[..., H]`, `[..., 4 H]`."""
         contracts.floating(self.hidden, h=h, c=c)
         contracts.floating(4 * self.hidden, gates=gates)
         contracts.leading(h.ndim - 1, h=h, c=c, gates=gates)
-        parts = jnp.split(gates + h @ self.kernel[self.inputs_size :], 4, -1)
+        parts = jnp.split(gates + self._product(h, self.kernel[self.inputs_size :]), 4, -1)
         if self.layer_norm:
             parts = [norm(x) for norm, x in zip(self.norms, parts, strict=False)]
         i, j, f, o = parts
@@ -79,7 +83,7 @@ class MDNRNN(nn.Module):
     def predict_latent(self, h: Array) -> Mixture:
         """The next latent, from the output of the step before it."""
         contracts.floating(self.hidden, h=h)
-        raw = self.mixture_out(h)
+        raw = self.mixture_out(h).astype(jnp.float32)
         weights, means, _ = (self.mixtures * size for size in self.sizes)
         parts = jnp.split(raw, (weights, weights + means), -1)
         return Mixture(*(x.reshape(*h.shape[:-1], self.mixtures, -1) for x in parts))
@@ -88,7 +92,8 @@ class MDNRNN(nn.Module):
         """Raw outputs of the reward head `[..., 1 or 2]` and of the done head `[..., 1]`, those that there are."""
         contracts.floating(self.hidden, h=h)
         outputs = {"reward": self.reward_out(h)} if self.reward_head != "none" else {}
-        return outputs | ({"done": self.done_out(h)} if self.done_head else {})
+        outputs |= {"done": self.done_out(h)} if self.done_head else {}
+        return {name: x.astype(jnp.float32) for name, x in outputs.items()}
 
     def everything(self, h: Array, c: Array, z: Array, action: Array, is_first: Array) -> tuple:
         """One whole step; touches every parameter."""

@@ -136,7 +136,7 @@ def distance(stack: Stack, x: Array, y: Array, keys: Array | None = None, rate: 
         norm = jnp.sqrt(jnp.sum(both * both, -1, keepdims=True) + 1e-20)
         unit_x, unit_y = jnp.split(both / (norm + 1e-10), 2)
         squared = dropout(None if keys is None else noise.fold_in(keys, index), (unit_x - unit_y) ** 2, rate)
-        total = total + (squared @ weight).mean((1, 2))
+        total = total + jnp.sum(squared * weight, -1).mean((1, 2))
     return total
 
 

@@ -1,7 +1,7 @@
 """Vector quantization: the nearest entry of a codebook, how codebooks learn, and how to see and mend their collapse.
 
 A codebook is float32 `[V, D]`, latents are `[..., D]`, tokens int32 `[...]` in [0, V). Distances are computed in
-float32 whatever the dtype of the latents: tokens must not depend on it.
+float32 at the highest precision, whatever the dtype of the latents: tokens must not depend on it. So are sums.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def distances(z: Array, codebook: Array) -> Array:
     contracts.shaped(codebook.shape[-1], z=z)
     contracts.floating(z=z, codebook=codebook)
     z, codebook = z.astype(jnp.float32), codebook.astype(jnp.float32)
-    return jnp.sum(z * z, -1, keepdims=True) + jnp.sum(codebook * codebook, -1) - 2 * z @ codebook.T
+    products = jnp.matmul(z, codebook.T, precision="highest")
+    return jnp.sum(z * z, -1, keepdims=True) + jnp.sum(codebook * codebook, -1) - 2 * products
 
 
 def normalize(x: Array) -> Array:
@@ -122,7 +123,8 @@ def assigned(z: Array, tokens: Array, size: int, axis_name: str | None = None) -
     contracts.exactly(*z.shape[:-1], tokens=tokens)
     z, tokens = z.reshape(-1, z.shape[-1]).astype(jnp.float32), tokens.reshape(-1)
     onehot = jax.nn.one_hot(tokens, size, dtype=jnp.float32)
-    return Assigned(z, tokens, _sum_over(onehot.sum(0), axis_name), _sum_over(onehot.T @ z, axis_name))
+    sums = jnp.matmul(onehot.T, z, precision="highest")
+    return Assigned(z, tokens, _sum_over(onehot.sum(0), axis_name), _sum_over(sums, axis_name))
 
 
 def _check(batch: Assigned, codebook: Array) -> None:

@@ -93,6 +93,9 @@ class WorldModelsConfig:
     replay_capacity: int = 10_000_000  # agent steps that replay holds, over all environments
     latent_dtype: Literal["float32", "float16"] = "float16"  # of mu and logvar in replay
 
+    # Computation.
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of V and M; parameters, losses and C stay float32
+
     def validate(self) -> None:
         """Raises `UsageError` on the first field that is out of range, or contradicts another."""
         check_ranges(self)

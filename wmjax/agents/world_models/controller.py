@@ -44,7 +44,7 @@ def controller(theta: Array, inputs: Array, layers: tuple[int, ...], bias: bool 
         if bias:
             offset, used = theta[:, None, used : used + outputs], used + outputs
         kernel = theta[:, used : used + size * outputs].reshape(-1, size, outputs)
-        x, used = jnp.tanh(x @ kernel + offset), used + size * outputs
+        x, used = jnp.tanh(jnp.matmul(x, kernel, precision="highest") + offset), used + size * outputs
     assert used == theta.shape[1], (used, theta.shape)
     return x.reshape(*lead, layers[-1])
 

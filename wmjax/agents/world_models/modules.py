@@ -40,10 +40,10 @@ def networks(spec: EnvSpec, config: WorldModelsConfig) -> Networks:
     (space,) = spec.obs.values()
     side, _, channels = space.shape
     return Networks(
-        Encoder(config.latent, config.depth, config.encoder_padding),
-        Decoder(side, channels, config.decoder_depth or config.depth, config.decoder_relu),
+        Encoder(config.latent, config.depth, config.encoder_padding, config.compute_dtype),
+        Decoder(side, channels, config.decoder_depth or config.depth, config.decoder_relu, config.compute_dtype),
         MDNRNN(
             config.latent, action_size(spec), config.hidden, config.mixtures, config.mixture, config.reward_head,
-            config.done_head, config.restart_input, config.layer_norm, config.forget_bias,
+            config.done_head, config.restart_input, config.layer_norm, config.forget_bias, config.compute_dtype,
         ),
     )  # fmt: skip
