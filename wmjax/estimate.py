@@ -19,7 +19,7 @@ from wmjax import determinism
 from wmjax.loops import device, memory
 from wmjax.loops.host.loop import check_room, shapes
 from wmjax.loops.memory import amount
-from wmjax.loops.schedule import Schedule
+from wmjax.loops.schedule import Schedule, samplings
 from wmjax.replay.host import Sizes, sizes
 from wmjax.types import HostEnv, PyTree, UsageError
 
@@ -70,8 +70,8 @@ def about(made: Setup) -> dict[str, Any]:
 
 def host_replay(made: Setup, memory_map: bool = False) -> Sizes:
     """What replay takes of the host where environments run there."""
-    _, example = shapes(made.agent, made.env)
-    return sizes(example, made.agent.recipe.num_envs, made.agent.recipe.replay_capacity, memory_map=memory_map)
+    (_, example), recipe = shapes(made.agent, made.env), made.agent.recipe
+    return sizes(example, recipe.num_envs, recipe.replay_capacity, samplings(recipe), memory_map=memory_map)
 
 
 def _memory(made: Setup, memory_map: bool, out: Path | None) -> tuple[int, str, Callable[[], None]]:

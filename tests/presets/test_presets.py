@@ -11,6 +11,7 @@ from wmjax import presets
 from wmjax.agents import AGENTS
 from wmjax.loops.host.loop import shapes
 from wmjax.loops.memory import tree_bytes
+from wmjax.loops.schedule import samplings
 from wmjax.presets.budgets import BUDGETS, MEASURED, RunSettings
 from wmjax.replay.host import sizes
 from wmjax.types import Box, Discrete, EnvSpec, HostEnv, UsageError
@@ -34,7 +35,8 @@ def test_the_documentation_names_the_presets_that_need_more_memory_than_one_acce
             made = AGENTS[agent][1](spec, presets.resolve(agent, preset, "catch")[0])
             state, example = shapes(made, HostEnv(spec, None))
             assert tree_bytes(state) < 80e9 / 8, (agent, preset)  # the rest is for what an update needs
-            replay = sizes(example, made.recipe.num_envs, made.recipe.replay_capacity).memory_bytes
+            kept = example, made.recipe.num_envs, made.recipe.replay_capacity, samplings(made.recipe)
+            replay = sizes(*kept).memory_bytes
             if replay > 80e9:
                 large[agent, preset] = replay
     text = (Path(__file__).parents[2] / "docs" / "papers.md").read_text().split("## Memory\n")[1].split("\n## ")[0]

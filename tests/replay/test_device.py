@@ -10,6 +10,7 @@ from wmjax.replay.device import Record
 from wmjax.types import Sampling, TimeStep, UsageError
 
 ENVS = 3
+WITHIN = dict(within_episode=True)
 
 
 def records(first: int, count: int, *, first_at: tuple = (), dtype=jnp.float32) -> Record:
@@ -22,12 +23,12 @@ def records(first: int, count: int, *, first_at: tuple = (), dtype=jnp.float32) 
     return jax.tree.map(jnp.asarray, Record(step, label[..., None], {"deter": label[..., None].astype(dtype)}))
 
 
-def empty(capacity: int, dtype=jnp.float32) -> replays.Replay:
-    return replays.init(jax.tree.map(lambda x: x[0], records(0, 1, dtype=dtype)), ENVS, capacity)
+def empty(capacity: int, dtype=jnp.float32, by: tuple[Sampling, ...] = ()) -> replays.Replay:
+    return replays.init(jax.tree.map(lambda x: x[0], records(0, 1, dtype=dtype)), ENVS, capacity, by)
 
 
-def filled(rows: int, total: int, collect: int = 1, **kwargs) -> replays.Replay:
-    replay = empty(rows * ENVS, kwargs.get("dtype", jnp.float32))
+def filled(rows: int, total: int, collect: int = 1, by: tuple[Sampling, ...] = (), **kwargs) -> replays.Replay:
+    replay = empty(rows * ENVS, kwargs.get("dtype", jnp.float32), by)
     add = jax.jit(replays.add)
     for first in range(0, total, collect):
         replay = add(replay, records(first, collect, **kwargs))
@@ -141,19 +142,27 @@ def test_latents_of_the_last_steps_only_leave_the_context_as_it_was():
     assert replay.data.latent["deter"][:, 2, 0].tolist() == [2.0, 102.0, -1.0, -1.0, 402.0, 502.0]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_loop_over_add_sample_and_write_needs_no_second_copy_of_the_buffer(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "sampling"),
+    [
+        (jnp.float32, Sampling(4, 1, True)),
+        (jnp.bfloat16, Sampling(4, 1, True)),
+        (jnp.float32, Sampling(3, over="episodes", prioritize_ends=True, **WITHIN)),
+        (jnp.float32, Sampling(1, over="episodes", pad="left")),
+    ],
+)
+def test_a_loop_over_add_sample_and_write_needs_no_second_copy_of_the_buffer(dtype, sampling):
     def loop(replay, key):
         def body(i, carry):
             replay, total = carry
             replay = replays.add(replay, records(0, 2, dtype=dtype))
-            replay, batch, index = replays.sample(replay, jax.random.fold_in(key, i), Sampling(4, 1, True), 2)
+            replay, batch, index = replays.sample(replay, jax.random.fold_in(key, i), sampling, 2)
             total += batch.step.obs["image"].sum()
             return replays.write(replay, index, jax.tree.map(lambda x: x + 1, batch.latent)), total
 
         return jax.lax.fori_loop(0, 10, body, (replay, jnp.uint32(0)))
 
-    shapes = jax.eval_shape(partial(empty, 300_000, dtype))
+    shapes = jax.eval_shape(partial(empty, 300_000, dtype, (sampling,)))
     memory = jax.jit(loop, donate_argnums=0).lower(shapes, jax.random.key(0)).compile().memory_analysis()
     latent = 300_000 * jnp.dtype(dtype).itemsize  # the smallest buffer that could be copied, but for the flags
     assert memory.temp_size_in_bytes < latent / 4
@@ -180,12 +189,15 @@ def test_what_replay_can_never_hold_is_refused():
 # Windows and episodes
 
 
+PADDED = (Sampling(1, over="episodes", pad="left"), Sampling(1, over="episodes", pad="right"))
+
+
 def episodes(rows: int, total: int, first_at: tuple, last_at: tuple = ()) -> replays.Replay:
     """A replay whose environments all begin an episode at `first_at` and end one at `last_at`."""
     record = records(0, total, first_at=first_at)
     last = np.isin(np.broadcast_to(np.arange(total)[:, None], (total, ENVS)), last_at)
     record = record._replace(step=record.step._replace(is_last=jnp.asarray(last)))
-    replay = empty(rows * ENVS)
+    replay = empty(rows * ENVS, by=PADDED)
     for begin in range(0, total, rows):
         replay = replays.add(replay, jax.tree.map(lambda x, b=begin: x[b : b + rows], record))
     return replay
@@ -244,6 +256,8 @@ def test_samplings_that_contradict_themselves_are_refused():
         replays.check(ENVS * 10, ENVS, Sampling(2, over="days"), 1)
     with pytest.raises(UsageError, match="online"):
         replays.check(ENVS * 10, ENVS, Sampling(2, online=True, within_episode=True), 1)
+    with pytest.raises(UsageError, match=r"prioritize_ends .* needs within_episode"):
+        replays.check(ENVS * 10, ENVS, Sampling(2, prioritize_ends=True), 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -252,8 +266,9 @@ def test_samplings_that_contradict_themselves_are_refused():
 
 def test_windows_within_episodes_are_uniform_over_all_that_fit_and_may_begin_where_an_episode_does():
     # Rows 8..19 are kept, the write head in the middle of the storage; episodes begin at rows 11 and 16.
-    replay = filled(rows=12, total=20, first_at=(11, 16))
-    _, batch, _ = sample(replay, jax.random.key(0), Sampling(3, within_episode=True), 15_000)
+    how = Sampling(3, **WITHIN)
+    replay = filled(rows=12, total=20, first_at=(11, 16), by=(how,))
+    _, batch, _ = sample(replay, jax.random.key(0), how, 15_000)
     first = np.asarray(batch.step.obs["label"][0] // 100, int)
     starts, counts = np.unique(first, return_counts=True)
     assert starts.tolist() == [8, 11, 12, 13, 16, 17]
@@ -263,16 +278,18 @@ def test_windows_within_episodes_are_uniform_over_all_that_fit_and_may_begin_whe
 
 
 def test_context_in_front_of_a_window_may_be_of_another_episode():
-    replay = filled(rows=12, total=20, first_at=(11, 16))
-    _, batch, _ = sample(replay, jax.random.key(0), Sampling(3, context=1, within_episode=True), 2000)
+    how = Sampling(3, context=1, **WITHIN)
+    replay = filled(rows=12, total=20, first_at=(11, 16), by=(how,))
+    _, batch, _ = sample(replay, jax.random.key(0), how, 2000)
     trained = np.unique(np.asarray(batch.step.obs["label"][1] // 100, int))
     assert trained.tolist() == [11, 12, 13, 16, 17]  # row 8 has no record in front
     assert not batch.step.is_first[2:].any()
 
 
 def test_the_last_window_of_an_episode_counts_as_often_as_it_is_long_and_once_more():
-    replay = filled(rows=12, total=20, first_at=(11, 16))
-    _, batch, _ = sample(replay, jax.random.key(0), Sampling(3, within_episode=True, prioritize_ends=True), 14_000)
+    how = Sampling(3, prioritize_ends=True, **WITHIN)
+    replay = filled(rows=12, total=20, first_at=(11, 16), by=(how,))
+    _, batch, _ = sample(replay, jax.random.key(0), how, 14_000)
     starts, counts = np.unique(np.asarray(batch.step.obs["label"][0] // 100, int), return_counts=True)
     assert starts.tolist() == [8, 11, 12, 13, 16, 17]
     # Windows that end right before another episode begins: 8 and 13. The running episode has not ended.
@@ -280,21 +297,22 @@ def test_the_last_window_of_an_episode_counts_as_often_as_it_is_long_and_once_mo
 
 
 def test_where_no_episode_is_long_enough_windows_cross_their_ends():
-    replay = filled(rows=12, total=12, first_at=(0, 2, 4, 6, 8, 10))
-    _, batch, _ = sample(replay, jax.random.key(0), Sampling(3, within_episode=True), 500)
+    how = Sampling(3, **WITHIN)
+    replay = filled(rows=12, total=12, first_at=(0, 2, 4, 6, 8, 10), by=(how,))
+    _, batch, _ = sample(replay, jax.random.key(0), how, 500)
     assert set(np.asarray(batch.step.obs["label"][0] // 100, int)) == set(range(10))
 
 
 def test_windows_that_begin_episodes_are_uniform_over_these():
     # Rows 8..19 are kept; episodes begin at rows 11 and 16, and what is left of one before begins nothing.
-    replay = filled(rows=12, total=20, first_at=(11, 16))
+    replay = filled(rows=12, total=20, first_at=(11, 16), by=PADDED)
     for sampling in (Sampling(1, starts="first"), Sampling(4, over="episodes", pad="right", starts="first")):
         replays.check(12 * ENVS, ENVS, sampling, 4)
         _, batch, _ = sample(replay, jax.random.key(0), sampling, 2000)
         starts, counts = np.unique(np.asarray(batch.step.obs["label"][0] // 100, int), return_counts=True)
         assert starts.tolist() == [11, 16] and np.abs(counts - 1000).max() < 150
         assert batch.step.is_first[0].all()
-    without = filled(rows=6, total=20, first_at=(11,))  # rows 14..19: no beginning is left
+    without = filled(rows=6, total=20, first_at=(11,), by=PADDED)  # rows 14..19: no beginning is left
     _, batch, _ = sample(without, jax.random.key(0), Sampling(1, starts="first"), 500)
     assert set(np.asarray(batch.step.obs["label"][0] // 100, int)) == set(range(14, 20))
     for wrong in (Sampling(2, starts="last"), Sampling(2, pad="left", starts="first")):
@@ -303,10 +321,10 @@ def test_windows_that_begin_episodes_are_uniform_over_these():
 
 
 def test_an_episode_is_drawn_first_and_then_a_window_within_it_the_last_one_more_often():
-    replay = filled(rows=12, total=20, first_at=(11, 16))  # episodes of 3, 5 and, still running, 4 rows
     counts = {}
     for ends in (False, True):
-        how = Sampling(3, over="episodes", within_episode=True, prioritize_ends=ends)
+        how = Sampling(3, over="episodes", prioritize_ends=ends, **WITHIN)
+        replay = filled(rows=12, total=20, first_at=(11, 16), by=(how,))  # episodes of 3, 5 and, still running, 4 rows
         _, batch, _ = sample(replay, jax.random.key(0), how, 12_000)
         found, number = np.unique(np.asarray(batch.step.obs["label"][0] // 100, int), return_counts=True)
         counts[ends] = dict(zip(found.tolist(), number / 4000, strict=True))

@@ -20,7 +20,11 @@ SAMPLINGS = {
     "steps": Sampling(3, context=1),
     "online": Sampling(3, online=True),
     "within_episode": Sampling(3, within_episode=True, prioritize_ends=True),
+    "episodes": Sampling(3, context=1, over="episodes", within_episode=True),
+    "left": Sampling(1, context=3, over="episodes", pad="left"),
+    "first": Sampling(3, pad="right", starts="first"),
 }
+SAVED = [SAMPLINGS[name] for name in ("online", "within_episode", "left")]
 
 
 def records(start, steps, length=5):
@@ -44,8 +48,8 @@ def blocks_of_four_rows(monkeypatch):
     monkeypatch.setattr("wmjax.replay.host.CHUNK_BYTES", 4 * 3 * 35)
 
 
-def host(tmp_path=None, *, rows=CAPACITY // ENVS, **options):
-    return HostReplay(example(), ENVS, ENVS * rows, folder=tmp_path, **options)
+def host(tmp_path=None, *, rows=CAPACITY // ENVS, by=(), **options):
+    return HostReplay(example(), ENVS, ENVS * rows, by, folder=tmp_path, **options)
 
 
 def same(a, b):
@@ -58,8 +62,8 @@ def same(a, b):
 @pytest.mark.parametrize("name", SAMPLINGS)
 @pytest.mark.parametrize("memory_map", [False, True])
 def test_host_and_device_give_the_same_batches_of_the_same_stream(name, memory_map, tmp_path):
-    sampling, mine = SAMPLINGS[name], host(tmp_path, memory_map=memory_map)
-    theirs = replays.init(example(), ENVS, CAPACITY)
+    sampling, mine = SAMPLINGS[name], host(tmp_path, by=(SAMPLINGS[name],), memory_map=memory_map)
+    theirs = replays.init(example(), ENVS, CAPACITY, (sampling,))
     draw = lambda replay, key: sample(replay, key, sampling, 4)
     row = 0
     for number, steps in enumerate([4, 4, 1, 11, 11, 4]):  # the ring is overwritten twice
@@ -90,16 +94,16 @@ def test_of_two_latents_for_one_record_the_later_in_the_window_stays():
 @pytest.mark.parametrize("memory_map", [False, True])
 @pytest.mark.parametrize("rows", [7, 11, 12, 27])
 def test_what_was_saved_is_loaded_bit_for_bit_and_goes_on_alike(rows, memory_map, tmp_path):
-    mine = host(tmp_path, memory_map=memory_map)
+    mine = host(tmp_path, by=SAVED, memory_map=memory_map)
     for row in range(rows):
         mine.add(records(row, 1))
     mine.draw(jax.random.key(5), SAMPLINGS["online"], 2)  # moves the cursor
     saved = jax.tree.map(np.array, mine.saved())
-    again = host(tmp_path, memory_map=memory_map)
+    again = host(tmp_path, by=SAVED, memory_map=memory_map)
     again.load(saved)
     for replay in (mine, again):
         replay.add(records(rows, 3))
-    for sampling in SAMPLINGS.values():
+    for sampling in SAVED:
         same(again.sample(jax.random.key(1), sampling, 6), mine.sample(jax.random.key(1), sampling, 6))
     mine.close()
     again.close()
@@ -240,7 +244,7 @@ def test_memory_never_exceeds_what_is_stated_and_is_less_with_files(memory_map, 
         mine.add(records(row, 1))
         held = sum(value.nbytes for block in mine._blocks if block is not None for value in block.values())
         saved = mine.latent, {name: value[:4] for name, value in mine._open(0).items()} if not memory_map else ()
-        most = max(most, held + sum(x.nbytes for x in jax.tree.leaves((mine.latent, mine.ring.data, saved))))
+        most = max(most, held + sum(x.nbytes for x in jax.tree.leaves((mine.latent, mine.ring, saved))))
     assert 0.5 * stated[memory_map] < most <= stated[memory_map]
     mine.close()
 

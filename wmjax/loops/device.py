@@ -17,7 +17,7 @@ import numpy as np
 
 from wmjax import evolution
 from wmjax.loops.rollout import Position, random_act, rollout
-from wmjax.loops.schedule import check
+from wmjax.loops.schedule import check, samplings
 from wmjax.ops import noise
 from wmjax.replay import device as replays
 from wmjax.replay.device import Record, Replay
@@ -67,14 +67,14 @@ def init(agent: Agent, env: Env, key: Array) -> RunState:
       UsageError: the recipe cannot be run (`check`).
     """
     check(agent)
-    num_envs = agent.recipe.num_envs
+    recipe, num_envs = agent.recipe, agent.recipe.num_envs
     key_agent, key_env, key_act, key_run = jax.random.split(key, 4)
     state = agent.init(key_agent)
     env_state, timestep = jax.vmap(env.reset)(noise.row_keys(key_env, num_envs))
     carry = agent.act_carry(state.variables, num_envs)
     act = partial(agent.act, explore=True)
     _, action, latent = jax.eval_shape(act, state.variables, noise.row_keys(key_act, num_envs), carry, timestep)
-    replay = replays.init(Record(timestep, action, latent), num_envs, agent.recipe.replay_capacity)
+    replay = replays.init(Record(timestep, action, latent), num_envs, recipe.replay_capacity, samplings(recipe))
     episode = Episode(jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
     zero = jnp.int32(0)
     return RunState(
@@ -190,22 +190,24 @@ def _learn(part: _Part, update: Update, run: RunState, key: Array) -> tuple[RunS
     Of an update that is not finite nothing is kept: neither the new agent state nor its latents.
     """
     fn = part.each(update.fn)
-    experience = run.replay.data._replace(latent=())  # does not change here, so it stays out of the scan's carry
+    # What does not change here stays out of the scan's carry.
+    experience, episodes = run.replay.data._replace(latent=()), run.replay.episodes
+
+    slim = lambda replay: replay._replace(data=Record((), (), replay.data.latent), episodes=())
 
     def body(carry: tuple, key: Array) -> tuple[tuple, Metrics]:
         state, replay, skips = carry
-        replay = replay._replace(data=experience._replace(latent=replay.data.latent))
+        replay = replay._replace(data=experience._replace(latent=replay.data.latent), episodes=episodes)
         key_sample, key_learn = jax.random.split(key)
         replay, batch, index = _sample(part, replay, key_sample, update)
         state, skips, metrics, latent = apply_update(fn, part.axis_name, state, skips, key_learn, batch)
         if latent is not None:
             replay = replays.write(replay, index, latent)
-        return (state, replay._replace(data=Record((), (), replay.data.latent)), skips), metrics
+        return (state, slim(replay), skips), metrics
 
-    slim = run.replay._replace(data=Record((), (), run.replay.data.latent))
     keys = jax.random.split(key, update.repeats)
-    (state, slim, skips), metrics = jax.lax.scan(body, (run.agent, slim, run.skips), keys)
-    replay = slim._replace(data=experience._replace(latent=slim.data.latent))
+    (state, replay, skips), metrics = jax.lax.scan(body, (run.agent, slim(run.replay), run.skips), keys)
+    replay = replay._replace(data=experience._replace(latent=replay.data.latent), episodes=episodes)
     return run._replace(agent=state, replay=replay, skips=skips), jax.tree.map(lambda x: x.sum(0), metrics)
 
 

@@ -121,7 +121,7 @@ def check_run(
         return
     run = jax.eval_shape(lambda key: device.init(agent, env, key), jax.eval_shape(lambda: jax.random.key(0)))
     rows = recipe.replay_capacity // recipe.num_envs * recipe.num_envs
-    record = tree_bytes(run.replay.data) / rows
+    record = tree_bytes(run.replay) / rows
     acting = tree_bytes((run.env_state, run.timestep, run.carry)) / recipe.num_envs
     parts = {  # what of a run, and there may be less of, takes how much
         f"replay_capacity: {recipe.replay_capacity} records of {amount(record)} need": rows * record,

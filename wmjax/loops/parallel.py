@@ -240,7 +240,9 @@ def _axes(run: RunState, lead: int) -> RunState:
     axis = lambda tree, number: jax.tree.map(lambda _: number, tree)
     axes = axis(run, _REPLICATED)
     per_env = {name: axis(getattr(run, name), lead) for name in ("env_state", "timestep", "carry", "episode")}
-    return axes._replace(replay=axes.replay._replace(data=axis(run.replay.data, lead + 1)), **per_env)
+    counts = jax.tree.map(lambda x: x.ndim - 1, run.replay.episodes)
+    replay = axes.replay._replace(data=axis(run.replay.data, lead + 1), episodes=counts)
+    return axes._replace(replay=replay, **per_env)
 
 
 def _stack(devices: int, x: Array, axis: int) -> Array:

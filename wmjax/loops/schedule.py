@@ -9,7 +9,7 @@ import numpy as np
 
 from wmjax import checks
 from wmjax.replay import device as replays
-from wmjax.types import Agent, Array, Env, Evolve, HostEnv, Stage, Update, UsageError
+from wmjax.types import Agent, Array, Env, Evolve, HostEnv, Recipe, Sampling, Stage, Update, UsageError
 
 if TYPE_CHECKING:
     from wmjax.loops.device import RunState
@@ -25,6 +25,11 @@ def first(counter: Array) -> int:
 def readers(stage: Stage) -> list[Update | Evolve]:
     """What samples replay in a stage: its updates, and a search in dreams."""
     return [*stage.updates, *([stage.evolve] if stage.evolve and stage.evolve.where == "dream" else [])]
+
+
+def samplings(recipe: Recipe) -> tuple[Sampling, ...]:
+    """All that replay is sampled by in a run."""
+    return tuple(reader.sampling for stage in recipe.stages for reader in readers(stage))
 
 
 def check(agent: Agent) -> None:

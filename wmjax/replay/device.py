@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from wmjax.ops import contracts, noise
+from wmjax.replay import windows
+from wmjax.replay.windows import Episodes, by_episodes
 from wmjax.types import Array, PyTree, Sampling, TimeStep, Trajectory, UsageError
 
 Index = tuple[Array, Array]  # (row, env), int32 [T, B] each: where the steps of a batch lie
@@ -42,6 +44,7 @@ class Replay(NamedTuple):
     added: Array  # int32, rows written since the start of the run
     cursor: Array  # int32, next item of the online queue, or of those in order; item k is window k // num_envs of
     #   environment k % num_envs
+    episodes: Episodes | tuple[()]  # counts of windows to draw from; () where episodes do not matter
 
 
 def _pack(tree: PyTree) -> PyTree:
@@ -64,10 +67,12 @@ def check(capacity: int, num_envs: int, sampling: Sampling, batch_size: int) -> 
         wrong = "valid are over 'steps', 'episodes' or 'in_order', pad None, 'left' or 'right'"
     elif sampling.starts not in ("any", "first") or (sampling.starts == "first" and sampling.pad == "left"):
         wrong = "valid are starts 'any' or, without pad 'left', 'first'"
-    elif sampling.online and _bounded(sampling):
+    elif sampling.online and by_episodes(sampling):
         wrong = "online windows cross episodes, so they cannot be chosen by them"
-    elif sampling.over == "in_order" and (sampling.online or _bounded(sampling)):
+    elif sampling.over == "in_order" and (sampling.online or by_episodes(sampling)):
         wrong = "windows in order are neither online nor chosen by episodes"
+    elif sampling.prioritize_ends and not sampling.within_episode:
+        wrong = "prioritize_ends is about windows that lie in one episode, so it needs within_episode"
     elif sampling.length < 1 or sampling.context < 0:
         wrong = "length must be at least 1 and context at least 0"
     if wrong:
@@ -88,13 +93,14 @@ def check(capacity: int, num_envs: int, sampling: Sampling, batch_size: int) -> 
         )
 
 
-def init(example: Record, num_envs: int, capacity: int) -> Replay:
+def init(example: Record, num_envs: int, capacity: int, samplings: tuple[Sampling, ...] = ()) -> Replay:
     """An empty replay.
 
     Args:
       example: one time step of all environments, arrays or `jax.ShapeDtypeStruct`s `[num_envs, ...]`; dtypes are kept.
       num_envs: environments that write to it.
       capacity: records in all, over all environments; `capacity // num_envs` rows are kept.
+      samplings: all that it will be sampled by; those that episodes do not matter to may be left out.
     """
     contracts.exactly(num_envs, is_first=example.step.is_first)
     contracts.leading(1, example=example)
@@ -102,7 +108,7 @@ def init(example: Record, num_envs: int, capacity: int) -> Replay:
     if rows < 1:
         raise UsageError(f"replay_capacity {capacity}: must be at least the number of environments, {num_envs}")
     data = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), jax.eval_shape(_pack, Record(*example)))
-    return Replay(data, jnp.int32(0), jnp.int32(0))
+    return Replay(data, jnp.int32(0), jnp.int32(0), windows.init(samplings, rows, num_envs))
 
 
 def _rows(replay: Replay) -> int:
@@ -137,19 +143,14 @@ def add(replay: Replay, records: Record) -> Replay:
     contracts.fits(jax.eval_shape(lambda data: jax.tree.map(lambda x: x[:steps], _unpack(data)), replay.data), records)
     records = _pack(records)
 
-    def write_row(i: Array, data: Record) -> Record:
-        place = (replay.added + i) % rows
-        return jax.tree.map(lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new[i], place, 0), data, records)
-
-    # XLA fuses a plain write into the gathers of `sample`, which then need the buffers as before it: a copy of
-    # the whole replay in every iteration. It cannot fuse a loop, nor unroll one whose length the barrier hides.
-    data = jax.lax.fori_loop(0, jax.lax.optimization_barrier(jnp.int32(steps)), write_row, replay.data)
-    return replay._replace(data=data, added=replay.added + steps)
+    data, episodes = windows.write_rows(replay.data, records, replay.added), replay.episodes
+    if episodes:
+        episodes = windows.add(episodes, replay.added, records.step.is_first, records.step.is_last)
+    return replay._replace(data=data, added=replay.added + steps, episodes=episodes)
 
 
-def _starts(replay: Replay, key: Array, window: int, batch_size: int) -> Index:
+def _starts(replay: Replay, keys: Array, window: int) -> Index:
     """Uniform over all (row, environment) where a whole window begins; `[B]` each."""
-    keys = noise.row_keys(key, batch_size) if key.ndim == 0 else key
     oldest = replay.added - size(replay)
     most = jnp.maximum(size(replay) - window, 0) + 1
 
@@ -159,74 +160,6 @@ def _starts(replay: Replay, key: Array, window: int, batch_size: int) -> Index:
         return row, jax.random.randint(key_env, (), 0, _num_envs(replay))
 
     return jax.vmap(draw)(keys)
-
-
-def _bounded(sampling: Sampling) -> bool:
-    """Whether episodes matter to it."""
-    chosen = sampling.over == "episodes" or sampling.within_episode or sampling.starts == "first"
-    return chosen or sampling.pad is not None
-
-
-def _in_order(replay: Replay, x: Array) -> Array:
-    """A leaf `[rows, num_envs]`, oldest row first."""
-    return jnp.roll(x, -(replay.added - size(replay)), 0)
-
-
-def _weights(replay: Replay, sampling: Sampling) -> tuple[Array, Array]:
-    """How likely a window begins at a row (with `pad="left"`: ends), int32, and where an episode begins, bool.
-
-    Both `[num_envs, rows]`, rows in order, the oldest first; what is left of an episode that is partly overwritten
-    counts as one.
-    """
-    rows, row = _rows(replay), jnp.arange(_rows(replay))[:, None]
-    begins = _in_order(replay, replay.data.step.is_first)
-    first, kept = begins | (row == 0), row < size(replay)
-    begins_next = jnp.concatenate([begins[1:], jnp.zeros_like(begins[:1])])
-    if sampling.pad == "right":
-        weight = jnp.broadcast_to(kept, first.shape)
-    elif sampling.pad == "left":
-        weight = kept & ~_in_order(replay, replay.data.step.is_last) & ~begins_next
-    else:
-        window = sampling.context + sampling.length
-        whole = jnp.broadcast_to(row + window <= size(replay), first.shape)
-        begun = jnp.cumsum(begins, 0, dtype=jnp.int32)  # episodes so far
-        at = lambda x, later: x[jnp.minimum(row[:, 0] + later, rows - 1)]
-        inside = whole & (at(begun, window - 1) == at(begun, sampling.context)) if sampling.within_episode else whole
-        ends = inside & at(begins_next, window - 1) & sampling.prioritize_ends
-        # Rather a window across episodes than none.
-        weight = jnp.where(inside.any(), inside + sampling.length * ends, whole)
-    if sampling.starts == "first":
-        begun = jnp.where(begins, weight, 0)
-        weight = jnp.where((begun > 0).any(), begun, weight)
-    return weight.T.astype(jnp.int32), (first & kept).T
-
-
-def _episode_starts(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> Index:
-    """As `_starts`, for samplings that episodes matter to; a padded window may begin before the oldest row."""
-    keys = noise.row_keys(key, batch_size) if key.ndim == 0 else key
-    rows = _rows(replay)
-    weight, first = (x.ravel() for x in _weights(replay, sampling))
-    upto = jnp.cumsum(weight)
-    before = jax.lax.cummax(jnp.where(first, upto - weight, 0))  # weight before the episode of each row
-    opened = jnp.cumsum((weight > 0) & (upto - weight == before))  # episodes that have weight, this one included
-
-    def nth(counts: Array, number: Array) -> Array:
-        return jnp.searchsorted(counts, number, side="right")
-
-    def draw(key: Array) -> Array:
-        key_episode, key_place = jax.random.split(key)
-        begin, end = jnp.int32(0), upto[-1]
-        if sampling.over == "episodes":
-            start = lambda number: before[nth(opened, number) % before.shape[0]]
-            number = jax.random.randint(key_episode, (), 0, opened[-1])
-            begin, end = start(number), jnp.where(number + 1 < opened[-1], start(number + 1), end)
-        return nth(upto, jax.random.randint(key_place, (), begin, end))
-
-    place = jax.vmap(draw)(keys)
-    start = replay.added - size(replay) + place % rows
-    if sampling.pad == "left":
-        start = start - (sampling.context + sampling.length - 1)
-    return start, place // rows
 
 
 def _mask(replay: Replay, row: Array, is_first: Array, pad: str | None) -> Array:
@@ -277,7 +210,7 @@ def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> t
     "in_order", which draw nothing and begin again after the newest window, share it: each goes on where the last was.
 
     Args:
-      replay: holds at least one window (`can_sample`).
+      replay: made for this sampling; holds at least one window (`can_sample`).
       key: one key, or keys `[B]`.
       sampling: how.
       batch_size: windows, B.
@@ -289,12 +222,14 @@ def sample(replay: Replay, key: Array, sampling: Sampling, batch_size: int) -> t
     """
     contracts.keys(batch_size, key=key)
     window = sampling.context + sampling.length
+    keys = noise.row_keys(key, batch_size) if key.ndim == 0 else key
     if sampling.over == "in_order":
         replay, start, env = _one_after_the_other(replay, sampling, batch_size)
-    elif _bounded(sampling):
-        start, env = _episode_starts(replay, key, sampling, batch_size)
+    elif by_episodes(sampling):
+        oldest, newest = replay.added - size(replay), replay.added - 1
+        start, env = windows.draw(replay.episodes, sampling, keys, oldest, newest, _num_envs(replay))
     else:
-        start, env = _starts(replay, key, window, batch_size)
+        start, env = _starts(replay, keys, window)
     if sampling.online:
         replay, start, env = _online(replay, start, env, window)
     number = start + jnp.arange(window)[:, None]  # [T, B]

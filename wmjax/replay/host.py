@@ -1,8 +1,9 @@
 """Replay in host memory or on disk, for environments that run there; samples as `replay.device` does, bit for bit.
 
-Where a batch comes from is decided by the device replay itself, which keeps the flags of every record, and nothing
-else, on the CPU. The records lie in blocks of consecutive rows. A block that is complete is written once to an
-immutable file (`replay.chunks`); a checkpoint names these files and holds what may still change (`Saved`).
+Where a batch comes from is decided by the device replay itself, which keeps the flags of every record and counts of
+windows, and nothing else, on the CPU. The records lie in blocks of consecutive rows. A block that is complete is
+written once to an immutable file (`replay.chunks`); a checkpoint names these files and holds what may still change
+(`Saved`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _sample = jax.jit(replays.sample, static_argnums=(2, 3), donate_argnums=0)
 class Saved(NamedTuple):
     """What a checkpoint holds of a replay. Leaves are NumPy arrays, or JAX arrays on the CPU."""
 
-    ring: Replay  # flags and cursors
+    ring: Replay  # flags, cursors and counts
     latent: PyTree  # [rows, num_envs, ...]
     head: dict[str, np.ndarray]  # [block, num_envs, ...], the block that is being written; zeros if none is
     digests: np.ndarray  # uint8 [blocks, 32], of the files of complete blocks; zeros where a block is not complete
@@ -76,22 +77,30 @@ def _copy(tree: PyTree) -> PyTree:
     return jax.tree.map(np.array, tree)
 
 
+def _ring(example: Record, num_envs: int, capacity: int, samplings: tuple[Sampling, ...]) -> Replay:
+    """The device replay that decides where batches come from."""
+    return replays.init(_flags(example.step), num_envs, capacity, samplings)
+
+
 class Sizes(NamedTuple):
     """What a replay takes when it is full."""
 
     block: int  # rows of a block
     memory_bytes: int  # with flags, and the copy of latents and of one block that is made to save them
-    flags_bytes: int
+    flags_bytes: int  # and counts of windows
     disk_bytes: int  # of its files, and of the latents in two checkpoints and a third that is being written
 
 
-def sizes(example: Record, num_envs: int, capacity: int, *, memory_map: bool = False) -> Sizes:
+def sizes(
+    example: Record, num_envs: int, capacity: int, samplings: tuple[Sampling, ...] = (), *, memory_map: bool = False
+) -> Sizes:
     """From what `HostReplay` takes; nothing is allocated."""
     rows, row_bytes = capacity // num_envs, tree_bytes(_data(example))
     block = max(1, min(rows, CHUNK_BYTES // row_bytes))
     resident = -(-rows // block) * block
     resident = min(resident, (UNWRITTEN + 1) * block) if memory_map else resident
-    latent, flags = rows * tree_bytes(example.latent), rows * tree_bytes(_flags(example.step))
+    flags = tree_bytes(jax.eval_shape(lambda: _ring(example, num_envs, capacity, samplings)))
+    latent = rows * tree_bytes(example.latent)
     memory = (resident + block) * row_bytes + 2 * latent + flags
     return Sizes(block, memory, flags, rows * row_bytes + 3 * latent)
 
@@ -103,6 +112,7 @@ class HostReplay:
       example: one time step of all environments, arrays or `jax.ShapeDtypeStruct`s `[num_envs, ...]`.
       num_envs: environments that write to it.
       capacity: records in all; `capacity // num_envs` rows are kept.
+      samplings: all that it will be sampled by; those that episodes do not matter to may be left out.
       folder: where complete blocks are written; None for nowhere, and then nothing can be saved.
       memory_map: read complete blocks from their files instead of keeping them in memory.
       warn: is told what goes wrong with a file.
@@ -113,6 +123,7 @@ class HostReplay:
         example: Record,
         num_envs: int,
         capacity: int,
+        samplings: tuple[Sampling, ...] = (),
         *,
         folder: Path | None = None,
         memory_map: bool = False,
@@ -122,11 +133,11 @@ class HostReplay:
             raise UsageError("memory_map: needs a folder to write to")
         self.num_envs, self._folder, self._memory_map, self._warn = num_envs, folder, memory_map, warn
         self.rows = capacity // num_envs
-        self._length = sizes(example, num_envs, capacity).block
+        self._length = sizes(example, num_envs, capacity, samplings).block
         self._row = _data(example)  # of a block, as shapes
         self.latent = self._zeros(example.latent, self.rows)
         with jax.default_device(cpu()):
-            self.ring = jax.device_put(replays.init(_flags(example.step), num_envs, capacity), cpu())
+            self.ring = jax.device_put(_ring(example, num_envs, capacity, samplings), cpu())
         count = -(-self.rows // self._length)
         self._blocks: list[Block | None] = [None] * count  # those in memory
         self._mapped = lru_cache(MAPPED)(lambda digest: chunks.mapped(folder, digest))

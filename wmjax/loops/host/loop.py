@@ -26,7 +26,7 @@ from wmjax.loops.host.rollout import DEFAULTS, Options, act_program, seed_words,
 from wmjax.loops.memory import SPARE, available_bytes, check_agent, resident_bytes
 from wmjax.loops.parallel import Programs
 from wmjax.loops.rollout import random_act
-from wmjax.loops.schedule import Schedule, check, first, readers
+from wmjax.loops.schedule import Schedule, check, first, readers, samplings
 from wmjax.ops import noise
 from wmjax.replay import chunks
 from wmjax.replay.device import Record
@@ -134,12 +134,13 @@ class HostLoop(Programs):
         self._num_envs, self._schedule = agent.recipe.num_envs, Schedule(agent, env)
         self._folder, self._checkpoints = (None, None) if path is None else (path / REPLAY, path / CHECKPOINTS)
         (state, carry), example = shapes(agent, env)
-        needs = sizes(example, self._num_envs, agent.recipe.replay_capacity, memory_map=options.memory_map)
+        kept = example, self._num_envs, agent.recipe.replay_capacity, samplings(agent.recipe)
+        needs = sizes(*kept, memory_map=options.memory_map)
         if records is not None:
             check_room(agent.recipe, state, needs, records, None if resume else path, say)
         where = dict(folder=self._folder, memory_map=options.memory_map)
         try:
-            self.replay = HostReplay(example, self._num_envs, agent.recipe.replay_capacity, warn=say, **where)
+            self.replay = HostReplay(*kept, warn=say, **where)
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise _too_large(agent.recipe, needs.memory_bytes) from None
         run = self._begin(state, carry, jax.eval_shape(lambda: jax.random.key(0)))
