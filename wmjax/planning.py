@@ -24,7 +24,7 @@ from wmjax.loops.device import Skips
 from wmjax.loops.host.loop import shapes
 from wmjax.loops.memory import Room, amount
 from wmjax.loops.parallel import share as share_recipe
-from wmjax.loops.schedule import Schedule, check
+from wmjax.loops.schedule import Schedule, check, samplings
 from wmjax.ops import noise
 from wmjax.replay import device as replays
 from wmjax.replay.device import Replay
@@ -150,7 +150,8 @@ def _shapes(agent: Agent, env: Env | HostEnv) -> _Shapes:
     recipe, key = agent.recipe, jax.eval_shape(lambda: jax.random.key(0))
     if isinstance(env, HostEnv):
         (state, carry), example = shapes(agent, env)
-        replay = jax.eval_shape(lambda example: replays.init(example, recipe.num_envs, recipe.replay_capacity), example)
+        kept = recipe.num_envs, recipe.replay_capacity, samplings(recipe)
+        replay = jax.eval_shape(lambda example: replays.init(example, *kept), example)
         return _Shapes(state, example.step, carry, (), replay, key)
     run = jax.eval_shape(lambda key: device.init(agent, env, key), key)
     return _Shapes(run.agent, run.timestep, run.carry, (run.env_state, run.timestep, run.episode), run.replay, key)
