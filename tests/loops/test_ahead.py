@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from wmjax.loops.ahead import compile_ahead, compiler
+from wmjax.loops.ahead import Ahead, compiler
 from wmjax.loops.display import Clock
 
 X = jax.ShapeDtypeStruct((3,), jnp.float32)
@@ -28,7 +28,7 @@ def traced(work=lambda: None):
 def test_a_program_is_traced_in_the_other_thread_alone_and_computes_as_ever():
     program, threads = traced()
     with compiler() as pool:
-        program = compile_ahead(pool, program, X)
+        program = Ahead(pool, program, X)
         assert program(jnp.ones(3)).tolist() == program(jnp.ones(3)).tolist() == [2, 2, 2]
     assert len(threads) == 1
 
@@ -38,7 +38,7 @@ def test_what_the_other_thread_has_not_begun_is_compiled_by_the_call_which_does_
     busy = threading.Event()
     with compiler() as pool:
         pool.submit(busy.wait)
-        program = compile_ahead(pool, program, X)
+        program = Ahead(pool, program, X)
         assert program(jnp.ones(3)).tolist() == [2, 2, 2]
         busy.set()
     assert threads == [threading.current_thread().name]
@@ -49,7 +49,7 @@ def test_what_cannot_be_compiled_is_an_error_of_the_call():
         raise ValueError("no")
 
     with compiler() as pool:
-        program = compile_ahead(pool, jax.jit(fails), X)
+        program = Ahead(pool, jax.jit(fails), X)
         with pytest.raises(ValueError, match="no"):
             program(jnp.ones(3))
 
@@ -59,7 +59,7 @@ def test_only_time_spent_waiting_for_it_counts_as_compiling():
     start = clock.seconds()
     with compiler() as pool:
         slow, _ = traced(lambda: time.sleep(0.3))
-        slow = compile_ahead(pool, slow, X)
+        slow = Ahead(pool, slow, X)
         time.sleep(0.15)  # the other thread compiles
         slow(jnp.ones(3))
     spent, passed = clock.seconds() - start, time.monotonic() - wall

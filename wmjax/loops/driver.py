@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax.loops import checkpoint, device
-from wmjax.loops.ahead import compile_ahead, compiler
+from wmjax.loops.ahead import Ahead, compiler
 from wmjax.loops.device import RunState
 from wmjax.loops.display import Clock, Display
 from wmjax.loops.host.rollout import HostEvaluator, Options
@@ -108,7 +108,7 @@ class Driver:
         self.evaluator = make_evaluator(plan.agent, plan.env, seeds=self._several, **host)
         self._folders = [member_path(plan.path, seed) for seed in plan.seeds] if self._several else [plan.path]
         self._compiler = compiler()
-        self._ahead: dict[int, Callable] = {}  # stages by their index
+        self._ahead: dict[int, Ahead] = {}  # stages by their index
         self._saved = time.monotonic()
         self._saved_steps: list[int] = []  # the last, which may be on its way to the disk
         self._save_seconds = 0.0
@@ -127,7 +127,7 @@ class Driver:
         for index in range(now + 1, len(stages)):
             if self.schedule.lengths[index]:
                 advance = self._programs.compile_stage(stages[index])
-                self._ahead[index] = compile_ahead(self._compiler, advance, template, 1)
+                self._ahead[index] = Ahead(self._compiler, advance, template, 1)
         if isinstance(self.evaluator, Evaluator):
             keys = jax.eval_shape(lambda: self.per_seed(evaluation_key))
             self.evaluator.compile_ahead(self._compiler, template.agent.variables, keys)

@@ -14,7 +14,7 @@ import numpy as np
 
 from wmjax import checks
 from wmjax.evolution import play
-from wmjax.loops.ahead import compile_ahead
+from wmjax.loops.ahead import Ahead
 from wmjax.ops import noise
 from wmjax.ops.action_distributions import random_action
 from wmjax.replay.device import Record
@@ -111,7 +111,7 @@ class Evaluator:
 
     def compile_ahead(self, pool: Executor, params: PyTree, key: Array) -> None:
         """Begins to compile what it plays by, for parameters and keys of these shapes."""
-        self._play = compile_ahead(pool, self._play, params, key)
+        self._play = Ahead(pool, self._play, params, key)
 
     def __call__(self, params: PyTree, key: Array, episodes: int) -> Evaluation:
         """Of `[(seeds,) episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
