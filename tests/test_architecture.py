@@ -22,6 +22,7 @@ ALLOWED = {
     "cache": set(),
     "determinism": {"types"},
     "arithmetic": set(),
+    "buffers": {"arithmetic"},
     "cards": {"types", "arithmetic"},
     "scores": {"envs", "files", "run_folder"},
     "recipes": {"types"},

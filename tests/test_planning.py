@@ -1,7 +1,6 @@
 """What a plan says of a run, against numbers that are known, and what it takes and refuses."""
 
 import json
-from types import SimpleNamespace
 
 import jax
 import pytest
@@ -51,9 +50,8 @@ def found():
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """Programs are taken to need a megabyte, which no compiler says."""
-    memory = SimpleNamespace(memory_analysis=lambda: SimpleNamespace(temp_size_in_bytes=2**20))
-    monkeypatch.setattr(planning, "_compile", lambda *_: memory)
+    """Programs are taken to need a megabyte, and JAX a part of a card as where nobody says anything."""
+    monkeypatch.setattr(planning, "peak_bytes", lambda *_: 2**20)
     monkeypatch.delenv(planning.FRACTION, raising=False)
 
 
@@ -135,6 +133,14 @@ def test_a_replay_that_is_too_large_is_refused_with_what_would_fit(capsys, uncom
     assert "h100 has 80 GB, of which JAX takes 75%" in refused
     most = refused.split("at most ")[1].split(" ")[0]
     assert plan(*words, most, capsys=capsys).splitlines()[-1] == "it fits"
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_the_compiled_program_where_no_card_is_named(found):
+    own = planning.plan("dreamer_v3", "probe:act_obs", **TINY)
+    assert own.compiled_for == jax.default_backend() and own.card is None and not own.stages
+    assert own.memory.parameters == found.memory.parameters and own.jobs[0].temporary_bytes > 0
+    assert own.jobs[0].seconds is None and found.compiled_for in (None, "gpu")
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core
 
 
 class Product(NamedTuple):
@@ -47,7 +46,7 @@ def products(jaxpr: Any, platform: str | None = None) -> Counter[Product]:
         else:
             inner = [products(program, platform) for program in programs_in(eqn.params)]
             if name == "cond":
-                inner = [inner[_branch(eqn, inner, platform)]]
+                inner = [inner[branch(eqn, inner, platform)]]
             for counted in inner:
                 times = eqn.params["length"] if name == "scan" else _trips(eqn) if name == "while" else 1
                 total.update({product: times * count for product, count in counted.items()})
@@ -68,26 +67,6 @@ def multiply_adds(counted: Counter[Product]) -> int:
     return sum(product.multiply_adds * count for product, count in counted.items())
 
 
-def lowered_for(program: Any, platform: str) -> Any:
-    """A closed traced program in which only the lowering for one platform is left where there are several."""
-    if type(program) in (tuple, list):
-        return type(program)(lowered_for(item, platform) for item in program)
-    if hasattr(program, "consts") and hasattr(program, "jaxpr"):
-        return core.ClosedJaxpr(lowered_for(program.jaxpr, platform), program.consts)
-    if not hasattr(program, "eqns"):
-        return program
-    eqns = []
-    for eqn in program.eqns:
-        params = dict(eqn.params)
-        if params.get("branches_platforms"):
-            # All branches are that one, so it does not matter which of them is taken.
-            params["branches"] = (params["branches"][_branch(eqn, [], platform)],) * len(params["branches"])
-        if programs_in(params):
-            params = {name: lowered_for(value, platform) for name, value in params.items()}
-        eqns.append(eqn.replace(params=params))
-    return program.replace(eqns=eqns)
-
-
 def _kind(eqn: Any) -> str:
     dtype, precision = eqn.invars[0].aval.dtype.name, eqn.params["precision"]
     precisions = precision if isinstance(precision, tuple) else (precision,)
@@ -106,7 +85,7 @@ def programs_in(params: dict[str, Any]) -> list[Any]:
     return inner
 
 
-def _branch(eqn: Any, counted: list[Counter[Product]], platform: str) -> int:
+def branch(eqn: Any, counted: list[Counter[Product]], platform: str) -> int:
     """The branch of a condition that counts."""
     for index, platforms in enumerate(eqn.params.get("branches_platforms") or ()):
         if platforms is None or platform in platforms:

@@ -1,7 +1,7 @@
 """What a run will take before it is one: memory, arithmetic, and how fast that could go on a card. Nothing is run.
 
-Updates are lowered from shapes alone and compiled where this is called, for their memory; where a card is named that is
-not there, by the compiler of a CPU for the lowering that the card would have.
+Updates are traced from shapes alone and compiled where this is called, for their memory. Where a card is named that is
+not there, nothing is compiled, and their memory is estimated from the traced program (`buffers`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jax.extend import core
 
 from wmjax import arithmetic, cards, checks, estimate, evolution
 from wmjax.arithmetic import Product
+from wmjax.buffers import peak_bytes
 from wmjax.cards import Card
 from wmjax.loops import device, memory
 from wmjax.loops.device import Skips
@@ -43,7 +44,7 @@ class Job(NamedTuple):
     name: str
     multiply_adds: int  # of products, once, of one seed on one device
     by_kind: dict[str, int]  # the same by `arithmetic.Product.kind`
-    temporary_bytes: int  # what the compiled program needs besides its arguments, of one seed on one device
+    temporary_bytes: int  # what its program needs besides arguments and results, of one seed on one device
     batch_bytes: int  # of what it learns from, as one seed on one device samples it
     seconds: float | None = None  # once, of all seeds, on the card
 
@@ -88,7 +89,7 @@ class Plan(NamedTuple):
     jobs: tuple[Job, ...]  # updates and searches
     acting: Job
     multiply_adds_per_env_step: float  # of acting, of one agent step of one environment
-    compiled_for: str  # the platform by whose compiler temporaries are known
+    compiled_for: str | None  # the platform by whose compiler temporaries are known; None where they are estimated
     card: Card | None
     share: float  # of the card's peak
     stages: tuple[Pace, ...]  # empty without a card
@@ -109,7 +110,8 @@ def plan(
     say: Callable[[str], None] = lambda text: None,
     **asked: Any,
 ) -> Plan:
-    """What a run will take, without running or allocating anything of it. Compiling its updates takes a while.
+    """What a run will take, without running or allocating anything of it. Compiling its updates takes a while,
+    tracing them for a card that is not there some seconds.
 
     Args:
       agent, env: as for `train`.
@@ -162,11 +164,12 @@ def _plan(made: Setup, agent: Agent, devices: int, card: Card | None, share: flo
     # Seeds are mapped over, but on a CPU they learn in turn.
     together = 1 if card is None and jax.default_backend() == "cpu" else d["seeds"]
     timed = lambda counted: None if card is None else cards.seconds(counted, card, share, together)
+    compiled_for = jax.default_backend() if card is None or is_here(card) else None
     jobs: dict[str, Job] = {}
     for stage in agent.recipe.stages:
         for what in (*stage.updates, *([stage.evolve] if stage.evolve else [])):
             if what.name not in jobs and not (on_host and what is stage.evolve and what.where == "env"):
-                say(f"compiling {what.name!r} of stage {stage.name!r} for its memory")
+                say(f"{what.name!r} of stage {stage.name!r} is {'traced' if compiled_for is None else 'compiled'}")
                 jobs[what.name] = _job(agent, made.env, held, what, card, timed)
     acting = _acting(agent, held, card, timed)
     most = max(jobs.values(), key=lambda job: job.temporary_bytes + job.batch_bytes)
@@ -185,7 +188,7 @@ def _plan(made: Setup, agent: Agent, devices: int, card: Card | None, share: flo
     advice = _advice(made, taken, most, devices, card)
     return Plan(
         d["agent"], d["env"], d["preset"], d["seeds"], devices, parameters, taken, tuple(jobs.values()), acting,
-        acting.multiply_adds / agent.recipe.num_envs, jax.default_backend(), card, share, stages, not advice, advice,
+        acting.multiply_adds / agent.recipe.num_envs, compiled_for, card, share, stages, not advice, advice,
     )  # fmt: skip
 
 
@@ -204,10 +207,17 @@ def _job(
     else:
         function, arguments = partial(evolution.iteration, agent, env, what), (held.state, held.key, batch)
     traced = jax.make_jaxpr(function)(*arguments)
-    if card is not None:
-        traced = arithmetic.lowered_for(traced, card.platform)
-    memory_of = _compile(traced, arguments, card).memory_analysis()
-    return _counted(what.name, arithmetic.products(traced), memory_of.temp_size_in_bytes, tree_bytes(batch), timed)
+    counted = arithmetic.products(traced, card and card.platform)
+    if card is not None and not is_here(card):
+        temporary_bytes = peak_bytes(traced, card.platform)
+    else:
+        temporary_bytes = _compile(traced, arguments).memory_analysis().temp_size_in_bytes
+    return _counted(what.name, counted, temporary_bytes, tree_bytes(batch), timed)
+
+
+def is_here(card: Card) -> bool:
+    """Whether programs compiled here are those that the card would run."""
+    return {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend()) == card.platform
 
 
 def _acting(agent: Agent, held: _Shapes, card: Card | None, timed: Callable) -> Job:
@@ -223,18 +233,14 @@ def _counted(name: str, counted: Counter[Product], temporary_bytes: int, batch_b
     return Job(name, by_kind.total(), dict(by_kind), temporary_bytes, batch_bytes, timed(counted))
 
 
-def _compile(traced: Any, arguments: tuple, card: Card | None) -> jax.stages.Compiled:
+def _compile(traced: Any, arguments: tuple) -> jax.stages.Compiled:
     """A traced program whose first argument is donated, compiled here for its memory and not for speed."""
-    options, donated = None, range(len(jax.tree.leaves(arguments[0])))
-    if jax.default_backend() == "cpu":
-        # The plan of its buffers is the same at any level of optimization of the machine code.
-        options = {"xla_backend_optimization_level": 0}
-        if card is not None:
-            # The compilers of accelerators order a program for little memory, that of a CPU for many threads.
-            options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+    donated = tuple(range(len(jax.tree.leaves(arguments[0]))))
+    # The plan of its buffers is the same at any level of optimization of the machine code.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-        lowered = jax.jit(core.jaxpr_as_fun(traced), donate_argnums=tuple(donated)).lower(*jax.tree.leaves(arguments))
+        lowered = jax.jit(core.jaxpr_as_fun(traced), donate_argnums=donated).lower(*jax.tree.leaves(arguments))
         return lowered.compile(compiler_options=options)
 
 

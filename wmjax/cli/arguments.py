@@ -111,7 +111,7 @@ class TrainArgs:
 class PlanArgs:
     """What a run will take, without running it: parameters, memory, multiply-adds, and how fast a card could do that.
 
-    Its updates are compiled for their memory, which takes up to some minutes where they are large.
+    Its updates are compiled for their memory, which may take minutes; for a --card that is not there it is estimated.
     """
 
     env: Annotated[str | None, unless_given("the agent's own example", "NAME")] = None

@@ -57,7 +57,8 @@ def _table(found: Plan) -> str:
         row(name, f"{number:,}")
     row("all", f"{sum(found.parameters.values()):,}")
     rows += ["", f"memory{' on each device' * (found.devices > 1)}"]
-    notes = {"temporaries": f"as compiled for {found.compiled_for}", "host_replay": "at most, in the host's memory"}
+    known = f"as compiled for {found.compiled_for}" if found.compiled_for else "estimated, within about a fifth"
+    notes = {"temporaries": known, "host_replay": "at most, in the host's memory"}
     for name, size in found.memory._asdict().items():
         if size or name != "host_replay":
             row(name.replace("_", " "), amount(size), notes.get(name, ""))
