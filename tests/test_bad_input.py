@@ -94,7 +94,7 @@ NAMES = [
     ("train dreamer_v3 --agent.prefill 40000", "steps", "32000", "40016"),
     ("train dreamer_v3 --agent.beta1 1.0", "beta1", "1.0", "[0, 1)"),
     ("train dreamer_v3 --agent.bins 2147483647", "bins", "2147483647", "65,536"),
-    ("train dreamer_v1 --agent.grad_accum 100000", "grad_accum", "100000", "at most"),
+    ("train dreamer_v1 --agent.grad_accum 100000", "grad_accum", "100000", "1, 2, 4, 8, 16"),
     ("train iris --agent.dropout 1.0", "dropout", "1.0", "[0, 1)"),
     ("train world_models --agent.evolve.population 4000000000", "population", "4000000000", "1,048,576"),
     ("dream {unsaved} --horizon 2147483648", "horizon", "2147483648", "[1, 100000]"),

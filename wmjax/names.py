@@ -47,6 +47,7 @@ hidden units width: hidden_size hidden_units
 classes: num_classes n_classes rssm_classes
 layers actor_layers: n_layers num_layers
 heads: n_heads num_heads
+grad_accum: gradient_accumulation gradient_accumulation_steps accumulate_grad_batches accum_steps
 compute_dtype: precision dtype amp fp16 bf16 mixed_precision
 evolve.population: pop_size popsize population_size
 evolve.sigma_init: sigma sigma0 init_std

@@ -46,7 +46,6 @@ def descend(
       axis_name: the named axis that the batch is spread over, or None.
       rows: further arguments of the objective, which may be computed part by part: the gradient and the metrics are
         the means over the parts then, which are those of the whole batch if loss and metrics are means over its rows.
-        The arrays of `aux` have the batch as axis `rows.aux_axis`.
     """
     grads, metrics, aux = _gradient(objective, params, rows)
     grads, changes, new_state = pmean(grads, axis_name), {}, {}
@@ -63,7 +62,11 @@ class Rows(NamedTuple):
     args: tuple[PyTree, ...]
     axes: tuple[int, ...]  # of the arrays of each argument: which one is the batch
     parts: int = 1  # computed one after the other, so that the insides of only one are in memory; divides the batch
-    aux_axis: int = 0  # as `axes`, of what the function gives beside a loss
+    aux_axes: PyTree = 0  # as `axes`, of what an objective gives as `aux`; None for what is alike in all parts
+
+    def each(self, function: Callable) -> PyTree:
+        """What a function of the arguments gives for each part, one after the other: `[parts, ...]`."""
+        return jax.lax.map(lambda part: function(*part), self.divided())
 
     def divided(self) -> tuple[PyTree, ...]:
         """The arguments of each part, `[parts, ...]`."""
@@ -75,11 +78,16 @@ class Rows(NamedTuple):
         pairs = zip(self.args, self.axes, strict=True)
         return tuple(jax.tree.map(lambda x, axis=axis: divide(x, axis), arg) for arg, axis in pairs)
 
-    def together(self, tree: PyTree) -> PyTree:
-        """What all parts gave, `[parts, ...]`, as if it were of the whole batch."""
-        axis = self.aux_axis
-        join = lambda x: jnp.moveaxis(x, 0, axis).reshape(*x.shape[1 : 1 + axis], -1, *x.shape[2 + axis :])
-        return jax.tree.map(join, tree)
+    def together(self, aux: PyTree) -> PyTree:
+        """The `aux` of all parts, `[parts, ...]`, as if it were of the whole batch."""
+
+        def join(x: Array, axis: int | None) -> Array:
+            if axis is None:
+                return x[0]
+            return jnp.moveaxis(x, 0, axis).reshape(*x.shape[1 : 1 + axis], -1, *x.shape[2 + axis :])
+
+        joined = lambda axis, tree: jax.tree.map(lambda x: join(x, axis), tree)
+        return jax.tree.map(joined, self.aux_axes, aux, is_leaf=lambda axis: axis is None)
 
 
 def _gradient(objective: Callable, params: PyTree, rows: Rows | None) -> tuple[PyTree, Metrics, PyTree]:
@@ -89,11 +97,11 @@ def _gradient(objective: Callable, params: PyTree, rows: Rows | None) -> tuple[P
         (_, (metrics, aux)), grads = run(params, *(rows.args if rows else ()))
         return grads, metrics, aux
 
-    def add(total: PyTree, part: tuple) -> tuple[PyTree, tuple]:
-        (_, (metrics, aux)), grads = run(params, *part)
+    def part(total: PyTree, args: tuple) -> tuple[PyTree, tuple]:
+        (_, (metrics, aux)), grads = run(params, *args)
         return jax.tree.map(jnp.add, total, grads), (metrics, aux)
 
-    total, (metrics, aux) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), rows.divided())
+    total, (metrics, aux) = jax.lax.scan(part, jax.tree.map(jnp.zeros_like, params), rows.divided())
     mean = lambda x: x.mean(0)
     return jax.tree.map(lambda x: x / rows.parts, total), jax.tree.map(mean, metrics), rows.together(aux)
 
@@ -311,7 +319,7 @@ def adam_tf(
 
 
 def clipped_adam_tf(
-    learning_rate: float, eps: float, clip: float, weight_decay: float = 0.0, accumulate: int = 1
+    learning_rate: float, eps: float, clip: float, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
     """The optimizer of DreamerV1 and DreamerV2: global clipping -> `adam_tf`, beside a decay of every weight.
 
@@ -319,20 +327,19 @@ def clipped_adam_tf(
       learning_rate, eps: of `adam_tf`.
       clip: largest norm of all gradients together; 0 turns it off.
       weight_decay: every weight is multiplied by 1 - weight_decay at each step, whatever the learning rate.
-      accumulate: updates whose gradients are averaged for one step.
     """
     links = [optax.clip_by_global_norm(clip)] if clip else []
     links.append(adam_tf(learning_rate, eps=eps))
     if weight_decay:
         links.append(optax.add_decayed_weights(-weight_decay))  # after the learning rate, so not scaled by it
     chain = optax.chain(*links)
-    return flat(chain if accumulate == 1 else optax.MultiSteps(chain, accumulate).gradient_transformation())
+    return flat(chain)
 
 
 def model_actor_critic(config: Any) -> dict[str, optax.GradientTransformation]:
     """The optimizers of DreamerV1 and DreamerV2, by their configuration: of the world model, the actor, the critic."""
     rates = {"model": config.model_lr, "actor": config.actor_lr, "critic": config.critic_lr}
-    rest = (config.epsilon, config.grad_clip, config.weight_decay, config.grad_accum)
+    rest = (config.epsilon, config.grad_clip, config.weight_decay)
     return {name: clipped_adam_tf(rate, *rest) for name, rate in rates.items()}
 
 

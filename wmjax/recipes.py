@@ -45,13 +45,13 @@ def bursts(act: Callable, learn: Callable, sampling: Sampling, config: Any) -> R
     Args:
       act, learn: as `Agent.act` and `Update.fn`.
       sampling: of every update.
-      config: has `num_envs`, `replay_capacity`, `batch_size` as in `Recipe` and `Update`; `prefill`, agent steps of all
-        environments by random actions, before anything is learned; `pretrain`, updates on these; `train_every`, agent
-        steps of all environments between two bursts of updates; `train_steps`, updates of a burst.
+      config: has `num_envs`, `replay_capacity`, `batch_size`, `grad_accum` as in `Recipe` and `Update`; `prefill`,
+        agent steps of all environments by random actions, before anything is learned; `pretrain`, updates on these;
+        `train_every`, agent steps of all environments between two bursts of updates; `train_steps`, updates of a burst.
 
     Source: DreamerV1 and DreamerV2, training loops of the authors' code.
     """
-    update = lambda repeats: (Update("train", learn, repeats, config.batch_size, sampling),)
+    update = lambda repeats: (Update("train", learn, repeats, config.batch_size, sampling, config.grad_accum),)
     stages = [Stage("train", None, config.train_every // config.num_envs, act, update(config.train_steps))]
     if config.pretrain:
         stages.insert(0, Stage("pretrain", 1, 0, act, update(config.pretrain)))

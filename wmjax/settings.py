@@ -120,11 +120,6 @@ def _check_learns(made: Setup) -> None:
             f"steps: {made.steps} is not valid, for nothing would be learned; the first update comes after {first} env "
             "steps, as the agent's configuration says (prefill and the like)"
         )
-    if updates < getattr(made.config, "grad_accum", 1):
-        raise UsageError(
-            f"grad_accum: {made.config.grad_accum} is not valid, for nothing would be learned; at most {updates} is, "
-            f"which are the updates in {made.steps} env steps"
-        )
 
 
 def make(description: dict[str, Any], config: Any, env: Any, steps: int, start_timeout: float | None = None) -> Setup:

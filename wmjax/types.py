@@ -266,6 +266,7 @@ class Update(NamedTuple):
     repeats: int  # times per iteration of its stage
     batch_size: int
     sampling: Sampling
+    grad_accum: int = 1  # parts of a batch that its gradient is computed in, one after the other
 
 
 class Evolve(NamedTuple):

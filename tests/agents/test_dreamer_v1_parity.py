@@ -253,7 +253,8 @@ def by_row(agent, imagined):
 
 
 def test_losses_states_and_imagined_trajectories_equal_the_authors(agent, above_the_mean):
-    run = jax.jit(lambda params: v1.loss(agent.parts, params, jax.random.key(0), agent.prev_action, agent.step))
+    keys = jax.random.split(jax.random.key(0), agent.prev_action.shape[1])
+    run = jax.jit(lambda params: v1.loss(agent.parts, params, keys, agent.prev_action, agent.step))
     _, (losses, states, imagined, metrics) = run(agent.params)
     check_states(states, agent.file.tree(f"out/{agent.section}/post"))
     close(metrics["loss/model"], agent.out("model_loss")[0], 1e-5)

@@ -288,7 +288,8 @@ class Official:
         return self.file[f"out/{self.section}/{name}"]
 
     def world_loss(self, world):
-        return v2.world_model_loss(self.parts, world, jax.random.key(0), self.prev_action, self.step)
+        keys = jax.random.split(jax.random.key(0), self.prev_action.shape[1])
+        return v2.world_model_loss(self.parts, world, keys, self.prev_action, self.step)
 
     @functools.cached_property
     def start(self):

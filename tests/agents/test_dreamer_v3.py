@@ -228,8 +228,8 @@ def gradient_flow(spec=PIXELS):
 
     def terms(params):
         _, (losses, *_) = v3.loss(
-            free, params | state.non_trainable, {"return_norm": normalize.init()}, jax.random.key(0), start,
-            random_action(spec, (6, 4)), random_step(spec, (6, 4)),
+            free, params | state.non_trainable, {"return_norm": normalize.init()},
+            jax.random.split(jax.random.key(0), 4), start, random_action(spec, (6, 4)), random_step(spec, (6, 4)),
         )  # fmt: skip
         return {name: term.mean() for name, term in losses.items()}
 

@@ -293,8 +293,8 @@ def agent(request, losses):
     def objective(trained, only=None):
         total, aux = v3.loss(
             parts, trained | {"slow_critic": params["slow_critic"]},
-            {"return_norm": normalize.ReturnRange(low, high)}, jax.random.key(0), start, jnp.asarray(swap(action)),
-            step,
+            {"return_norm": normalize.ReturnRange(low, high)}, jax.random.split(jax.random.key(0), len(action)), start,
+            jnp.asarray(swap(action)), step,
         )  # fmt: skip
         return (total if only is None else aux[0][only].mean()), aux
 
@@ -311,7 +311,7 @@ LOSS_NAMES = {
 def test_full_agent_losses_and_gradients_equal_the_authors(agent, losses, most_likely):
     section, objective, trained = agent
     out = losses.tree(f"out/{section}")
-    (total, (terms, states, stats, _)), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(trained)
+    (total, (terms, states, stats, *_)), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(trained)
     close(total, out["loss_total"], 1e-5)
     close(swap(states.deter), out["repfeat/deter"], 1e-5)
     assert np.array_equal(swap(states.stoch), out["repfeat/stoch"])

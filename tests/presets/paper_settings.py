@@ -55,9 +55,9 @@ CONFIGS = {
         cont_scale=1.0, horizon=15, imagine_last=0, discount_horizon=333.0, lambda_=0.95, actor_unimix=0.01,
         entropy_scale=0.0003, actor_scale=1.0, critic_scale=1.0, replay_critic_scale=0.3, slow_critic_rate=0.02,
         slow_critic_scale=1.0, return_norm_rate=0.01, return_norm_low=5.0, return_norm_high=95.0,
-        return_norm_limit=1.0, learning_rate=4e-05, warmup=1000, grad_clip=0.3, beta1=0.9, beta2=0.999, epsilon=1e-20,
-        batch_size=16, length=64, num_envs=16, train_ratio=32.0, replay_capacity=5000000, prefill=2048, online=True,
-        latent_dtype='bfloat16', compute_dtype='bfloat16', remat=False, eval_action='sample',
+        return_norm_limit=1.0, learning_rate=4e-05, warmup=1000, grad_clip=0.3, grad_accum=1, beta1=0.9, beta2=0.999,
+        epsilon=1e-20, batch_size=16, length=64, num_envs=16, train_ratio=32.0, replay_capacity=5000000, prefill=2048,
+        online=True, latent_dtype='bfloat16', compute_dtype='bfloat16', remat=False, eval_action='sample',
     ),
     ('dreamer_v3', 'paper_atari100k'): dict(
         num_envs=1, train_ratio=256.0, prefill=1088,

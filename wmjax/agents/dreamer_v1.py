@@ -92,7 +92,7 @@ class DreamerV1Config:
     epsilon: float = 1e-7  # of Adam
     grad_clip: float = 100.0  # norm of all gradients of an optimizer; 0 turns it off
     weight_decay: float = 0.0  # of every weight, not scaled by the learning rate
-    grad_accum: int = 1  # updates whose gradients make one step
+    grad_accum: int = 1  # parts of a batch that its gradient is computed in, one after the other
 
     # Data.
     batch_size: int = 50  # sequences of an update
@@ -166,21 +166,35 @@ def policy_entropy(policy, keys: Array) -> Array:
 # Losses
 
 
+class Whole(NamedTuple):
+    """Of the whole batch, what the losses on a part of it need."""
+
+    kl: Array  # mean, which the free nats are held against
+    counts: Array  # mean of `start_counts`
+
+
 def world_model_losses(
-    parts: Parts, params: dict, states: LatentState, step: TimeStep
+    parts: Parts, params: dict, states: LatentState, step: TimeStep, whole: Whole | None = None
 ) -> tuple[dict[str, Array], Metrics]:
     """Each term of the world model's loss, unscaled: the KL a scalar, negative log-likelihoods `[T, B]`.
 
     Args:
       states: posterior states of the steps, `[T, B]`, with their gradients.
       step: the observations, rewards and flags to predict.
+      whole: of the batch that this is a part of; None: this is all of it.
 
     Source: equation 10. Log-likelihoods are those of normal distributions with deviation 1, constants included.
     """
     nets, config = parts.nets, parts.config
     prior = parts.latent.dist(call(nets.rssm, params["rssm"], states.deter, method="prior"))
     kl_term, kl_value = kl.kl_loss(
-        states.dist, prior, mode="plain", free_nats=config.free_nats, free_mode="avg", axis_name=parts.axis_name
+        states.dist,
+        prior,
+        mode="plain",
+        free_nats=config.free_nats,
+        free_mode="avg",
+        axis_name=parts.axis_name,
+        mean=whole and whole.kl,
     )
     feat = feature(states)
     reward = REWARD_TRANSFORMS[config.reward_transform](step.reward)
@@ -245,7 +259,13 @@ def targets(imagined: Imagined, config: DreamerV1Config) -> Array:
 
 
 def behavior_losses(
-    critic, entropy: Array, imagined: Imagined, counts: Array, config: DreamerV1Config, axis_name: str | None = None
+    critic,
+    entropy: Array,
+    imagined: Imagined,
+    counts: Array,
+    config: DreamerV1Config,
+    axis_name: str | None = None,
+    whole: Whole | None = None,
 ) -> tuple[dict[str, Array], Metrics]:
     """Actor and critic losses on imagined trajectories, scalars.
 
@@ -259,16 +279,15 @@ def behavior_losses(
       imagined: from `imagine_behavior`.
       counts: `[N]`, 0 for starts that do not count, else 1.
       axis_name: axis that the batch is spread over.
+      whole: see `world_model_losses`.
 
     Source: equations 7 and 8. The actor's gradient is that of the returns, through values, rewards and dynamics.
     """
     target = targets(imagined, config)
     weight = sg(returns.discount_weights_before(imagined.discount))[:-1]
     objective = target + config.entropy_scale * entropy if config.entropy_scale else target
-    losses = {
-        "actor": masked_mean(-weight * objective, counts, axis_name),
-        "critic": masked_mean(-weight * critic.log_prob(sg(target)), counts, axis_name),
-    }
+    mean = lambda x: masked_mean(x, counts, axis_name, whole and whole.counts)
+    losses = {"actor": mean(-weight * objective), "critic": mean(-weight * critic.log_prob(sg(target)))}
     metrics = {
         "return_mean": target.mean(),
         "value_mean": imagined.value.mean(),
@@ -288,27 +307,30 @@ def start_counts(step: TimeStep, config: DreamerV1Config) -> Array:
 # The whole loss and its update
 
 
-def loss(parts: Parts, params: dict, key: Array, prev_action: Array, step: TimeStep) -> tuple[Array, tuple]:
+def loss(
+    parts: Parts, params: dict, keys: Array, prev_action: Array, step: TimeStep, whole: Whole | None = None
+) -> tuple[Array, tuple]:
     """World model, actor and critic: the sum of three losses, each of which reaches its own parameters only.
 
     Args:
-      key: the same on every device; consumed.
+      keys: `[B]`; consumed.
       prev_action: `[T, B, A]`, the action that led to each step.
       step: `[T, B]`; sequences start from the zero state.
+      whole: see `world_model_losses`.
 
     Returns:
       The scalar to minimize, and (losses, states, imagined, metrics).
     """
     nets, model, config = parts.nets, parts.model, parts.config
     length, batch = step.reward.shape
-    key_observe, key_imagine, key_entropy = noise.split(noise.row_keys(key, batch, parts.axis_name), 3)
+    key_observe, key_imagine, key_entropy = noise.split(keys, 3)
 
     # World model.
     embed, start = model.encode(params, step.obs), model.init_state(params, batch)
     _, states = dreaming.observe(
         model, params, key_observe, start, prev_action, embed, step.is_first, remat=config.remat
     )
-    losses, metrics = world_model_losses(parts, params, states, step)
+    losses, metrics = world_model_losses(parts, params, states, step, whole)
 
     # Imagination, from the last states of every sequence. The model gets no gradient from it.
     last = config.imagine_last or length
@@ -325,6 +347,7 @@ def loss(parts: Parts, params: dict, key: Array, prev_action: Array, step: TimeS
         dreaming.last_steps(start_counts(step, config), last),
         config,
         parts.axis_name,
+        whole,
     )
     losses |= behavior
     total, means = optim.weighted_sum(losses, scales(parts))
@@ -354,16 +377,22 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
     The batch is `[1 + T, B]`: the first record only supplies the action before the second, and every sequence starts
     from the zero state, wherever it was cut.
     """
-    step = jax.tree.map(lambda x: x[1:], trajectory.step)
+    config, step = parts.config, jax.tree.map(lambda x: x[1:], trajectory.step)
+    keys = noise.row_keys(key, step.reward.shape[1], parts.axis_name)
+    rows, whole = optim.Rows((keys, trajectory.action[:-1], step), (0, 1, 1), config.grad_accum), None
 
-    def objective(groups):
-        total, (_, _, _, metrics) = loss(parts, optim.together(groups), key, trajectory.action[:-1], step)
+    def objective(groups, *rows):
+        total, (_, _, _, metrics) = loss(parts, optim.together(groups), *rows, whole=whole)
         return total, (metrics, ())
 
-    chains, groups = optim.model_actor_critic(parts.config), optim.apart(state.params)
-    done = optim.descend(objective, chains, state.opt_state, groups, parts.axis_name)
+    if config.grad_accum > 1:
+        mean_kl = rows.each(lambda *rows: loss(parts, state.params, *rows)[1][-1]["kl"]).mean()
+        last = config.imagine_last or len(step.reward)
+        whole = Whole(mean_kl, start_counts(step, config)[-last:].mean())
+    chains, groups = optim.model_actor_critic(config), optim.apart(state.params)
+    done = optim.descend(objective, chains, state.opt_state, groups, parts.axis_name, rows)
     metrics = done.metrics | {f"grad_norm/{name}": norm for name, norm in done.grad_norm.items()}
-    amount = exploration_amount(parts.config, state.step + 1)
+    amount = exploration_amount(config, state.step + 1)
     params = optim.together(done.params)
     return AgentState(params, done.opt_state, state.stats, state.step + 1, {"exploration": amount}), metrics, None
 

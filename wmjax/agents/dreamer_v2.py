@@ -101,7 +101,7 @@ class DreamerV2Config:
     epsilon: float = 1e-5  # of Adam
     grad_clip: float = 100.0  # norm of all gradients of an optimizer; 0 turns it off
     weight_decay: float = 1e-6  # of every weight, not scaled by the learning rate
-    grad_accum: int = 1  # updates whose gradients make one step
+    grad_accum: int = 1  # parts of a batch that its gradients are computed in, one after the other
 
     # Data.
     batch_size: int = 16  # sequences of an update
@@ -194,13 +194,14 @@ def critic_dist(parts: Parts, critic_params: dict, feat: Array):
 
 
 def world_model_losses(
-    parts: Parts, params: dict, states: LatentState, step: TimeStep
+    parts: Parts, params: dict, states: LatentState, step: TimeStep, batch_kl: Array | None = None
 ) -> tuple[dict[str, Array], Metrics]:
     """Each term of the world model's loss, unscaled: the KL a scalar, negative log-likelihoods `[T, B]`.
 
     Args:
       states: posterior states of the steps, `[T, B]`, with their gradients.
       step: the observations, rewards and flags to predict.
+      batch_kl: the mean KL of the whole batch, where this is a part of it; see `mean` of `kl.kl_loss`.
 
     Source: equation 2; every head passes gradients into the model. Log-likelihoods are those of normal distributions
     with deviation 1, their constants included.
@@ -216,6 +217,7 @@ def world_model_losses(
         free_mode=config.free_mode,
         forward=config.kl_forward,
         axis_name=parts.axis_name,
+        mean=batch_kl,
     )
     feat = feature(states)
     reward_dist = number(call(nets.reward, params["reward"], feat), config.reward_head)
@@ -337,24 +339,26 @@ def behavior_losses(
 # Update
 
 
-def world_model_loss(parts: Parts, params: dict, key: Array, prev_action: Array, step: TimeStep) -> tuple[Array, tuple]:
+def world_model_loss(
+    parts: Parts, params: dict, keys: Array, prev_action: Array, step: TimeStep, batch_kl: Array | None = None
+) -> tuple[Array, tuple]:
     """Everything that the gradient of the world model is taken of.
 
     Args:
-      key: the same on every device; consumed.
+      keys: `[B]`; consumed.
       prev_action: `[T, B, A]`, the action that led to each step.
       step: `[T, B]`; sequences start from the zero state.
+      batch_kl: see `world_model_losses`.
 
     Returns:
       The scalar to minimize, and (losses, states, metrics).
     """
     model, batch = parts.model, step.reward.shape[1]
-    keys = noise.row_keys(key, batch, parts.axis_name)
     embed, start = model.encode(params, step.obs), model.init_state(params, batch)
     _, states = dreaming.observe(
         model, params, keys, start, prev_action, embed, step.is_first, remat=parts.config.remat
     )
-    losses, metrics = world_model_losses(parts, params, states, step)
+    losses, metrics = world_model_losses(parts, params, states, step, batch_kl)
     total, means = optim.weighted_sum(losses, scales(parts))
     return total, (losses, states, metrics | means | {"loss/model": total})
 
@@ -401,23 +405,30 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
     chains, trained = optim.model_actor_critic(config), optim.apart(state.params)
 
     # World model.
-    def model_objective(groups):
-        total, (_, states, metrics) = world_model_loss(parts, groups["model"], key_model, prev_action, step)
+    args = noise.row_keys(key_model, batch, axis_name), prev_action, step
+    rows, batch_kl = optim.Rows(args, (0, 1, 1), config.grad_accum, aux_axes=1), None
+
+    def model_objective(groups, *rows):
+        total, (_, states, metrics) = world_model_loss(parts, groups["model"], *rows, batch_kl=batch_kl)
         return total, (metrics, states)
 
-    world = optim.descend(model_objective, chains, state.opt_state, {"model": trained.pop("model")}, axis_name)
+    if config.grad_accum > 1 and config.free_nats and config.free_mode == "avg":
+        # Whether the KL counts is decided by its mean over the whole batch, which comes first then.
+        batch_kl = rows.each(lambda *rows: world_model_loss(parts, trained["model"], *rows)[1][-1]["kl"]).mean()
+    world = optim.descend(model_objective, chains, state.opt_state, {"model": trained.pop("model")}, axis_name, rows)
 
     # Actor and critic, in the new model, from the posterior states of the old one.
     last = config.imagine_last or length
     start, is_terminal = sg(dreaming.last_steps((world.aux, step.is_terminal), last))
     keys = noise.split(noise.row_keys(key_behavior, batch, axis_name), last).reshape(-1)
 
-    def behavior_objective(trained):
+    def behavior_objective(trained, *rows):
         params = world.params["model"] | state.non_trainable
-        total, (_, metrics) = behavior_loss(parts, params, trained, keys, start, is_terminal)
+        total, (_, metrics) = behavior_loss(parts, params, trained, *rows)
         return total, (metrics, ())
 
-    behavior = optim.descend(behavior_objective, chains, state.opt_state, trained, axis_name)
+    rows = optim.Rows((keys, start, is_terminal), (0, 0, 0), config.grad_accum)
+    behavior = optim.descend(behavior_objective, chains, state.opt_state, trained, axis_name, rows)
 
     # The first move of the slow critic is a copy, whatever its rate.
     rate = jnp.where(state.step == 0, 1.0, config.slow_critic_rate)

@@ -138,6 +138,7 @@ class DreamerV3Config:
     learning_rate: float = 4e-5  # one for everything
     warmup: int = 1000  # updates; the first has learning rate 0
     grad_clip: float = 0.3  # adaptive, per tensor; 0 turns it off
+    grad_accum: int = 1  # parts of a batch that its gradient is computed in, one after the other
     beta1: float = 0.9  # of Adam: decay of the first moment
     beta2: float = 0.999  # of Adam: decay of the second moment
     epsilon: float = 1e-20  # of Adam
@@ -344,8 +345,9 @@ def _reconstruction(output: Array, target: Array, space) -> Array:
 
 
 def imagination_losses(
-    policy, action: Array, reward: Array, cont: Array, critic, slow_critic, scale_state, config, axis_name=None
-):
+    policy, action: Array, reward: Array, cont: Array, critic, slow_critic, scale_state, config, axis_name=None,
+    batch_returns=None,
+):  # fmt: skip
     """Actor and critic losses on imagined trajectories, time-major, the start state first.
 
         Rᵢ = rᵢ₊₁ + cᵢ₊₁ [(1 - λ) vᵢ₊₁ + λ Rᵢ₊₁],   R_H = v_H,   wᵢ = Π_{j ≤ i} c_j
@@ -359,6 +361,7 @@ def imagination_losses(
       scale_state: the return normalizer, updated before use.
       config: `DreamerV3Config`.
       axis_name: axis that the batch is spread over.
+      batch_returns: of the whole batch, any shape, where this is a part of it; None: the returns here.
 
     Returns:
       losses {"actor", "critic"} `[H, N]`, the returns `[H, N]`, the new normalizer, metrics.
@@ -367,9 +370,9 @@ def imagination_losses(
     """
     value = critic.mean()
     target = sg(returns.lambda_returns(reward[1:], cont[1:], value[1:], config.lambda_))
-    scale_state = normalize.update(
-        scale_state, target, config.return_norm_rate, config.return_norm_low, config.return_norm_high, axis_name
-    )
+    rule = config.return_norm_rate, config.return_norm_low, config.return_norm_high
+    whole = target if batch_returns is None else batch_returns
+    scale_state = normalize.update(scale_state, whole, *rule, axis_name)
     scale = normalize.scale(scale_state, config.return_norm_limit)
     advantage = (target - value[:-1]) / scale
     weight = sg(returns.discount_weights(cont)[:-1])
@@ -433,25 +436,27 @@ def replay_critic_loss(critic, slow_critic, step: TimeStep, bootstrap: Array, co
 
 
 def loss(
-    parts: Parts, params: dict, stats: dict, key: Array, start: LatentState, prev_action: Array, step: TimeStep
-) -> tuple[Array, tuple]:
+    parts: Parts, params: dict, stats: dict, keys: Array, start: LatentState, prev_action: Array, step: TimeStep,
+    batch_returns: Array | None = None,
+) -> tuple[Array, tuple]:  # fmt: skip
     """World model, imagination, actor and critic: everything that one gradient is taken of.
 
     Args:
       params: all modules, and the slow critic.
       stats: {"return_norm"}, the return normalizer before this update.
-      key: the same on every device; consumed.
+      keys: `[B]`; consumed.
       start: the state before the first step, `[B]`.
       prev_action: `[T, B, A]`, the action that led to each step.
       step: `[T, B]`.
+      batch_returns: see `imagination_losses`.
 
     Returns:
-      The scalar to minimize, and (losses, states, stats, metrics): the unscaled terms, the posterior states `[T, B]`,
-      the normalizer after this update, and scalars to watch.
+      The scalar to minimize, and (losses, states, stats, metrics, returns): the unscaled terms, the posterior states
+      `[T, B]`, the normalizer after this update, scalars to watch, and the imagined returns `[H, N]`.
     """
     nets, model, config = parts.nets, parts.model, parts.config
     length, batch = step.reward.shape
-    key_observe, key_imagine = noise.split(noise.row_keys(key, batch, parts.axis_name), 2)
+    key_observe, key_imagine = noise.split(keys, 2)
 
     # World model.
     embed = model.encode(params, step.obs)
@@ -481,6 +486,7 @@ def loss(
         stats["return_norm"],
         config,
         parts.axis_name,
+        batch_returns,
     )
 
     # The critic on the replayed steps themselves; its gradient shapes the world model's features.
@@ -495,7 +501,8 @@ def loss(
 
     losses |= behavior | {"replay_critic": replay_critic}
     total, means = optim.weighted_sum(losses, scales(parts))
-    return total, (losses, states, {"return_norm": return_norm}, metrics | more | means | {"loss": total})
+    metrics |= more | means | {"loss": total}
+    return total, (losses, states, {"return_norm": return_norm}, metrics, imagined_returns)
 
 
 def optimizer(config: DreamerV3Config) -> optax.GradientTransformation:
@@ -514,15 +521,20 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
     config, before = parts.config, state.non_trainable
     step = jax.tree.map(lambda x: x[1:], trajectory.step)
     start = unpack_latent(jax.tree.map(lambda x: x[0], trajectory.latent), config)
+    keys = noise.row_keys(key, step.reward.shape[1], parts.axis_name)
+    args = keys, start, trajectory.action[:-1], step
+    rows, batch_returns = optim.Rows(args, (0, 0, 1, 1), config.grad_accum, aux_axes=(1, None)), None
 
-    def objective(trained):
-        total, (_, states, stats, metrics) = loss(
-            parts, trained["all"] | before, state.stats, key, start, trajectory.action[:-1], step
+    def objective(trained, *rows):
+        total, (_, states, stats, metrics, _) = loss(
+            parts, trained["all"] | before, state.stats, *rows, batch_returns=batch_returns
         )
         return total, (metrics, (states, stats))
 
+    if config.grad_accum > 1:  # returns are normalized by those of the whole batch, which come first then
+        batch_returns = rows.each(lambda *rows: loss(parts, state.variables, state.stats, *rows)[1][-1])
     chains = {"all": optimizer(config)}
-    done = optim.descend(objective, chains, state.opt_state, {"all": state.params}, parts.axis_name)
+    done = optim.descend(objective, chains, state.opt_state, {"all": state.params}, parts.axis_name, rows)
     params, (states, stats) = done.params["all"], done.aux
     slow_critic = optim.soft_update(params["critic"], before["slow_critic"], config.slow_critic_rate)
     latent = jax.tree.map(
@@ -572,7 +584,7 @@ def dreamer_v3(spec: EnvSpec, config: DreamerV3Config, axis_name: str | None = N
     acting = dreaming.acting(parts.model, choose, action_size(spec), latent=pack)
     collect, repeats = _schedule(config)
     sampling = Sampling(config.length, context=1, online=config.online)
-    learn = Update("train", functools.partial(update, parts), repeats, config.batch_size, sampling)
+    learn = Update("train", functools.partial(update, parts), repeats, config.batch_size, sampling, config.grad_accum)
     # Enough for a first batch, and for one window of every environment.
     prefill = max(-(-config.prefill // config.num_envs), config.length + 1)
     stages = Stage("prefill", prefill, 1, acting.act), Stage("train", None, collect, acting.act, (learn,))

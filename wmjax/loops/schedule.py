@@ -55,6 +55,13 @@ def check(agent: Agent) -> None:
             wrong = "it may leave its iterations open only if it collects"
         if wrong:
             raise UsageError(f"stage {stage.name!r}: {wrong}")
+        for update in stage.updates:
+            if update.batch_size % update.grad_accum:
+                valid = ", ".join(str(n) for n in range(1, update.batch_size + 1) if update.batch_size % n == 0)
+                raise UsageError(
+                    f"grad_accum: {update.grad_accum} does not divide the batch of update {update.name!r}, which is of "
+                    f"{update.batch_size} on each device; valid are {valid}"
+                )
         for reader in readers(stage):
             sampling, rows_then = reader.sampling, rows + stage.collect
             replays.check(recipe.replay_capacity, recipe.num_envs, sampling, reader.batch_size)

@@ -42,7 +42,9 @@ def balanced_kl(post_logits: Array, prior_logits: Array, free_nats: float, unimi
     return divergence(stop(post), prior), divergence(post, stop(prior))
 
 
-def above_free_nats(value: Array, free_nats: float, mode: str = "avg", axis_name: str | None = None) -> Array:
+def above_free_nats(
+    value: Array, free_nats: float, mode: str = "avg", axis_name: str | None = None, mean: Array | None = None
+) -> Array:
     """Averages a KL, without a gradient from what lies below the free nats.
 
     Args:
@@ -52,6 +54,7 @@ def above_free_nats(value: Array, free_nats: float, mode: str = "avg", axis_name
         DreamerV2); `step`: to each entry, summed over latents; `latent`: to each latent by itself, and the mean is
         over latents too (the implementation guide).
       axis_name: the named axis that entries are spread over, or None. `avg` decides by the mean over all devices.
+      mean: by which `avg` decides where `value` is a part of a batch: that of the whole. None: the mean of `value`.
 
     Returns:
       float32 scalar, of this device's entries.
@@ -62,11 +65,11 @@ def above_free_nats(value: Array, free_nats: float, mode: str = "avg", axis_name
     value = value.sum(-1)
     if mode == "step":
         return jnp.maximum(value, free_nats).mean()
-    mean = value.mean()
-    decisive = jax.lax.stop_gradient(mean)
+    here = value.mean()
+    decisive = jax.lax.stop_gradient(here) if mean is None else mean
     if axis_name is not None:
         decisive = jax.lax.pmean(decisive, axis_name)
-    return jnp.where(decisive > free_nats, mean, free_nats)
+    return jnp.where(decisive > free_nats, here, free_nats)
 
 
 def kl_loss(
@@ -79,6 +82,7 @@ def kl_loss(
     free_mode: str = "avg",
     forward: bool = False,
     axis_name: str | None = None,
+    mean: Array | None = None,
 ) -> tuple[Array, Array]:
     """Draws posterior and prior to each other.
 
@@ -91,7 +95,7 @@ def kl_loss(
       mode: one of these. The authors' DreamerV2 code switches to `plain`, with free nats of each entry, where the
         balance is exactly 0.5; here 0.5 is the equation with 0.5 in it.
       balance: in [0, 1], the share of the term that trains the prior.
-      free_nats, free_mode, axis_name: see `above_free_nats`, applied to each term.
+      free_nats, free_mode, axis_name, mean: see `above_free_nats`, applied to each term.
       forward: KL(prior ‖ post) instead.
 
     Returns:
@@ -109,7 +113,7 @@ def kl_loss(
         contracts.alike(post=ours, prior=theirs)
     sg = jax.lax.stop_gradient
     divergence = (lambda p, q: q.kl(p)) if forward else (lambda p, q: p.kl(q))
-    average = lambda value: above_free_nats(value, free_nats, free_mode, axis_name)
+    average = lambda value: above_free_nats(value, free_nats, free_mode, axis_name, mean)
     value = divergence(post, prior)
     if mode == "plain":
         return average(value), value.sum(-1)
