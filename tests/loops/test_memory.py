@@ -1,12 +1,15 @@
 """What a run needs in memory is known from shapes, and refused by name where there is less."""
 
+import contextlib
+
 import jax
 import numpy as np
 import pytest
 
+from tests.loops.fakes import counter_env, fake_agent, fake_recipe
 from tests.test_run import TINY
 from wmjax import settings
-from wmjax.loops import device, memory
+from wmjax.loops import device, driver, memory, parallel
 from wmjax.types import Box, Discrete, EnvSpec, RunError, UsageError
 
 
@@ -63,6 +66,45 @@ def test_seeds_need_what_each_of_them_needs(free):
     memory.check_run(made.agent, made.env, seeds=4)
     with pytest.raises(UsageError, match=r"^seeds: 400 need .* each, and .*; at most 4 is valid$"):
         memory.check_run(made.agent, made.env, seeds=400)
+
+
+def fake_program(capacity: int):
+    """A recipe with replay of pictures, its second stage, the shapes of a state, and the program compiled for these."""
+    agent = fake_agent()
+    agent = agent._replace(recipe=fake_recipe(agent.act, capacity=capacity))
+    found = parallel.programs(agent, counter_env(size=32))
+    stage = agent.recipe.stages[1]
+    return agent.recipe, stage, found.template, found.compile_stage(stage).lower(found.template, 1).compile()
+
+
+def test_what_a_compiled_stage_needs_is_refused_with_a_capacity_that_is_valid(free):
+    recipe, stage, run, program = made = fake_program(capacity=6400)
+    needed = program.memory_analysis()
+    whole = needed.argument_size_in_bytes + needed.temp_size_in_bytes
+    assert whole > memory.tree_bytes(run.replay) > 6400 * 3072
+    free(1.01 * whole)
+    memory.check_program(*made, held=False)
+    free(0.5 * whole)
+    memory.check_program(*made, held=True)  # what the stage computes at once is small
+    with pytest.raises(UsageError, match=r"^stage 'train': replay_capacity 6400 needs 19.\d MB of .* bytes are") as no:
+        memory.check_program(*made, held=False)
+    most = int(str(no.value).split("replay_capacity of at most ")[1].split(",")[0])
+    assert 2900 < most < 3200
+    memory.check_program(*fake_program(capacity=most), held=False)
+    free(10.0)
+    with pytest.raises(UsageError, match=r"computes at once needs \d\d.\d kB besides; 10.0 bytes are free beside the"):
+        memory.check_program(recipe, stage, run, program, held=True)
+
+
+def test_a_run_whose_stages_need_too_much_ends_before_its_state_is_made(free, monkeypatch, tmp_path):
+    agent = fake_agent()
+    agent = agent._replace(recipe=fake_recipe(agent.act, capacity=6400))
+    found = parallel.programs(agent, counter_env(size=32))
+    monkeypatch.setattr(found, "init", lambda key: pytest.fail("the state was made"))
+    plan = driver.Plan(agent, counter_env(size=32), tmp_path, (0,), 100, 0, 100, 100)
+    free(0.9 * memory.tree_bytes(found.template))
+    with contextlib.closing(driver.Driver(plan, found, [])) as runs, pytest.raises(UsageError, match="stage 'train'"):
+        runs.start(False, print)
 
 
 @pytest.mark.parametrize(

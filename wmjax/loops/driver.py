@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.loops import checkpoint, device
+from wmjax.loops import checkpoint, device, memory
 from wmjax.loops.ahead import Ahead, compiler
 from wmjax.loops.device import RunState
 from wmjax.loops.display import Clock, Display
@@ -34,6 +34,7 @@ KEEP = 2  # checkpoints of the whole run; what is best holds the agent alone
 LOG_SECONDS = 10.0  # aimed at between two lines of progress
 CHECKPOINT_SHARE = 0.05  # of the run's time at most; large replays are saved less often
 STAGE_SECONDS = 20.0  # a stage that took longer is saved when it ends: to compile the next one may take a minute
+LARGE = 0.5  # of the free memory, from which on a state is made only once it is known what the stages need besides
 EVAL_KEY = 0x45564131  # folded into the seed, so that no draw of training is met again
 
 
@@ -132,6 +133,19 @@ class Driver:
             keys = jax.eval_shape(lambda: self.per_seed(evaluation_key))
             self.evaluator.compile_ahead(self._compiler, template.agent.variables, keys)
 
+    def _check_ahead(self) -> None:
+        """Before a large state takes memory: raises `UsageError` where the stages after the first need too much of it.
+
+        Waits until they are compiled; a small state is worth no waiting, and its stages are checked when they begin.
+        """
+        free, template = memory.room(), self._programs.template
+        if free is None or memory.tree_bytes(template) < LARGE * free.bytes:
+            return
+        for index, program in self._ahead.items():
+            stage = self._plan.agent.recipe.stages[index]
+            with self._display.working(f"compiling the stage `{stage.name}` (once, then cached)"):
+                memory.check_program(self._plan.agent.recipe, stage, template, program.compiled(), held=False)
+
     def _ends(self) -> bool:
         """Whether something keeps the run from going on."""
         return bool(self._caught or self.stopped or self._programs.failure)
@@ -152,6 +166,7 @@ class Driver:
         if not resume or checkpoint.latest(folder) is None:
             self._set_aside(-1, 0, warn)
             self._compile_ahead(0)
+            self._check_ahead()
             with self._display.working("compiling the run's first state (once, then cached)"):
                 return jax.block_until_ready(self._programs.init(self.per_seed(jax.random.key)))
         with self._display.working("reading the newest checkpoint"):
@@ -246,6 +261,8 @@ class Driver:
             before = schedule.evaluations(state)
             start = self._clock.seconds()
             with compiling:
+                if chunk == 1 and isinstance(advance, Ahead):
+                    memory.check_program(self._plan.agent.recipe, stage, state, advance.compiled(), held=True)
                 state, metrics = jax.block_until_ready(advance(state, size))
             compiling = contextlib.nullcontext()
             seconds = self._clock.seconds() - start

@@ -1,8 +1,9 @@
 """How much memory there is, and whether a run, or records to look at, could lie in it; from shapes alone.
 
 What is counted is certainly held at once: parameters, optimizers, replay, environments, and the largest of what is
-collected, sampled or played at a time. So nothing is refused that could be computed; what activations and gradients
-need besides is the compiler's, and where that is too much the run ends with a `RunError` (`running_out`).
+collected, sampled or played at a time. So nothing is refused that could be computed. What activations and gradients
+need besides is known once a stage is compiled (`check_program`); where memory runs out in spite of all, the run ends
+with a `RunError` (`running_out`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import jax
 import numpy as np
 
 from wmjax.loops import device
+from wmjax.loops.device import RunState
 from wmjax.replay.host import tree_bytes
-from wmjax.types import Agent, AgentState, Env, EnvSpec, Evolve, RunError, UsageError
+from wmjax.types import Agent, AgentState, Env, EnvSpec, Evolve, Recipe, RunError, Stage, UsageError
 
 SPARE = 0.9  # of the host's free memory, or of a disk, that may be filled
 # Of a control group, as containers and schedulers make them: its folder, limit, use, and the cache in that.
@@ -147,6 +149,37 @@ def check_run(
     held = f"{amount(size)}, of {amount(each + work / spread)} that the run holds at once"
     raise UsageError(
         f"{words} {held}{f' on each of {spread} devices' if spread > 1 else ''}, and {free.where}; {advice}"
+    )
+
+
+def check_program(recipe: Recipe, stage: Stage, run: RunState, program: jax.stages.Compiled, held: bool) -> None:
+    """Raises `UsageError` where a stage's compiled program cannot run: with numbers, and with what would fit.
+
+    Args:
+      recipe: of the whole run.
+      stage: one of it.
+      run: its state, arrays or shapes; with several seeds, of all of them.
+      program: takes the state and gives it back in its place. Of several accelerators each has a part.
+      held: whether the state is in memory already.
+    """
+    free, taken = room(), program.memory_analysis()
+    if free is None or taken is None:
+        return
+    state, work = taken.argument_size_in_bytes, taken.temp_size_in_bytes
+    work += max(0, taken.output_size_in_bytes - taken.alias_size_in_bytes)
+    left = free.bytes - work - (0 if held else state)
+    if left >= 0:
+        return
+    replay = tree_bytes(run.replay)
+    spread = max(1.0, tree_bytes(run) / state)  # devices that share the state, about
+    capacity = recipe.replay_capacity
+    most = capacity + math.floor(left * spread * capacity / replay)
+    valid = [f"replay_capacity of at most {most}"] if most >= recipe.num_envs else []
+    valid.append("a smaller batch_size, length, horizon or network")
+    raise UsageError(
+        f"stage {stage.name!r}: replay_capacity {capacity} needs {amount(replay)} of the state's {amount(state)}, and "
+        f"what the stage computes at once needs {amount(work)} besides; {free.where}"
+        f"{' beside the state' if held else ''}; valid is {', or '.join(valid)}"
     )
 
 
