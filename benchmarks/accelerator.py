@@ -184,6 +184,7 @@ def show(name: str, row: dict[str, Any]) -> None:
         return print(f"{name:52s} failed: {row['error'][:300]}", flush=True)
     spread = f" ({row['low']:.4g} to {row['high']:.4g})" if "low" in row else ""
     more = f", {row['launches']:,.0f} launches" if "launches" in row else ""
+    more += f", {100 * row['share_of_peak']:.1f} % of the peak" if "share_of_peak" in row else ""
     more += f", compile {row['cold']['compile_s']:.1f} s" if "compile_s" in row.get("cold", {}) else ""
     more += f", mean return {row['mean_return']}" if "mean_return" in row else ""
     print(f"{name:52s} {row['value']:12.4g} {row['unit']}{spread}{more}", flush=True)

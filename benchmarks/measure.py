@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,7 @@ import jax
 from benchmarks import launches
 from benchmarks.timing import cpu_seconds, machine, times
 from benchmarks.work import ROWS, Row, Work
+from wmjax import arithmetic, cards
 
 HIT = "/jax/compilation_cache/cache_hits"
 
@@ -32,24 +35,37 @@ def compile_row(row: Row, reduced: bool) -> tuple[Work, Callable, dict[str, Any]
     work = row.make(reduced)
     jax.block_until_ready(work.arguments)
     prepared = time.perf_counter()
-    lowered = work.function.lower(*work.arguments, *[1] * work.loops)
+    program = work.function.trace(*work.arguments, *[1] * work.loops)
+    lowered = program.lower()
     traced, cpu = time.perf_counter(), cpu_seconds()
     jax.monitoring.register_event_listener(listen)
     try:
         compiled = lowered.compile()
     finally:
         jax.monitoring.unregister_event_listener(listen)
-    memory = compiled.memory_analysis()
+    memory, counted = compiled.memory_analysis(), arithmetic.products(program.jaxpr)
+    each = work.count if work.loops else 1  # updates of a call
     found = {
         "prepare_s": prepared - start, "trace_s": traced - prepared, "compile_s": time.perf_counter() - traced,
         "compile_cpu_s": cpu_seconds() - cpu, "compiled_before": bool(hits),
         "temp_mib": memory.temp_size_in_bytes / 2**20, "argument_mib": memory.argument_size_in_bytes / 2**20,
         "compute_dtype": getattr(work.config, "compute_dtype", None),
+        "multiply_adds": arithmetic.multiply_adds(counted) / each, "peak_s": peak_seconds(counted),
     }  # fmt: skip
     if jax.default_backend() == "gpu":
         total = launches.total(launches.loops(launches.read_module(compiled.as_text()))[0]).total()
-        found["launches"] = total / (work.count if work.loops else 1)
+        found["launches"] = total / each
     return work, compiled, found
+
+
+def peak_seconds(counted: Counter[arithmetic.Product]) -> float | None:
+    """Of one call, if products ran at the card's peak and nothing else took time; None for a card that is not known."""
+    kind = jax.devices()[0].device_kind.lower().replace(" ", "")
+    known = [card for name, card in cards.CARDS.items() if name.replace("-", "") in kind]
+    if not known:
+        return None
+    card = max(known, key=lambda card: len(card.name))._replace(launch=0.0, bandwidth=math.inf)
+    return cards.seconds(counted, card, 1.0)
 
 
 def time_row(row: Row, reduced: bool, seconds: float) -> dict[str, Any]:
@@ -72,6 +88,8 @@ def time_row(row: Row, reduced: bool, seconds: float) -> dict[str, Any]:
     values = sorted(map(value, per_call))
     found |= {"value": statistics.median(values), "low": values[0], "high": values[-1], "unit": work.unit}
     found |= {"measurements": repeats, "calls_of_each": number}
+    if found["peak_s"] is not None:
+        found["share_of_peak"] = found["peak_s"] / statistics.median(per_call)
     if not work.loops:  # each waited for, as where the result is needed at once
         found["waited_for"] = value(statistics.median(times(lambda: run(1), min(50, 1 + number))))
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

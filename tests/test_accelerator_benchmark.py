@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 from benchmarks import accelerator, measure
 from benchmarks.accelerator import Args, Worker
 from benchmarks.work import ROWS
+from wmjax import arithmetic, cards
 
 NAMES = [row.name for row in ROWS]
 MACHINE = {"backend": "cpu", "devices": ["cpu"], "driver": None, "versions": {}}
@@ -100,7 +104,20 @@ def test_without_an_accelerator_it_says_so_at_once(monkeypatch, tmp_path):
 def test_a_row_is_timed():
     found = measure.answer({"do": "time", "row": "matmul float32", "reduced": True, "seconds": 0})
     assert 0 < found["low"] <= found["value"] <= found["high"] and found["unit"] == "TFLOP/s"
-    assert found["measurements"] == 3 and found["compile_s"] > 0
+    assert found["measurements"] == 3 and found["compile_s"] > 0 and found["multiply_adds"] == 256**3
+    assert found["peak_s"] is None and "share_of_peak" not in found  # no card
+
+
+@pytest.mark.parametrize(
+    "kind, name", [("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA GeForce RTX 4090", "rtx4090")]
+)
+def test_a_card_is_known_by_its_kind(monkeypatch, kind, name):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
+    counted = Counter({arithmetic.Product("bfloat16", 10**12, 10**12): 2})
+    assert measure.peak_seconds(counted) == pytest.approx(4 / cards.CARDS[name].bfloat16)
+
+
+def test_a_request_that_fails_is_answered():
     assert measure.answer({"do": "time", "row": "matmul float32"}) == {"error": "KeyError: 'reduced'"}
 
 
