@@ -81,6 +81,8 @@ NAMES = [
     ("train dreamer_v3 --agent.train_ratio 0.00001", "train_ratio", "1e-05", "fraction"),
     ("train dreamer_v3 --agent.return_norm_low 96", "return_norm_low", "96", "below"),
     ("train dreamer_v3 --agent.cell lstm", "--agent.cell", "'lstm'", "block_gru"),
+    ("train dreamer_v3 --agent.compute_dtype float16", "--agent.compute", "'float16'", "'bfloat16'"),
+    ("train dreamer_v3 --agent.grad_accum 3", "grad_accum", "3", "1, 2, 4, 8, 16"),
     ("train dreamer_v3 --agent.remat perhaps", "--agent.remat", "'perhaps'", "True"),
     ("train dreamer_v3 --agent.encoder_units 0", "encoder_units", "0", "positive"),
     ("train dreamer_v3 --seeds 1000000000", "seeds", "1000000000", "[1, 10000]"),
