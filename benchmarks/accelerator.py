@@ -153,7 +153,6 @@ def seconds_of(answer: dict[str, Any]) -> str:
 def run_command(row: Row, args: Args, cache: Path, seconds: float) -> dict[str, Any]:
     """Seconds of a command of `wmjax` with a cache of its own, from its start to the evaluated result."""
     folder = cache / "commands" / re.sub(r"\W+", "-", " ".join(row.command))
-    tiny = ("--env", "probe:act_obs", "--steps", "40") if args.reduced else ()
     env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
     env |= {"WMJAX_CACHE": str(folder)}
     deadline = time.monotonic() + seconds
@@ -161,7 +160,7 @@ def run_command(row: Row, args: Args, cache: Path, seconds: float) -> dict[str, 
         shutil.rmtree(folder, ignore_errors=True)
     for last in (False, True) if row.cached and not folder.exists() else (True,):
         with tempfile.TemporaryDirectory() as out:
-            command = [sys.executable, "-m", "wmjax", *row.command, *tiny, "--out", str(Path(out) / "run")]
+            command = [sys.executable, "-m", "wmjax", *row.arguments(args.reduced), "--out", str(Path(out) / "run")]
             start = time.monotonic()
             try:
                 done = subprocess.run(

@@ -46,6 +46,15 @@ REDUCED: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
+# Besides those fields, so that a whole run is short.
+SHORT = {
+    "dreamer_v3": ("--env", "catch", "--steps", "100"),
+    "world_models": tuple(
+        "--env catch --agent.collection held --agent.evolve.population 4 --agent.evolve.rollouts 1 "
+        "--agent.evolve.generations 2 --agent.evolve.mean_every 1 --agent.evolve.mean_rollouts 2".split()
+    ),
+}
+
 
 class Work(NamedTuple):
     """One program, ready to be compiled."""
@@ -66,6 +75,14 @@ class Row(NamedTuple):
     command: tuple[str, ...] = ()  # of `wmjax`, where there is no `make`
     cached: bool = False  # of the command: whether it has run before with the same cache
     seconds: float = 5.0  # not worth beginning with less time left
+
+    def arguments(self, reduced: bool) -> tuple[str, ...]:
+        """Of the command."""
+        if not reduced:
+            return self.command
+        agent = self.command[1]
+        fields = [word for name, value in REDUCED[agent].items() for word in (f"--agent.{name}", str(value))]
+        return (*self.command, *SHORT[agent], *fields)
 
 
 def _config(agent: str, preset: str, fields: dict[str, Any], reduced: bool) -> Any:

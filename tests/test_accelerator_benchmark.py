@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import accelerator, measure
 from benchmarks.accelerator import Args, Worker
-from benchmarks.work import ROWS
+from benchmarks.work import ROWS, Row
 from wmjax import arithmetic, cards
 
 NAMES = [row.name for row in ROWS]
@@ -121,14 +121,22 @@ def test_a_request_that_fails_is_answered():
     assert measure.answer({"do": "time", "row": "matmul float32"}) == {"error": "KeyError: 'reduced'"}
 
 
+def test_a_command_that_fails_is_told_of(tmp_path):
+    found = accelerator.run_command(Row("", None, ("train", "nobody")), Args(), tmp_path, 60)
+    assert found["error"].startswith("ended with 2: wmjax: error: agent: unknown 'nobody'")
+    assert accelerator.run_command(Row("", None, ("train", "iris")), Args(), tmp_path, 0) == {
+        "error": "took more than 0 s"
+    }
+
+
 @pytest.mark.slow
 def test_the_command_times_rows_of_every_kind_in_a_reduced_form(tmp_path):
     out = tmp_path / "rows.json"
-    rows = ["matmul float32", "dreamer_v3 small, an iteration", "M, 100", "imagination, 64 rows, tokens", "cached"]
+    rows = ["matmul float32", "M, 100", "imagination, 64 rows, tokens", "whole: wmjax train world_models"]
     command = [sys.executable, "-m", "benchmarks.accelerator", "--reduced", "--processes", "1", "--out", str(out)]
     root = Path(accelerator.__file__).parents[1]
     subprocess.run([*command, "--only", *rows], cwd=root, check=True)
     report = json.loads(out.read_text())
-    assert len(report["rows"]) == 5 and not report["left_out"]
+    assert len(report["rows"]) == 4 and not report["left_out"]
     assert not [row for row in report["rows"].values() if "error" in row]
     assert all(row["value"] > 0 for row in report["rows"].values())
