@@ -1,6 +1,10 @@
 """What benchmarks count, by a program whose launches are known."""
 
-from benchmarks import launches
+import json
+
+import pytest
+
+from benchmarks import launches, replay
 
 PROGRAM = """HloModule jit_f, is_scheduled=true
 
@@ -53,3 +57,10 @@ def test_launches_are_counted_with_the_trips_of_their_loops_and_by_the_lines_the
     assert by_name["body"].places == {"optim.py:51 step": 1, "elsewhere": 1}
     assert by_name["main"].places == {"optim.py:51 step": 1, "the compiler": 2} and by_name["main"].times == 1
     assert unknown == ["inner"] and found[0].times * found[0].launches == 15
+
+
+@pytest.mark.slow
+def test_every_form_of_sampling_is_timed_on_the_device_and_on_the_host(tmp_path):
+    replay.main(replay.Args(rows=300, num_envs=(2,), out=tmp_path / "replay.json"))
+    rows = json.loads((tmp_path / "replay.json").read_text())["rows"]
+    assert len(rows) == 2 * (1 + len(replay.FORMS)) and all(0 < row["value"] < 1000 for row in rows)

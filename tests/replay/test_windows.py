@@ -124,6 +124,16 @@ def test_what_is_drawn_does_not_depend_on_how_large_the_counts_are():
     jax.tree.map(np.testing.assert_array_equal, draws(replay, jax.random.key(2)), draws(moved, jax.random.key(2)))
 
 
+@pytest.mark.parametrize("how", [SAMPLINGS[1], SAMPLINGS[8]])
+def test_a_draw_makes_nothing_of_the_size_of_the_ring(how):
+    rows, record = 2_000_000, jax.tree.map(lambda x: x[0], records(([], [], []), 0, 1))
+    replay = jax.eval_shape(lambda: replays.init(record, ENVS, rows * ENVS, (how,)))
+    sample = jax.jit(replays.sample, static_argnums=(2, 3), donate_argnums=0)
+    memory = sample.lower(replay, jax.random.key(0), how, 16).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < rows / 8  # less than one flag of every eighth row of one environment
+
+
+@pytest.mark.slow
 def test_mapped_over_seeds_each_ring_is_drawn_from_as_if_it_were_alone():
     rings = [ring(*RINGS[name]) for name in ("not full", "wrapped twice")]
     both = jax.tree.map(lambda *x: jnp.stack(x), *rings)
