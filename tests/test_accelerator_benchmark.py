@@ -123,7 +123,7 @@ def test_a_request_that_fails_is_answered():
 
 def test_a_command_that_fails_is_told_of(tmp_path):
     found = accelerator.run_command(Row("", None, ("train", "nobody")), Args(), tmp_path, 60)
-    assert found["error"].startswith("ended with 2: wmjax: error: agent: unknown 'nobody'")
+    assert found["error"].startswith("ended with 2: wmjax: error: agent: unknown name 'nobody'")
     assert accelerator.run_command(Row("", None, ("train", "iris")), Args(), tmp_path, 0) == {
         "error": "took more than 0 s"
     }
