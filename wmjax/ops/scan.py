@@ -163,25 +163,38 @@ def _deferred(loop: _Loop) -> Callable:
 
 
 def _run(body: Callable, init: list[Array], xs: list[Array], length: int, reverse: bool = False) -> tuple:
-    """`lax.scan` that writes what a step gives to as few arrays as there are dtypes: each is a kernel in the loop."""
+    """`lax.scan` over as few arrays as there are dtypes, in and out: each is a kernel in the loop."""
+    pack_x, unpack_x = _packing([x[0] for x in xs])
     given = jax.eval_shape(lambda: body(init, [x[0] for x in xs])[1])
-    leaves, structure = jax.tree.flatten(given)
-    groups = {}
-    for i, y in enumerate(leaves):
-        groups.setdefault(y.dtype, []).append(i)
+    pack_y, unpack_y = _packing(given)
 
     def packed(carry, x):
-        carry, ys = body(carry, x)
-        ys = jax.tree.leaves(ys)
-        return carry, [jnp.concatenate([ys[i].ravel() for i in group]) for group in groups.values()]
+        carry, ys = body(carry, unpack_x(x))
+        return carry, pack_y(ys)
 
-    last, stacks = jax.lax.scan(packed, init, xs, length, reverse)
-    found = {}
-    for stack, group in zip(stacks, groups.values(), strict=True):
-        ends = np.cumsum([math.prod(leaves[i].shape) for i in group])[:-1].tolist()
-        parts = zip(group, jnp.split(stack, ends, 1), strict=True)
-        found |= {i: part.reshape(length, *leaves[i].shape) for i, part in parts}
-    return last, jax.tree.unflatten(structure, [found[i] for i in range(len(leaves))])
+    last, stacks = jax.lax.scan(packed, init, jax.vmap(pack_x)(xs), length, reverse)
+    return last, jax.vmap(unpack_y)(stacks)
+
+
+def _packing(like: PyTree) -> tuple[Callable, Callable]:
+    """Functions that lay the leaves of a tree end to end, one vector for each dtype, and that take them apart."""
+    leaves, structure = jax.tree.flatten(like)
+    groups = {}
+    for i, leaf in enumerate(leaves):
+        groups.setdefault(leaf.dtype, []).append(i)
+    ends = [np.cumsum([math.prod(leaves[i].shape) for i in group])[:-1].tolist() for group in groups.values()]
+
+    def pack(tree):
+        flat = jax.tree.leaves(tree)
+        return [jnp.concatenate([flat[i].ravel() for i in group]) for group in groups.values()]
+
+    def unpack(vectors):
+        found = {}
+        for vector, group, end in zip(vectors, groups.values(), ends, strict=True):
+            found |= {i: part.reshape(leaves[i].shape) for i, part in zip(group, jnp.split(vector, end), strict=True)}
+        return jax.tree.unflatten(structure, [found[i] for i in range(len(leaves))])
+
+    return pack, unpack
 
 
 def _is_float(x: Any) -> bool:
