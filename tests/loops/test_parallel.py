@@ -124,3 +124,13 @@ def test_programs_of_several_seeds_give_what_each_seed_gives_alone():
         np.testing.assert_allclose(mine.agent.params["w"], alone.agent.params["w"], rtol=1e-5)
         np.testing.assert_array_equal(mine.replay.data.action, alone.replay.data.action)
         assert schedule.first(many.steps) == int(alone.steps)
+
+
+def test_only_stages_that_act_for_moments_are_compiled_in_haste(monkeypatch):
+    act, (train,) = Stage("act", parallel.BRIEF // 4, 4, None), fake_recipe(None, capacity=32).stages[1:]
+    assert parallel._options(act) == {"xla_backend_optimization_level": 0}
+    longer, endless = act._replace(collect=5), act._replace(iterations=None)
+    learning = act._replace(updates=train.updates)
+    assert [parallel._options(stage) for stage in (longer, endless, learning)] == [None] * 3
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert parallel._options(act) is None
