@@ -97,6 +97,27 @@ def test_upsampling_convolution_is_repeating_then_convolving(kernel):
     assert_same(conv.upsample_conv2d, plain_upsample, x, k)
 
 
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_what_follows_a_convolution_in_it_is_what_follows_it(chunks, monkeypatch):
+    monkeypatch.setattr(conv, "_chunk", lambda num, floats: -(-num // chunks))
+    x, k, scale = normal(0, 5, 7, 8, 3), normal(1, 5, 5, 3, 4), normal(2, 4)
+
+    def after(kernel, y, axis):  # depends on channels, and on what a gradient is taken of
+        y = y - jnp.mean(y, axis, keepdims=True)
+        return jnp.tanh(y * conv.along(scale * kernel[0, 0, 0], axis, y.ndim))
+
+    for convolve, options in ((conv.conv2d, {}), (conv.conv2d, {"max_pool": True}), (conv.upsample_conv2d, {})):
+        inside = lambda x, k, f=convolve, o=options: f(x, k, **o, after=functools.partial(after, k))
+        behind = lambda x, k, f=convolve, o=options: after(k, f(x, k, **o), -1)
+        assert_same(inside, behind, x, k)
+    assert_same(
+        lambda x, k: conv.conv2d(x, k[:1, :1], after=functools.partial(after, k)),
+        lambda x, k: after(k, x @ k[0, 0], -1),
+        x,
+        k,
+    )
+
+
 @pytest.mark.slow
 def test_every_block_size_gives_the_same_numbers(monkeypatch):
     x, k = normal(0, 2, 8, 6, 2), normal(1, 5, 5, 2, 3)

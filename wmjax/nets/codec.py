@@ -12,9 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from wmjax.nets.conv import Conv, UpsampleConv
+from wmjax.nets.conv import After, Conv, UpsampleConv, along
 from wmjax.nets.heads import vector_heads
-from wmjax.nets.mlp import MLP, BlockLinear, Linear, normed, truncated_normal_in
+from wmjax.nets.mlp import ACTIVATIONS, MLP, BlockLinear, Linear, Norm, normalize, normed, truncated_normal_in
 from wmjax.nets.spaces import Spaces, read_obs, split_images, split_spaces
 from wmjax.ops import contracts
 from wmjax.ops.symlog import symlog
@@ -40,6 +40,16 @@ def stage_channels(side: int, depth: int) -> tuple[int, ...]:
     before = image_stages(side) - 1
     multipliers = (MULTIPLIERS + MULTIPLIERS[-1:] * before)[:before] + MULTIPLIERS[-1:]
     return tuple(depth * multiplier for multiplier in multipliers)
+
+
+def _normed_after(features: int, norm: str, activation: str, name: str) -> After:
+    """`normed` of channels that lie on some axis, for a convolution to be followed by, inside a module."""
+    weights = Norm(norm, name=name).weights(features)
+
+    def after(y: Array, axis: int) -> Array:
+        return ACTIVATIONS[activation](normalize(norm, y, *(along(w, axis, y.ndim) for w in weights), axis=axis))
+
+    return after
 
 
 class Encoder(nn.Module):
@@ -76,8 +86,8 @@ class Encoder(nn.Module):
 
     def _layer(self, x: Array, index: int, features: int, kernel: int, **options) -> Array:
         init = truncated_normal_in(kernel * kernel * x.shape[-1])
-        x = Conv(features, kernel, kernel_init=init, dtype=self.dtype, name=f"conv{index}", **options)(x)
-        return normed(x, self.norm, self.activation, f"norm{index}")
+        after = _normed_after(features, self.norm, self.activation, f"norm{index}")
+        return Conv(features, kernel, kernel_init=init, dtype=self.dtype, name=f"conv{index}", **options)(x, after)
 
     def _pool(self, image: Array) -> Array:
         x = image
@@ -149,12 +159,13 @@ class Decoder(nn.Module):
         x1 = Linear(features, dtype=self.dtype, name="stoch_out")(x1).reshape(x0.shape)
         x = normed(x0 + x1, self.norm, self.activation, "norm_in")
         for index, features in reversed(list(enumerate(channels[:-1]))):
-            x = normed(self._upsample(x, f"conv{index}", features), self.norm, self.activation, f"norm{index}")
+            after = _normed_after(features, self.norm, self.activation, f"norm{index}")
+            x = self._upsample(x, f"conv{index}", features, after)
         return self._upsample(x, "image_out", shape[-1])
 
-    def _upsample(self, x: Array, name: str, features: int) -> Array:
+    def _upsample(self, x: Array, name: str, features: int, after: After | None = None) -> Array:
         init = truncated_normal_in(25 * x.shape[-1])
-        return UpsampleConv(features, 5, kernel_init=init, dtype=self.dtype, name=name)(x)
+        return UpsampleConv(features, 5, kernel_init=init, dtype=self.dtype, name=name)(x, after)
 
     def _flat(self, deter: Array, stoch: Array, shape: tuple[int, int, int]) -> Array:
         x = jnp.concatenate([stoch, deter], -1)

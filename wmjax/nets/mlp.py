@@ -140,16 +140,16 @@ class Norm(nn.Module):
         return normalize(self.kind, x, *self.weights(x.shape[-1]))
 
 
-def normalize(kind: str, x: Array, scale: Array | float = 1.0, shift: Array | float = 0.0) -> Array:
-    """What `Norm` says of the last axis of `x`, in the dtype of `x`; weights are broadcast against it."""
+def normalize(kind: str, x: Array, scale: Array | float = 1.0, shift: Array | float = 0.0, axis: int = -1) -> Array:
+    """What `Norm` says of the last axis of `x`, or another, in the dtype of `x`; weights are broadcast against it."""
     contracts.floating(None, x=x)
     if kind == "none":
         return x
     y = x.astype(jnp.float32)
     if kind == "rms":
-        return (y * (jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-4) * scale)).astype(x.dtype)
-    y = y - jnp.mean(y, -1, keepdims=True)
-    return (y * (jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-3) * scale) + shift).astype(x.dtype)
+        return (y * (jax.lax.rsqrt(jnp.mean(y * y, axis, keepdims=True) + 1e-4) * scale)).astype(x.dtype)
+    y = y - jnp.mean(y, axis, keepdims=True)
+    return (y * (jax.lax.rsqrt(jnp.mean(y * y, axis, keepdims=True) + 1e-3) * scale) + shift).astype(x.dtype)
 
 
 def normed(x: Array, norm: str, activation: str, name: str) -> Array:
