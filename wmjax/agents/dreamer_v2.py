@@ -118,7 +118,7 @@ class DreamerV2Config:
 
     # Computation.
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of networks; parameters and losses stay float32
-    remat: bool = False  # recompute the RSSM step in the backward pass
+    remat: bool = False  # recompute observed and imagined steps in the backward pass
     eval_action: Literal["sample", "mode"] = "mode"  # how actions come from the policy when it is evaluated
     eval_latent: Literal["sample", "mode"] = "sample"  # how latents come from the posterior when it is evaluated
 

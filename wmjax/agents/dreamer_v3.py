@@ -155,7 +155,7 @@ class DreamerV3Config:
 
     # Computation.
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of networks; parameters and losses stay float32
-    remat: bool = False  # recompute the RSSM step in the backward pass
+    remat: bool = False  # recompute observed steps in the backward pass; none passes imagined ones
     eval_action: Literal["sample", "mode"] = "sample"  # how actions come from the policy when it is evaluated
 
     @property
