@@ -85,7 +85,7 @@ class Worker:
             line = self._answers.get(timeout=max(1.0, seconds))
         except queue.Empty:
             self.end()
-            return {"error": f"took more than {seconds:.0f} s"}
+            return {"error": f"took more than {max(1.0, seconds):.0f} s"}
         except OSError:
             line = ""
         if line:
@@ -167,7 +167,7 @@ def run_command(row: Row, args: Args, cache: Path, seconds: float) -> dict[str, 
                     command, env=env, capture_output=True, text=True, timeout=max(1.0, deadline - start)
                 )
             except subprocess.TimeoutExpired:
-                return {"error": f"took more than {deadline - start:.0f} s"}
+                return {"error": f"took more than {max(1.0, deadline - start):.0f} s"}
             taken = time.monotonic() - start
         if done.returncode:
             return {"error": f"ended with {done.returncode}: {done.stderr[-2000:]}"}
