@@ -168,12 +168,14 @@ def _run(body: Callable, init: list[Array], xs: list[Array], length: int, revers
     given = jax.eval_shape(lambda: body(init, [x[0] for x in xs])[1])
     pack_y, unpack_y = _packing(given)
 
+    over_time = lambda function, arrays: jax.vmap(function)(arrays) if arrays else function(arrays)
+
     def packed(carry, x):
         carry, ys = body(carry, unpack_x(x))
         return carry, pack_y(ys)
 
-    last, stacks = jax.lax.scan(packed, init, jax.vmap(pack_x)(xs), length, reverse)
-    return last, jax.vmap(unpack_y)(stacks)
+    last, stacks = jax.lax.scan(packed, init, over_time(pack_x, xs), length, reverse)
+    return last, over_time(unpack_y, stacks)
 
 
 def _packing(like: PyTree) -> tuple[Callable, Callable]:
