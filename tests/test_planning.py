@@ -135,6 +135,16 @@ def test_a_replay_that_is_too_large_is_refused_with_what_would_fit(capsys, uncom
     assert plan(*words, most, capsys=capsys).splitlines()[-1] == "it fits"
 
 
+def test_so_many_seeds_fit_as_is_said(capsys, uncompiled):
+    words = ["dreamer_v3", "--env", "probe:act_obs", "--card", "h100", *WORDS, "--memory-gb", "0.02", "--seeds"]
+    refused = plan(*words, "100", capsys=capsys).splitlines()[-1]
+    assert refused.startswith("it does not fit: seeds: 100 need")
+    most = int(refused.split("at most ")[1].split(" ")[0])
+    assert 1 < most < 15  # each has a megabyte of temporaries
+    assert plan(*words, str(most), capsys=capsys).splitlines()[-1] == "it fits"
+    assert plan(*words, str(most + 1), capsys=capsys).splitlines()[-1] != "it fits"
+
+
 @pytest.mark.slow
 def test_memory_is_that_of_the_compiled_program_where_no_card_is_named(found):
     own = planning.plan("dreamer_v3", "probe:act_obs", **TINY)

@@ -133,13 +133,15 @@ def check_run(
     on_host = card is None and jax.default_backend() == "cpu"
     learned, spread = (learned * devices, 1) if on_host else (learned, devices)
     each = learned + sum(parts.values()) / spread
-    total = seeds * each + work / spread  # on a CPU seeds learn in turn
+    # On a CPU seeds learn in turn, else at once.
+    own, once = (each, work) if on_host else (each + work / spread, 0.0)
+    total = seeds * own + once
     if total <= free.bytes:
         return
-    if each + work / spread <= free.bytes:
-        most = int((free.bytes - work / spread) / each)
+    if own + once <= free.bytes:
+        most = int((free.bytes - once) / own)
         raise UsageError(
-            f"seeds: {seeds} need {amount(total)}, {amount(each)} each, and {free.where}; at most {most} is valid"
+            f"seeds: {seeds} need {amount(total)}, {amount(own)} each, and {free.where}; at most {most} is valid"
         )
     parts |= {"agent: parameters and optimizers of these sizes need": learned * spread, doing: work}
     words, size = max(parts.items(), key=lambda part: part[1])
