@@ -71,6 +71,15 @@ def _linear(features: int, dtype: str, name: str | None = None) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(0.02), name=name)
 
 
+class _Weights(nn.Module):
+    """What `_linear` of the same name has, to be applied together with others: kernel `[width, width]` and bias."""
+
+    @nn.compact
+    def __call__(self, width: int, dtype: str) -> tuple[Array, Array]:
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (width, width))
+        return kernel.astype(dtype), self.param("bias", nn.initializers.zeros_init(), (width,)).astype(dtype)
+
+
 class LayerNorm(nn.Module):
     """Mean removed, divided by the standard deviation with ε = 1e-5, scaled and shifted; float32 statistics."""
 
@@ -114,9 +123,11 @@ class Block(nn.Module):
         drop = [None if keys is None else noise.fold_in(keys, site) for site in range(3)]
         norm1, norm2 = LayerNorm(name="norm1"), LayerNorm(name="norm2")
         y = norm1(x) if self.norm == "pre" else x
-        split = (-1, tokens, self.heads, width // self.heads)
-        q, k, v = (_linear(width, self.dtype, name)(y).reshape(split) for name in ("query", "key", "value"))
-        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        # One product for the three; `scan` over tokens joins their weights before its loop.
+        weights = zip(*(_Weights(name=name)(width, self.dtype) for name in ("query", "key", "value")), strict=True)
+        kernel, bias = (jnp.concatenate(x, -1) for x in weights)
+        qkv = (y @ kernel + bias).reshape(-1, tokens, 3, self.heads, width // self.heads)
+        q, k, v = (qkv[:, :, part].swapaxes(1, 2) for part in range(3))
         if cache is not None:
             # Written first, read afterwards: then the compiler needs no copy of it.
             k, v = (_write(old, x, place) for old, x in zip(cache, (k, v), strict=True))

@@ -12,6 +12,7 @@ from wmjax.agents.iris.tokenizer import decode, encode
 from wmjax.nets.actor_critic import Memory, zero_memory
 from wmjax.nets.mlp import call
 from wmjax.ops import distributions, noise, returns
+from wmjax.ops.scan import scan
 from wmjax.types import Array, EnvSpec, Sampling, Update, WorldModel
 
 sg = jax.lax.stop_gradient
@@ -27,7 +28,7 @@ def burn_in(nets: Networks, config: IRISConfig, params: dict, frames: Array, mas
         return jax.tree.map(lambda new, old: jnp.where(mask[:, None], new, old), new, memory), ()
 
     features = call(nets.actor_critic, weights, frames, method="features")
-    return jax.lax.scan(step, memory, (features, mask))[0]
+    return scan(step, memory, (features, mask))[0]
 
 
 def replay_frames(nets: Networks, weights: dict, memory: Memory, frames: Array) -> tuple[Array, Array]:
@@ -38,7 +39,7 @@ def replay_frames(nets: Networks, weights: dict, memory: Memory, frames: Array) 
         return memory, memory.hidden
 
     features = call(nets.actor_critic, weights, frames, method="features")
-    return call(nets.actor_critic, weights, jax.lax.scan(step, memory, features)[1], method="outputs")
+    return call(nets.actor_critic, weights, scan(step, memory, features)[1], method="outputs")
 
 
 def lambda_returns(reward: Array, end: Array, value: Array, discount: float, lambda_: float) -> Array:

@@ -17,6 +17,7 @@ from wmjax.nets.mlp import call
 from wmjax.nets.transformer import KVCache, in_step, restart
 from wmjax.ops import noise
 from wmjax.ops.masks import masked_mean
+from wmjax.ops.scan import scan
 from wmjax.types import Array, EnvSpec, PyTree, Sampling, Update, WorldModel
 
 
@@ -95,7 +96,7 @@ def next_frame(nets: Networks, params: dict, key: Array, cache: KVCache, hidden:
         hidden, cache = _append_frame(nets, params, token[:, None], cache)
         return (cache, hidden[:, 0]), token
 
-    (cache, _), tokens = jax.lax.scan(step, (cache, hidden), jnp.arange(model.tokens))
+    (cache, _), tokens = scan(step, (cache, hidden), jnp.arange(model.tokens))
     return cache, tokens.T
 
 

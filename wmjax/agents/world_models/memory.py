@@ -17,6 +17,7 @@ from wmjax.agents.world_models.vision import sample_latent, unpack_latent
 from wmjax.nets.mlp import call
 from wmjax.ops import distributions, noise
 from wmjax.ops.masks import masked_mean
+from wmjax.ops.scan import scan
 from wmjax.types import Array, EnvSpec, Metrics, TimeStep, WorldModel
 
 
@@ -98,7 +99,7 @@ def unroll(
         h, c = call(nets.memory, params, h, c, gates, method="advance")
         return (h, c), h
 
-    last, outputs = jax.lax.scan(step, (h, c), (gates, is_first))
+    last, outputs = scan(step, (h, c), (gates, is_first))
     return outputs, last
 
 
