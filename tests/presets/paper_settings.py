@@ -86,7 +86,8 @@ CONFIGS = {
         'evolve.common': True, 'evolve.generations': 1800, 'evolve.mean_every': 25, 'evolve.mean_rollouts': 1024,
         'evolve.horizon': None, 'evolve.starts': 1024, 'evolve.start_from': 'any', 'evolve.restarts': None,
         'eval_action': 'mode', 'collection': 'linear', 'collect_steps': 10000000, 'num_envs': 64,
-        'replay_capacity': 10000000, 'latent_dtype': 'float16', 'compute_dtype': 'float32',
+        'replay_capacity': 10000000, 'latent_dtype': 'float16', 'compute_dtype': 'float32', 'grad_accum': 1,
+        'remat': False,
     },
     ('world_models', 'paper_doom'): {
         'latent': 64, 'vision_updates': 308000, 'hidden': 512, 'done_head': True, 'done_pos_weight': 10.0,
@@ -108,7 +109,8 @@ CONFIGS = {
         weight_decay=0.01, grad_clip=10.0, beta1=0.9, beta2=0.999, adam_epsilon=1e-08, num_envs=1, collect=200,
         tokenizer_updates=200, world_model_updates=200, actor_critic_updates=200, tokenizer_batch=256,
         world_model_batch=64, actor_critic_batch=64, tokenizer_after=5, world_model_after=25, actor_critic_after=50,
-        collect_epochs=500, final_epochs=100, replay_capacity=100000, compute_dtype='float32',
+        collect_epochs=500, final_epochs=100, replay_capacity=100000, compute_dtype='float32', grad_accum=1,
+        remat=False,
     ),
 }
 # fmt: on

@@ -163,6 +163,7 @@ class TokenTransformer(nn.Module):
     position_std: float = 0.02
     reward_tokens: bool = False  # whether a reward token closes each block
     dtype: str = "float32"
+    remat: bool = False  # recompute blocks in the backward pass instead of storing their insides
 
     @property
     def block(self) -> int:
@@ -188,7 +189,8 @@ class TokenTransformer(nn.Module):
         position = nn.initializers.normal(self.position_std)
         self.position_table = self.param("position_table", position, (self.max_tokens, self.width))
         options = (self.heads, self.ff, self.rate, self.norm, self.activation, self.dtype)
-        self.blocks = [Block(*options) for _ in range(self.layers)]
+        kind = nn.remat(Block) if self.remat else Block
+        self.blocks = [kind(*options) for _ in range(self.layers)]
         if self.norm == "pre":
             self.norm_out = LayerNorm()
         self.frame_in, self.frame_out = _linear(self.width, self.dtype), _linear(self.vocab_size, self.dtype)

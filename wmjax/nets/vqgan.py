@@ -113,19 +113,27 @@ class Sizes:
     attention: tuple[int, ...]  # sides of the levels whose blocks are followed by attention
     patch: int = 1  # the first convolution sees patches of this side, without overlap; 1 is the paper's 3x3 convolution
     dtype: str = "float32"
+    remat: bool = False  # recompute blocks in the backward pass instead of storing their insides
 
 
-def _middle(x: Array, dtype: str) -> Array:
-    x = ResBlock(x.shape[-1], dtype, name="mid_res0")(x)
-    x = AttnBlock(dtype, name="mid_attn")(x)
-    return ResBlock(x.shape[-1], dtype, name="mid_res1")(x)
+def _res(x: Array, features: int, sizes: Sizes, name: str) -> Array:
+    return (nn.remat(ResBlock) if sizes.remat else ResBlock)(features, sizes.dtype, name=name)(x)
+
+
+def _attend(x: Array, sizes: Sizes, name: str) -> Array:
+    return (nn.remat(AttnBlock) if sizes.remat else AttnBlock)(sizes.dtype, name=name)(x)
+
+
+def _middle(x: Array, sizes: Sizes) -> Array:
+    x = _res(x, x.shape[-1], sizes, "mid_res0")
+    return _res(_attend(x, sizes, "mid_attn"), x.shape[-1], sizes, "mid_res1")
 
 
 def _level(x: Array, sizes: Sizes, level: int, blocks: int) -> Array:
     for block in range(blocks):
-        x = ResBlock(sizes.multipliers[level] * sizes.channels, sizes.dtype, name=f"res{level}_{block}")(x)
+        x = _res(x, sizes.multipliers[level] * sizes.channels, sizes, f"res{level}_{block}")
         if x.shape[-3] in sizes.attention:
-            x = AttnBlock(sizes.dtype, name=f"attn{level}_{block}")(x)
+            x = _attend(x, sizes, f"attn{level}_{block}")
     return x
 
 
@@ -144,7 +152,7 @@ class Encoder(nn.Module):
             if level:
                 x = Conv(x.shape[-1], stride=2, dtype=dtype, name=f"down{level - 1}")(x)
             x = _level(x, sizes, level, sizes.res_blocks)
-        x = _middle(x, dtype)
+        x = _middle(x, sizes)
         return Conv(self.latents, dtype=dtype, name="conv_out")(Norm(name="norm_out")(x))
 
 
@@ -162,7 +170,7 @@ class Decoder(nn.Module):
         contracts.floating(None, None, None, z=z)
         sizes, dtype = self.sizes, self.sizes.dtype
         x = Conv(sizes.multipliers[-1] * sizes.channels, dtype=dtype, name="conv_in")(z)
-        x = _middle(x, dtype)
+        x = _middle(x, sizes)
         for level in reversed(range(len(sizes.multipliers))):
             x = _level(x, sizes, level, sizes.res_blocks + 1)
             if level:

@@ -105,7 +105,7 @@ def make_update(nets: Networks, model: WorldModel, spec: EnvSpec, config: IRISCo
 
         dream, frames = sg(generate(nets, model, params, keys, tokens[-1], config.horizon - 1, policy, memory))
 
-        def objective(weights):
+        def objective(weights, memory, frames, dream):
             logits, value = replay_frames(nets, weights, memory, frames)
             losses, target = actor_critic_losses(logits, value, dream.action, dream.reward, dream.end, config)
             metrics = {
@@ -118,8 +118,11 @@ def make_update(nets: Networks, model: WorldModel, spec: EnvSpec, config: IRISCo
             scales = {"actor": config.actor_scale, "critic": config.critic_scale, "entropy": 1.0}
             return {name: scales[name] * loss for name, loss in losses.items()}, (metrics, ())
 
-        new, metrics, _ = descend("actor_critic", objective, state, config, axis_name)
+        args = memory, frames, dream
+        new, metrics, _ = descend("actor_critic", objective, state, config, axis_name, args, (0, 1, 1))
         return new, metrics, None
 
     sampling = Sampling(1, context=config.burn_in, over="episodes", pad="left")
-    return Update("actor_critic", update, config.actor_critic_updates, config.actor_critic_batch, sampling)
+    return Update(
+        "actor_critic", update, config.actor_critic_updates, config.actor_critic_batch, sampling, config.grad_accum
+    )

@@ -94,6 +94,8 @@ class IRISConfig:
 
     # Computation.
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of networks; parameters and losses stay float32
+    grad_accum: int = 1  # parts of a batch that its gradient is computed in, one after the other
+    remat: bool = False  # recompute the transformer's blocks and the tokenizer's levels in the backward pass
 
     @property
     def downsampling(self) -> int:

@@ -221,7 +221,7 @@ def generate(
 
 def world_model_losses(
     logits: tuple[Array, Array, Array], tokens: Array, reward: Array, end: Array, seen: Array, acted: Array,
-    axis_name: str | None = None,
+    axis_name: str | None = None, shares: tuple[Array | None, Array | None] = (None, None),
 ) -> dict[str, Array]:  # fmt: skip
     """Cross-entropies of the next frame token, of the sign of the reward, and of the end; each a mean over what counts.
 
@@ -230,6 +230,8 @@ def world_model_losses(
       tokens: int32 `[B, L, K]`.
       reward, end: float32 and bool `[B, L]`, what followed the action at each frame.
       seen, acted: bool `[B, L]`, False where a frame is padding, and where the outcome of its action is not known.
+      axis_name: axis that the batch is spread over.
+      shares: of tokens and of outcomes that count in the whole batch, where this is a part of it; see `masked_mean`.
 
     Returns:
       Scalars. The sequence's first token is not predicted, and its last prediction lies beyond it: B (L K - 1) terms.
@@ -239,13 +241,18 @@ def world_model_losses(
     frame_logits, reward_logits, end_logits = logits
     batch, length, size = tokens.shape
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-    counted = jnp.repeat(seen, size, 1)[:, 1:]
     labels = tokens.reshape(batch, length * size)[:, 1:]
+    of_tokens, of_outcomes = shares
     return {
-        "frame": masked_mean(cross_entropy(frame_logits[:, :-1], labels), counted, axis_name),
-        "reward": masked_mean(cross_entropy(reward_logits, _sign(reward) + 1), acted, axis_name),
-        "end": masked_mean(cross_entropy(end_logits, end.astype(jnp.int32)), acted, axis_name),
+        "frame": masked_mean(cross_entropy(frame_logits[:, :-1], labels), counted(seen, size), axis_name, of_tokens),
+        "reward": masked_mean(cross_entropy(reward_logits, _sign(reward) + 1), acted, axis_name, of_outcomes),
+        "end": masked_mean(cross_entropy(end_logits, end.astype(jnp.int32)), acted, axis_name, of_outcomes),
     }
+
+
+def counted(seen: Array, size: int) -> Array:
+    """Which tokens are predicted and no padding, bool `[B, L K - 1]`, of frames `[B, L]` of K = `size` tokens."""
+    return jnp.repeat(seen, size, 1)[:, 1:]
 
 
 def _sign(reward: Array) -> Array:
@@ -264,12 +271,18 @@ def make_update(nets: Networks, spec: EnvSpec, config: IRISConfig, axis_name: st
         reward, end = batch_first(step.reward[1:]), batch_first(step.is_terminal[1:])
         keys = noise.row_keys(key, tokens.shape[0], axis_name) if config.dropout else None
 
-        def objective(weights):
-            logits = call(nets.world_model, weights, tokens, action, _sign(reward), keys)
-            return world_model_losses(logits, tokens, reward, end, seen, acted, axis_name), ({}, ())
+        share = lambda mask: jnp.mean(mask, dtype=jnp.float32)
+        shares = share(counted(seen, nets.world_model.tokens)), share(acted)
 
-        new, metrics, _ = descend("world_model", objective, state, config, axis_name)
+        def objective(weights, keys, tokens, action, *outcome):
+            logits = call(nets.world_model, weights, tokens, action, _sign(outcome[0]), keys)
+            return world_model_losses(logits, tokens, *outcome, axis_name, shares), ({}, ())
+
+        args = keys, tokens, action, reward, end, seen, acted
+        new, metrics, _ = descend("world_model", objective, state, config, axis_name, args, (0,) * len(args))
         return new, metrics, None
 
     sampling = Sampling(config.world_model_length + 1, over="episodes", pad="right")
-    return Update("world_model", update, config.world_model_updates, config.world_model_batch, sampling)
+    return Update(
+        "world_model", update, config.world_model_updates, config.world_model_batch, sampling, config.grad_accum
+    )

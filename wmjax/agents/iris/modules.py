@@ -59,7 +59,9 @@ def networks(spec: EnvSpec, config: IRISConfig) -> Networks:
     """The modules for one environment."""
     side, _, image_channels = spec.obs[image_name(spec, config)].shape
     dtype = config.compute_dtype
-    sizes = vqgan.Sizes(config.channels, config.multipliers, config.res_blocks, config.attention, config.patch, dtype)
+    sizes = vqgan.Sizes(
+        config.channels, config.multipliers, config.res_blocks, config.attention, config.patch, dtype, config.remat
+    )
     kinds = (vqgan.Encoder, vqgan.Decoder) if config.multipliers else (vqgan.PatchEncoder, vqgan.PatchDecoder)
     encoder, decoder = kinds[0](sizes, config.latents), kinds[1](sizes, image_channels)
     return Networks(
@@ -67,7 +69,7 @@ def networks(spec: EnvSpec, config: IRISConfig) -> Networks:
         world_model=TokenTransformer(
             (side // config.downsampling) ** 2, config.max_blocks, config.vocab_size, spec.action.n, config.layers,
             config.heads, config.width, config.ff or 4 * config.width, config.dropout, config.norm, config.activation,
-            config.position_std, config.reward_tokens, dtype,
+            config.position_std, config.reward_tokens, dtype, config.remat,
         ),
         actor_critic=ActorCritic(spec.action.n, config.policy_channels, config.lstm_units, config.patch, dtype),
     )  # fmt: skip
@@ -104,17 +106,23 @@ def optimizers(config: IRISConfig) -> dict[str, optax.GradientTransformation]:
 
 
 def descend(
-    name: str, objective: Callable, state: AgentState, config: IRISConfig, axis_name: str | None
-) -> tuple[AgentState, Metrics, PyTree]:
-    """One optimizer step of a module on the sum of the losses in `objective(weights) -> (losses, (metrics, aux))`."""
+    name: str, objective: Callable, state: AgentState, config: IRISConfig, axis_name: str | None,
+    args: tuple[PyTree, ...], axes: tuple[int, ...],
+) -> tuple[AgentState, Metrics, PyTree]:  # fmt: skip
+    """One optimizer step of a module on the sum of the losses in `objective(weights, *args)`.
 
-    def total(modules):
-        losses, (metrics, aux) = objective(modules[name])
+    The objective gives (losses, (metrics, aux)), means over the batch, which is axis `axes[i]` of the arrays of
+    `args[i]` and the first one of those of `aux`.
+    """
+
+    def total(modules, *args):
+        losses, (metrics, aux) = objective(modules[name], *args)
         value = sum(losses.values())
         return value, (metrics | {f"loss/{term}": loss for term, loss in losses.items()} | {"loss": value}, aux)
 
     chain, params = {name: optimizers(config)[name]}, {name: state.params[name]}
-    done = optim.descend(total, chain, state.opt_state, params, axis_name)
+    rows = optim.Rows(args, axes, config.grad_accum)
+    done = optim.descend(total, chain, state.opt_state, params, axis_name, rows)
     params, opt_state = state.params | done.params, state.opt_state | done.opt_state
     new = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
     return new, done.metrics | {"grad_norm": done.grad_norm[name]}, done.aux

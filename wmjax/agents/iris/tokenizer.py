@@ -124,11 +124,11 @@ def make_update(nets: Networks, spec: EnvSpec, config: IRISConfig, axis_name: st
         image = trajectory.step.obs[name][0]
         keys = noise.row_keys(key_rows, image.shape[0], axis_name)
 
-        def objective(weights):
+        def objective(weights, keys, image):
             losses, aux = tokenizer_losses(nets, config, {"tokenizer": weights}, keys, image)
             return {name: scales[name] * loss for name, loss in losses.items() if scales[name]}, ({}, aux)
 
-        new, metrics, (z, tokens) = descend("tokenizer", objective, state, config, axis_name)
+        new, metrics, (z, tokens) = descend("tokenizer", objective, state, config, axis_name, (keys, image), (0, 0))
         weights = new.params["tokenizer"]
         record, codebook, more = follow_codebook(
             config, key_codebook, state.stats["codebook"], weights["codebook"], z, tokens, axis_name
@@ -137,4 +137,4 @@ def make_update(nets: Networks, spec: EnvSpec, config: IRISConfig, axis_name: st
         return new._replace(params=params, stats={"codebook": record}), metrics | more, None
 
     sampling = Sampling(1, over="episodes", pad="right")
-    return Update("tokenizer", update, config.tokenizer_updates, config.tokenizer_batch, sampling)
+    return Update("tokenizer", update, config.tokenizer_updates, config.tokenizer_batch, sampling, config.grad_accum)

@@ -122,15 +122,15 @@ def recipe(
     chunk = min(ENCODE_LENGTH, rows)
     stages = [Stage("collect", -(-per_env // chunk), chunk, collect)]
 
-    def learn(name, count, batch_size, sampling):
+    def learn(name, count, batch_size, sampling, grad_accum=config.grad_accum):
         repeats = math.gcd(count, 10)
-        update = Update(name, updates[name], repeats, batch_size, sampling)
+        update = Update(name, updates[name], repeats, batch_size, sampling, grad_accum)
         stages.append(Stage(name, count // repeats, 0, act, (update,)))
 
     if config.vision_updates:
         learn("vision", config.vision_updates, config.vision_batch_size, Sampling(1))
     if config.memory_updates or config.evolve.where == "dream":
-        learn("encode", -(-rows // chunk), config.num_envs, Sampling(chunk, over="in_order"))
+        learn("encode", -(-rows // chunk), config.num_envs, Sampling(chunk, over="in_order"), 1)
     if config.memory_updates:
         follow = dict(over="in_order") if config.memory_stateful else dict(within_episode=config.memory_within_episode)
         sampling = Sampling(config.memory_length, context=1, **follow)

@@ -95,6 +95,8 @@ class WorldModelsConfig:
 
     # Computation.
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of V and M; parameters, losses and C stay float32
+    grad_accum: int = 1  # parts of a batch that its gradient is computed in, one after the other
+    remat: bool = False  # recompute V's encoder and M's step in the backward pass
 
     def validate(self) -> None:
         """Raises `UsageError` on the first field that is out of range, or contradicts another."""

@@ -84,12 +84,13 @@ def world_model(nets: Networks, spec: EnvSpec, config: WorldModelsConfig) -> Wor
 
 
 def unroll(
-    nets: Networks, params: dict, h: Array, c: Array, z: Array, action: Array, is_first: Array
+    nets: Networks, params: dict, h: Array, c: Array, z: Array, action: Array, is_first: Array, remat: bool = False
 ) -> tuple[Array, tuple[Array, Array]]:
     """M over a sequence: outputs of the cell after each step, `[T, B, H]`, and its last (h, c).
 
     Before the first step h and c are `[B, H]`; they are zeroed where an episode begins, before the cell sees the step.
-    Of the steps are z `[T, B, Z]`, the action `[T, B, A]` that follows it, and bool is_first `[T, B]`.
+    Of the steps are z `[T, B, Z]`, the action `[T, B, A]` that follows it, and bool is_first `[T, B]`. `remat`:
+    recompute the step in the backward pass instead of storing its insides.
     """
     gates = call(nets.memory, params, z, action, is_first, method="inputs")
 
@@ -99,7 +100,7 @@ def unroll(
         h, c = call(nets.memory, params, h, c, gates, method="advance")
         return (h, c), h
 
-    last, outputs = scan(step, (h, c), (gates, is_first))
+    last, outputs = scan(step, (h, c), (gates, is_first), remat=remat)
     return outputs, last
 
 
@@ -119,7 +120,7 @@ def reward_loss(outputs: Array, target: Array, kind: str) -> Array:
 
 def memory_loss(
     nets: Networks, config: WorldModelsConfig, params: dict, start: tuple[Array, Array], z: Array, action: Array,
-    step: TimeStep, axis_name: str | None = None,
+    step: TimeStep, axis_name: str | None = None, share: Array | None = None,
 ) -> tuple[Array, tuple[Metrics, tuple[Array, Array]]]:  # fmt: skip
     """M's loss on a sequence of T + 1 records: step t sees zₜ and aₜ and predicts what arrives with record t + 1.
 
@@ -127,13 +128,14 @@ def memory_loss(
       start: (h, c) before the first record, `[B, H]`.
       z, action, step: `[T + 1, B, ...]`. No loss where record t + 1 begins another episode.
       axis_name: axis that the batch is spread over.
+      share: of the records that count in the whole batch, where this is a part of it; see `masked_mean`.
 
     Returns:
       The scalar to minimize; metrics, and (h, c) after T records.
     """
-    hidden, last = unroll(nets, params, *start, z[:-1], action[:-1], step.is_first[:-1])
+    hidden, last = unroll(nets, params, *start, z[:-1], action[:-1], step.is_first[:-1], config.remat)
     mask = ~step.is_first[1:]
-    mean = lambda x: masked_mean(x, mask, axis_name)
+    mean = lambda x: masked_mean(x, mask, axis_name, share)
     mixture = call(nets.memory, params, hidden, method="predict_latent")
     # A mean over dimensions where each has its own mixture, the joint likelihood of all where they share one.
     losses = {"nll": mean(-jnp.mean(mixture.log_prob(z[1:]), -1))}
@@ -171,10 +173,12 @@ def make_update(nets: Networks, config: WorldModelsConfig, axis_name: str | None
         if config.memory_stateful:
             first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
             start = tuple(jax.lax.dynamic_slice_in_dim(x, first, batch) for x in stats["memory_carry"])
-        sequence = start, z, trajectory.action, trajectory.step
-        objective = lambda modules: memory_loss(nets, config, modules["memory"], *sequence, axis_name)
+        step = trajectory.step._replace(obs={})
+        rows = optim.Rows((start, z, trajectory.action, step), (0, 1, 1, 1), config.grad_accum)
+        share = jnp.mean(~step.is_first[1:], dtype=jnp.float32)
+        objective = lambda modules, *rows: memory_loss(nets, config, modules["memory"], *rows, axis_name, share)
         params = {"memory": state.params["memory"]}
-        done = optim.descend(objective, {"memory": optimizer(config)}, state.opt_state, params, axis_name)
+        done = optim.descend(objective, {"memory": optimizer(config)}, state.opt_state, params, axis_name, rows)
         if config.memory_stateful:
             gather = (lambda x: x) if axis_name is None else (lambda x: jax.lax.all_gather(x, axis_name, tiled=True))
             stats = stats | {"memory_carry": tuple(gather(jax.lax.stop_gradient(x)) for x in done.aux)}

@@ -39,9 +39,11 @@ def vision_loss(
 ) -> tuple[Array, tuple[Metrics, tuple]]:
     """V's loss, averaged over images uint8 `[B, H, W, C]`: squared errors summed over the picture, plus β KL.
 
-    `key` are keys `[B]`, consumed; `axis_name` is the axis that the batch is spread over.
+    `key` are keys `[B]`, consumed; `axis_name` is the axis that the batch is spread over. The images are one part of
+    `config.grad_accum` of a batch.
     """
-    mu, logvar = call(nets.encoder, params["encoder"], image)
+    encode = lambda weights, image: call(nets.encoder, weights, image)
+    mu, logvar = (jax.checkpoint(encode) if config.remat else encode)(params["encoder"], image)
     output = call(nets.decoder, params["decoder"], sample_latent(key, mu, logvar))
     target = image.astype(jnp.float32) / 255
     recon = jnp.sum((output - target) ** 2, (-3, -2, -1))
@@ -53,8 +55,9 @@ def vision_loss(
         loss = loss + config.perceptual_scale * distance
         metrics["perceptual"] = jnp.mean(distance)
     total = jnp.mean(loss)
-    if config.reduction == "sum":  # over the batch of all devices, whose gradients are averaged
-        total = total * image.shape[0] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    if config.reduction == "sum":  # over the batch of all parts and devices, whose gradients are averaged
+        devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+        total = total * image.shape[0] * config.grad_accum * devices
     return total, (metrics | {"loss": total}, ())
 
 
@@ -73,9 +76,10 @@ def make_update(nets: Networks, spec: EnvSpec, config: WorldModelsConfig, axis_n
         keys = noise.split(keys, image.shape[0]).reshape(-1)  # [T * B]
         image = image.reshape(-1, *image.shape[2:])
 
-        objective = lambda modules: vision_loss(nets, config, modules["vision"], keys, image, axis_name)
+        objective = lambda modules, *rows: vision_loss(nets, config, modules["vision"], *rows, axis_name)
+        rows = optim.Rows((keys, image), (0, 0), config.grad_accum)
         params = {"vision": {name: state.params[name] for name in ("encoder", "decoder")}}
-        done = optim.descend(objective, {"vision": optimizer(config)}, state.opt_state, params, axis_name)
+        done = optim.descend(objective, {"vision": optimizer(config)}, state.opt_state, params, axis_name, rows)
         params, opt_state = state.params | done.params["vision"], state.opt_state | done.opt_state
         new = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
         return new, done.metrics | {"grad_norm": done.grad_norm["vision"]}, None
