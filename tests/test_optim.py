@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from tests.parity import load
+from wmjax.ops import rows
 from wmjax.optim import (
     Rows,
     adam_tf,
@@ -13,11 +14,9 @@ from wmjax.optim import (
     clipped_adam_tf,
     descend,
     flat,
-    flatten,
     laprop,
     scale_by_momentum,
     soft_update,
-    unflatten,
     warmup_schedule,
 )
 from wmjax.types import UsageError
@@ -219,7 +218,7 @@ def test_clipping_is_by_the_norm_of_all_gradients_together_and_off_at_zero():
         grads, clipped_adam_tf(1e-3, 1e-5, clip).init(params), params
     )[1]
     for clip, expected in ((1.0, 0.06), (100.0, 0.3), (0.0, 0.3)):
-        assert float(unflatten(optax.tree.get(moments(clip), "mu"), grads)["a"][0]) == pytest.approx(expected)
+        assert float(rows.unflatten(optax.tree.get(moments(clip), "mu"), grads)["a"][0]) == pytest.approx(expected)
 
 
 def test_a_step_takes_the_mean_of_the_gradients_of_all_devices_and_reports_its_norm():
@@ -325,10 +324,3 @@ def test_one_array_of_all_parameters_steps_as_its_tensors_do_one_by_one(name):
     mapped = jax.vmap(lambda scale: run(mine, params, [jax.tree.map(lambda g: scale * g, gradients[0])])[0])
     doubled = run(mine, params, [jax.tree.map(lambda g: 2 * g, gradients[0])])[0]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-5), mapped(jnp.array([1.0, 2.0])), doubled)
-
-
-def test_rows_keep_every_entry_and_where_it_belongs():
-    tree = {"b": jnp.arange(300.0).reshape(3, 100), "a": jnp.float32(7), "c": [jnp.ones((256,)), jnp.zeros((0,))]}
-    rows = flatten(tree)
-    assert rows.shape == (4, 256) and float(rows.sum()) == 7 + 300 * 299 / 2 + 256
-    jax.tree.map(np.testing.assert_array_equal, unflatten(rows, tree), tree)

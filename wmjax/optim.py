@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from wmjax.ops.rows import flatten, spread, tensor_norms, unflatten
 from wmjax.types import Array, Metrics, PyTree, UsageError
 
 
@@ -124,66 +125,20 @@ def pmean(tree: PyTree, axis_name: str | None) -> PyTree:
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
-ROW = 256  # entries of a row of `flatten`
-
-
-def flatten(tree: PyTree) -> Array:
-    """All leaves one after the other as one array `[rows, ROW]`; each is filled up with zeros to whole rows.
-
-    One array takes one kernel where a tree takes one for each leaf, and what is done to whole rows is done to each leaf
-    on its own.
-
-    Args:
-      tree: float32 arrays of any shapes.
-    """
-    leaves = jax.tree.leaves(tree)
-    padded = [jnp.pad(leaf.ravel(), (0, -leaf.size % ROW)) for leaf in leaves]
-    return jnp.concatenate(padded).reshape(-1, ROW)
-
-
-def unflatten(rows: Array, like: PyTree) -> PyTree:
-    """The tree that `flatten` made rows of: `rows` with the structure and the shapes of `like`."""
-    leaves, structure = jax.tree.flatten(like)
-    starts, vector = ROW * _first_rows(leaves)[:-1], rows.ravel()
-    cut = lambda start, leaf: vector[start : start + leaf.size].reshape(leaf.shape)
-    return structure.unflatten([cut(*pair) for pair in zip(starts, leaves, strict=True)])
-
-
-def _first_rows(leaves: list[Array]) -> np.ndarray:
-    """Where each leaf begins in `flatten`, and where the last one ends: ints `[leaves + 1]`."""
-    return np.cumsum([0, *(-(-leaf.size // ROW) for leaf in leaves)])
-
-
-def flat(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def flat(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same transformation on one array instead of a tree: few kernels, whatever the number of parameters.
 
-    `inner` gets updates and parameters as `flatten` makes them, and as the keyword `like` the tree that they were; its
-    state consists of such rows too.
+    `inner` gets updates and parameters as `ops.rows.flatten` makes them, and as the keyword `like` the tree that they
+    were; its state consists of such rows too.
     """
     inner = optax.with_extra_args_support(inner)
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
         params = None if params is None else flatten(params)
-        rows, state = inner.update(flatten(updates), state, params, like=updates)
-        return unflatten(rows, updates), state
+        changes, state = inner.update(flatten(updates), state, params, like=updates)
+        return unflatten(changes, updates), state
 
     return optax.GradientTransformation(lambda params: inner.init(flatten(params)), update)
-
-
-def _tensor_norms(rows: Array, like: PyTree) -> Array:
-    """The norm of each leaf of `like`, `[leaves]`, from its rows. By gathers, for they add in the same order always."""
-    sums, first = jnp.sum(jnp.square(rows), 1), _first_rows(jax.tree.leaves(like))
-    counts = np.diff(first)[:, None]
-    place = jnp.arange(counts.max())  # in each leaf
-    return jnp.sqrt(
-        jnp.sum(jnp.where(place < counts, sums[jnp.minimum(first[:-1, None] + place, len(sums) - 1)], 0), 1)
-    )
-
-
-def _to_rows(values: Array, like: PyTree) -> Array:
-    """One value for each leaf of `like`, `[leaves]`, at each of its rows: `[rows, 1]`."""
-    counts = np.diff(_first_rows(jax.tree.leaves(like)))
-    return values[np.repeat(np.arange(len(counts)), counts)][:, None]
 
 
 def adaptive_grad_clip(clip: float, floor: float = 1e-3) -> optax.GradientTransformation:
@@ -201,8 +156,8 @@ def adaptive_grad_clip(clip: float, floor: float = 1e-3) -> optax.GradientTransf
     """
 
     def update(gradient: Array, state: optax.EmptyState, params: Array, *, like: PyTree) -> tuple[Array, Any]:
-        limit = clip * jnp.maximum(floor, _tensor_norms(params, like))
-        return gradient / _to_rows(jnp.maximum(1.0, _tensor_norms(gradient, like) / limit), like), state
+        limit = clip * jnp.maximum(floor, tensor_norms(params, like))
+        return gradient / spread(jnp.maximum(1.0, tensor_norms(gradient, like) / limit), like), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
@@ -216,7 +171,7 @@ def add_decayed_weights(weight_decay: float, pattern: str) -> optax.GradientTran
     def update(updates: Array, state: optax.EmptyState, params: Array, *, like: PyTree) -> tuple[Array, Any]:
         name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
         decays = [re.search(pattern, name(path)) is not None for path, _ in jax.tree.leaves_with_path(like)]
-        return updates + _to_rows(weight_decay * np.array(decays, np.float32), like) * params, state
+        return updates + spread(weight_decay * np.array(decays, np.float32), like) * params, state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 

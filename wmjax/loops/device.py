@@ -18,7 +18,7 @@ import numpy as np
 from wmjax import evolution
 from wmjax.loops.rollout import Position, random_act, rollout
 from wmjax.loops.schedule import check, samplings
-from wmjax.ops import noise
+from wmjax.ops import noise, rows
 from wmjax.replay import device as replays
 from wmjax.replay.device import Record, Replay
 from wmjax.types import Agent, AgentState, Array, Env, Evolve, Metrics, PyTree, Stage, TimeStep, Trajectory, Update
@@ -140,11 +140,10 @@ def is_finite(changed: PyTree, metrics: Metrics, axis_name: str | None = None) -
     leaves = [x for x in jax.tree.leaves(changed) if jnp.issubdtype(x.dtype, jnp.floating)]
     if not (watched or leaves):  # such as an update that only writes latents
         return jnp.bool_(True)
-    # One reduction for all of them: few kernels, and little to compile.
-    sound = jnp.concatenate([jnp.isfinite(x).ravel() for x in [*watched, *leaves]]).all()
-    # A matrix product, because XLA on a CPU fuses any other reduction into the choice of every leaf, where it is made
-    # anew from all of them: of 400 leaves that took 23 s to compile instead of 2, of a thousand many minutes.
-    finite = jnp.dot(jnp.full(2, sound, jnp.float32), jnp.ones(2), precision="highest") == 2
+    # In rows of one array, which take few kernels. A matrix product sums them up, because XLA on a CPU fuses any other
+    # reduction into the choice of every leaf, where it is made anew from all of them and takes minutes to compile.
+    broken = rows.flatten([~jnp.isfinite(x) for x in [jnp.array(watched), *leaves]]).any(1).astype(jnp.float32)
+    finite = jnp.dot(broken, jnp.ones_like(broken), precision="highest") == 0
     return finite if axis_name is None else jax.lax.pmin(finite.astype(jnp.int32), axis_name) == 1
 
 

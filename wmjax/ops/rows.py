@@ -1,0 +1,56 @@
+"""A tree of arrays as one array of rows: what is done to all of them at once takes one kernel instead of many."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmjax.types import Array, PyTree
+
+WIDTH = 256  # entries of a row
+
+
+def flatten(tree: PyTree) -> Array:
+    """All leaves one after the other as one array `[rows, WIDTH]`; each is filled up with zeros to whole rows.
+
+    What is done to whole rows is done to each leaf on its own.
+
+    Args:
+      tree: arrays of one dtype and any shapes.
+
+    >>> flatten({"a": jnp.ones((2, 3)), "b": jnp.zeros(300)}).shape
+    (3, 256)
+    """
+    leaves = jax.tree.leaves(tree)
+    assert len({leaf.dtype for leaf in leaves}) == 1, {leaf.dtype for leaf in leaves}
+    padded = [jnp.pad(leaf.ravel(), (0, -leaf.size % WIDTH)) for leaf in leaves]
+    return jnp.concatenate(padded).reshape(-1, WIDTH)
+
+
+def unflatten(rows: Array, like: PyTree) -> PyTree:
+    """The tree that `flatten` made rows of: `rows` with the structure and the shapes of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    starts, vector = WIDTH * _first_rows(like)[:-1], rows.ravel()
+    cut = lambda start, leaf: vector[start : start + leaf.size].reshape(leaf.shape)
+    return structure.unflatten([cut(*pair) for pair in zip(starts, leaves, strict=True)])
+
+
+def _first_rows(like: PyTree) -> np.ndarray:
+    """Where each leaf begins in `flatten`, and where the last one ends: ints `[leaves + 1]`."""
+    return np.cumsum([0, *(-(-leaf.size // WIDTH) for leaf in jax.tree.leaves(like))])
+
+
+def tensor_norms(rows: Array, like: PyTree) -> Array:
+    """The norm of each leaf of `like`, `[leaves]`, from its rows. By gathers, for they add in the same order always."""
+    sums, first = jnp.sum(jnp.square(rows), 1), _first_rows(like)
+    counts = np.diff(first)[:, None]
+    place = jnp.arange(counts.max())  # in each leaf
+    own = jnp.where(place < counts, sums[jnp.minimum(first[:-1, None] + place, len(sums) - 1)], 0)
+    return jnp.sqrt(jnp.sum(own, 1))
+
+
+def spread(values: Array | np.ndarray, like: PyTree) -> Array:
+    """One value for each leaf of `like`, `[leaves]`, at each of its rows: `[rows, 1]`."""
+    counts = np.diff(_first_rows(like))
+    return values[np.repeat(np.arange(len(counts)), counts)][:, None]
