@@ -317,7 +317,7 @@ def test_values_and_rewards_are_exactly_zero_at_first_even_compiled():
     agent, config, parts, _ = tiny(bins=255)
     state = jax.jit(agent.init)(jax.random.key(0))
     feat = jax.random.normal(jax.random.key(0), (64, config.dimensions.deter + 16))
-    assert not np.any(jax.jit(lambda p: v3.critic_dist(parts, p["critic"], feat).mean())(state.params))
+    assert not np.any(jax.jit(lambda p: v3.critic_dists(parts, p["critic"], feat)[0].mean())(state.params))
     reward = lambda p: distributions.number(v3.call(parts.nets.reward, p["reward"], feat), "two_hot")
     assert not np.any(jax.jit(lambda p: reward(p).mean())(state.params))
 

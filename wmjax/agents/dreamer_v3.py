@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from wmjax import checks, dreaming, optim, recipes
@@ -294,9 +296,13 @@ def _mean(output: Array, space) -> Array:
     return jnp.argmax(output, -1) if isinstance(space, Discrete) else symexp(output)
 
 
-def critic_dist(parts: Parts, critic_params: dict, feat: Array) -> distributions.TwoHot:
-    """Distribution of the return, `[...]`, of the critic or its slow copy."""
-    return number(call(parts.nets.critic, critic_params, feat), "two_hot")
+def critic_dists(parts: Parts, critic_params: dict, *feats: Array) -> list[distributions.TwoHot]:
+    """Distributions of the return, `[...]` each, of the critic or its slow copy, in one pass over all features."""
+    rows = jnp.concatenate([feat.reshape(-1, feat.shape[-1]) for feat in feats])
+    logits = call(parts.nets.critic, critic_params, rows)["logits"]
+    pieces = jnp.split(logits, np.cumsum([math.prod(feat.shape[:-1]) for feat in feats])[:-1].tolist())
+    shaped = [piece.reshape(*feat.shape[:-1], -1) for piece, feat in zip(pieces, feats, strict=True)]
+    return [number({"logits": piece}, "two_hot") for piece in shaped]
 
 
 def policy_dist(parts: Parts, params: dict, feat: Array):
@@ -476,30 +482,27 @@ def loss(
 
     _, feat, action = dreaming.imagine(model, frozen, keys, starts, policy, config.horizon, emit=feature)
     feat = sg(feat)
+    # Critics see imagined and replayed steps; the gradient of the latter shapes the world model's features.
+    replayed, tail = jax.tree.map(lambda x: x[-last:], (feature(states), step))
+    critic, replay_critic = critic_dists(parts, params["critic"], feat, replayed)
+    slow_critic, replay_slow_critic = critic_dists(parts, frozen["slow_critic"], feat, sg(replayed))
     behavior, imagined_returns, return_norm, more = imagination_losses(
         policy_dist(parts, params, feat),
         action,
         number(call(nets.reward, frozen["reward"], feat), config.reward_head).mean(),
         dreamer.discount_of(nets, frozen, feat, config.discount),
-        critic_dist(parts, params["critic"], feat),
-        critic_dist(parts, frozen["slow_critic"], feat),
+        critic,
+        slow_critic,
         stats["return_norm"],
         config,
         parts.axis_name,
         batch_returns,
     )
 
-    # The critic on the replayed steps themselves; its gradient shapes the world model's features.
-    feat, tail = jax.tree.map(lambda x: x[-last:], (feature(states), step))
-    replay_critic = replay_critic_loss(
-        critic_dist(parts, params["critic"], feat),
-        critic_dist(parts, frozen["slow_critic"], feat),
-        tail,
-        imagined_returns[0].reshape(last, batch),
-        config,
-    )
+    bootstrap = imagined_returns[0].reshape(last, batch)
+    replay_loss = replay_critic_loss(replay_critic, replay_slow_critic, tail, bootstrap, config)
 
-    losses |= behavior | {"replay_critic": replay_critic}
+    losses |= behavior | {"replay_critic": replay_loss}
     total, means = optim.weighted_sum(losses, scales(parts))
     metrics |= more | means | {"loss": total}
     return total, (losses, states, {"return_norm": return_norm}, metrics, imagined_returns)

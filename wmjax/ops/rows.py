@@ -24,8 +24,9 @@ def flatten(tree: PyTree) -> Array:
     """
     leaves = jax.tree.leaves(tree)
     assert len({leaf.dtype for leaf in leaves}) == 1, {leaf.dtype for leaf in leaves}
-    padded = [jnp.pad(leaf.ravel(), (0, -leaf.size % WIDTH)) for leaf in leaves]
-    return jnp.concatenate(padded).reshape(-1, WIDTH)
+    # Zeros are parts of their own: a pad for each leaf would be a kernel for each.
+    parts = [part for leaf in leaves for part in (leaf.ravel(), jnp.zeros(-leaf.size % WIDTH, leaf.dtype))]
+    return jnp.concatenate(parts).reshape(-1, WIDTH)
 
 
 def unflatten(rows: Array, like: PyTree) -> PyTree:
