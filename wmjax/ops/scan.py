@@ -32,7 +32,7 @@ _NUMBER, _CLOSED, _INPUT, _CARRY = range(4)
 def scan(step: Callable, init: PyTree, xs: PyTree, *, remat: bool = False) -> tuple[PyTree, PyTree]:
     """`jax.lax.scan(step, init, xs)` with as little as possible in the loop.
 
-    Gradients are of reverse mode; forward mode may be taken of them, but not of the scan itself.
+    Gradients are of reverse mode; forward mode may be taken of them, but of the scan itself only with `remat`.
 
     Args:
       step: `(carry, x) -> (carry, y)`; what it closes over may be differentiated too.
