@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from tests.parity import load
-from wmjax.ops import rows
+from wmjax.ops.flat import unflatten
 from wmjax.optim import (
     Rows,
     adam_tf,
@@ -218,7 +218,7 @@ def test_clipping_is_by_the_norm_of_all_gradients_together_and_off_at_zero():
         grads, clipped_adam_tf(1e-3, 1e-5, clip).init(params), params
     )[1]
     for clip, expected in ((1.0, 0.06), (100.0, 0.3), (0.0, 0.3)):
-        assert float(rows.unflatten(optax.tree.get(moments(clip), "mu"), grads)["a"][0]) == pytest.approx(expected)
+        assert float(unflatten(optax.tree.get(moments(clip), "mu"), grads)["a"][0]) == pytest.approx(expected)
 
 
 def test_a_step_takes_the_mean_of_the_gradients_of_all_devices_and_reports_its_norm():

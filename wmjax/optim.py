@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wmjax.ops.rows import flatten, spread, tensor_norms, unflatten
+from wmjax.ops.flat import flatten, spread, tensor_norms, unflatten
 from wmjax.types import Array, Metrics, PyTree, UsageError
 
 
@@ -128,7 +128,7 @@ def pmean(tree: PyTree, axis_name: str | None) -> PyTree:
 def flat(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same transformation on one array instead of a tree: few kernels, whatever the number of parameters.
 
-    `inner` gets updates and parameters as `ops.rows.flatten` makes them, and as the keyword `like` the tree that they
+    `inner` gets updates and parameters as `ops.flat.flatten` makes them, and as the keyword `like` the tree that they
     were; its state consists of such rows too.
     """
     inner = optax.with_extra_args_support(inner)

@@ -20,7 +20,7 @@ from wmjax.nets import dreamer, strided_codec
 from wmjax.nets.gru import GRU
 from wmjax.nets.heads import Head
 from wmjax.nets.rssm import DenseRSSM, LatentState, feature
-from wmjax.ops import action_distributions, distributions, latents, noise, returns, rows
+from wmjax.ops import action_distributions, distributions, flat, latents, noise, returns
 from wmjax.types import Box, Discrete, EnvSpec, TimeStep, Trajectory
 
 pytestmark = pytest.mark.parity
@@ -303,7 +303,7 @@ def check_gradients(agent, opt_state, metrics, groups):
     """Adam's first moment is a tenth of the clipped gradient."""
     for mine, theirs in groups.items():
         scale = 10 * max(1.0, float(metrics[f"grad_norm/{mine}"]) / agent.config.grad_clip)
-        grads = rows.unflatten(scale * optax.tree.get(opt_state[mine], "mu"), optim.apart(agent.params)[mine])
+        grads = flat.unflatten(scale * optax.tree.get(opt_state[mine], "mu"), optim.apart(agent.params)[mine])
         grads = flatten(grads if mine == "model" else {mine: grads})
         recorded = agent.file.tree(f"grad/{agent.section}/{theirs}")
         norms = agent.file.tree(f"out/{agent.section}/grad_norm_per_tensor/{theirs}")

@@ -21,7 +21,7 @@ from wmjax.nets import dreamer, strided_codec
 from wmjax.nets.gru import LayerNormGRU
 from wmjax.nets.heads import Head
 from wmjax.nets.rssm import DenseRSSM, LatentState, feature
-from wmjax.ops import action_distributions, distributions, kl, latents, noise, returns, rows
+from wmjax.ops import action_distributions, distributions, flat, kl, latents, noise, returns
 from wmjax.types import AgentState, Box, Discrete, EnvSpec, TimeStep, Trajectory
 
 pytestmark = pytest.mark.parity
@@ -424,7 +424,7 @@ def test_gradients_of_the_world_model_and_three_training_steps_equal_the_authors
         if t == 0:  # Adam's first moment is a tenth of the clipped gradient.
             scale = 10 * max(1.0, float(metrics["grad_norm/model"]) / agent.config.grad_clip)
             moments = optax.tree.get(state.opt_state["model"], "mu")
-            grads = rows.unflatten(scale * moments, optim.apart(state.params)["model"])
+            grads = flat.unflatten(scale * moments, optim.apart(state.params)["model"])
             agent.check_grads(grads, "wm")
             for name, norm in agent.file.tree(f"out/{agent.section}/grad_norm_per_tensor/wm").items():
                 found = np.linalg.norm(np.asarray(flatten(grads)[our_name(name, agent.discrete)]).ravel())

@@ -18,7 +18,7 @@ import numpy as np
 from wmjax import evolution
 from wmjax.loops.rollout import Position, random_act, rollout
 from wmjax.loops.schedule import check, samplings
-from wmjax.ops import noise, rows
+from wmjax.ops import flat, noise
 from wmjax.replay import device as replays
 from wmjax.replay.device import Record, Replay
 from wmjax.types import Agent, AgentState, Array, Env, Evolve, Metrics, PyTree, Stage, TimeStep, Trajectory, Update
@@ -142,7 +142,7 @@ def is_finite(changed: PyTree, metrics: Metrics, axis_name: str | None = None) -
         return jnp.bool_(True)
     # In rows of one array, which take few kernels. A matrix product sums them up, because XLA on a CPU fuses any other
     # reduction into the choice of every leaf, where it is made anew from all of them and takes minutes to compile.
-    broken = rows.flatten([~jnp.isfinite(x) for x in [jnp.array(watched), *leaves]]).any(1).astype(jnp.float32)
+    broken = flat.flatten([~jnp.isfinite(x) for x in [jnp.array(watched), *leaves]]).any(1).astype(jnp.float32)
     finite = jnp.dot(broken, jnp.ones_like(broken), precision="highest") == 0
     return finite if axis_name is None else jax.lax.pmin(finite.astype(jnp.int32), axis_name) == 1
 

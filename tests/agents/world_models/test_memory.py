@@ -17,7 +17,7 @@ from wmjax import dreaming
 from wmjax.agents import world_models as wm
 from wmjax.agents.world_models import memory
 from wmjax.nets.mdn import MDNRNN
-from wmjax.ops import rows
+from wmjax.ops import flat
 from wmjax.types import Box, TimeStep
 
 
@@ -191,7 +191,7 @@ def test_gradients_are_clipped_entry_by_entry_or_by_their_norm():
         # Adam's first step has the size of the rate whatever the gradient: look at its moments.
         optimizer = memory.optimizer(config)
         _, state = optimizer.update(grads, optimizer.init(grads))
-        moments = rows.unflatten(optax.tree.get(state, "mu"), grads)
+        moments = flat.unflatten(optax.tree.get(state, "mu"), grads)
         np.testing.assert_allclose(moments["a"] * 10, expected[0], rtol=1e-3)
         np.testing.assert_allclose(moments["b"] * 10, expected[1], rtol=1e-3)
 

@@ -2,18 +2,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.ops import rows
+from wmjax.ops import flat
 
 TREE = {"b": jnp.arange(300.0).reshape(3, 100), "a": jnp.float32(7), "c": [jnp.ones((256,)), jnp.zeros((0,))]}
 
 
 def test_rows_keep_every_entry_and_where_it_belongs():
-    found = rows.flatten(TREE)
+    found = flat.flatten(TREE)
     assert found.shape == (4, 256) and float(found.sum()) == 7 + 300 * 299 / 2 + 256
-    jax.tree.map(np.testing.assert_array_equal, rows.unflatten(found, TREE), TREE)
+    jax.tree.map(np.testing.assert_array_equal, flat.unflatten(found, TREE), TREE)
 
 
 def test_each_tensor_has_its_norm_and_its_value_at_all_of_its_rows():
-    found = rows.tensor_norms(rows.flatten(TREE), TREE)  # in the order of leaves: a, b, and the two of c
+    found = flat.tensor_norms(flat.flatten(TREE), TREE)  # in the order of leaves: a, b, and the two of c
     np.testing.assert_allclose(found, [7, np.sqrt(np.sum(np.arange(300.0) ** 2)), 16, 0], rtol=1e-6)
-    assert rows.spread(jnp.array([1.0, 2.0, 3.0, 4.0]), TREE).ravel().tolist() == [1, 2, 2, 3]
+    assert flat.spread(jnp.array([1.0, 2.0, 3.0, 4.0]), TREE).ravel().tolist() == [1, 2, 2, 3]
