@@ -9,7 +9,7 @@ from typing import NamedTuple
 from wmjax.arithmetic import Product
 from wmjax.types import UsageError
 
-LAUNCH = 2.5e-6  # seconds that a kernel takes on a GPU if it computes nothing; benchmarks/results have it measured
+LAUNCH = 2.5e-6  # seconds that a kernel takes on a GPU if it computes nothing: assumed, not measured
 
 
 class Card(NamedTuple):
