@@ -217,7 +217,7 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [..., H, W, C] to [..., Ho, Wo, features] in `dtype`."""
-        x, kernel, bias = _parameters(self, x, self.features, x.shape[-1])
+        x, kernel, bias = _parameters(self, x, transposed=True)
         return conv2d_transpose(x, kernel, stride=self.stride) + bias
 
 
@@ -236,9 +236,10 @@ class UpsampleConv(nn.Module):
         return _apply(self, upsample_conv2d, x, after)
 
 
-def _parameters(module: Any, x: Array, *channels: int) -> tuple[Array, Array, Array]:
+def _parameters(module: Any, x: Array, transposed: bool = False) -> tuple[Array, Array, Array]:
     """What a module convolves, its kernel and its bias, in its dtype."""
     contracts.floating(None, None, None, x=x)
+    channels = (module.features, x.shape[-1]) if transposed else (x.shape[-1], module.features)
     kernel = module.param("kernel", module.kernel_init, (module.kernel_size, module.kernel_size, *channels))
     bias = module.param("bias", module.bias_init, (module.features,))
     return x.astype(module.dtype), kernel.astype(module.dtype), bias.astype(module.dtype)
@@ -246,7 +247,7 @@ def _parameters(module: Any, x: Array, *channels: int) -> tuple[Array, Array, Ar
 
 def _apply(module: Any, function: Callable, x: Array, after: After | None) -> Array:
     """A convolution by the parameters of a module, plus its bias, and what comes after them."""
-    x, kernel, bias = _parameters(module, x, x.shape[-1], module.features)
+    x, kernel, bias = _parameters(module, x)
 
     def finish(y: Array, axis: int) -> Array:
         return _then(after, y + along(bias, axis, y.ndim), axis)
@@ -256,6 +257,8 @@ def _apply(module: Any, function: Callable, x: Array, after: After | None) -> Ar
 
 def along(x: Array, axis: int, ndim: int) -> Array:
     """A vector of channels with `ndim` axes, to be broadcast along one of them."""
+    contracts.exactly(None, x=x)
+    contracts.floating(x=x)
     return x.reshape([-1 if i == axis % ndim else 1 for i in range(ndim)])
 
 
