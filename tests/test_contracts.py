@@ -11,7 +11,7 @@ import pytest
 from tests.contracts import KEY, check_that_wrong_arguments_are_named, floats, function_of, ints, public_functions
 from wmjax.nets import actor_critic, codec, conv, gru, heads, mdn, mlp, rssm, strided_codec, transformer, vae, vqgan
 from wmjax.nets.perceptual import random_stack
-from wmjax.replay import device, host
+from wmjax.replay import device, host, windows
 from wmjax.types import Box, Discrete, EnvSpec, Sampling, TimeStep, Trajectory, WorldModel
 
 B, T, H, W, C, D, E, S, K, A, N, V = 2, 5, 16, 16, 3, 8, 6, 3, 4, 2, 4, 10
@@ -25,7 +25,7 @@ FIRST = jax.tree.map(lambda x: x[0], STEP)
 RECORD = device.Record(FIRST, floats(B, A), {"deter": floats(B, D)})
 RECORDS = jax.tree.map(lambda x: jnp.stack([x] * 3), RECORD)
 REPLAY = device.init(RECORD, B, 8 * B)
-SAMPLING = Sampling(4)
+SAMPLING, WITHIN = Sampling(4), Sampling(4, within_episode=True)
 INDEX = (ints(4, 3), ints(4, 3))
 MODEL = WorldModel(
     init_state=lambda params, batch: {"h": floats(batch, D)},
@@ -90,6 +90,7 @@ RIGHT = {
     "nets.conv.conv2d_transpose": dict(x=IMAGE, kernel=floats(3, 3, 2, C), stride=2),
     "nets.conv.upsample_conv2d": dict(x=IMAGE, kernel=floats(3, 3, C, 2)),
     "nets.conv.max_pool2d": dict(x=IMAGE),
+    "nets.conv.along": dict(x=floats(C), axis=-1, ndim=4),
     "nets.conv.Conv": (of(conv.Conv(2, 3)), dict(x=IMAGE)),
     "nets.conv.ConvTranspose": (of(conv.ConvTranspose(2, 3)), dict(x=IMAGE)),
     "nets.conv.UpsampleConv": (of(conv.UpsampleConv(2, 3)), dict(x=IMAGE)),
@@ -166,6 +167,14 @@ RIGHT = {
     "replay.device.add": dict(replay=REPLAY, records=RECORDS),
     "replay.device.sample": dict(replay=REPLAY, key=KEY, sampling=SAMPLING, batch_size=4),
     "replay.device.write": dict(replay=REPLAY, index=INDEX, latent={"deter": floats(4, 3, D)}),
+    "replay.windows.write_rows": dict(rings={"deter": floats(8, B, D)}, rows={"deter": floats(3, B, D)}, first=ints()),
+    "replay.windows.add": dict(
+        episodes=windows.init((WITHIN,), 8, B), row=ints(), is_first=bools(3, B), is_last=bools(3, B)
+    ),
+    "replay.windows.draw": dict(
+        episodes=windows.init((WITHIN,), 8, B), sampling=WITHIN, keys=jax.random.split(KEY, 4), oldest=ints(),
+        newest=ints(), num_envs=B,
+    ),
     "replay.host.HostReplay.add": (replay_on_host("add"), dict(records=RECORDS)),
     "replay.host.HostReplay.write": (replay_on_host("write"), dict(index=INDEX, latent={"deter": floats(4, 3, D)})),
     "dreaming.observe": dict(
@@ -190,6 +199,7 @@ FREE = {("nets.rssm.zero_first", "tree"), ("nets.transformer.TokenTransformer.em
 FREE |= {("nets.transformer.restart", "cache"), ("nets.transformer.restart", "fresh")}
 FREE |= {("nets.transformer.TokenTransformer.advance", "cache")}
 FREE |= {(f"replay.device.{name}", "replay") for name in ("add", "sample", "write")}
+FREE |= {(f"replay.windows.{name}", "episodes") for name in ("add", "draw")}
 FREE |= {(f"dreaming.{name}", "params") for name in ("observe", "imagine", "observe_until", "open_loop", "dream_env")}
 ANY_DTYPE = {
     ("dreaming.last_steps", "tree"),
@@ -201,7 +211,7 @@ ANY_DTYPE |= {(f"dreaming.{name}", "state") for name in ("observe", "imagine")}
 ANY_DTYPE |= {("nets.transformer.TokenTransformer", "reward")}
 ANY_DTYPE |= {("replay.device.write", "latent"), ("replay.host.HostReplay.write", "latent")}
 ANY_SHAPE = {("nets.transformer.TokenTransformer.embed_frame", "tokens"), ("nets.transformer.dropout", "x")}
-ANY_SHAPE |= {("nets.rssm.zero_first", "is_first")}
+ANY_SHAPE |= {("nets.rssm.zero_first", "is_first"), ("replay.windows.draw", "keys")}
 NAMES = {"index": ("row", "env")}
 # These read shapes alone, or what another function gave them; or they are parts of those above, and seen through them.
 NONE = {f"replay.host.{name}" for name in ("sizes", "tree_bytes", "HostReplay.gather", "HostReplay.latents")}

@@ -18,6 +18,7 @@ TWO_HOT = distributions.TwoHot(floats(B, 3), distributions.exponential_bins(3))
 MIXTURE = mixture.Mixture(floats(B, K, D), floats(B, K, D), floats(B, K, D))
 CODES = vq.init_state(floats(V, D))
 TAKEN = vq.Assigned(floats(B, D), ints(B), floats(V), floats(V, D))
+TREE = {"kernel": floats(3, 100), "bias": floats(A)}
 # Right arguments of each function. Those that a loose rule reads, or that are no arrays, are left as they are: `FREE`.
 RIGHT = {
     "action_distributions.TanhNormal.sample": (TANH.sample, dict(seed=KEY)),
@@ -45,6 +46,10 @@ RIGHT = {
     ),
     "distributions.number": dict(outputs={"mean": floats(B, 1)}),
     "distributions.bounded_normal": dict(mean=floats(B, A), std=floats(B, A)),
+    "flat.flatten": dict(tree=TREE),
+    "flat.unflatten": dict(rows=floats(3, 256), like=TREE),
+    "flat.tensor_norms": dict(rows=floats(3, 256), like=TREE),
+    "flat.spread": dict(values=floats(2), like=TREE),
     "kl.balanced_kl": dict(post_logits=floats(B, S, K), prior_logits=floats(B, S, K), free_nats=1.0, unimix=0.0),
     "kl.above_free_nats": dict(value=floats(B, S), free_nats=1.0),
     "kl.kl_loss": dict(post=latents.Categorical(floats(B, S, K)), prior=latents.Categorical(floats(B, S, K))),
@@ -72,6 +77,7 @@ RIGHT = {
     "returns.state_returns": dict(reward=floats(T, B), discount=floats(T, B), value=floats(T, B), lambda_=0.95),
     "returns.discount_weights": dict(cont=floats(T, B)),
     "returns.discount_weights_before": dict(cont=floats(T, B)),
+    "scan.scan": dict(step=lambda carry, x: (carry, x), init=floats(B), xs={"embed": floats(T, B)}),
     "symlog.symlog": dict(x=floats(B)),
     "symlog.symexp": dict(x=floats(B)),
     "vq.distances": dict(z=floats(B, D), codebook=floats(V, D)),
@@ -90,7 +96,10 @@ RIGHT = {
 ANY_SHAPE = {("symlog.symlog", "x"), ("symlog.symexp", "x"), ("normalize.update", "x")}
 ANY_SHAPE |= {("noise.fold_in", "key"), ("noise.split", "key")}
 ANY_DTYPE = {("masks.masked_mean", "mask"), ("distributions.split_choices", "action")}
+ANY_DTYPE |= {("flat.unflatten", "rows"), ("flat.spread", "values"), ("scan.scan", "xs")}
 FREE = {("vq.update_usage", "state"), ("vq.ema_update", "state"), ("vq.revive", "state")}  # other arguments follow them
+FREE |= {("flat.flatten", "tree"), ("scan.scan", "init")}
+FREE |= {(f"flat.{name}", "like") for name in ("unflatten", "tensor_norms", "spread")}
 
 
 def call_of(name):

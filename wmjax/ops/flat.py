@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmjax.ops import contracts
 from wmjax.types import Array, PyTree
 
 WIDTH = 256  # entries of a row
@@ -23,7 +24,8 @@ def flatten(tree: PyTree) -> Array:
     (3, 256)
     """
     leaves = jax.tree.leaves(tree)
-    assert len({leaf.dtype for leaf in leaves}) == 1, {leaf.dtype for leaf in leaves}
+    dtypes = {str(leaf.dtype) for leaf in leaves}
+    assert len(dtypes) == 1, f"tree: arrays of {sorted(dtypes)}; must be of one dtype"
     # Zeros are parts of their own: a pad for each leaf would be a kernel for each.
     parts = [part for leaf in leaves for part in (leaf.ravel(), jnp.zeros(-leaf.size % WIDTH, leaf.dtype))]
     return jnp.concatenate(parts).reshape(-1, WIDTH)
@@ -31,8 +33,9 @@ def flatten(tree: PyTree) -> Array:
 
 def unflatten(rows: Array, like: PyTree) -> PyTree:
     """The tree that `flatten` made rows of: `rows` with the structure and the shapes of `like`."""
-    leaves, structure = jax.tree.flatten(like)
-    starts, vector = WIDTH * _first_rows(like)[:-1], rows.ravel()
+    (leaves, structure), first = jax.tree.flatten(like), _first_rows(like)
+    contracts.exactly(int(first[-1]), WIDTH, rows=rows)
+    starts, vector = WIDTH * first[:-1], rows.ravel()
     cut = lambda start, leaf: vector[start : start + leaf.size].reshape(leaf.shape)
     return structure.unflatten([cut(*pair) for pair in zip(starts, leaves, strict=True)])
 
@@ -44,7 +47,10 @@ def _first_rows(like: PyTree) -> np.ndarray:
 
 def tensor_norms(rows: Array, like: PyTree) -> Array:
     """The norm of each leaf of `like`, `[leaves]`, from its rows. By gathers, for they add in the same order always."""
-    sums, first = jnp.sum(jnp.square(rows), 1), _first_rows(like)
+    first = _first_rows(like)
+    contracts.exactly(int(first[-1]), WIDTH, rows=rows)
+    contracts.floating(rows=rows)
+    sums = jnp.sum(jnp.square(rows), 1)
     counts = np.diff(first)[:, None]
     place = jnp.arange(counts.max())  # in each leaf
     own = jnp.where(place < counts, sums[jnp.minimum(first[:-1, None] + place, len(sums) - 1)], 0)
@@ -54,4 +60,5 @@ def tensor_norms(rows: Array, like: PyTree) -> Array:
 def spread(values: Array | np.ndarray, like: PyTree) -> Array:
     """One value for each leaf of `like`, `[leaves]`, at each of its rows: `[rows, 1]`."""
     counts = np.diff(_first_rows(like))
+    contracts.exactly(len(counts), values=values)
     return values[np.repeat(np.arange(len(counts)), counts)][:, None]

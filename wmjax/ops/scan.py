@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmjax.ops import contracts
 from wmjax.types import Array, PyTree
 
 # What a value of a step's trace depends on: on nothing but numbers in it, on what the step closes over, on the inputs
@@ -44,6 +45,7 @@ def scan(step: Callable, init: PyTree, xs: PyTree, *, remat: bool = False) -> tu
     Returns:
       The last carry, and the y of all steps `[T, ...]`.
     """
+    contracts.leading(1, xs=xs)
     loop = _trace(step, init, xs)
     if remat:
         body = jax.checkpoint(loop.body(loop.closed), prevent_cse=False)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from wmjax.ops import contracts
 from wmjax.types import Array, PyTree, Sampling, UsageError
 
 RADIX = 128  # rows that a search looks at side by side: of 2 million rows it finds one in three steps
@@ -93,6 +94,12 @@ def write_rows(rings: PyTree, rows: PyTree, first: Array) -> PyTree:
     XLA fuses a plain write into what else reads a ring, which then needs it as before: a copy of all of it each time.
     It cannot fuse a loop, nor unroll one whose length the barrier hides.
     """
+    contracts.leading(1, rings=rings)
+    contracts.leading(1, rows=rows)
+    one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    contracts.fits(jax.tree.map(one, rings), jax.tree.map(one, rows))
+    contracts.exactly(first=first)
+    contracts.integers(first=first)
 
     def write(i: Array, rings: PyTree) -> PyTree:
         put = lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new[i], (first + i) % x.shape[0], 0)
@@ -115,6 +122,11 @@ def add(episodes: Episodes, row: Array, is_first: Array, is_last: Array) -> Epis
       row: the number of the first of them, int32.
       is_first, is_last: of their records, bool `[steps, num_envs]`.
     """
+    contracts.exactly(row=row)
+    contracts.integers(row=row)
+    contracts.exactly(None, episodes.begun.shape[1], is_first=is_first)
+    contracts.exactly(*is_first.shape, is_last=is_last)
+    contracts.booleans(is_first=is_first, is_last=is_last)
     begun = _before(episodes.begun, row, 1) + jnp.cumsum(is_first, 0, dtype=jnp.int32)
     recent = lambda count: jnp.concatenate([_before(episodes.begun, row, count), begun])
     new = Episodes(recent(1), tuple(_count(x, recent, row, is_first, is_last) for x in episodes.counts))
@@ -215,6 +227,10 @@ def draw(
     Returns:
       Their first rows and environments, int32 `[B]` each; a padded window may begin before the oldest row.
     """
+    contracts.exactly(None, keys=keys)
+    contracts.keys(len(keys), keys=keys)
+    contracts.exactly(oldest=oldest, newest=newest)
+    contracts.integers(oldest=oldest, newest=newest)
     if not episodes or not {*_rules(sampling)} <= {counts.rule for counts in episodes.counts}:
         raise UsageError(f"sampling {sampling}: this replay does not count its windows; valid are those it is made for")
     drawn = [_draw(choice, sampling.length, keys, num_envs) for choice in _choices(episodes, sampling, oldest, newest)]
