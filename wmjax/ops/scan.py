@@ -60,6 +60,7 @@ class _Loop(NamedTuple):
     closed: list[Array]  # what the rest needs of all steps
     init: list[Array]
     xs: list[Array]  # what the rest needs of each step, [T, ...]
+    read: list[int]  # the leaves of the carry that a step reads
     repeated: dict[int, int]  # leaves of the new carry that are leaves of y, too
     structure: Any  # of (carry, y)
     length: int  # T
@@ -110,7 +111,8 @@ def _trace(step: Callable, init: PyTree, xs: PyTree) -> _Loop:
     closed, x = jax.vmap(ahead, (None, 0), (None, 0))(closed, x)
     new, y = outputs[: len(carry)], outputs[len(carry) :]
     repeated = {i: y.index(v) for i, v in enumerate(new) if not _is_literal(v) and v in y}
-    return _Loop(rest, closed, carry, x, repeated, jax.tree.structure(shapes), jax.tree.leaves(xs)[0].shape[0])
+    read = [i for i, v in enumerate(carry_vars) if v in needed]
+    return _Loop(rest, closed, carry, x, read, repeated, jax.tree.structure(shapes), jax.tree.leaves(xs)[0].shape[0])
 
 
 def _deferred(loop: _Loop) -> Callable:
@@ -121,17 +123,19 @@ def _deferred(loop: _Loop) -> Callable:
         return _run(loop.body(closed), init, xs, loop.length)
 
     def forward(closed, init, xs):
-        own = [i for i in range(len(init)) if i not in loop.repeated]
+        # New carries are kept, not those that a step begins with: these would have to outlive it.
+        own = [i for i in loop.read if i not in loop.repeated]
 
         def step(carry, x):
             new, y = loop.inside(closed, carry, x)
-            return new, (y, [carry[i] for i in own])
+            return new, (y, [new[i] for i in own])
 
         last, (ys, kept) = _run(step, init, xs, loop.length)
-        carries = dict(zip(own, kept, strict=True))
-        for i, j in loop.repeated.items():
-            carries[i] = jnp.concatenate([init[i][None], ys[j][:-1]])
-        return (last, ys), (closed, [carries[i] for i in range(len(init))], xs)
+        after = {i: ys[j] for i, j in loop.repeated.items()} | dict(zip(own, kept, strict=True))
+        before = lambda i: jnp.concatenate([init[i][None], after[i][:-1]])
+        nobody = lambda i: jnp.broadcast_to(init[i], (loop.length, *init[i].shape))
+        carries = [before(i) if i in loop.read else nobody(i) for i in range(len(init))]
+        return (last, ys), (closed, carries, xs)
 
     def backward(saved, gradients):
         closed, carries, xs = saved
