@@ -190,15 +190,15 @@ def _learn(part: _Part, update: Update, run: RunState, key: Array) -> tuple[RunS
     """
     fn = part.each(update.fn)
     # What does not change here stays out of the scan's carry.
-    experience, episodes = run.replay.data._replace(latent=()), run.replay.episodes
-
     slim = lambda replay: replay._replace(data=Record((), (), replay.data.latent), episodes=())
+    whole = lambda replay: run.replay._replace(
+        data=run.replay.data._replace(latent=replay.data.latent), added=replay.added, cursor=replay.cursor
+    )
 
     def body(carry: tuple, key: Array) -> tuple[tuple, Metrics]:
         state, replay, skips = carry
-        replay = replay._replace(data=experience._replace(latent=replay.data.latent), episodes=episodes)
         key_sample, key_learn = jax.random.split(key)
-        replay, batch, index = _sample(part, replay, key_sample, update)
+        replay, batch, index = _sample(part, whole(replay), key_sample, update)
         state, skips, metrics, latent = apply_update(fn, part.axis_name, state, skips, key_learn, batch)
         if latent is not None:
             replay = replays.write(replay, index, latent)
@@ -206,8 +206,7 @@ def _learn(part: _Part, update: Update, run: RunState, key: Array) -> tuple[RunS
 
     keys = jax.random.split(key, update.repeats)
     (state, replay, skips), metrics = jax.lax.scan(body, (run.agent, slim(run.replay), run.skips), keys)
-    replay = replay._replace(data=experience._replace(latent=replay.data.latent), episodes=episodes)
-    return run._replace(agent=state, replay=replay, skips=skips), jax.tree.map(lambda x: x.sum(0), metrics)
+    return run._replace(agent=state, replay=whole(replay), skips=skips), jax.tree.map(lambda x: x.sum(0), metrics)
 
 
 def _evolve(part: _Part, run: RunState, key: Array) -> tuple[RunState, Metrics]:
