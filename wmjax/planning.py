@@ -24,6 +24,7 @@ from wmjax.loops import device, memory
 from wmjax.loops.device import Skips
 from wmjax.loops.host.loop import shapes
 from wmjax.loops.memory import Room, amount
+from wmjax.loops.parallel import hasty
 from wmjax.loops.parallel import share as share_recipe
 from wmjax.loops.schedule import Schedule, check, samplings
 from wmjax.ops import noise
@@ -237,11 +238,10 @@ def _compile(traced: Any, arguments: tuple) -> jax.stages.Compiled:
     """A traced program whose first argument is donated, compiled here for its memory and not for speed."""
     donated = tuple(range(len(jax.tree.leaves(arguments[0]))))
     # The plan of its buffers is the same at any level of optimization of the machine code.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
         lowered = jax.jit(core.jaxpr_as_fun(traced), donate_argnums=donated).lower(*jax.tree.leaves(arguments))
-        return lowered.compile(compiler_options=options)
+        return lowered.compile(compiler_options=hasty())
 
 
 def _paces(made: Setup, agent: Agent, jobs: dict[str, Job], acting: Job, devices: int) -> Iterator[Pace]:

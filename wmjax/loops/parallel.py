@@ -115,7 +115,7 @@ class OneDevice(Programs):
         self.template = jax.eval_shape(self._init, jax.eval_shape(key))
 
     def init(self, key: Array, **where: Any) -> RunState:
-        return jax.jit(self._init, compiler_options=_hasty(), **where)(key)
+        return jax.jit(self._init, compiler_options=hasty(), **where)(key)
 
     def _body(self, stage: Stage, axis_name: str | None = None) -> Callable[[RunState, Array], tuple]:
         if not self._several:
@@ -224,7 +224,7 @@ def programs(agent: Agent, env: Env, *, seeds: int = 1, devices: int = 1, backen
     return (PMap if backend == "pmap" else ShardMap)(agent, env, seeds, devices)
 
 
-def _hasty() -> dict[str, Any] | None:
+def hasty() -> dict[str, Any] | None:
     """Options of `jax.jit` for what runs for moments: on a CPU, to be compiled in half of the time or less."""
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
@@ -232,7 +232,7 @@ def _hasty() -> dict[str, Any] | None:
 def _options(stage: Stage) -> dict[str, Any] | None:
     """Options of `jax.jit` for a stage."""
     learns = stage.updates or stage.evolve
-    return _hasty() if not learns and stage.collect * (stage.iterations or BRIEF + 1) <= BRIEF else None
+    return hasty() if not learns and stage.collect * (stage.iterations or BRIEF + 1) <= BRIEF else None
 
 
 def _axes(run: RunState, lead: int) -> RunState:
