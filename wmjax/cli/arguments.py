@@ -19,6 +19,8 @@ from wmjax import checks
 from wmjax.names import did_you_mean, meant
 from wmjax.types import UsageError
 
+HELP = {"-h", "--help"}
+
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 # Names and values, as they are typed.
 EnvArgs = Annotated[tuple[tuple[str, str], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME VALUE")]
@@ -287,6 +289,13 @@ def documented(args_class: type, doc: str | None, *fields: Any) -> type:
     return dataclasses.make_dataclass(name, fields, bases=(args_class,), frozen=True, namespace=namespace)
 
 
+def explain(args_class: type, argv: Sequence[str], command: str, agents: Sequence[str]) -> None:
+    """The help of a command whose agent is not named, and the end of the program, if help is asked for."""
+    if HELP & set(argv):
+        about = f"AGENT is one of {', '.join(agents)}. `{command} AGENT --help` shows its fields too."
+        parse(documented(args_class, f"{args_class.__doc__}\n\n{about}"), argv, f"{command} AGENT")
+
+
 def parse_with_fields(args_class: type, config: Any, argv: Sequence[str], prog: str, **said: Any) -> Any:
     """As `parse`, with the fields of an agent's configuration as `--agent.FIELD`; `said` are defaults of the others."""
     about = "Fields of the agent's configuration; the defaults are those of the preset, of --config, or of the run."
@@ -316,7 +325,7 @@ def value_of(flag: str, argv: Sequence[str]) -> str | None:
 def split_agent(argv: Sequence[str], args_class: type = TrainArgs) -> tuple[str | None, list[str]]:
     """The first argument that is neither an option nor an option's value, and the rest."""
     hints = typing.get_type_hints(args_class, include_extras=True)
-    switches = {"-h", "--help", *(f"--{name}" for name, hint in hints.items() if hint is Switch)}
+    switches = {*HELP, *(f"--{name}" for name, hint in hints.items() if hint is Switch)}
     position = 0
     while position < len(argv):
         token = argv[position]

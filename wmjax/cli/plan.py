@@ -8,13 +8,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from wmjax.cli.arguments import PlanArgs, changes, documented, env_args, parse, parse_with_fields, split_agent, value_of
+from wmjax.cli.arguments import PlanArgs, changes, env_args, explain, parse_with_fields, split_agent, value_of
 from wmjax.types import UsageError
 
 if TYPE_CHECKING:
     from wmjax.planning import Plan
-
-HELP = {"-h", "--help"}
 
 
 def plan(argv: Sequence[str]) -> None:
@@ -22,11 +20,8 @@ def plan(argv: Sequence[str]) -> None:
     from wmjax import presets
 
     if agent is None:
-        names = ", ".join(presets.AGENTS)
-        if HELP & set(argv):
-            doc = f"{PlanArgs.__doc__}\n\nAGENT is one of {names}. `wmjax plan AGENT --help` shows its fields too."
-            parse(documented(PlanArgs, doc), argv, "wmjax plan AGENT")
-        raise UsageError(f"agent: missing; valid are {names}")
+        explain(PlanArgs, argv, "wmjax plan", presets.AGENTS)
+        raise UsageError(f"agent: missing; valid are {', '.join(presets.AGENTS)}")
     config = presets.starting_config(agent, value_of("--preset", argv), {})
     args = parse_with_fields(PlanArgs, config, argv, f"wmjax plan {agent}")
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(PlanArgs)}

@@ -9,22 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import wmjax
-from wmjax.cli.arguments import (
-    TrainArgs,
-    changes,
-    documented,
-    env_args,
-    parse,
-    parse_with_fields,
-    split_agent,
-    value_of,
-)
+from wmjax.cli.arguments import HELP, TrainArgs, changes, env_args, explain, parse_with_fields, split_agent, value_of
 from wmjax.fields import replace
 from wmjax.loops.display import SafeStream
 from wmjax.types import UsageError
 
 STOPS = ("print_config", "dry_run")  # options that print something instead of training
-HELP = {"-h", "--help"}
 
 
 class Start(NamedTuple):
@@ -53,13 +43,10 @@ def _train(argv: Sequence[str]) -> None:
 
     start = _start(agent, argv)
     if start is None:
-        names = ", ".join(presets.AGENTS)
-        if HELP & set(argv):
-            doc = f"{TrainArgs.__doc__}\n\nAGENT is one of {names}. `wmjax train AGENT --help` shows its fields too."
-            parse(documented(TrainArgs, doc), argv, "wmjax train AGENT")
+        explain(TrainArgs, argv, "wmjax train", presets.AGENTS)
         if "--resume" in argv and value_of("--out", argv) is None:
             raise UsageError("resume: needs the run folder to go on with, --out RUN")
-        raise UsageError(f"agent: missing; valid are {names}")
+        raise UsageError(f"agent: missing; valid are {', '.join(presets.AGENTS)}")
     args = _parse(start, argv)
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainArgs)}
     values["env_args"] = start.arguments.get("env_args", {}) | env_args(values.pop("env_arg")) or None
