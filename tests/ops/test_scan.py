@@ -115,3 +115,23 @@ def test_a_carry_of_another_shape_is_refused():
 def test_a_step_that_needs_nothing_of_its_inputs_is_repeated():
     double = lambda run: run(lambda x, _: (2 * x, x), jnp.ones(2), jnp.arange(3))
     chex.assert_trees_all_equal(double(scan), double(jax.lax.scan))
+
+
+@either
+def test_every_step_prints_once_and_may_read_what_is_computed_before_the_loop(remat, capsys):
+    def step(total, x):
+        jax.debug.print("{} {}", total, 2 * x, ordered=True)
+        return total + x, total
+
+    run = lambda init: scan(step, init, jnp.arange(3.0), remat=remat)[0]
+    jax.block_until_ready(run(1.0))
+    assert capsys.readouterr().out.split() == "1.0 0.0 1.0 2.0 2.0 4.0".split()
+    jax.block_until_ready(jax.grad(run)(1.0))
+    printed = capsys.readouterr().out.split()
+    assert printed[:6] == "1.0 0.0 1.0 2.0 2.0 4.0".split() and (remat or len(printed) == 6)
+
+
+def test_profiles_name_the_lines_of_the_step():
+    text = jax.make_jaxpr(jax.grad(partial(value, scan)))(WEIGHTS, XS[1], INIT[0], key).pretty_print(source_info=True)
+    lines = [line for line in text.splitlines() if " = tanh " in line or " = dot_general[" in line]
+    assert lines and all("test_scan.py" in line for line in lines)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +61,7 @@ class _Loop(NamedTuple):
     """A step cut in two: what was computed before the loop, and a function that does the rest."""
 
     inside: Callable  # (closed, carry, x) -> (carry, y), all lists of arrays
+    silent: Callable  # the same without what a step does besides, such as printing
     closed: list[Array]  # what the rest needs of all steps
     init: list[Array]
     xs: list[Array]  # what the rest needs of each step, [T, ...]
@@ -94,28 +96,26 @@ def _trace(step: Callable, init: PyTree, xs: PyTree) -> _Loop:
     for eqn in jaxpr.eqns:
         most = _CARRY if eqn.effects else max((depends[v] for v in eqn.invars if not _is_literal(v)), default=_NUMBER)
         depends |= dict.fromkeys(eqn.outvars, most)
-    stays = lambda eqn: depends[eqn.outvars[0]] in (_NUMBER, _CARRY) or _grows(eqn)
+    stays = lambda eqn: not eqn.outvars or depends[eqn.outvars[0]] in (_NUMBER, _CARRY) or _grows(eqn)
     inside, needed = _needed(jaxpr.eqns, outputs, stays)
-    given = [v for v in needed if depends[v] in (_CLOSED, _INPUT)]
-    kinds = [[v for v in given if depends[v] == kind] for kind in (_CLOSED, _INPUT)]
-    before, _ = _needed(jaxpr.eqns, given, lambda eqn: True)
+    silent, read = _needed(jaxpr.eqns, outputs, lambda eqn: eqn.outvars and stays(eqn))
+    closed_given, x_given = ([v for v in needed if depends[v] == kind] for kind in (_CLOSED, _INPUT))
+    before, _ = _needed(jaxpr.eqns, [*closed_given, *x_given], lambda eqn: eqn.outvars)
 
     def ahead(closed, x):
-        values = dict(zip([*closed_vars, *x_vars], [*closed, *x], strict=True))
-        read = _evaluate(before, values)
-        return tuple([read(v) for v in kind] for kind in kinds)
+        values = _compute(jaxpr, before, [*closed_vars, *x_vars], [*closed, *x], [*closed_given, *x_given])
+        return values[: len(closed_given)], values[len(closed_given) :]
 
-    def rest(closed, carry, x):
-        names = [*kinds[0], *carry_vars, *kinds[1]]
-        read = _evaluate(inside, dict(zip(names, [*closed, *carry, *x], strict=True)))
-        values = [read(v) for v in outputs]
+    def rest(eqns, closed, carry, x):
+        values = _compute(jaxpr, eqns, [*closed_given, *carry_vars, *x_given], [*closed, *carry, *x], outputs)
         return values[: len(carry)], values[len(carry) :]
 
     closed, x = jax.vmap(ahead, (None, 0), (None, 0))(closed, x)
     new, y = outputs[: len(carry)], outputs[len(carry) :]
     repeated = {i: y.index(v) for i, v in enumerate(new) if not _is_literal(v) and v in y}
-    read = [i for i, v in enumerate(carry_vars) if v in needed]
-    return _Loop(rest, closed, carry, x, read, repeated, jax.tree.structure(shapes), jax.tree.leaves(xs)[0].shape[0])
+    read = [i for i, v in enumerate(carry_vars) if v in read]
+    steps, structure = jax.tree.leaves(xs)[0].shape[0], jax.tree.structure(shapes)
+    return _Loop(partial(rest, inside), partial(rest, silent), closed, carry, x, read, repeated, structure, steps)
 
 
 def _deferred(loop: _Loop) -> Callable:
@@ -143,7 +143,7 @@ def _deferred(loop: _Loop) -> Callable:
     def backward(saved, gradients):
         closed, carries, xs = saved
         of_last, of_ys = map(_real, gradients)
-        real = lambda closed, carry, x: tuple(map(_real, loop.inside(closed, carry, x)))
+        real = lambda closed, carry, x: tuple(map(_real, loop.silent(closed, carry, x)))
 
         def step(of_carry, inputs):
             carry, x, of_y = inputs
@@ -238,22 +238,21 @@ def _grows(eqn: Any) -> bool:
 
 
 def _needed(eqns: list, outputs: list, keep: Callable) -> tuple[list, list]:
-    """The equations, of those to keep, that outputs need, and the variables that these need of elsewhere."""
+    """The equations, of those to keep, that outputs need, and the variables that these need of elsewhere.
+
+    An equation that gives nothing, such as one that prints, is needed too.
+    """
     needed = dict.fromkeys(v for v in outputs if not _is_literal(v))
     kept = []
     for eqn in reversed(eqns):
-        if keep(eqn) and any(v in needed for v in eqn.outvars):
+        if keep(eqn) and (not eqn.outvars or any(v in needed for v in eqn.outvars)):
             kept.append(eqn)
             needed |= dict.fromkeys(v for v in eqn.invars if not _is_literal(v))
     made = {v for eqn in kept for v in eqn.outvars}
     return kept[::-1], [v for v in needed if v not in made]
 
 
-def _evaluate(eqns: list, values: dict) -> Callable:
-    """Computes equations; a function that reads the values of variables. `values` are those of their inputs."""
-    read = lambda v: v.val if _is_literal(v) else values[v]
-    for eqn in eqns:
-        with jax.named_scope(str(eqn.source_info.name_stack)):
-            out = eqn.primitive.bind(*map(read, eqn.invars), **eqn.primitive.get_bind_params(eqn.params))
-        values |= zip(eqn.outvars, out if eqn.primitive.multiple_results else [out], strict=True)
-    return read
+def _compute(jaxpr: Any, eqns: list, inputs: list, values: list[Array], outputs: list) -> list[Array]:
+    """Outputs of some equations of a trace. Errors and profiles name the lines of the step that they are for."""
+    program = jaxpr.replace(constvars=[], invars=inputs, outvars=outputs, eqns=eqns)
+    return jax.core.eval_jaxpr(program, [], *values)
