@@ -9,6 +9,7 @@ from typing import NamedTuple
 from wmjax.arithmetic import Product
 from wmjax.types import UsageError
 
+SHARE = 0.3  # of a card's peak: what well-made programs of large products reach
 LAUNCH = 2.5e-6  # seconds that a kernel takes on a GPU if it computes nothing: assumed, not measured
 
 

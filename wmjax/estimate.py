@@ -20,7 +20,7 @@ from wmjax.loops import device, memory
 from wmjax.loops.host.loop import check_room, shapes
 from wmjax.loops.memory import amount
 from wmjax.loops.schedule import Schedule, samplings
-from wmjax.replay.host import Sizes, sizes
+from wmjax.replay.host import sizes
 from wmjax.types import HostEnv, PyTree, UsageError
 
 if TYPE_CHECKING:
@@ -68,20 +68,15 @@ def about(made: Setup) -> dict[str, Any]:
     }
 
 
-def host_replay(made: Setup, memory_map: bool = False) -> Sizes:
-    """What replay takes of the host where environments run there."""
-    (_, example), recipe = shapes(made.agent, made.env), made.agent.recipe
-    return sizes(example, recipe.num_envs, recipe.replay_capacity, samplings(recipe), memory_map=memory_map)
-
-
 def _memory(made: Setup, memory_map: bool, out: Path | None) -> tuple[int, str, Callable[[], None]]:
     """Bytes of the state without replay, of all seeds; what replay takes, in words; and the check that it fits here."""
     agent, env, recipe = made.agent, made.env, made.agent.recipe
     seeds, devices = made.description["seeds"], made.description["devices"]
     records = f"{recipe.replay_capacity // recipe.num_envs * recipe.num_envs:,} records"
     if isinstance(env, HostEnv):
-        (state, carry), _ = shapes(agent, env)
-        needs = host_replay(made, memory_map)
+        (state, carry), example = shapes(agent, env)
+        kept = example, recipe.num_envs, recipe.replay_capacity, samplings(recipe)
+        needs = sizes(*kept, memory_map=memory_map)
         place = (out or Path()).absolute()
         place = next(folder for folder in (place, *place.parents) if folder.is_dir())
         collected = Schedule(agent, env, made.steps).records

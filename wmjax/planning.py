@@ -19,7 +19,7 @@ from jax.extend import core
 from wmjax import arithmetic, cards, checks, estimate, evolution
 from wmjax.arithmetic import Product
 from wmjax.buffers import peak_bytes
-from wmjax.cards import Card
+from wmjax.cards import SHARE, Card
 from wmjax.loops import device, memory
 from wmjax.loops.device import Skips
 from wmjax.loops.host.loop import shapes
@@ -30,11 +30,10 @@ from wmjax.loops.schedule import Schedule, check, samplings
 from wmjax.ops import noise
 from wmjax.replay import device as replays
 from wmjax.replay.device import Replay
-from wmjax.replay.host import tree_bytes
+from wmjax.replay.host import sizes, tree_bytes
 from wmjax.settings import ASKED, Setup, not_on_host, setup
 from wmjax.types import Agent, AgentState, Env, Evolve, HostEnv, PyTree, TimeStep, Update, UsageError
 
-SHARE = 0.3  # of a card's peak: what well-made programs of large products reach
 # What JAX takes of the memory of a GPU where the variable says nothing else.
 PREALLOCATED, FRACTION = 0.75, "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
@@ -147,6 +146,7 @@ class _Shapes(NamedTuple):
     environments: PyTree
     replay: Replay  # also where records are kept on the host: what is sampled there is alike
     key: jax.ShapeDtypeStruct
+    host_replay: int  # bytes in the host's memory, at most
 
 
 def _shapes(agent: Agent, env: Env | HostEnv) -> _Shapes:
@@ -155,9 +155,10 @@ def _shapes(agent: Agent, env: Env | HostEnv) -> _Shapes:
         (state, carry), example = shapes(agent, env)
         kept = recipe.num_envs, recipe.replay_capacity, samplings(recipe)
         replay = jax.eval_shape(lambda example: replays.init(example, *kept), example)
-        return _Shapes(state, example.step, carry, (), replay, key)
+        return _Shapes(state, example.step, carry, (), replay, key, sizes(example, *kept).memory_bytes)
     run = jax.eval_shape(lambda key: device.init(agent, env, key), key)
-    return _Shapes(run.agent, run.timestep, run.carry, (run.env_state, run.timestep, run.episode), run.replay, key)
+    environments = run.env_state, run.timestep, run.episode
+    return _Shapes(run.agent, run.timestep, run.carry, environments, run.replay, key, 0)
 
 
 def _plan(made: Setup, agent: Agent, devices: int, card: Card | None, share: float, say: Callable) -> Plan:
@@ -182,7 +183,7 @@ def _plan(made: Setup, agent: Agent, devices: int, card: Card | None, share: flo
         environments=bytes_of((held.environments, held.carry)),
         batch=together * most.batch_bytes,
         temporaries=together * most.temporary_bytes,
-        host_replay=estimate.host_replay(made).memory_bytes if on_host else 0,
+        host_replay=held.host_replay,
     )
     parameters = {name: estimate.count(tree) for name, tree in sorted(held.state.variables.items())}
     stages = () if card is None else tuple(_paces(made, agent, jobs, acting, devices))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import itertools
 import json
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from wmjax import checks
+from wmjax.cards import SHARE
 from wmjax.names import did_you_mean, meant
 from wmjax.types import UsageError
 
@@ -48,21 +50,35 @@ Which = told(
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainArgs:
-    """Train an agent into a run folder."""
+class SetupArgs:
+    """What a run's state and programs follow from, where it is trained and where it is planned."""
 
     env: Annotated[str | None, unless_given("the agent's own example", "NAME")] = None
     """Environment, see `wmjax list envs`."""
     preset: Annotated[str | None, unless_given("small", "NAME")] = None
     """Configuration, see `wmjax list presets`."""
-    seed: Annotated[int | None, unless_given("0")] = None
-    """Of everything that training draws."""
     seeds: Annotated[int | None, unless_given("1")] = None
-    """How many to train at once, from --seed upwards. As --devices, not for environments on the host."""
+    """How many to train at once, from the run's seed upwards. As --devices, not for environments on the host."""
     steps: Annotated[int | None, unless_given("the preset's")] = None
     """Env steps (frames, and one more for each episode that begins) to train for. A run may be resumed with more."""
     devices: Annotated[int | None, unless_given("1")] = None
     """How many devices to spread environments, replay and batches over."""
+    image_size: Annotated[int | None, unless_given("the preset's, or the environment's")] = None
+    """Side of the pictures in pixels."""
+    action_repeat: Annotated[int | None, unless_given("the preset's")] = None
+    """Steps of the environment that each action is taken for."""
+    env_arg: EnvArgs = ()
+    """An argument of the environment, which a run's config.json keeps; may be given again for others."""
+    start_timeout: Annotated[float | None, unless_given("120", "FLOAT")] = None
+    """Seconds for a worker to make its environments and begin episodes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainArgs(SetupArgs):
+    """Train an agent into a run folder."""
+
+    seed: Annotated[int | None, unless_given("0")] = None
+    """Of everything that training draws."""
     parallel: Annotated[Literal["shard_map", "pmap"] | None, unless_given("shard_map", "{shard_map,pmap}")] = None
     """How to spread over devices."""
     eval_every: Annotated[int | None, unless_given("a tenth of the steps")] = None
@@ -73,20 +89,12 @@ class TrainArgs:
     """Least time between two checkpoints."""
     max_skipped: int = 100
     """Updates in a row that may be skipped because their loss or gradient is not finite."""
-    image_size: Annotated[int | None, unless_given("the preset's, or the environment's")] = None
-    """Side of the pictures in pixels."""
-    action_repeat: Annotated[int | None, unless_given("the preset's")] = None
-    """Steps of the environment that each action is taken for."""
-    env_arg: EnvArgs = ()
-    """An argument of the environment; may be given again for others. Kept in config.json."""
     workers: Annotated[int | None, unless_given("one per processor")] = None
     """Processes that step environments on the host."""
     worker_timeout: float = 60.0
     """Seconds for a step, after which a worker counts as hanging and is replaced."""
     max_restarts: int = 10
     """Environments that may be lost within an hour before the run stops, with everything saved."""
-    start_timeout: Annotated[float | None, unless_given("120", "FLOAT")] = None
-    """Seconds for a worker to make its environments and begin episodes."""
     trust_env: Switch = False
     """With --resume or --config: run the code that the file names as the environment's, though it is not installed."""
     wandb: Annotated[str | None, unless_given("none", "PROJECT")] = None
@@ -110,29 +118,13 @@ class TrainArgs:
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanArgs:
+class PlanArgs(SetupArgs):
     """What a run will take, without running it: parameters, memory, multiply-adds, and how fast a card could do that.
 
     Its updates are compiled for their memory, which may take minutes; for a --card that is not there it is estimated.
+    The --devices need not be there either.
     """
 
-    env: Annotated[str | None, unless_given("the agent's own example", "NAME")] = None
-    """Environment, see `wmjax list envs`."""
-    preset: Annotated[str | None, unless_given("small", "NAME")] = None
-    """Configuration, see `wmjax list presets`."""
-    seeds: Annotated[int | None, unless_given("1")] = None
-    """How many to train at once."""
-    steps: Annotated[int | None, unless_given("the preset's")] = None
-    """Env steps to train for."""
-    devices: Annotated[int | None, unless_given("1")] = None
-    """How many devices to spread over; they need not be there."""
-    image_size: Annotated[int | None, unless_given("the preset's, or the environment's")] = None
-    """Side of the pictures in pixels."""
-    action_repeat: Annotated[int | None, unless_given("the preset's")] = None
-    """Steps of the environment that each action is taken for."""
-    env_arg: EnvArgs = ()
-    """An argument of the environment; may be given again for others."""
-    start_timeout: Start = None
     card: Annotated[str | None, unless_given("none", "NAME")] = None
     """An accelerator, such as h100: whether the run fits in its memory, and how fast it could go."""
     peak_tflops: Annotated[float | None, unless_given("the card's", "FLOAT")] = None
@@ -141,7 +133,7 @@ class PlanArgs:
     """Its memory in GB."""
     bandwidth: Annotated[float | None, unless_given("the card's", "FLOAT")] = None
     """Of that memory, GB per second."""
-    share: float = 0.3
+    share: float = SHARE
     """Of the card's peaks that is expected to be reached."""
     json: Switch = False
     """Print all numbers as one JSON object."""
@@ -293,7 +285,7 @@ def explain(args_class: type, argv: Sequence[str], command: str, agents: Sequenc
     """The help of a command whose agent is not named, and the end of the program, if help is asked for."""
     if HELP & set(argv):
         about = f"AGENT is one of {', '.join(agents)}. `{command} AGENT --help` shows its fields too."
-        parse(documented(args_class, f"{args_class.__doc__}\n\n{about}"), argv, f"{command} AGENT")
+        parse(documented(args_class, f"{inspect.cleandoc(args_class.__doc__)}\n\n{about}"), argv, f"{command} AGENT")
 
 
 def parse_with_fields(args_class: type, config: Any, argv: Sequence[str], prog: str, **said: Any) -> Any:
