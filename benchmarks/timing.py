@@ -80,7 +80,7 @@ def machine() -> dict:
 
 def driver() -> str | None:
     """NVIDIA's driver, and how much of the first card others have taken; None where there is none."""
-    query = ["nvidia-smi", "--query-gpu=driver_version,memory.used,utilization.gpu", "--format=csv,noheader"]
+    query = ["nvidia-smi", "--id=0", "--query-gpu=driver_version,memory.used,utilization.gpu", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):

@@ -44,8 +44,8 @@ class Job(NamedTuple):
     name: str
     multiply_adds: int  # of products, once, of one seed on one device
     by_kind: dict[str, int]  # the same by `arithmetic.Product.kind`
-    temporary_bytes: int  # what its program needs besides arguments and results, of one seed on one device
-    batch_bytes: int  # of what it learns from, as one seed on one device samples it
+    temporary_bytes: int  # that it needs besides arguments and results, of one seed on one device; 0 for acting
+    batch_bytes: int  # of what it learns from, as one seed on one device samples it; 0 for acting
     seconds: float | None = None  # once, of all seeds, on the card
 
 

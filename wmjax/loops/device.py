@@ -290,9 +290,9 @@ def make_stage(
             return run, sums + jnp.array(jax.tree.leaves(more), jnp.float32)
 
         _, *shapes = jax.eval_shape(iterate, run)
-        names, structure = jax.tree.flatten(shapes)
+        leaves, structure = jax.tree.flatten(shapes)
         # All sums are one vector, which takes one kernel where each of them would take its own.
-        run, sums = jax.lax.fori_loop(0, iterations, body, (run, jnp.zeros(len(names), jnp.float32)))
+        run, sums = jax.lax.fori_loop(0, iterations, body, (run, jnp.zeros(len(leaves), jnp.float32)))
         episodes, learned = structure.unflatten(sums)
         return run, means(stage, episodes, learned, iterations)
 

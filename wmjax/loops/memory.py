@@ -179,7 +179,7 @@ def check_program(recipe: Recipe, stage: Stage, run: RunState, program: jax.stag
     capacity = recipe.replay_capacity
     most = capacity + math.floor(left * spread * capacity / replay)
     valid = [f"replay_capacity of at most {most}"] if most >= recipe.num_envs else []
-    valid.append("a smaller batch_size, length, horizon or network")
+    valid.append("a larger grad_accum, or a smaller batch_size, length, horizon or network")
     raise UsageError(
         f"stage {stage.name!r}: replay_capacity {capacity} needs {amount(replay)} of the state's {amount(state)}, and "
         f"what the stage computes at once needs {amount(work)} besides; {free.where}"
@@ -244,5 +244,5 @@ def running_out() -> Iterator[None]:
         line = (str(error).splitlines() or ["out of memory"])[0][:200]
         raise RunError(
             f"memory ran out ({line}){f'; {free.where}' if free else ''}. Smaller sizes of networks, batches "
-            "(batch_size, length, horizon), num_envs or replay_capacity need less"
+            "(batch_size, length, horizon), num_envs or replay_capacity need less, and so does a larger grad_accum"
         ) from None
