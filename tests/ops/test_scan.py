@@ -112,6 +112,26 @@ def test_a_carry_of_another_shape_is_refused():
         scan(lambda h, x: (h[None], x), jnp.zeros(3), jnp.zeros((2, 3)))
 
 
+@pytest.mark.parametrize("step", (lambda carry, x: ([*carry], x), lambda carry, x: ((*carry, x), ())))
+def test_a_carry_of_another_structure_is_refused(step):
+    with pytest.raises(AssertionError, match="step: the carry it gives"):
+        scan(step, (jnp.zeros(2), jnp.zeros(3)), jnp.zeros((4, 2)))
+
+
+@pytest.mark.parametrize("xs", ((), jnp.zeros((0, 2))))
+def test_inputs_without_arrays_or_steps_are_refused(xs):
+    with pytest.raises(AssertionError, match="xs: "):
+        scan(lambda h, x: (h, x), jnp.zeros(2), xs)
+
+
+@either
+def test_outputs_may_be_numbers(remat):
+    constant = lambda run: run(lambda h, x: (h + x, (0.0, True, jnp.float32(1))), jnp.ones(2), jnp.zeros((4, 2)))
+    mine, theirs = constant(partial(scan, remat=remat)), constant(jax.lax.scan)
+    chex.assert_trees_all_equal(mine, theirs)
+    chex.assert_trees_all_equal_shapes_and_dtypes(mine, theirs)
+
+
 def test_a_step_that_needs_nothing_of_its_inputs_is_repeated():
     double = lambda run: run(lambda x, _: (2 * x, x), jnp.ones(2), jnp.arange(3))
     chex.assert_trees_all_equal(double(scan), double(jax.lax.scan))

@@ -42,14 +42,16 @@ def scan(step: Callable, init: PyTree, xs: PyTree, *, remat: bool = False) -> tu
     Args:
       step: `(carry, x) -> (carry, y)`; what it closes over may be differentiated too.
       init: the first carry, of arrays.
-      xs: arrays `[T, ...]`, one or more.
+      xs: arrays `[T, ...]`, one or more, T at least 1.
       remat: store only the carries for the backward pass and compute the insides of a step anew in it, one step at a
         time: less memory, more time.
 
     Returns:
       The last carry, and the y of all steps `[T, ...]`.
     """
+    assert jax.tree.leaves(xs), "xs: no arrays; must be one or more"
     contracts.leading(1, xs=xs)
+    assert jax.tree.leaves(xs)[0].shape[0], "xs: arrays of no steps; must be one or more"
     loop = _trace(step, init, xs)
     if remat:
         body = jax.checkpoint(loop.body(loop.closed), prevent_cse=False)
@@ -88,6 +90,8 @@ def _trace(step: Callable, init: PyTree, xs: PyTree) -> _Loop:
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
     init = jax.tree.map(jnp.asarray, init)
     traced, shapes = jax.make_jaxpr(step, return_shape=True)(init, one)
+    wanted, made = (jax.tree.structure(tree) for tree in (init, shapes[0]))
+    assert made == wanted, f"step: the carry it gives has the structure {made}; must be that of init, {wanted}"
     (carry, x), closed = (jax.tree.leaves(tree) for tree in (init, xs)), list(traced.consts)
     jaxpr = traced.jaxpr
     closed_vars, carry_vars, x_vars = jaxpr.constvars, jaxpr.invars[: len(carry)], jaxpr.invars[len(carry) :]
@@ -108,6 +112,7 @@ def _trace(step: Callable, init: PyTree, xs: PyTree) -> _Loop:
 
     def rest(eqns, closed, carry, x):
         values = _compute(jaxpr, eqns, [*closed_given, *carry_vars, *x_given], [*closed, *carry, *x], outputs)
+        values = [jnp.asarray(x, v.aval.dtype) for x, v in zip(values, outputs, strict=True)]  # some are plain numbers
         return values[: len(carry)], values[len(carry) :]
 
     closed, x = jax.vmap(ahead, (None, 0), (None, 0))(closed, x)
