@@ -46,18 +46,20 @@ def test_what_is_counted_is_what_the_state_of_a_run_takes(free):
         memory.check_run(made.agent, made.env)
 
 
-def test_the_replay_that_is_said_to_be_valid_is_so(free):
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_replay_that_is_said_to_be_valid_is_so(free, seeds):
     made = tiny(replay_capacity=2**31 - 1)
-    free(30e6)
+    free(seeds * 30e6)
     with pytest.raises(UsageError, match=r"^replay_capacity: 2147483647 records of 12.\d kB need 2\d,\d{3} GB") as no:
-        memory.check_run(made.agent, made.env)
+        memory.check_run(made.agent, made.env, seeds)
+    assert (" for each of 3 seeds, and " in str(no.value)) == (seeds == 3)
     most = int(str(no.value).split("at most ")[1].split()[0])
     assert 1000 < most < 30e6 / 12288
     made = tiny(replay_capacity=most)
-    memory.check_run(made.agent, made.env)
+    memory.check_run(made.agent, made.env, seeds)
     made = tiny(replay_capacity=most + 100)
     with pytest.raises(UsageError):
-        memory.check_run(made.agent, made.env)
+        memory.check_run(made.agent, made.env, seeds)
 
 
 def test_seeds_need_what_each_of_them_needs(free):

@@ -145,15 +145,15 @@ def check_run(
         )
     parts |= {"agent: parameters and optimizers of these sizes need": learned * spread, doing: work}
     words, size = max(parts.items(), key=lambda part: part[1])
-    most = math.floor((free.bytes - each - work / spread) * spread / record) + rows
+    most = math.floor((free.bytes - total) * spread / (seeds * record)) + rows
     most = most if words.startswith("replay") else 0
     advice = f"at most {most} is valid" if most >= recipe.num_envs else "less is valid"
     if words.startswith("replay") and any(x.dtype == "float32" for x in jax.tree.leaves(run.replay.data.latent)):
         advice += "; latents of 16 bits (latent_dtype) take half of their room"
     held = f"{amount(size)}, of {amount(each + work / spread)} that the run holds at once"
-    raise UsageError(
-        f"{words} {held}{f' on each of {spread} devices' if spread > 1 else ''}, and {free.where}; {advice}"
-    )
+    held += f" for each of {seeds} seeds" if seeds > 1 else ""
+    held += f" on each of {spread} devices" if spread > 1 else ""
+    raise UsageError(f"{words} {held}, and {free.where}; {advice}")
 
 
 def check_program(recipe: Recipe, stage: Stage, run: RunState, program: jax.stages.Compiled, held: bool) -> None:
