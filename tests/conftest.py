@@ -2,12 +2,15 @@ import atexit
 import os
 import shutil
 import tempfile
+from importlib import metadata
 
 # Small matrices gain nothing from threads, and those of NumPy spin while they wait.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Most of a test's time is compilation: halve it. Must be set before JAX starts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+if metadata.version("jax").startswith("0.10."):  # halve it once more; later ones have no such flag
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 # What one test has compiled is there for all, in whichever process of pytest, or of theirs, they are.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

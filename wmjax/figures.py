@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax import checks, dreaming, files
-from wmjax.loops import memory
+from wmjax.loops import compiler, memory
 from wmjax.loops.host import rollout as host_rollout
 from wmjax.loops.report import read_metrics
 from wmjax.loops.rollout import Position, rollout
@@ -84,7 +84,7 @@ def open_loop(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, cont
 
     with memory.running_out():
         records = _play(agent, env, params, key, streams, spread + length)
-        return OpenLoop(*jax.device_get(jax.jit(predict)(params, key, records)))
+        return OpenLoop(*jax.device_get(jax.jit(predict, compiler_options=compiler.options())(params, key, records)))
 
 
 def _play(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, streams: int, steps: int) -> Record:
@@ -99,7 +99,7 @@ def _play(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, streams:
         _, records = rollout(partial(agent.act, explore=False), env, params, key_act, position, steps)
         return records._replace(latent=())
 
-    return jax.jit(play)(params, key)
+    return jax.jit(play, compiler_options=compiler.options())(params, key)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -20,11 +20,10 @@ from wmjax import arithmetic, cards, checks, estimate, evolution
 from wmjax.arithmetic import Product
 from wmjax.buffers import peak_bytes
 from wmjax.cards import SHARE, Card
-from wmjax.loops import device, memory
+from wmjax.loops import compiler, device, memory
 from wmjax.loops.device import Skips
 from wmjax.loops.host.loop import shapes
 from wmjax.loops.memory import Room, amount
-from wmjax.loops.parallel import hasty
 from wmjax.loops.parallel import share as share_recipe
 from wmjax.loops.schedule import Schedule, check, samplings
 from wmjax.ops import noise
@@ -242,7 +241,7 @@ def _compile(traced: Any, arguments: tuple) -> jax.stages.Compiled:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
         lowered = jax.jit(core.jaxpr_as_fun(traced), donate_argnums=donated).lower(*jax.tree.leaves(arguments))
-        return lowered.compile(compiler_options=hasty())
+        return lowered.compile(compiler_options=compiler.options(moments=True))
 
 
 def _paces(made: Setup, agent: Agent, jobs: dict[str, Job], acting: Job, devices: int) -> Iterator[Pace]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.loops.fakes import counter_env, fake_agent, fake_recipe
-from wmjax.loops import device, parallel, schedule
+from wmjax.loops import compiler, device, parallel, schedule
 from wmjax.types import Evolve, Recipe, Stage, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def on_four_devices(*arguments: str) -> str:
     """What `four_devices.py` prints."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"}
+    flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"}
     environment = os.environ | flags | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.four_devices", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
@@ -126,11 +126,15 @@ def test_programs_of_several_seeds_give_what_each_seed_gives_alone():
         assert schedule.first(many.steps) == int(alone.steps)
 
 
-def test_only_stages_that_act_for_moments_are_compiled_in_haste(monkeypatch):
+def test_on_a_cpu_only_stages_that_act_for_moments_are_compiled_in_haste(monkeypatch):
     act, (train,) = Stage("act", parallel.BRIEF // 4, 4, None), fake_recipe(None, capacity=32).stages[1:]
-    assert parallel._options(act) == {"xla_backend_optimization_level": 0}
     longer, endless = act._replace(collect=5), act._replace(iterations=None)
     learning = act._replace(updates=train.updates)
-    assert [parallel._options(stage) for stage in (longer, endless, learning)] == [None] * 3
+    levels = lambda: [
+        (parallel._options(stage) or {}).get(compiler.LEVEL) for stage in (act, longer, endless, learning)
+    ]
+    assert levels() == [None] * 4  # `XLA_FLAGS`, which tests run with, says the level
+    monkeypatch.delenv("XLA_FLAGS")
+    assert levels() == [0, 1, 1, 1]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert parallel._options(act) is None
+    assert levels() == [None] * 4

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from wmjax import checks
-from wmjax.loops import device
+from wmjax.loops import compiler, device
 from wmjax.loops.device import RunState
 from wmjax.types import Agent, Array, Env, Metrics, PyTree, Recipe, RunError, Stage, UsageError
 
@@ -115,7 +115,7 @@ class OneDevice(Programs):
         self.template = jax.eval_shape(self._init, jax.eval_shape(key))
 
     def init(self, key: Array, **where: Any) -> RunState:
-        return jax.jit(self._init, compiler_options=hasty(), **where)(key)
+        return jax.jit(self._init, compiler_options=compiler.options(moments=True), **where)(key)
 
     def _body(self, stage: Stage, axis_name: str | None = None) -> Callable[[RunState, Array], tuple]:
         if not self._several:
@@ -224,15 +224,10 @@ def programs(agent: Agent, env: Env, *, seeds: int = 1, devices: int = 1, backen
     return (PMap if backend == "pmap" else ShardMap)(agent, env, seeds, devices)
 
 
-def hasty() -> dict[str, Any] | None:
-    """Options of `jax.jit` for what runs for moments: on a CPU, to be compiled in half of the time or less."""
-    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-
-
 def _options(stage: Stage) -> dict[str, Any] | None:
     """Options of `jax.jit` for a stage."""
     learns = stage.updates or stage.evolve
-    return hasty() if not learns and stage.collect * (stage.iterations or BRIEF + 1) <= BRIEF else None
+    return compiler.options(moments=not learns and stage.collect * (stage.iterations or BRIEF + 1) <= BRIEF)
 
 
 def _axes(run: RunState, lead: int) -> RunState:

@@ -14,6 +14,7 @@ import numpy as np
 
 from wmjax import checks
 from wmjax.evolution import play
+from wmjax.loops import compiler
 from wmjax.loops.ahead import Ahead
 from wmjax.ops import noise
 from wmjax.ops.action_distributions import random_action
@@ -107,7 +108,7 @@ class Evaluator:
             returns, lengths, ended = play(env, act, params, carry, keys, limit)
             return Evaluation(returns, lengths, ~ended)
 
-        self._play = jax.jit(jax.vmap(some) if seeds else some)
+        self._play = jax.jit(jax.vmap(some) if seeds else some, compiler_options=compiler.options())
 
     def compile_ahead(self, pool: Executor, params: PyTree, key: Array) -> None:
         """Begins to compile what it plays by, for parameters and keys of these shapes."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax import evolution
+from wmjax.loops import compiler
 from wmjax.loops.host.rollout import act_program, first_episodes, seed_words
 from wmjax.ops import noise
 from wmjax.types import Agent, AgentState, Array, Evolve, HostEnv, HostEnvs, Metrics, PyTree, Trajectory
@@ -53,7 +54,7 @@ class Search:
     def __init__(self, agent: Agent, env: HostEnv, evolve: Evolve) -> None:
         slots = agent.recipe.num_envs
         self._evolve, self._slots, self._flow = evolve, slots, _flow()
-        self._dream = jax.jit(partial(evolution.iteration, agent, env, evolve))
+        self._dream = jax.jit(partial(evolution.iteration, agent, env, evolve), compiler_options=compiler.options())
         self._act = act_program(agent.act, env, explore=True)
         self._carry = jax.jit(lambda params: agent.act_carry(params, slots))
         self._keys = jax.jit(lambda key, count: noise.row_keys(jax.random.fold_in(key, count), slots))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax.loops import checkpoint, device
+from wmjax.loops import checkpoint, compiler, device
 from wmjax.loops.device import Episode, RunState, Skips
 from wmjax.loops.host.evolution import Search
 from wmjax.loops.host.learning import Clock, Latents, Learner, accumulate
@@ -155,9 +155,14 @@ class HostLoop(Programs):
         rows = lambda key, t: noise.row_keys(jax.random.fold_in(key, t), self._num_envs)
         by_chance = random_act(agent, env.spec)
         self._act_by = cache(lambda act: act_program(act or by_chance, env, rows, explore=True))
-        self._learn_by = cache(lambda fn: jax.jit(partial(device.apply_update, fn, None), donate_argnums=(0, 1)))
+        self._learn_by = cache(self._learn_program)
         self._count = jax.jit(device.count_episodes)
         self._keys = jax.jit(self._iteration_keys, static_argnums=3)
+
+    @staticmethod
+    def _learn_program(update: Callable) -> Callable:
+        by = partial(device.apply_update, update, None)
+        return jax.jit(by, donate_argnums=(0, 1), compiler_options=compiler.options())
 
     def _begin(self, state: PyTree, carry: PyTree, key: Array) -> RunState:
         zero, n = np.int32(0), self._num_envs
@@ -170,7 +175,7 @@ class HostLoop(Programs):
     def init(self, key: Array) -> RunState:
         """The state of a run before its first iteration, from keys as in the device loop; starts the environments."""
         key_agent, _, _, key_run = jax.random.split(key, 4)
-        state = jax.jit(self._agent.init)(key_agent)
+        state = jax.jit(self._agent.init, compiler_options=compiler.options(moments=True))(key_agent)
         carry = jax.jit(self._agent.act_carry, static_argnums=1)(state.variables, self._num_envs)
         run = self._begin(state, carry, key_run)
         self._begin_episodes(run)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from wmjax import checks
+from wmjax.loops import compiler
 from wmjax.loops.rollout import PERIODIC_EPISODES, Evaluation, step_limit
 from wmjax.ops import noise
 from wmjax.replay.device import Record
@@ -41,7 +42,7 @@ def act_program(act: Callable, env: HostEnv, step_keys: Callable = noise.fold_in
         carry, action, latent = act(params, key_act, carry, timestep, explore=explore)
         return carry, action, jax.vmap(env.native)(action), latent
 
-    return jax.jit(program)
+    return jax.jit(program, compiler_options=compiler.options())
 
 
 def seed_words(key: Array) -> list[int]:
