@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wmjax.ops.flat import flatten, spread, tensor_norms, unflatten
+from wmjax.ops.flat import flatten, norm, spread, tensor_norms, unflatten
 from wmjax.types import Array, Metrics, PyTree, UsageError
 
 
@@ -52,7 +52,7 @@ def descend(
     grads, changes, new_state = pmean(grads, axis_name), {}, {}
     for name, part in params.items():
         changes[name], new_state[name] = optimizers[name].update(grads[name], opt_state[name], part)
-    norms = lambda trees: {name: jnp.linalg.norm(flatten(tree)) for name, tree in trees.items()}
+    norms = lambda trees: {name: norm(flatten(tree)) for name, tree in trees.items()}
     params = optax.apply_updates(params, changes)
     return Descent(params, new_state, pmean(metrics, axis_name), aux, norms(grads), norms(changes))
 

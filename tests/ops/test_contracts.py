@@ -48,6 +48,7 @@ RIGHT = {
     "distributions.bounded_normal": dict(mean=floats(B, A), std=floats(B, A)),
     "flat.flatten": dict(tree=TREE),
     "flat.unflatten": dict(rows=floats(3, 256), like=TREE),
+    "flat.norm": dict(rows=floats(3, 256)),
     "flat.tensor_norms": dict(rows=floats(3, 256), like=TREE),
     "flat.spread": dict(values=floats(2), like=TREE),
     "kl.balanced_kl": dict(post_logits=floats(B, S, K), prior_logits=floats(B, S, K), free_nats=1.0, unimix=0.0),

@@ -137,7 +137,8 @@ class Norm(nn.Module):
 
     def __call__(self, x: Array) -> Array:
         contracts.floating(None, x=x)
-        return normalize(self.kind, x, *self.weights(x.shape[-1]))
+        rows = x.reshape(-1, x.shape[-1])
+        return normalize(self.kind, rows, *self.weights(x.shape[-1])).reshape(x.shape)
 
 
 def normalize(kind: str, x: Array, scale: Array | float = 1.0, shift: Array | float = 0.0, axis: int = -1) -> Array:

@@ -45,12 +45,25 @@ def _first_rows(like: PyTree) -> np.ndarray:
     return np.cumsum([0, *(-(-leaf.size // WIDTH) for leaf in jax.tree.leaves(like))])
 
 
+def norm(rows: Array) -> Array:
+    """The norm of all rows together, a scalar."""
+    contracts.floating(None, rows=rows)
+    return jnp.sqrt(jnp.sum(_row_sums(jnp.square(rows))))
+
+
+def _row_sums(rows: Array) -> Array:
+    # By a matrix product, which needs its rows in memory: a GPU's kernel of any other sum would make them out of all
+    # leaves on its way, and take as long to compile as half of the others together. XLA turns a product with a single
+    # column back into a sum.
+    return jnp.dot(rows, jnp.ones((WIDTH, 2), rows.dtype), precision="highest")[:, 0]
+
+
 def tensor_norms(rows: Array, like: PyTree) -> Array:
     """The norm of each leaf of `like`, `[leaves]`, from its rows. By gathers, for they add in the same order always."""
     first = _first_rows(like)
     contracts.exactly(int(first[-1]), WIDTH, rows=rows)
     contracts.floating(rows=rows)
-    sums = jnp.sum(jnp.square(rows), 1)
+    sums = _row_sums(jnp.square(rows))
     counts = np.diff(first)[:, None]
     place = jnp.arange(counts.max())  # in each leaf
     own = jnp.where(place < counts, sums[jnp.minimum(first[:-1, None] + place, len(sums) - 1)], 0)
