@@ -34,6 +34,7 @@ from typing import Any
 
 import tyro
 
+from benchmarks.timing import typed_command
 from benchmarks.work import ROWS, Row
 
 COMPILING = 0.55  # at most this share of the time is for compiling
@@ -200,6 +201,7 @@ def measure(args: Args, cache: Path) -> dict[str, Any]:
         raise SystemExit(f"JAX does not start here: {where['error']}")
     if where["backend"] == "cpu" and not args.reduced:
         raise SystemExit("JAX finds no accelerator, only a CPU; install JAX for it, or give --reduced for tiny sizes")
+    where["command"] = typed_command()
     report = {"machine": where, "reduced": args.reduced, "processes": args.processes, "rows": {}, "left_out": []}
     print(f"{where['devices'][0]}, driver {where['driver']}; {where['versions']}; {len(rows)} rows", flush=True)
     cold = compile_all(args, [row for row in rows if row.make], cache, begin + COMPILING * args.budget)

@@ -73,9 +73,14 @@ def machine() -> dict:
         "driver": driver(),
         "python": platform.python_version(),
         "versions": versions,
-        "command": " ".join(["python", *sys.argv]),
+        "command": typed_command(),
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
+
+
+def typed_command() -> str:
+    """What was typed to begin this process."""
+    return " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
 def driver() -> str | None:

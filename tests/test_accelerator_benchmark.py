@@ -64,7 +64,7 @@ class Scripted:
 
     def ask(self, patience, /, do, row="", **request):
         if do == "machine":
-            return MACHINE
+            return dict(MACHINE)
         if (do, row) in (("compile", NAMES[1]), ("time", NAMES[2])):
             return {"error": f"cannot {do}"}
         return dict(COMPILED if do == "compile" else TIMED)
@@ -75,6 +75,7 @@ class Scripted:
 
 def test_a_row_that_fails_is_recorded_and_the_others_go_on(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(accelerator, "Worker", Scripted)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/accelerator.py", "--reduced"])
     args = Args(skip=("whole",), reduced=True, processes=2, out=tmp_path / "rows.json")
     accelerator.measure(args, tmp_path)
     report = json.loads(args.out.read_text())
@@ -83,7 +84,8 @@ def test_a_row_that_fails_is_recorded_and_the_others_go_on(monkeypatch, tmp_path
     failed = {name: row["error"] for name, row in rows.items() if "error" in row}
     assert failed == {NAMES[1]: "cannot compile", NAMES[2]: "cannot time"}
     assert rows[NAMES[0]]["value"] == 2.0 and rows[NAMES[0]]["cold"] == {k: v for k, v in COMPILED.items() if "_s" in k}
-    assert report["machine"] == MACHINE and report["reduced"] is True
+    assert report["machine"] == MACHINE | {"command": "python -m benchmarks.accelerator --reduced"}
+    assert report["reduced"] is True
     out = capsys.readouterr().out
     assert f"{NAMES[1]:52s} failed: cannot compile" in out and "compile 0.3 s" in out
 
