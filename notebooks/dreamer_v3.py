@@ -81,7 +81,7 @@ plt.close(figure)
 
 # %% [markdown]
 # ## Imagine, and differentiate
-# Imagination is a `lax.scan`, so a gradient passes through it: how would the imagined return of a start state change
+# Imagination is a scan, so a gradient passes through it: how would the imagined return of a start state change
 # with the actions?
 
 # %%
