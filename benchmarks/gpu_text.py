@@ -12,7 +12,8 @@ A launch is an instruction of the optimized program that runs on the card: a fus
 in loops count as often as their loop runs; a loop whose number of trips is not known counts once and is named. Of each
 loop, and of what is outside, stand the lines of `wmjax/` that most of its launches are for: a profile. Without a card
 nothing is tuned, so compile time is the compiler's alone, and launches differ a little from those of a tuned program.
-Memory is the program's own plan. What is shown leaves out loops with less than a hundredth of the launches.
+Memory is the program's own plan, beside what `wmjax plan` estimates of it. What is shown leaves out loops with less
+than a hundredth of the launches.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from jax.experimental import topologies
 
 from benchmarks import launches
 from benchmarks.timing import cpu_seconds
+from wmjax.buffers import peak_bytes
 
 TARGET = """
 gpu_device_info {
@@ -103,7 +105,8 @@ def compile_for_card(function: Callable, arguments: Any, **options: Any) -> tupl
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
     start, cpu = time.perf_counter(), cpu_seconds()
-    lowered = jax.jit(function, **options).lower(*shapes)
+    traced = jax.jit(function, **options).trace(*shapes)
+    lowered = traced.lower()
     middle, cpu_middle = time.perf_counter(), cpu_seconds()
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
@@ -113,6 +116,7 @@ def compile_for_card(function: Callable, arguments: Any, **options: Any) -> tupl
         "compile_s": round(time.perf_counter() - middle, 1),
         "compile_cpu_s": round(cpu_seconds() - cpu_middle, 1),
         "temp_mib": round(memory.temp_size_in_bytes / 2**20, 1),
+        "estimated_temp_mib": round(peak_bytes(traced.jaxpr, "cuda") / 2**20, 1),
         "argument_mib": round(memory.argument_size_in_bytes / 2**20, 1),
     }, compiled
 
@@ -199,7 +203,8 @@ def show(row: dict[str, Any]) -> None:
     print(f"{row['program']}: {row['launches']:,} launches, {row['instructions']:,} instructions")
     print(
         f"  trace {row['trace_s']} s (cpu {row['trace_cpu_s']} s), compile {row['compile_s']} s (cpu "
-        f"{row['compile_cpu_s']} s); temporaries {row['temp_mib']} MiB, arguments {row['argument_mib']} MiB"
+        f"{row['compile_cpu_s']} s); temporaries {row['temp_mib']} MiB (estimated {row['estimated_temp_mib']}), "
+        f"arguments {row['argument_mib']} MiB"
     )
     print(f"  {'  '.join(f'{kind} {number:,}' for kind, number in row['by_kind'].items())}")
     for loop in row["loops"]:
