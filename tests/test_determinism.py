@@ -15,6 +15,7 @@ import wmjax
 from tests import test_run
 from tests.test_cli import FIELDS
 from wmjax import determinism
+from wmjax.cli import main
 from wmjax.types import UsageError
 
 ALL = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
@@ -78,6 +79,13 @@ def test_a_run_that_goes_on_asks_again_and_says_where_that_is_too_late(monkeypat
     monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: False)
     determinism.turn_on_again({"about": {"deterministic": True}}, said.append)
     assert determinism.is_on() and len(said) == lines
+
+
+def test_a_dry_run_says_so_too_and_names_flags_that_say_the_contrary(not_started, capsys):
+    dry = ["train", "dreamer_v3", "--dry-run", "--deterministic"]
+    assert main(dry) in (None, 0) and ", deterministic operations; " in capsys.readouterr().out
+    not_started.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=4")
+    assert main(dry) == 2 and "--xla_gpu_autotune_level=4" in capsys.readouterr().err
 
 
 def train(*arguments, **env):

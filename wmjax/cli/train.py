@@ -120,10 +120,14 @@ def _parse(start: Start, argv: Sequence[str]) -> Any:
 
 def _show(start: Start, values: Mapping[str, Any], chosen: Mapping[str, Any], print_config: bool) -> None:
     """Prints what would be trained: as a file of settings, or what it would take."""
-    from wmjax import checks, estimate
+    from wmjax import checks, determinism, estimate
     from wmjax.cli import configs
     from wmjax.settings import ASKED, describe, setup
 
+    if not print_config:  # before JAX starts
+        if values["deterministic"]:
+            determinism.turn_on()
+        determinism.turn_on_again(start.before, lambda text: print(text, file=sys.stderr))
     named = {name: values[name] for name in ("env", *ASKED) if name in values}
     made = setup(start.agent, **named, overrides=dict(chosen), before=start.before)
     kept = (*made.description, "start_timeout", *configs.NOT_SETTINGS)
