@@ -1,6 +1,7 @@
 """What a plan says of a run, against numbers that are known, and what it takes and refuses."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -52,6 +53,8 @@ def found():
 def uncompiled(monkeypatch):
     """Programs are taken to need a megabyte, and JAX a part of a card as where nobody says anything."""
     monkeypatch.setattr(planning, "peak_bytes", lambda *_: 2**20)
+    compiled = SimpleNamespace(memory_analysis=lambda: SimpleNamespace(temp_size_in_bytes=2**20))
+    monkeypatch.setattr(planning, "_compile", lambda *_: compiled)
     monkeypatch.delenv(planning.FRACTION, raising=False)
 
 
@@ -124,6 +127,12 @@ def test_environments_on_the_host_keep_replay_there(capsys, uncompiled, monkeypa
     full = plan(*words, "--memory-gb", "1e-5", capsys=capsys)
     assert "it does not fit: agent: " in full and "v100 has" in full
     assert not list(tmp_path.iterdir())
+
+
+def test_a_replay_that_this_host_has_no_memory_for_is_refused_if_it_is_filled(capsys, uncompiled):
+    words = ["dreamer_v3", "--env", "gym:CartPole-v1", *WORDS, "--agent.replay_capacity", str(2**31 - 1)]
+    refused = plan(*words, "--steps", str(2**31 - 1), capsys=capsys).splitlines()[-1]
+    assert refused.startswith("it does not fit: replay_capacity: 2147483647 needs") and "--memory-map" in refused
 
 
 def test_a_replay_that_is_too_large_is_refused_with_what_would_fit(capsys, uncompiled):

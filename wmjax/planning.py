@@ -22,14 +22,14 @@ from wmjax.buffers import peak_bytes
 from wmjax.cards import SHARE, Card
 from wmjax.loops import compiler, device, memory
 from wmjax.loops.device import Skips
-from wmjax.loops.host.loop import shapes
+from wmjax.loops.host.loop import check_room, shapes
 from wmjax.loops.memory import Room, amount
 from wmjax.loops.parallel import share as share_recipe
 from wmjax.loops.schedule import Schedule, check, samplings
 from wmjax.ops import noise
 from wmjax.replay import device as replays
 from wmjax.replay.device import Replay
-from wmjax.replay.host import sizes, tree_bytes
+from wmjax.replay.host import Sizes, sizes, tree_bytes
 from wmjax.settings import ASKED, Setup, not_on_host, setup
 from wmjax.types import Agent, AgentState, Env, Evolve, HostEnv, PyTree, TimeStep, Update, UsageError
 
@@ -145,7 +145,7 @@ class _Shapes(NamedTuple):
     environments: PyTree
     replay: Replay  # also where records are kept on the host: what is sampled there is alike
     key: jax.ShapeDtypeStruct
-    host_replay: int  # bytes in the host's memory, at most
+    host_replay: Sizes | None  # what replay takes of the host where it is there
 
 
 def _shapes(agent: Agent, env: Env | HostEnv) -> _Shapes:
@@ -154,10 +154,10 @@ def _shapes(agent: Agent, env: Env | HostEnv) -> _Shapes:
         (state, carry), example = shapes(agent, env)
         kept = recipe.num_envs, recipe.replay_capacity, samplings(recipe)
         replay = jax.eval_shape(lambda example: replays.init(example, *kept), example)
-        return _Shapes(state, example.step, carry, (), replay, key, sizes(example, *kept).memory_bytes)
+        return _Shapes(state, example.step, carry, (), replay, key, sizes(example, *kept))
     run = jax.eval_shape(lambda key: device.init(agent, env, key), key)
     environments = run.env_state, run.timestep, run.episode
-    return _Shapes(run.agent, run.timestep, run.carry, environments, run.replay, key, 0)
+    return _Shapes(run.agent, run.timestep, run.carry, environments, run.replay, key, None)
 
 
 def _plan(made: Setup, agent: Agent, devices: int, card: Card | None, share: float, say: Callable) -> Plan:
@@ -182,11 +182,11 @@ def _plan(made: Setup, agent: Agent, devices: int, card: Card | None, share: flo
         environments=bytes_of((held.environments, held.carry)),
         batch=together * most.batch_bytes,
         temporaries=together * most.temporary_bytes,
-        host_replay=held.host_replay,
+        host_replay=held.host_replay.memory_bytes if held.host_replay else 0,
     )
     parameters = {name: estimate.count(tree) for name, tree in sorted(held.state.variables.items())}
     stages = () if card is None else tuple(_paces(made, agent, jobs, acting, devices))
-    advice = _advice(made, taken, most, devices, card)
+    advice = _advice(made, held, taken, most, devices, card)
     return Plan(
         d["agent"], d["env"], d["preset"], d["seeds"], devices, parameters, taken, tuple(jobs.values()), acting,
         acting.multiply_adds / agent.recipe.num_envs, compiled_for, card, share, stages, not advice, advice,
@@ -266,12 +266,15 @@ def _played(evolve: Evolve, num_envs: int) -> int:
     return -(-episodes // num_envs) * evolve.max_steps
 
 
-def _advice(made: Setup, taken: Memory, most: Job, devices: int, card: Card | None) -> str:
+def _advice(made: Setup, held: _Shapes, taken: Memory, most: Job, devices: int, card: Card | None) -> str:
     """What does not fit and what would, in the words of a run that is refused; "" where all fits."""
     seeds, room = made.description["seeds"], None if card is None else room_of(card)
     words = f"agent: what update {most.name!r} computes at once needs"
     try:
         if isinstance(made.env, HostEnv):
+            if card is None:  # of another machine no more than the card is known
+                records = Schedule(made.agent, made.env, made.steps).records
+                check_room(made.agent.recipe, held.state, held.host_replay, records)
             memory.check_bytes("agent: state and what an update computes at once need", taken.total, room)
         else:
             whole = devices * (most.temporary_bytes + most.batch_bytes)
