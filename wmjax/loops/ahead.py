@@ -12,13 +12,13 @@ import jax
 _NAME = "compiling-ahead"
 
 
-def compiler() -> Executor:
+def compiler_thread() -> Executor:
     """A thread that compiles one program after the other."""
     return ThreadPoolExecutor(1, _NAME)
 
 
-def in_compiler() -> bool:
-    """Whether this is the thread of a `compiler`, where compiling keeps nobody waiting."""
+def in_compiler_thread() -> bool:
+    """Whether this is the thread of a `compiler_thread`, where compiling keeps nobody waiting."""
     return threading.current_thread().name.startswith(_NAME)
 
 
@@ -29,7 +29,7 @@ class Ahead:
     not begun. What cannot be compiled is an error of the call.
 
     Args:
-      pool: a `compiler`. What it has not begun when it is shut down is compiled by its first call.
+      pool: a `compiler_thread`. What it has not begun when it is shut down is compiled by its first call.
       program: of `jax.jit`.
       args: as it will be called with, or their shapes and dtypes.
     """

@@ -14,7 +14,7 @@ from typing import Any, Self, TextIO
 
 import jax
 
-from wmjax.loops.ahead import in_compiler
+from wmjax.loops.ahead import in_compiler_thread
 
 TICKS = (10.0, 30.0, 60.0)  # seconds after which a plain stream is told that something still goes on; then each minute
 REDRAW_SECONDS = 1.0  # on a terminal
@@ -84,7 +84,7 @@ class _Compiling:
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
     def _hear(self, event: str, seconds: float, **about: Any) -> None:
-        if not event.startswith("/jax/core/compile/") or in_compiler():
+        if not event.startswith("/jax/core/compile/") or in_compiler_thread():
             return
         end = time.monotonic()
         start = end - seconds

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax.loops import checkpoint, device, memory
-from wmjax.loops.ahead import Ahead, compiler
+from wmjax.loops.ahead import Ahead, compiler_thread
 from wmjax.loops.device import RunState
 from wmjax.loops.display import Clock, Display
 from wmjax.loops.host.rollout import HostEvaluator, Options
@@ -108,7 +108,7 @@ class Driver:
         host = dict(options=plan.host, say=self._display.say, stop=lambda: bool(caught), make_way=programs.make_way)
         self.evaluator = make_evaluator(plan.agent, plan.env, seeds=self._several, **host)
         self._folders = [member_path(plan.path, seed) for seed in plan.seeds] if self._several else [plan.path]
-        self._compiler = compiler()
+        self._compiler = compiler_thread()
         self._ahead: dict[int, Ahead] = {}  # stages by their index
         self._saved = time.monotonic()
         self._saved_steps: list[int] = []  # the last, which may be on its way to the disk
