@@ -57,7 +57,8 @@ def check(agent: Agent) -> None:
             raise UsageError(f"stage {stage.name!r}: {wrong}")
         for update in stage.updates:
             if update.batch_size % update.grad_accum:
-                valid = ", ".join(str(n) for n in range(1, update.batch_size + 1) if update.batch_size % n == 0)
+                small = [n for n in range(1, math.isqrt(update.batch_size) + 1) if update.batch_size % n == 0]
+                valid = ", ".join(map(str, sorted({*small, *(update.batch_size // n for n in small)})))
                 raise UsageError(
                     f"grad_accum: {update.grad_accum} does not divide the batch of update {update.name!r}, which is of "
                     f"{update.batch_size} on each device; valid are {valid}"
