@@ -38,6 +38,7 @@ def scan(step: Callable, init: PyTree, xs: PyTree, *, remat: bool = False) -> tu
     """`jax.lax.scan(step, init, xs)` with as little as possible in the loop.
 
     Gradients are of reverse mode; forward mode may be taken of them, but of the scan itself only with `remat`.
+    What a step prints it prints in its turn; once, or with `remat` again in the backward pass.
 
     Args:
       step: `(carry, x) -> (carry, y)`; what it closes over may be differentiated too.
