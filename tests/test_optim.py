@@ -7,7 +7,7 @@ import pytest
 from tests.parity import load
 from wmjax.ops.flat import unflatten
 from wmjax.optim import (
-    Rows,
+    Microbatches,
     adam_tf,
     adaptive_grad_clip,
     add_decayed_weights,
@@ -255,8 +255,8 @@ def test_a_gradient_in_parts_is_that_of_the_whole_batch():
         return (error**2).mean(), ({"error": jnp.abs(error).mean()}, ({"error": error}, params["all"].sum()))
 
     def step(parts):
-        rows = Rows((x, y), (1, 0), parts, aux_axes=(1, None))
-        return descend(objective, {"all": optax.sgd(0.1)}, {"all": optax.sgd(0.1).init(params)}, params, None, rows)
+        batch = Microbatches((x, y), (1, 0), parts, aux_axes=(1, None))
+        return descend(objective, {"all": optax.sgd(0.1)}, {"all": optax.sgd(0.1).init(params)}, params, None, batch)
 
     whole, parted = step(1), step(4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, parted)

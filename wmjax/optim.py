@@ -36,7 +36,7 @@ def descend(
     opt_state: dict[str, PyTree],
     params: dict[str, PyTree],
     axis_name: str | None,
-    rows: Rows | None = None,
+    batch: Microbatches | None = None,
 ) -> Descent:
     """One gradient of an objective, averaged over devices, and one step of each optimizer on its part of it.
 
@@ -45,10 +45,10 @@ def descend(
       optimizers, opt_state: by name; those that `params` has are used.
       params: what each optimizer trains.
       axis_name: the named axis that the batch is spread over, or None.
-      rows: further arguments of the objective, which may be computed part by part: the gradient and the metrics are
+      batch: further arguments of the objective, which may be computed part by part: the gradient and the metrics are
         the means over the parts then, which are those of the whole batch if loss and metrics are means over its rows.
     """
-    grads, metrics, aux = _gradient(objective, params, rows)
+    grads, metrics, aux = _gradient(objective, params, batch)
     grads, changes, new_state = pmean(grads, axis_name), {}, {}
     for name, part in params.items():
         changes[name], new_state[name] = optimizers[name].update(grads[name], opt_state[name], part)
@@ -57,7 +57,7 @@ def descend(
     return Descent(params, new_state, pmean(metrics, axis_name), aux, norms(grads), norms(changes))
 
 
-class Rows(NamedTuple):
+class Microbatches(NamedTuple):
     """Arguments of a function of a batch, which can be divided into parts."""
 
     args: tuple[PyTree, ...]
@@ -91,20 +91,20 @@ class Rows(NamedTuple):
         return jax.tree.map(joined, self.aux_axes, aux, is_leaf=lambda axis: axis is None)
 
 
-def _gradient(objective: Callable, params: PyTree, rows: Rows | None) -> tuple[PyTree, Metrics, PyTree]:
+def _gradient(objective: Callable, params: PyTree, batch: Microbatches | None) -> tuple[PyTree, Metrics, PyTree]:
     """Gradient, metrics and `aux` of an objective, as `descend` says."""
     run = jax.value_and_grad(objective, has_aux=True)
-    if rows is None or rows.parts == 1:
-        (_, (metrics, aux)), grads = run(params, *(rows.args if rows else ()))
+    if batch is None or batch.parts == 1:
+        (_, (metrics, aux)), grads = run(params, *(batch.args if batch else ()))
         return grads, metrics, aux
 
     def part(total: PyTree, args: tuple) -> tuple[PyTree, tuple]:
         (_, (metrics, aux)), grads = run(params, *args)
         return jax.tree.map(jnp.add, total, grads), (metrics, aux)
 
-    total, (metrics, aux) = jax.lax.scan(part, jax.tree.map(jnp.zeros_like, params), rows.divided())
+    total, (metrics, aux) = jax.lax.scan(part, jax.tree.map(jnp.zeros_like, params), batch.divided())
     mean = lambda x: x.mean(0)
-    return jax.tree.map(lambda x: x / rows.parts, total), jax.tree.map(mean, metrics), rows.together(aux)
+    return jax.tree.map(lambda x: x / batch.parts, total), jax.tree.map(mean, metrics), batch.together(aux)
 
 
 def weighted_sum(losses: dict[str, Array], scales: dict[str, float]) -> tuple[Array, Metrics]:

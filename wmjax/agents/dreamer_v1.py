@@ -379,18 +379,18 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
     """
     config, step = parts.config, jax.tree.map(lambda x: x[1:], trajectory.step)
     keys = noise.row_keys(key, step.reward.shape[1], parts.axis_name)
-    rows, whole = optim.Rows((keys, trajectory.action[:-1], step), (0, 1, 1), config.grad_accum), None
+    batch, whole = optim.Microbatches((keys, trajectory.action[:-1], step), (0, 1, 1), config.grad_accum), None
 
-    def objective(groups, *rows):
-        total, (_, _, _, metrics) = loss(parts, optim.together(groups), *rows, whole=whole)
+    def objective(groups, *part):
+        total, (_, _, _, metrics) = loss(parts, optim.together(groups), *part, whole=whole)
         return total, (metrics, ())
 
     if config.grad_accum > 1:
-        mean_kl = rows.each(lambda *rows: loss(parts, state.params, *rows)[1][-1]["kl"]).mean()
+        mean_kl = batch.each(lambda *part: loss(parts, state.params, *part)[1][-1]["kl"]).mean()
         last = config.imagine_last or len(step.reward)
         whole = Whole(mean_kl, start_counts(step, config)[-last:].mean())
     chains, groups = optim.model_actor_critic(config), optim.apart(state.params)
-    done = optim.descend(objective, chains, state.opt_state, groups, parts.axis_name, rows)
+    done = optim.descend(objective, chains, state.opt_state, groups, parts.axis_name, batch)
     metrics = done.metrics | {f"grad_norm/{name}": norm for name, norm in done.grad_norm.items()}
     amount = exploration_amount(config, state.step + 1)
     params = optim.together(done.params)

@@ -398,37 +398,37 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
     Every sequence `[T, B]` starts from the zero state without a previous action, wherever it was cut.
     """
     config, axis_name = parts.config, parts.axis_name
-    length, batch = trajectory.step.reward.shape
+    length, rows = trajectory.step.reward.shape
     step = trajectory.step._replace(is_first=trajectory.step.is_first.at[0].set(True))
     prev_action = jnp.concatenate([jnp.zeros_like(trajectory.action[:1]), trajectory.action[:-1]])
     key_model, key_behavior = jax.random.split(key)
     chains, trained = optim.model_actor_critic(config), optim.apart(state.params)
 
     # World model.
-    args = noise.row_keys(key_model, batch, axis_name), prev_action, step
-    rows, batch_kl = optim.Rows(args, (0, 1, 1), config.grad_accum, aux_axes=1), None
+    args = noise.row_keys(key_model, rows, axis_name), prev_action, step
+    batch, batch_kl = optim.Microbatches(args, (0, 1, 1), config.grad_accum, aux_axes=1), None
 
-    def model_objective(groups, *rows):
-        total, (_, states, metrics) = world_model_loss(parts, groups["model"], *rows, batch_kl=batch_kl)
+    def model_objective(groups, *part):
+        total, (_, states, metrics) = world_model_loss(parts, groups["model"], *part, batch_kl=batch_kl)
         return total, (metrics, states)
 
     if config.grad_accum > 1 and config.free_nats and config.free_mode == "avg":
         # Whether the KL counts is decided by its mean over the whole batch, which comes first then.
-        batch_kl = rows.each(lambda *rows: world_model_loss(parts, trained["model"], *rows)[1][-1]["kl"]).mean()
-    world = optim.descend(model_objective, chains, state.opt_state, {"model": trained.pop("model")}, axis_name, rows)
+        batch_kl = batch.each(lambda *part: world_model_loss(parts, trained["model"], *part)[1][-1]["kl"]).mean()
+    world = optim.descend(model_objective, chains, state.opt_state, {"model": trained.pop("model")}, axis_name, batch)
 
     # Actor and critic, in the new model, from the posterior states of the old one.
     last = config.imagine_last or length
     start, is_terminal = sg(dreaming.last_steps((world.aux, step.is_terminal), last))
-    keys = noise.split(noise.row_keys(key_behavior, batch, axis_name), last).reshape(-1)
+    keys = noise.split(noise.row_keys(key_behavior, rows, axis_name), last).reshape(-1)
 
-    def behavior_objective(trained, *rows):
+    def behavior_objective(trained, *part):
         params = world.params["model"] | state.non_trainable
-        total, (_, metrics) = behavior_loss(parts, params, trained, *rows)
+        total, (_, metrics) = behavior_loss(parts, params, trained, *part)
         return total, (metrics, ())
 
-    rows = optim.Rows((keys, start, is_terminal), (0, 0, 0), config.grad_accum)
-    behavior = optim.descend(behavior_objective, chains, state.opt_state, trained, axis_name, rows)
+    batch = optim.Microbatches((keys, start, is_terminal), (0, 0, 0), config.grad_accum)
+    behavior = optim.descend(behavior_objective, chains, state.opt_state, trained, axis_name, batch)
 
     # The first move of the slow critic is a copy, whatever its rate.
     rate = jnp.where(state.step == 0, 1.0, config.slow_critic_rate)

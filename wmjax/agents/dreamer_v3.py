@@ -526,18 +526,18 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
     start = unpack_latent(jax.tree.map(lambda x: x[0], trajectory.latent), config)
     keys = noise.row_keys(key, step.reward.shape[1], parts.axis_name)
     args = keys, start, trajectory.action[:-1], step
-    rows, batch_returns = optim.Rows(args, (0, 0, 1, 1), config.grad_accum, aux_axes=(1, None)), None
+    batch, batch_returns = optim.Microbatches(args, (0, 0, 1, 1), config.grad_accum, aux_axes=(1, None)), None
 
-    def objective(trained, *rows):
+    def objective(trained, *part):
         total, (_, states, stats, metrics, _) = loss(
-            parts, trained["all"] | before, state.stats, *rows, batch_returns=batch_returns
+            parts, trained["all"] | before, state.stats, *part, batch_returns=batch_returns
         )
         return total, (metrics, (states, stats))
 
     if config.grad_accum > 1:  # returns are normalized by those of the whole batch, which come first then
-        batch_returns = rows.each(lambda *rows: loss(parts, state.variables, state.stats, *rows)[1][-1])
+        batch_returns = batch.each(lambda *part: loss(parts, state.variables, state.stats, *part)[1][-1])
     chains = {"all": optimizer(config)}
-    done = optim.descend(objective, chains, state.opt_state, {"all": state.params}, parts.axis_name, rows)
+    done = optim.descend(objective, chains, state.opt_state, {"all": state.params}, parts.axis_name, batch)
     params, (states, stats) = done.params["all"], done.aux
     slow_critic = optim.soft_update(params["critic"], before["slow_critic"], config.slow_critic_rate)
     latent = jax.tree.map(

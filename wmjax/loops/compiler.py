@@ -9,6 +9,8 @@ from typing import Any
 import jax
 
 LEVEL = "xla_backend_optimization_level"
+# XLA's newer kernels of a CPU take longer to compile; since JAX 0.11 there are no others.
+_EMITTERS = {"xla_cpu_use_fusion_emitters": False} if metadata.version("jax").startswith("0.10.") else {}
 
 
 def options(*, moments: bool = False) -> dict[str, Any] | None:
@@ -24,8 +26,3 @@ def options(*, moments: bool = False) -> dict[str, Any] | None:
     if jax.default_backend() != "cpu" or LEVEL in os.environ.get("XLA_FLAGS", ""):
         return None
     return {LEVEL: 0} | _EMITTERS if moments else {LEVEL: 1}
-
-
-# XLA's newer kernels of a CPU take longer to compile; since JAX 0.11 there are no others.
-_OLDER = metadata.version("jax").startswith("0.10.")
-_EMITTERS = {"xla_cpu_use_fusion_emitters": False} if _OLDER else {}

@@ -121,8 +121,8 @@ def descend(
         return value, (metrics | {f"loss/{term}": loss for term, loss in losses.items()} | {"loss": value}, aux)
 
     chain, params = {name: optimizers(config)[name]}, {name: state.params[name]}
-    rows = optim.Rows(args, axes, config.grad_accum)
-    done = optim.descend(total, chain, state.opt_state, params, axis_name, rows)
+    batch = optim.Microbatches(args, axes, config.grad_accum)
+    done = optim.descend(total, chain, state.opt_state, params, axis_name, batch)
     params, opt_state = state.params | done.params, state.opt_state | done.opt_state
     new = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
     return new, done.metrics | {"grad_norm": done.grad_norm[name]}, done.aux

@@ -163,22 +163,22 @@ def make_update(nets: Networks, config: WorldModelsConfig, axis_name: str | None
     """`Update.fn`: one step of M on `[T + 1, B]` records that were encoded before."""
 
     def update(state, key, trajectory):
-        batch = trajectory.action.shape[1]
+        rows = trajectory.action.shape[1]
         embed = unpack_latent(trajectory.latent)
         z, stats = embed["mu"], state.stats
         if config.z_source == "sample":  # fresh noise for every batch, the same z as target and as input
             mu, logvar = (embed[name].swapaxes(0, 1) for name in ("mu", "logvar"))
-            z = sample_latent(noise.row_keys(key, batch, axis_name), mu, logvar).swapaxes(0, 1)
-        start = (jnp.zeros((batch, config.hidden)),) * 2
+            z = sample_latent(noise.row_keys(key, rows, axis_name), mu, logvar).swapaxes(0, 1)
+        start = (jnp.zeros((rows, config.hidden)),) * 2
         if config.memory_stateful:
-            first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
-            start = tuple(jax.lax.dynamic_slice_in_dim(x, first, batch) for x in stats["memory_carry"])
+            first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
+            start = tuple(jax.lax.dynamic_slice_in_dim(x, first, rows) for x in stats["memory_carry"])
         step = trajectory.step._replace(obs={})
-        rows = optim.Rows((start, z, trajectory.action, step), (0, 1, 1, 1), config.grad_accum)
+        batch = optim.Microbatches((start, z, trajectory.action, step), (0, 1, 1, 1), config.grad_accum)
         share = jnp.mean(~step.is_first[1:], dtype=jnp.float32)
-        objective = lambda modules, *rows: memory_loss(nets, config, modules["memory"], *rows, axis_name, share)
+        objective = lambda modules, *part: memory_loss(nets, config, modules["memory"], *part, axis_name, share)
         params = {"memory": state.params["memory"]}
-        done = optim.descend(objective, {"memory": optimizer(config)}, state.opt_state, params, axis_name, rows)
+        done = optim.descend(objective, {"memory": optimizer(config)}, state.opt_state, params, axis_name, batch)
         if config.memory_stateful:
             gather = (lambda x: x) if axis_name is None else (lambda x: jax.lax.all_gather(x, axis_name, tiled=True))
             stats = stats | {"memory_carry": tuple(gather(jax.lax.stop_gradient(x)) for x in done.aux)}

@@ -76,10 +76,10 @@ def make_update(nets: Networks, spec: EnvSpec, config: WorldModelsConfig, axis_n
         keys = noise.split(keys, image.shape[0]).reshape(-1)  # [T * B]
         image = image.reshape(-1, *image.shape[2:])
 
-        objective = lambda modules, *rows: vision_loss(nets, config, modules["vision"], *rows, axis_name)
-        rows = optim.Rows((keys, image), (0, 0), config.grad_accum)
+        objective = lambda modules, *part: vision_loss(nets, config, modules["vision"], *part, axis_name)
+        batch = optim.Microbatches((keys, image), (0, 0), config.grad_accum)
         params = {"vision": {name: state.params[name] for name in ("encoder", "decoder")}}
-        done = optim.descend(objective, {"vision": optimizer(config)}, state.opt_state, params, axis_name, rows)
+        done = optim.descend(objective, {"vision": optimizer(config)}, state.opt_state, params, axis_name, batch)
         params, opt_state = state.params | done.params["vision"], state.opt_state | done.opt_state
         new = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
         return new, done.metrics | {"grad_norm": done.grad_norm["vision"]}, None
