@@ -55,7 +55,8 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr(planning, "peak_bytes", lambda *_: 2**20)
     compiled = SimpleNamespace(memory_analysis=lambda: SimpleNamespace(temp_size_in_bytes=2**20))
     monkeypatch.setattr(planning, "_compile", lambda *_: compiled)
-    monkeypatch.delenv(planning.FRACTION, raising=False)
+    for name in planning.FRACTIONS:
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_what_a_run_holds_is_counted_and_how_fast_its_stages_could_be(found):
@@ -142,6 +143,18 @@ def test_a_replay_that_is_too_large_is_refused_with_what_would_fit(capsys, uncom
     assert "h100 has 80 GB, of which JAX takes 75%" in refused
     most = refused.split("at most ")[1].split(" ")[0]
     assert plan(*words, most, capsys=capsys).splitlines()[-1] == "it fits"
+
+
+@pytest.mark.parametrize("name", planning.FRACTIONS)
+def test_of_a_gpu_there_is_what_jax_is_told_to_take(name, uncompiled, monkeypatch):
+    for said, share in (("", 0.75), ("0.5", 0.5), ("1", 1)):
+        monkeypatch.setenv(name, said)
+        assert planning.room_of(CARDS["h100"]).bytes == share * 80e9
+        assert planning.room_of(CARDS["tpu-v4"]).bytes == 32e9
+    for said in ("half", "nan", "0"):
+        monkeypatch.setenv(name, said)
+        with pytest.raises(UsageError, match=f"^{name}: '{said}' is not valid; a number above 0 is"):
+            planning.room_of(CARDS["h100"])
 
 
 def test_so_many_seeds_fit_as_is_said(capsys, uncompiled):

@@ -6,6 +6,8 @@ not there, nothing is compiled, and their memory is estimated from the traced pr
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import warnings
 from collections import Counter
@@ -33,8 +35,8 @@ from wmjax.replay.host import Sizes, sizes, tree_bytes
 from wmjax.settings import ASKED, Setup, not_on_host, setup
 from wmjax.types import Agent, AgentState, Env, Evolve, HostEnv, PyTree, TimeStep, Update, UsageError
 
-# What JAX takes of the memory of a GPU where the variable says nothing else.
-PREALLOCATED, FRACTION = 0.75, "XLA_PYTHON_CLIENT_MEM_FRACTION"
+# What JAX takes of the memory of a GPU where neither variable says anything else; the second is what it was called.
+PREALLOCATED, FRACTIONS = 0.75, ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 
 class Job(NamedTuple):
@@ -286,6 +288,15 @@ def _advice(made: Setup, held: _Shapes, taken: Memory, most: Job, devices: int, 
 
 def room_of(card: Card) -> Room:
     """Of a card's memory what JAX takes."""
-    fraction = float(os.environ.get(FRACTION, PREALLOCATED)) if card.platform == "cuda" else 1.0
+    fraction = _preallocated() if card.platform == "cuda" else 1.0
     taken = f", of which JAX takes {fraction:.0%}" if fraction < 1 else ""
     return Room(fraction * card.memory, f"{card.name} has {amount(card.memory)}{taken}")
+
+
+def _preallocated() -> float:
+    """The share of a GPU's memory that JAX takes."""
+    name, said = next(((name, os.environ[name]) for name in FRACTIONS if os.environ.get(name)), ("", PREALLOCATED))
+    with contextlib.suppress(ValueError):
+        if 0 < float(said) < math.inf:
+            return float(said)
+    raise UsageError(f"{name}: {said!r:.80} is not valid; a number above 0 is")
