@@ -244,6 +244,9 @@ def _map(function: Any, value: Any) -> Any:
 
 
 def main(args: Args) -> None:
+    for name in ("budget", "processes"):
+        if not getattr(args, name) > 0:
+            raise SystemExit(f"--{name}: {getattr(args, name)} is not valid; a number above 0 is")
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.cache is not None:

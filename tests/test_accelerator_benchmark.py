@@ -97,6 +97,13 @@ def test_what_there_is_no_time_for_is_named(monkeypatch, tmp_path, capsys):
     assert f"no time for: {NAMES[0]}, " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("wrong", [{"budget": 0.0}, {"budget": float("nan")}, {"processes": 0}])
+def test_no_time_and_no_processes_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(SystemExit, match=f"--{name}: .* is not valid; a number above 0 is"):
+        accelerator.main(Args(**wrong))
+
+
 def test_without_an_accelerator_it_says_so_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(accelerator, "Worker", Scripted)
     with pytest.raises(SystemExit, match=r"finds no accelerator, only a CPU; .* --reduced"):
