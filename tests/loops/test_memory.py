@@ -1,6 +1,7 @@
 """What a run needs in memory is known from shapes, and refused by name where there is less."""
 
 import contextlib
+import re
 
 import jax
 import numpy as np
@@ -44,6 +45,18 @@ def test_what_is_counted_is_what_the_state_of_a_run_takes(free):
     free(0.99 * size)
     with pytest.raises(UsageError, match="bytes are free"):
         memory.check_run(made.agent, made.env)
+
+
+@pytest.mark.parametrize(
+    "env, dtype, saves", [("probe:act_obs", "float32", 1), ("probe:act_obs", "bfloat16", 0), ("catch", "float32", 0)]
+)
+def test_latents_of_16_bits_are_named_where_they_would_save_much(free, env, dtype, saves):
+    made = tiny(env, replay_capacity=2**31 - 1, latent_dtype=dtype)
+    free(30e6)
+    with pytest.raises(UsageError, match=r"^replay_capacity: ") as no:
+        memory.check_run(made.agent, made.env)
+    assert str(no.value).count("latent_dtype") == saves
+    assert len(re.findall(r"; latents of 16 bits \(latent_dtype\) take 34.4 GB less$", str(no.value))) == saves
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

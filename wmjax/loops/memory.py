@@ -148,8 +148,9 @@ def check_run(
     most = math.floor((free.bytes - total) * spread / (seeds * record)) + rows
     most = most if words.startswith("replay") else 0
     advice = f"at most {most} is valid" if most >= recipe.num_envs else "less is valid"
-    if words.startswith("replay") and any(x.dtype == "float32" for x in jax.tree.leaves(run.replay.data.latent)):
-        advice += "; latents of 16 bits (latent_dtype) take half of their room"
+    latents = tree_bytes([x for x in jax.tree.leaves(run.replay.data.latent) if x.dtype == "float32"])
+    if words.startswith("replay") and latents > rows * record / 5:  # else it is hardly less
+        advice += f"; latents of 16 bits (latent_dtype) take {amount(latents / 2)} less"
     held = f"{amount(size)}, of {amount(each + work / spread)} that the run holds at once"
     held += f" for each of {seeds} seeds" if seeds > 1 else ""
     held += f" on each of {spread} devices" if spread > 1 else ""
