@@ -111,13 +111,16 @@ class Worker:
 
 
 def chosen(args: Args) -> list[Row]:
-    """The rows that are asked for. Raises `SystemExit` where a word fits none."""
+    """The rows that are asked for. Raises `SystemExit` where a word fits none, or none is left."""
     fits = lambda word, row: word in row.name or fnmatch.fnmatchcase(row.name, word)
     for word in (*args.only, *args.skip):
         if not any(fits(word, row) for row in ROWS):
             raise SystemExit(f"no row fits {word!r}; there are:\n" + "\n".join(f"  {row.name}" for row in ROWS))
     wanted = [row for row in ROWS if not args.only or any(fits(word, row) for word in args.only)]
-    return [row for row in wanted if not any(fits(word, row) for word in args.skip)]
+    rows = [row for row in wanted if not any(fits(word, row) for word in args.skip)]
+    if not rows:
+        raise SystemExit("--only and --skip leave no row")
+    return rows
 
 
 def compile_all(args: Args, rows: list[Row], cache: Path, until: float) -> dict[str, dict[str, Any]]:
@@ -247,10 +250,13 @@ def main(args: Args) -> None:
     for name in ("budget", "processes"):
         if not getattr(args, name) > 0:
             raise SystemExit(f"--{name}: {getattr(args, name)} is not valid; a number above 0 is")
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+    for name, folder in (("out", args.out and args.out.parent), ("cache", args.cache)):
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SystemExit(f"--{name}: {folder} cannot be made: {error.strerror}") from None
     if args.cache is not None:
-        args.cache.mkdir(parents=True, exist_ok=True)
         measure(args, args.cache.absolute())
         return
     with tempfile.TemporaryDirectory(prefix="wmjax-accelerator-") as folder:

@@ -32,6 +32,8 @@ def test_rows_are_chosen_by_parts_of_their_names_or_patterns():
     for args in ({"only": ("nothing",)}, {"skip": ("*nothing*",)}):
         with pytest.raises(SystemExit, match=r"no row fits .\*?nothing.*; there are:\n  matmul float32"):
             names(**args)
+    with pytest.raises(SystemExit, match="--only and --skip leave no row"):
+        names(skip=("*",))
 
 
 ANSWERS = """
@@ -102,6 +104,13 @@ def test_no_time_and_no_processes_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(SystemExit, match=f"--{name}: .* is not valid; a number above 0 is"):
         accelerator.main(Args(**wrong))
+
+
+@pytest.mark.parametrize("name", ["cache", "out"])
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=f"--{name}: .* cannot be made: "):
+        accelerator.main(Args(**{name: tmp_path / "file" / "inner" / "x"}))
 
 
 def test_without_an_accelerator_it_says_so_at_once(monkeypatch, tmp_path):

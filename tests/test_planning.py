@@ -36,7 +36,7 @@ def test_seconds_are_those_of_the_slowest_of_arithmetic_traffic_and_launch():
 
 
 def test_a_card_without_a_name_needs_all_numbers_and_a_named_one_may_have_others():
-    assert card() is None and card("h200").memory == 141e9
+    assert card() is None and card("h200").memory == card("H200").memory == 141e9
     assert card("a100", memory_gb=80).memory == 80e9 and card("a100", memory_gb=80).bfloat16 == CARDS["a100"].bfloat16
     own = card(None, 100, 12, 500)
     assert (own.float32, own.bfloat16, own.memory, own.bandwidth) == (100, 100, 12e9, 500e9)
