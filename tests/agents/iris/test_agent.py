@@ -77,9 +77,11 @@ def test_half_batches_under_a_named_axis_equal_the_full_batch_where_padding_diff
     split = jax.tree.map(lambda x: x.reshape(x.shape[0], 2, -1, *x.shape[2:]), batch)
     update = jax.jit(jax.vmap(update_named(half, name).fn, (None, None, 1), axis_name="devices"))
     found, other, _ = update(state, jax.random.key(0), split)
-    for new, pair in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
+    for (path, new), pair in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_array_equal(pair[0], pair[1])
-        np.testing.assert_allclose(pair[0], new, atol=2e-5)
+        # The bias of keys moves all logits of a query alike: its gradient is rounding alone, which Adam scales up.
+        if not jax.tree_util.keystr(path, simple=True, separator="/").endswith("key/bias"):
+            np.testing.assert_allclose(pair[0], new, atol=2e-5)
     for term, value in metrics.items():
         np.testing.assert_allclose(other[term][0], value, rtol=1e-3, atol=1e-5)
 
