@@ -79,7 +79,8 @@ def card(
     given = {"peak_tflops": peak_tflops, "memory_gb": memory_gb, "bandwidth": bandwidth}
     if name is None and not any(value is not None for value in given.values()):
         return None
-    if name is not None and name.lower() not in CARDS:
+    known = None if name is None else CARDS.get(name.lower())
+    if name is not None and known is None:
         raise UsageError(
             f"card: unknown name {name!r:.80}; known are {', '.join(CARDS)}; of another one --peak-tflops, --memory-gb "
             "and --bandwidth (GB/s) say what it can do at most"
@@ -87,7 +88,7 @@ def card(
     missing = [f"--{field.replace('_', '-')}" for field, value in given.items() if value is None]
     if name is None and missing:
         raise UsageError(f"card: none is named, so {', '.join(missing)} must be given; known are {', '.join(CARDS)}")
-    found = CARDS.get(name and name.lower()) or _gpu("card", 0, 0, 0, 0, 0)
+    found = known or _gpu("card", 0, 0, 0, 0, 0)
     changes = {} if peak_tflops is None else dict.fromkeys(("float32", "default", "bfloat16"), peak_tflops)
     changes |= {} if memory_gb is None else {"memory": memory_gb * 1e9}
     changes |= {} if bandwidth is None else {"bandwidth": bandwidth * 1e9}

@@ -131,11 +131,10 @@ def test_on_a_cpu_only_stages_that_act_for_moments_are_compiled_in_haste(monkeyp
     act, (train,) = Stage("act", parallel.BRIEF // 4, 4, None), fake_recipe(None, capacity=32).stages[1:]
     longer, endless = act._replace(collect=5), act._replace(iterations=None)
     learning = act._replace(updates=train.updates)
-    levels = lambda: [
-        (parallel._options(stage) or {}).get(compiler.LEVEL) for stage in (act, longer, endless, learning)
-    ]
-    assert levels() == [None] * 4  # `XLA_FLAGS`, which tests run with, says the level
+    options = lambda: [parallel._options(stage) for stage in (act, longer, endless, learning)]
+    assert options() == [None] * 4  # `XLA_FLAGS`, which tests run with, says the level
     monkeypatch.delenv("XLA_FLAGS")
-    assert levels() == [0, 1, 1, 1]
+    hasty = {"xla_backend_optimization_level": 0} | compiler._EMITTERS
+    assert options() == [hasty, *[{"xla_backend_optimization_level": 1}] * 3]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert levels() == [None] * 4
+    assert options() == [None] * 4

@@ -137,6 +137,7 @@ class Norm(nn.Module):
 
     def __call__(self, x: Array) -> Array:
         contracts.floating(None, x=x)
+        # Of two axes, for XLA's search for the tiles of a GPU's kernel grows by a factor with each axis.
         rows = x.reshape(-1, x.shape[-1])
         return normalize(self.kind, rows, *self.weights(x.shape[-1])).reshape(x.shape)
 
