@@ -20,7 +20,7 @@ from wmjax.cache import enable_compilation_cache
 from wmjax.envs import own
 from wmjax.envs.handed import check_args, check_trust
 from wmjax.envs.wrappers import agent_actions
-from wmjax.loops import checkpoint
+from wmjax.loops import checkpoint, compiler
 from wmjax.loops.driver import evaluation_key, make_evaluator
 from wmjax.loops.host.rollout import Options
 from wmjax.loops.parallel import tree_of_seed
@@ -218,7 +218,7 @@ def _act_program(agent: Agent, env: Env | HostEnv) -> Any:
         carry, action, _ = agent.act(params, key, carry, step, explore=False)
         return carry, native(action[0])
 
-    return jax.jit(act)
+    return jax.jit(act, compiler_options=compiler.options())
 
 
 def load(
