@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from wmjax.envs import EnvInfo, env_names, make_env
     from wmjax.loops.checkpoint import CheckpointCorruptError
     from wmjax.loops.driver import Interrupted
-    from wmjax.planning import Plan, plan
     from wmjax.raw_env import Outcome, RawEnv, action_repeat, auto_reset, time_limit
     from wmjax.run import Run, load
     from wmjax.scores import Scores
+    from wmjax.sizing import Plan, plan
     from wmjax.training import train
     from wmjax.types import (  # isort: skip
         Agent, AgentState, Box, Discrete, Env, EnvSpec, HostEnv, MultiDiscrete, Recipe, RunError, Sampling, Stage,
@@ -38,7 +38,7 @@ _HOME = {
     **dict.fromkeys("Outcome RawEnv action_repeat auto_reset time_limit".split(), "raw_env"),
     "CheckpointCorruptError": "loops.checkpoint",
     "Interrupted": "loops.driver",
-    **dict.fromkeys("Plan plan".split(), "planning"),
+    **dict.fromkeys("Plan plan".split(), "sizing"),
     **dict.fromkeys("Run load".split(), "run"),
     "Scores": "scores",
     "train": "training",

@@ -12,7 +12,7 @@ from wmjax.cli.arguments import PlanArgs, changes, env_args, explain, parse_with
 from wmjax.types import UsageError
 
 if TYPE_CHECKING:
-    from wmjax.planning import Plan
+    from wmjax.sizing import Plan
 
 
 def plan(argv: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ def plan(argv: Sequence[str]) -> None:
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(PlanArgs)}
     values["env_args"], as_json = env_args(values.pop("env_arg")) or None, values.pop("json")
     from wmjax.cache import enable_compilation_cache
-    from wmjax.planning import plan as make
+    from wmjax.sizing import plan as make
 
     enable_compilation_cache()
     found = make(agent, **values, say=lambda text: print(text, file=sys.stderr), **changes(config, args.agent))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from wmjax import planning
+from wmjax import sizing
 from wmjax.agents import AGENTS
 from wmjax.arithmetic import Product
 from wmjax.cards import CARDS, card, seconds
@@ -46,16 +46,16 @@ def test_a_card_without_a_name_needs_all_numbers_and_a_named_one_may_have_others
 
 @pytest.fixture(scope="module")
 def found():
-    return planning.plan("dreamer_v3", "probe:act_obs", card="h100", share=0.5, **TINY)
+    return sizing.plan("dreamer_v3", "probe:act_obs", card="h100", share=0.5, **TINY)
 
 
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Programs are taken to need a megabyte, and JAX a part of a card as where nobody says anything."""
-    monkeypatch.setattr(planning, "peak_bytes", lambda *_: 2**20)
+    monkeypatch.setattr(sizing, "peak_bytes", lambda *_: 2**20)
     compiled = SimpleNamespace(memory_analysis=lambda: SimpleNamespace(temp_size_in_bytes=2**20))
-    monkeypatch.setattr(planning, "_compile", lambda *_: compiled)
-    for name in planning.FRACTIONS:
+    monkeypatch.setattr(sizing, "_compile", lambda *_: compiled)
+    for name in sizing.FRACTIONS:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -78,7 +78,7 @@ def test_what_a_run_holds_is_counted_and_how_fast_its_stages_could_be(found):
 
 
 def test_each_device_has_all_parameters_of_all_seeds_and_its_part_of_everything_else(found, uncompiled):
-    held, many = found.memory, planning.plan("dreamer_v3", "probe:act_obs", card="h100", seeds=8, devices=2, **TINY)
+    held, many = found.memory, sizing.plan("dreamer_v3", "probe:act_obs", card="h100", seeds=8, devices=2, **TINY)
     assert many.memory.parameters == 8 * held.parameters and many.memory.optimizer == 8 * held.optimizer
     assert many.memory.environments == 4 * held.environments and many.memory.batch == 4 * held.batch
     assert many.memory.replay == pytest.approx(4 * held.replay, rel=1e-3)
@@ -145,16 +145,16 @@ def test_a_replay_that_is_too_large_is_refused_with_what_would_fit(capsys, uncom
     assert plan(*words, most, capsys=capsys).splitlines()[-1] == "it fits"
 
 
-@pytest.mark.parametrize("name", planning.FRACTIONS)
+@pytest.mark.parametrize("name", sizing.FRACTIONS)
 def test_of_a_gpu_there_is_what_jax_is_told_to_take(name, uncompiled, monkeypatch):
     for said, share in (("", 0.75), ("0.5", 0.5), ("1", 1)):
         monkeypatch.setenv(name, said)
-        assert planning.room_of(CARDS["h100"]).bytes == share * 80e9
-        assert planning.room_of(CARDS["tpu-v4"]).bytes == 32e9
+        assert sizing.room_of(CARDS["h100"]).bytes == share * 80e9
+        assert sizing.room_of(CARDS["tpu-v4"]).bytes == 32e9
     for said in ("half", "nan", "0"):
         monkeypatch.setenv(name, said)
         with pytest.raises(UsageError, match=f"^{name}: '{said}' is not valid; a number above 0 is"):
-            planning.room_of(CARDS["h100"])
+            sizing.room_of(CARDS["h100"])
 
 
 def test_so_many_seeds_fit_as_is_said(capsys, uncompiled):
@@ -169,7 +169,7 @@ def test_so_many_seeds_fit_as_is_said(capsys, uncompiled):
 
 @pytest.mark.slow
 def test_memory_is_that_of_the_compiled_program_where_no_card_is_named(found):
-    own = planning.plan("dreamer_v3", "probe:act_obs", **TINY)
+    own = sizing.plan("dreamer_v3", "probe:act_obs", **TINY)
     assert own.compiled_for == jax.default_backend() and own.card is None and not own.stages
     assert own.memory.parameters == found.memory.parameters and own.jobs[0].temporary_bytes > 0
     assert own.jobs[0].seconds is None and found.compiled_for in (None, "gpu")
@@ -178,5 +178,5 @@ def test_memory_is_that_of_the_compiled_program_where_no_card_is_named(found):
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_every_agent_can_be_planned(agent):
-    found = planning.plan(agent, card="h100", seeds=2)
+    found = sizing.plan(agent, card="h100", seeds=2)
     assert found.fits and all(job.multiply_adds and job.seconds for job in found.jobs) and found.stages
