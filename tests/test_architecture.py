@@ -36,7 +36,7 @@ ALLOWED = {
     "presets": {"agents", "names", "fields"},
 }
 # May import everything.
-TOP = {"__init__", "__main__", "settings", "estimate", "sizing", "run", "training", "figures", "cli"}
+TOP = {"__init__", "__main__", "comparison", "settings", "estimate", "sizing", "run", "training", "figures", "cli"}
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "chex", "distrax", "orbax", "tyro", "rich", "tensorboardX"}
 CORE |= {"matplotlib", "imageio", "evosax", "filelock", "yaml"}
 FILES = sorted(PACKAGE.rglob("*.py"))
