@@ -1,8 +1,8 @@
-"""An environment's bare rules, and what makes an `Env` of them: time limits, action repeat, restarting.
+"""An environment's bare rules, and what makes an `Env` of them: time limits, hiding, action repeat, restarting.
 
 The rules are a `RawEnv`, which separates how the world moves from how it looks. So a step that restarts (under `vmap`
 both branches of a choice are computed) and a step that repeats its action still draw one picture only. The order is
-`auto_reset(action_repeat(time_limit(raw, frames), n))`, which is an `Env`.
+`auto_reset(action_repeat(flicker(time_limit(raw, frames), share), n))`, which is an `Env`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,31 @@ def time_limit(raw: RawEnv, steps: int) -> RawEnv:
 
     limit = steps if raw.spec.max_episode_steps is None else min(steps, raw.spec.max_episode_steps)
     return RawEnv(raw.spec._replace(max_episode_steps=limit), reset, step, lambda state: raw.observe(state.inner))
+
+
+class _Flickering(NamedTuple):
+    inner: PyTree
+    hidden: Array  # bool [], nothing is seen
+
+
+def flicker(raw: RawEnv, share: float) -> RawEnv:
+    """Hides this share of the observations, in [0, 1], each by a draw of its own: all their numbers are 0.
+
+    The first of an episode is always seen. What happened meanwhile has to be remembered, or predicted.
+
+    Source: Hausknecht & Stone 2015, "Deep Recurrent Q-Learning for Partially Observable MDPs" (arXiv 1507.06527),
+    section "Flickering Atari games", which hide half of the frames.
+    """
+
+    def step(key, state, action):
+        key_step, key_hide = jax.random.split(key)
+        inner, outcome = raw.step(key_step, state.inner, action)
+        return _Flickering(inner, jax.random.bernoulli(key_hide, share)), outcome
+
+    def observe(state):
+        return jax.tree.map(lambda x: jnp.where(state.hidden, jnp.zeros_like(x), x), raw.observe(state.inner))
+
+    return RawEnv(raw.spec, lambda key: _Flickering(raw.reset(key), jnp.bool_(False)), step, observe)
 
 
 def action_repeat(raw: RawEnv, repeats: int) -> RawEnv:

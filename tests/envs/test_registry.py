@@ -15,7 +15,7 @@ from wmjax.types import Box, MultiDiscrete, UsageError
 # One environment fetches its data from the network when it is made.
 NAMES = [info.name for info in env_names() if "MNIST" not in info.name and not is_host(info.name)]
 BUILTIN = [name for name in NAMES if not name.startswith(("gymnax:", "craftax:"))]
-SLOW = ("racing",)  # to compile
+SLOW = ("racing", "racing:flicker")  # to compile
 RUN = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in BUILTIN]
 RUN = [*RUN, *(name for name in NAMES if name in ("gymnax:CartPole-v1", "gymnax:Breakout-MinAtar"))]
 
@@ -81,6 +81,22 @@ def test_same_key_same_stream_and_another_key_another(name):
             (np.asarray(a) != np.asarray(b)).any()
             for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
         )
+
+
+@pytest.mark.parametrize(
+    "name, args, share",
+    [
+        ("catch", {"flicker": 0.5}, 0.5),
+        ("pendulum", {"flicker": 0}, 0),
+        pytest.param("racing:flicker", {}, 0.8, marks=pytest.mark.slow),
+    ],
+)
+def test_pictures_are_hidden_as_the_argument_or_the_name_says(name, args, share):
+    env = make_env(name, image_size=16, env_args=args)
+    policy = lambda key, step: zero_action(env.spec.action)
+    records, _ = rollout(env, jax.random.key(0), policy, 16, 16)
+    black = ~records.obs["image"].any((-3, -2, -1))
+    assert abs(black[~records.is_first].mean() - share) < 0.1 and not black[records.is_first].any()
 
 
 @pytest.mark.parametrize("name", ["catch", "pendulum", "probe:obs_is_action"])

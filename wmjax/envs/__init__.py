@@ -6,7 +6,7 @@ Some run on the device, those of other libraries in worker processes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from wmjax import checks, raw_env
@@ -15,21 +15,35 @@ from wmjax.envs.check import checked
 from wmjax.envs.from_gymnasium import START_SECONDS, from_gymnasium
 from wmjax.envs.handed import GYM, handed, is_host
 from wmjax.envs.probe import PROBES
-from wmjax.suites import SUITES, SuiteError, check_names, gym_suite, suite
+from wmjax.suites import FRACTION, SUITES, SuiteError, check_arguments, gym_suite, suite
 from wmjax.types import Box, Discrete, Env, EnvSpec, HostEnv, Space, UsageError
 
 __all__ = ["EnvInfo", "env_names", "is_host", "make_env"]
 
 # What each of these begins with has `available`, `names`, `is_image`, `spec`, `describe` and `make`.
 LIBRARIES = {"gymnax:": from_gymnax, "craftax:": from_craftax}
-# name -> (rules, side of the picture, what to expect)
+
+
+class Picture(NamedTuple):
+    """An environment of ours that is seen as a picture."""
+
+    rules: Callable[[int], raw_env.RawEnv]  # (side in pixels) -> rules
+    side: int  # as registered
+    flicker: float  # share of the pictures that are hidden, as registered
+    description: str
+
+
 PICTURES = {
-    "catch": (catch.catch, 64, "a ball falls, a paddle catches it; best return 1, random about -0.6"),
-    "pendulum": (
-        pendulum.pendulum, 64, "Pendulum-v1 from pixels, 200 steps; good return about -150, random about -1200",
+    "catch": Picture(catch.catch, 64, 0, "a ball falls, a paddle catches it; best return 1, random about -0.6"),
+    "pendulum": Picture(
+        pendulum.pendulum, 64, 0, "Pendulum-v1 from pixels, 200 steps; good return about -150, random about -1200"
     ),
-    "racing": (racing.racing, 96, "a car that skids on a new track each time; a lap about 900, random about -40"),
-}  # fmt: skip
+    "racing": Picture(
+        racing.racing, 96, 0, "a car that skids on a new track each time; a lap about 900, random about -40"
+    ),
+    "racing:flicker": Picture(racing.racing, 96, 0.8, "racing with four pictures of five hidden: memory decides"),
+}
+ARGUMENTS = {"flicker": FRACTION}  # of these
 
 
 class EnvInfo(NamedTuple):
@@ -55,10 +69,10 @@ def make_env(
     """Makes an environment: auto-resetting, with its own kind of actions (`wrappers.agent_actions` changes that).
 
     Args:
-      env: "catch", "pendulum", "racing", "probe:NAME", or, with the extras of these names, "gymnax:NAME" and
-        "craftax:NAME" (`env_names`); a name that begins with one of `suites.SUITES`, such as "gym:CartPole-v1",
-        "gym:MODULE:NAME" or "gym:FILE.py:NAME", gives a `HostEnv`, and so does a class or function that makes a
-        `gymnasium.Env`. An `Env`, `RawEnv` or `HostEnv` is checked against its spec (`check.checked`).
+      env: "catch", "pendulum", "racing", "racing:flicker", "probe:NAME", or, with the extras of these names,
+        "gymnax:NAME" and "craftax:NAME" (`env_names`); a name that begins with one of `suites.SUITES`, such as
+        "gym:CartPole-v1", "gym:MODULE:NAME" or "gym:FILE.py:NAME", gives a `HostEnv`, and so does a class or function
+        that makes a `gymnasium.Env`. An `Env`, `RawEnv` or `HostEnv` is checked against its spec (`check.checked`).
       image_size: side of the picture in pixels, at least 8; None for the registered size (64; racing: 96; MinAtar:
         80, and any multiple of 10).
       action_repeat: frames that each action is taken for; None for 1.
@@ -121,14 +135,15 @@ def _make_raw(name: str, image_size: int | None, args: Mapping[str, Any] = {}) -
     if name not in PICTURES and name not in PROBES:
         raise _unknown(name)
     try:
-        check_names(name, (), args)
+        check_arguments(name, ARGUMENTS if name in PICTURES else {}, args)
     except SuiteError as error:
         raise UsageError(str(error)) from None
     _check_image_size(name, image_size, pictures=name in PICTURES)
     if name in PROBES:
         return PROBES[name].make()
-    rules, size, _ = PICTURES[name]
-    return rules(size if image_size is None else image_size)
+    picture = PICTURES[name]
+    raw, hidden = picture.rules(image_size or picture.side), args.get("flicker", picture.flicker)
+    return raw_env.flicker(raw, hidden) if hidden else raw
 
 
 def _check_image_size(name: str, image_size: int | None, *, pictures: bool) -> None:
@@ -159,7 +174,7 @@ def _unknown(name: str) -> UsageError:
 
 def env_names() -> list[EnvInfo]:
     """All environments that can be made here, those of a library only where it is installed."""
-    infos = [_info(name, _make_raw(name, None).spec, description) for name, (*_, description) in PICTURES.items()]
+    infos = [_info(name, _make_raw(name, None).spec, picture.description) for name, picture in PICTURES.items()]
     infos += [_info(name, probe.make().spec, probe.description) for name, probe in PROBES.items()]
     for prefix, library in LIBRARIES.items():
         if library.available():

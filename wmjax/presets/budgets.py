@@ -73,6 +73,7 @@ BUDGETS = (
     Row("dreamer_v3", "small", "gym:CartPole-v1", 90_000, action_repeat=2),
     Row("dreamer_v3", "small", "gymnax:Breakout-MinAtar", 80_000, 40, score="6.4", source=MEASURED),
     Row("world_models", "small", "racing", 65_536, 64, 4, score="925", source=MEASURED),
+    Row("world_models", "small", "racing:flicker", 65_536, 64, 4),
     Row("world_models", "small", "gym:CarRacing-v3", 65_536, 64, 4),
     Row("world_models", "small", "catch", 16_384),
     Row("iris", "small", "catch", 76_800, score="1.00", source=MEASURED),
