@@ -12,11 +12,21 @@ import numpy as np
 import optax
 import pytest
 
-from tests.agents.batches import MIXED, PIXELS, TINY_V3, perturbed, random_action, random_step, random_trajectory
+from tests.agents.batches import (
+    MIXED,
+    PIXELS,
+    TINY_V3,
+    perturb,
+    perturbed,
+    random_action,
+    random_step,
+    random_trajectory,
+)
 from wmjax import dreaming
 from wmjax.agents import dreamer_v3 as v3
 from wmjax.nets import codec
 from wmjax.ops import distributions, normalize
+from wmjax.ops.symlog import symlog
 from wmjax.types import Box, Discrete, EnvSpec, TimeStep, UsageError
 
 ATARI = EnvSpec({"image": Box(0, 255, (64, 64, 3), "uint8")}, Discrete(6))
@@ -320,6 +330,37 @@ def test_values_and_rewards_are_exactly_zero_at_first_even_compiled():
     assert not np.any(jax.jit(lambda p: v3.critic_dists(parts, p["critic"], feat)[0].mean())(state.params))
     reward = lambda p: distributions.number(v3.call(parts.nets.reward, p["reward"], feat), "two_hot")
     assert not np.any(jax.jit(lambda p: reward(p).mean())(state.params))
+
+
+@pytest.mark.parametrize(
+    "kind, loss",
+    [("normal", lambda v, x: (v - x) ** 2 / 2), ("symlog_mse", lambda v, x: (symlog(v) - symlog(x)) ** 2)],
+)
+def test_reward_and_value_are_regressed_where_the_heads_say_so(kind, loss):
+    parts = v3.assemble(PIXELS, dataclasses.replace(TINY_V3, reward_head=kind, critic_head=kind))
+    feat = jax.random.normal(jax.random.key(0), (3, TINY_V3.dimensions.deter + 16))
+    head = perturb(parts.nets.critic.init(jax.random.key(1), feat)["params"])
+    (critic,) = v3.critic_dists(parts, head, feat)
+    reward = parts.nets.reward.init(jax.random.key(1), feat)["params"]
+    assert jax.tree.map(jnp.shape, v3.call(parts.nets.reward, reward, feat)) == {"mean": (3, 1)}
+    value, target = critic.mean(), jnp.array([-200.0, 0.5, 30.0])
+    assert np.any(value)
+    # Likelihoods have a constant in them.
+    found, constant = -critic.log_prob(target), -critic.log_prob(value)
+    np.testing.assert_allclose(found - constant, loss(value, target), rtol=1e-4)
+
+
+def test_vectors_are_seen_and_predicted_as_they_are_without_symlog():
+    space, x = Box(-1000.0, 1000.0, (3,)), jnp.array([[-300.0, 0.5, 20.0]])
+    spec = EnvSpec({"vector": space}, Discrete(2))
+    see = lambda squashed: v3.networks(spec, dataclasses.replace(TINY_V3, symlog_vectors=squashed)).encoder
+    params = see(True).init(jax.random.key(0), {"vector": x})
+    np.testing.assert_array_equal(
+        see(False).apply(params, {"vector": symlog(x)}), see(True).apply(params, {"vector": x})
+    )
+    np.testing.assert_allclose(v3._reconstruction(x - 2, x, space, False), [12.0], rtol=1e-4)
+    np.testing.assert_allclose(v3._reconstruction(symlog(x) - 2, x, space), [12.0], rtol=1e-4)
+    assert np.array_equal(v3._mean(x, space, False), x) and not np.array_equal(v3._mean(x, space, True), x)
 
 
 @pytest.mark.slow

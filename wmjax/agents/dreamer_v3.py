@@ -107,7 +107,9 @@ class DreamerV3Config:
     cont_layers: int = 1  # hidden layers of the continue head
     actor_layers: int = 3  # hidden layers of the actor
     critic_layers: int = 3  # hidden layers of the critic
-    reward_head: Literal["two_hot", "symlog_mse"] = "two_hot"  # how the reward is predicted
+    reward_head: Literal["two_hot", "symlog_mse", "normal"] = "two_hot"  # how the reward is predicted
+    critic_head: Literal["two_hot", "symlog_mse", "normal"] = "two_hot"  # how the value is predicted
+    symlog_vectors: bool = True  # see and predict vectors through symlog
 
     # World model loss (equations 4 and 5).
     unimix: float = 0.01  # uniform share of the latent distributions
@@ -229,7 +231,7 @@ def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
     style = dict(norm=config.norm, activation=config.activation, dtype=dtype)
     entries = tuple(sorted(spec.obs.items()))
     encoder_units = config.encoder_units or (dims.units,) * 3
-    encoder = codec.Encoder(entries, dims.depth, encoder_units, config.stem, **style)
+    encoder = codec.Encoder(entries, dims.depth, encoder_units, config.stem, squash=config.symlog_vectors, **style)
     rssm = RSSM(
         **dict(zip(("deter", "hidden", "stoch", "classes"), dims[:4], strict=True)),
         embed=dreamer.embed_size(encoder, spec),
@@ -245,15 +247,15 @@ def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
         return Head(tuple(outputs.items()), (dims.units,) * layers, outscale, **style)
 
     actions = choice_outputs(spec) or {name: action_size(spec) for name in ("mean", "std")}
-    reward = {"logits": config.bins} if config.reward_head == "two_hot" else {"mean": 1}
+    number_outputs = lambda kind: {"logits": config.bins} if kind == "two_hot" else {"mean": 1}
     return Networks(
         encoder=encoder,
         rssm=rssm,
         decoder=codec.Decoder(entries, dims.depth, encoder_units, config.blocks, config.stem, **style),
-        reward=head(reward, config.reward_layers, 0.0),
+        reward=head(number_outputs(config.reward_head), config.reward_layers, 0.0),
         cont=head({"logits": 1}, config.cont_layers, 1.0),
         actor=head(actions, config.actor_layers, 0.01),
-        critic=head({"logits": config.bins}, config.critic_layers, 0.0),
+        critic=head(number_outputs(config.critic_head), config.critic_layers, 0.0),
     )
 
 
@@ -282,27 +284,29 @@ def assemble(spec: EnvSpec, config: DreamerV3Config, axis_name: str | None = Non
 
     def decode(params, state):
         outputs = call(nets.decoder, params["decoder"], *decoder_input(state))
-        return {name: _mean(outputs[name], space) for name, space in spec.obs.items()}
+        return {name: _mean(outputs[name], space, config.symlog_vectors) for name, space in spec.obs.items()}
 
     nets, latent = networks(spec, config), latent_kind(config)
     model = dreamer.world_model(nets, latent, feature, decode, config.discount, config.reward_head)
     return Parts(spec, config, nets, latent, model, axis_name)
 
 
-def _mean(output: Array, space) -> Array:
+def _mean(output: Array, space, squashed: bool) -> Array:
     """What to expect of an observation's entry: images float32 in [0, 255]."""
     if spaces.is_image(space):
         return output * 255
-    return jnp.argmax(output, -1) if isinstance(space, Discrete) else symexp(output)
+    if isinstance(space, Discrete):
+        return jnp.argmax(output, -1)
+    return symexp(output) if squashed else output
 
 
-def critic_dists(parts: Parts, critic_params: dict, *feats: Array) -> list[distributions.TwoHot]:
+def critic_dists(parts: Parts, critic_params: dict, *feats: Array) -> list[distributions.Number]:
     """Distributions of the return, `[...]` each, of the critic or its slow copy, in one pass over all features."""
     rows = jnp.concatenate([feat.reshape(-1, feat.shape[-1]) for feat in feats])
-    logits = call(parts.nets.critic, critic_params, rows)["logits"]
-    pieces = jnp.split(logits, np.cumsum([math.prod(feat.shape[:-1]) for feat in feats])[:-1].tolist())
+    ((name, outputs),) = call(parts.nets.critic, critic_params, rows).items()
+    pieces = jnp.split(outputs, np.cumsum([math.prod(feat.shape[:-1]) for feat in feats])[:-1].tolist())
     shaped = [piece.reshape(*feat.shape[:-1], -1) for piece, feat in zip(pieces, feats, strict=True)]
-    return [number({"logits": piece}, "two_hot") for piece in shaped]
+    return [number({name: piece}, parts.config.critic_head) for piece in shaped]
 
 
 def policy_dist(parts: Parts, params: dict, feat: Array):
@@ -335,18 +339,19 @@ def world_model_losses(
     reward = number(call(nets.reward, params["reward"], feat), config.reward_head)
     losses = {"dyn": dyn, "rep": rep, "reward": -reward.log_prob(step.reward)} | cont
     outputs = call(nets.decoder, params["decoder"], *decoder_input(states))
-    losses |= dreamer.decode_losses(parts, outputs, step, _reconstruction)
+    reconstruction = functools.partial(_reconstruction, squashed=config.symlog_vectors)
+    losses |= dreamer.decode_losses(parts, outputs, step, reconstruction)
     dists = {"prior_entropy": prior, "posterior_entropy": states.dist}
     mixed = {name: distributions.OneHotCategorical(dist.logits, config.unimix) for name, dist in dists.items()}
     return losses, {name: jnp.mean(jnp.sum(dist.entropy(), -1)) for name, dist in mixed.items()}
 
 
-def _reconstruction(output: Array, target: Array, space) -> Array:
+def _reconstruction(output: Array, target: Array, space, squashed: bool = True) -> Array:
     if isinstance(space, Discrete):
         return optax.softmax_cross_entropy_with_integer_labels(output, target)
     if spaces.is_image(space):
         return jnp.sum((output - target.astype(jnp.float32) / 255) ** 2, (-3, -2, -1))
-    error = (output - symlog(target)) ** 2
+    error = (output - (symlog(target) if squashed else target)) ** 2
     return jnp.sum(error, -1) if space.shape else error
 
 

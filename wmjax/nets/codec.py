@@ -70,10 +70,11 @@ class Encoder(nn.Module):
     norm: str = "rms"
     activation: str = "silu"
     dtype: str = "float32"
+    squash: bool = True  # vectors, by symlog
 
     @nn.compact
     def __call__(self, obs: dict[str, Array]) -> Array:
-        image, vector = read_obs(self.spaces, obs, self.dtype, symlog)
+        image, vector = read_obs(self.spaces, obs, self.dtype, symlog if self.squash else lambda x: x)
         parts = []
         if vector is not None:
             parts.append(MLP(self.units, self.norm, self.activation, self.dtype, name="mlp")(vector))
@@ -108,7 +109,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents to predictions of each entry, as their networks give them.
 
-    Images: float32 means in [0, 1] `[..., H, W, C]`. Vectors: float32 means in symlog space `[..., D]`.
+    Images: float32 means in [0, 1] `[..., H, W, C]`. Vectors: float32 means `[..., D]`, in symlog space
+    where they are seen so.
     Discrete entries: float32 logits `[..., n]`.
 
     Attributes:

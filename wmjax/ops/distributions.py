@@ -270,7 +270,10 @@ class UnitNormal(NamedTuple):
         return -error.sum(tuple(range(-self.event_dims, 0)))
 
 
-def number(outputs: dict[str, Array], kind: str = "normal") -> UnitNormal | SymlogMSE | TwoHot:
+Number = UnitNormal | SymlogMSE | TwoHot
+
+
+def number(outputs: dict[str, Array], kind: str = "normal") -> Number:
     """The distribution of one number, `[...]`, such as a reward or a return, from the outputs of a head.
 
     Args:
