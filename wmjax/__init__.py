@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from wmjax.cache import enable_compilation_cache
     from wmjax.cli.configs import read_config
+    from wmjax.comparison import ablate, compare
     from wmjax.dreaming import dream_env, imagine, observe, open_loop
     from wmjax.envs import EnvInfo, env_names, make_env
     from wmjax.loops.checkpoint import CheckpointCorruptError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOME = {
     "enable_compilation_cache": "cache",
     "read_config": "cli.configs",
+    **dict.fromkeys("ablate compare".split(), "comparison"),
     **dict.fromkeys("dream_env imagine observe open_loop".split(), "dreaming"),
     **dict.fromkeys("EnvInfo env_names make_env".split(), "envs"),
     **dict.fromkeys("Outcome RawEnv action_repeat auto_reset time_limit".split(), "raw_env"),
@@ -52,9 +54,9 @@ _HOME = {
 __all__ = [
     "Agent", "AgentState", "Box", "CheckpointCorruptError", "Discrete", "Env", "EnvInfo", "EnvSpec", "HostEnv",
     "Interrupted", "MultiDiscrete", "Outcome", "Plan", "RawEnv", "Recipe", "Run", "RunError", "Sampling", "Scores",
-    "Stage", "TimeStep", "Trajectory", "Update", "UsageError", "WorldModel", "action_repeat", "auto_reset",
-    "dream_env", "enable_compilation_cache", "env_names", "imagine", "load", "make_env", "observe", "open_loop",
-    "plan", "read_config", "time_limit", "train",
+    "Stage", "TimeStep", "Trajectory", "Update", "UsageError", "WorldModel", "ablate", "action_repeat", "auto_reset",
+    "compare", "dream_env", "enable_compilation_cache", "env_names", "imagine", "load", "make_env", "observe",
+    "open_loop", "plan", "read_config", "time_limit", "train",
 ]  # fmt: skip
 
 

@@ -58,11 +58,12 @@ def _whole(high: int, names: str, low: int = 0, why: str = "") -> dict[str, Boun
 
 BOUNDS: dict[str, Bounds] = (
     # Of a run, its evaluation and its pictures.
-    _whole(COUNT, "seed max_skipped max_restarts eval_every")
+    _whole(COUNT, "seed first_seed max_skipped max_restarts eval_every")
     | _whole(COUNT, "steps max_steps workers", low=1)
     | _whole(10_000, "eval_envs")
     | _whole(10_000, "seeds", low=1, why=", as far as memory reaches, and a folder for each")
     | _whole(10_000, "devices", low=1)
+    | _whole(1000, "jobs", low=1)
     | _whole(1_000_000, "episodes", low=1)
     | _whole(
         PICTURE, "image_size", low=8, why=f" (a picture of {PICTURE} x {PICTURE} takes {3 * PICTURE**2 / 1e6:.0f} MB)"
@@ -72,7 +73,7 @@ BOUNDS: dict[str, Bounds] = (
     | {"checkpoint_seconds": Bounds(0, math.inf, whole=False)}
     | dict.fromkeys(("peak_tflops", "memory_gb", "bandwidth"), Bounds(0, 1e9, whole=False, open=True))
     | {"share": Bounds(0, 1, whole=False, open=True, why=", at most 1")}
-    | dict.fromkeys(("worker_timeout", "start_timeout"), Bounds(0, math.inf, whole=False, open=True))
+    | dict.fromkeys(("worker_timeout", "start_timeout", "seconds"), Bounds(0, math.inf, whole=False, open=True))
     # Of the agents; lower bounds that depend on the agent are in its file.
     | _whole(
         WIDTH,

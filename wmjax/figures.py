@@ -59,6 +59,14 @@ def open_loop(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, cont
       context: steps that the model sees, at least 1.
       horizon: steps that it predicts from the actions alone, at least 1.
     """
+    streams, steps = window_records(env, context, horizon)
+    with memory.running_out():
+        records = play(agent, env, params, key, streams, steps)
+        return predictor(agent, context, horizon)(params, key, records)
+
+
+def window_records(env: Env | HostEnv, context: int, horizon: int) -> tuple[int, int]:
+    """Streams and steps to record for windows of so many steps. Raises `UsageError` where memory does not reach."""
     context, horizon = checks.number("context", context), checks.number("horizon", horizon)
     length = context + horizon
     spread = env.spec.max_episode_steps or length  # windows start within the first episode, or near to it
@@ -66,8 +74,15 @@ def open_loop(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, cont
     streams = HOST_STREAMS if isinstance(env, HostEnv) else STREAMS
     field = f"context: {context}" if context > horizon else f"horizon: {horizon}"
     memory.check_records(field, env.spec, streams * (spread + length), streams * length)
+    return streams, spread + length
+
+
+def predictor(agent: Agent, context: int, horizon: int) -> Callable[[PyTree, Array, Record], OpenLoop]:
+    """The compiled function `(params, key, records [steps, streams, ...]) -> OpenLoop`, a window of each stream."""
+    length = context + horizon
 
     def predict(params: PyTree, key: Array, records: Record) -> tuple[dict, dict, Array]:
+        spread = records.step.reward.shape[0] - length
         _, _, key_start, key_model = jax.random.split(key, 4)
         starts = jax.random.randint(key_start, records.step.reward.shape[1:], 0, spread)
         cut = jax.vmap(lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, length), (1, 0), 1)
@@ -82,24 +97,23 @@ def open_loop(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, cont
         valid = jnp.cumsum(step.is_first[context:], 0) == 0
         return step.obs, predicted, valid
 
-    with memory.running_out():
-        records = _play(agent, env, params, key, streams, spread + length)
-        return OpenLoop(*jax.device_get(jax.jit(predict, compiler_options=compiler.options())(params, key, records)))
+    compiled = jax.jit(predict, compiler_options=compiler.options())
+    return lambda params, key, records: OpenLoop(*jax.device_get(compiled(params, key, records)))
 
 
-def _play(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, streams: int, steps: int) -> Record:
+def play(agent: Agent, env: Env | HostEnv, params: PyTree, key: Array, streams: int, steps: int) -> Record:
     """Records `[steps, streams, ...]` of acting as in evaluation, without latents."""
     if isinstance(env, HostEnv):
         return host_rollout.play(agent, env, params, key, streams, steps)
 
-    def play(params: PyTree, key: Array) -> Record:
+    def steps_of(params: PyTree, key: Array) -> Record:
         key_reset, key_act, *_ = jax.random.split(key, 4)
         state, timestep = jax.vmap(env.reset)(noise.row_keys(key_reset, streams))
         position = Position(state, timestep, agent.act_carry(params, streams))
         _, records = rollout(partial(agent.act, explore=False), env, params, key_act, position, steps)
         return records._replace(latent=())
 
-    return jax.jit(play, compiler_options=compiler.options())(params, key)
+    return jax.jit(steps_of, compiler_options=compiler.options())(params, key)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,7 +146,7 @@ def write_episode(folder: str | Path, agent: Agent, env: Env | HostEnv, params: 
     """
     names = pictures(env.spec)
     steps = min(env.spec.max_episode_steps or VIDEO_STEPS, VIDEO_STEPS) + 1  # with the first record
-    step = jax.device_get(_play(agent, env, params, key, 1, steps).step)
+    step = jax.device_get(play(agent, env, params, key, 1, steps).step)
     length = 1 + int(step.is_last[:, 0].argmax()) if step.is_last.any() else steps
     written = []
     for name in names:

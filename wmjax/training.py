@@ -25,6 +25,7 @@ from wmjax.loops.host.rollout import DEFAULTS, Options
 from wmjax.loops.parallel import BACKENDS, Programs, programs
 from wmjax.loops.schedule import Schedule
 from wmjax.loops.signals import catch_signals
+from wmjax.loops.usage import note_usage
 from wmjax.names import nearest
 from wmjax.run import FINAL_EPISODES, Run, run_of
 from wmjax.run_folder import CHECKPOINTS, EVAL, open_folder, read_description, say_edits, warn
@@ -46,6 +47,7 @@ def train(
     seed: int | None = None,
     seeds: int | None = None,
     steps: int | None = None,
+    seconds: float | None = None,
     devices: int | None = None,
     parallel: str | None = None,
     out: str | Path | None = None,
@@ -81,19 +83,18 @@ def train(
       steps: env steps (frames over all environments; the record that begins an episode counts as a step), rounded up to
         whole iterations; the preset's by default. No schedule depends on it, so a run may be resumed with more. Not for
         agents all of whose stages have a length, such as World Models.
+      seconds: of wall time, those of earlier attempts too, after which it ends, saved and evaluated; None: no limit.
       devices, parallel: how many to spread the environments over, 1 by default; "shard_map" (default) or "pmap".
       out: the run folder; by default a new one under `runs/`.
       resume: go on with the run in `out`; the result is as if it had never stopped, byte for byte (on a GPU where
         `deterministic`), but environments on the host begin new episodes. What is not given stays as `config.json` has
         it; the rest may change, which is said, if shapes stay; not environment, seed, image size or action repeat.
       image_size, action_repeat: of the environment; the preset's by default.
-      env_args: arguments of the environment, by name; `config.json` keeps them, with those of the preset that are not
-        given (`docs/protocols.md`).
+      env_args: arguments of the environment, by name; kept with the preset's own (`docs/protocols.md`).
       eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default, 0 for none while it
         trains. Iterations that take no env steps count like those before them.
-      eval_envs: environments on the host that evaluations play in at once, never more than episodes; by default as many
-        as in training, at most 16; results do not depend on it. 0: in the place of those of training, which are closed
-        for it and then begin new episodes, for simulators of which so many may run at once and no more.
+      eval_envs: environments on the host that evaluations play in at once, at most 16 and by default as many as in
+        training; results do not depend on it. 0: those of training are closed for it and then begin new episodes.
       checkpoint_seconds: least time between two checkpoints, which are written in the background.
       max_skipped: updates in a row whose loss or gradient may be other than finite; each is skipped and counted.
       workers, worker_timeout, start_timeout, max_restarts: of the processes that step environments on the host: how
@@ -140,6 +141,7 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
     if not isinstance(made.env, HostEnv):
         memory.check_run(made.agent, made.env, len(made.seeds), made.description["devices"])
     made = made._replace(description=made.description | {"about": estimate.about(made)})
+    seconds = checks.optional("seconds", asked["seconds"])
     if callback is not None and not callable(callback):
         raise checks.invalid("callback", callback, "a function (metrics, run)")
     with contextlib.ExitStack() as stack:
@@ -150,14 +152,26 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
         path = stack.enter_context(open_folder(out, resume, made.description, fits, display.say, no_lock=no_lock))
         display.say(describe(made, path))
         told = callback and (lambda metrics, state: callback(metrics, run_of(made, path, metrics["step"], state)))
+        told = told if seconds is None else _stops_after(seconds, told)
         plan = Plan(
             made.agent, made.env, path, made.seeds, made.steps, display=display, callback=told,
             description=made.description, **driving,
         )  # fmt: skip
+        stack.callback(note_usage, path)
         driver, run, digest = _run_plan(made, plan, resume)
         _evaluate_end(made, run, driver, display)
         display.say(f"state sha256 {digest}")
     return run
+
+
+def _stops_after(seconds: float, told: Callable[[dict[str, Any], Any], Any] | None) -> Callable[..., Any]:
+    """A callback of the driver that ends the run once it has taken so long, and asks another one before."""
+
+    def call(metrics: dict[str, Any], state: Any) -> Any:
+        answer = None if told is None else told(metrics, state)
+        return answer if metrics["time"] < seconds else False
+
+    return call
 
 
 def _check_names(agent: Any, overrides: Mapping[str, Any]) -> None:
@@ -224,7 +238,7 @@ def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, Run, str]:
             raise Interrupted(caught[0], plan.path)
         step = driver.schedule.env_steps(state)
         if driver.stopped:
-            say(f"stopped by the callback at {step:,} env steps; saved, and may be resumed")
+            say(f"stopped before its end, at {step:,} env steps; saved, and may be resumed")
         run = run_of(made, plan.path, step, found.replica(state.agent))
         return driver, run, checkpoint.digest(found.gather(state))
 

@@ -17,15 +17,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import wmjax
-from wmjax.cli import lists, plan, results, train
+from wmjax.cli import compare, lists, plan, results, train
 from wmjax.types import RunError, UntrustedError, UsageError
 
 HELP = """\
 World models in JAX: train agents, evaluate them, look at their dreams.
 
-wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N] [--devices N]
-                  [--parallel shard_map|pmap] [--image-size N] [--action-repeat N] [--eval-every N] [--eval-envs N]
-                  [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
+wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N] [--seconds S]
+                  [--devices N] [--parallel shard_map|pmap] [--image-size N] [--action-repeat N]
+                  [--eval-every N] [--eval-envs N] [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
                   [--checkpoint-seconds S] [--max-skipped N] [--workers N] [--worker-timeout S] [--max-restarts N]
                   [--memory-map] [--wandb PROJECT] [--out DIR] [--no-lock] [--deterministic] [--resume]
                   [--agent.FIELD VALUE ...] [--config FILE] [--print-config] [--dry-run]
@@ -38,6 +38,11 @@ wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--env-arg NAME VALUE .
 wmjax dream RUN   [--context N] [--horizon N] [--env NAME] [--env-arg NAME VALUE ...] [--which latest|best]
                   [--start-timeout S] [--trust-env]
 wmjax plot  RUN...  [--out FILE.png]
+wmjax compare --out DIR [--agents all|NAME,...] [--env NAME ...] [--seeds N] [--first-seed N]
+                  [--steps N | --seconds S] [--preset NAME] [--image-size N] [--action-repeat N]
+                  [--env-arg NAME VALUE ...] [--eval-every N] [--jobs N] [--context N] [--horizon N] [--threshold X]
+                  [--strict] [--runs RUN...]
+wmjax ablate AGENT --out DIR [--env NAME] [--only NAME,...] and options of compare
 wmjax list  agents|envs|presets [PATTERN]
 wmjax --version
 
@@ -51,6 +56,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "eval": results.evaluate,
     "dream": results.dream,
     "plot": results.plot,
+    "compare": compare.compare,
+    "ablate": compare.ablate,
     "list": lists.list_names,
 }
 

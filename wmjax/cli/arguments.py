@@ -81,6 +81,8 @@ class TrainArgs(SetupArgs):
     """Of everything that training draws."""
     parallel: Annotated[Literal["shard_map", "pmap"] | None, unless_given("shard_map", "{shard_map,pmap}")] = None
     """How to spread over devices."""
+    seconds: Annotated[float | None, unless_given("no limit", "FLOAT")] = None
+    """Of wall time after which the run stops, saved and evaluated, though steps are left; it may then be resumed."""
     eval_every: Annotated[int | None, unless_given("a tenth of the steps")] = None
     """Env steps between evaluations of 16 episodes; 0 for none."""
     eval_envs: Annotated[int | None, unless_given("as many as in training, at most 16")] = None
@@ -197,6 +199,67 @@ class PlotArgs:
     """Run folders."""
     out: Path | None = None
     """Picture; by default learning_curve.png or fitness_curve.png in the run's folder, or here for several runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SideBySideArgs:
+    """What comparisons of agents and of ablations have alike."""
+
+    out: Path | None = None
+    """The folder of all runs and of report.html, report.png and report.json; the same one goes on where it was."""
+    seeds: int = 3
+    """How many; in one program where the environment is on the device, else one after the other."""
+    first_seed: int = 0
+    """The first of them."""
+    steps: Annotated[int | None, unless_given("each preset's")] = None
+    """Env steps that all train for."""
+    seconds: Annotated[float | None, unless_given("no limit", "FLOAT")] = None
+    """Of wall time that all train for, in place of steps."""
+    preset: Annotated[str | None, unless_given("small", "NAME")] = None
+    """Configuration, see `wmjax list presets`."""
+    image_size: Annotated[int | None, unless_given("each preset's, or the environment's")] = None
+    """Side of the pictures in pixels."""
+    action_repeat: Annotated[int | None, unless_given("each preset's")] = None
+    """Steps of the environment that each action is taken for."""
+    env_arg: EnvArgs = ()
+    """An argument of the environment; may be given again for others."""
+    eval_every: Annotated[int | None, unless_given("a tenth of the steps")] = None
+    """Env steps between evaluations of 16 episodes, which the curves are made of."""
+    jobs: int = 1
+    """Runs at once. They share the machine, so that times are then no measure of an agent alone."""
+    context: int = 5
+    """Steps that models see before they predict."""
+    horizon: int = 15
+    """Steps that they predict from the actions alone."""
+    threshold: Annotated[float | None, unless_given("the environment's, if it is known", "FLOAT")] = None
+    """A return that counts as learned."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareArgs(SideBySideArgs):
+    """Train agents side by side, a run for each seed, and report on them with intervals.
+
+    Called again it goes on where it was: runs that are done are kept, others resumed, those that failed tried again.
+    """
+
+    agents: str = "all"
+    """Names with commas between them."""
+    env: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = ()
+    """Environment; may be given again for others. By default catch."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")] = ()
+    """Run folders that are there already, put together by agent, environment and settings; nothing is trained."""
+    strict: Switch = False
+    """End, before anything is trained, where an agent cannot take an environment; else it is named and left out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AblateArgs(SideBySideArgs):
+    """Train an agent as it is and without its parts, one at a time, and report on them as `wmjax compare` does."""
+
+    env: Annotated[str | None, unless_given("that of each ablation, or the agent's own example", "NAME")] = None
+    """The task of all."""
+    only: Annotated[str | None, unless_given("all", "NAME,...")] = None
+    """Names of ablations with commas between them."""
 
 
 @dataclasses.dataclass(frozen=True)

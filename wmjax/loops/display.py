@@ -81,9 +81,12 @@ class _Compiling:
 
     def __init__(self) -> None:
         self._lock, self._spans, self.seconds = threading.Lock(), [], 0.0  # spans are disjoint, the newest last
+        self.saved = 0.0  # seconds that the cache of compiled programs saved, in all threads
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
     def _hear(self, event: str, seconds: float, **about: Any) -> None:
+        if event == "/jax/compilation_cache/compile_time_saved_sec":
+            self.saved += max(seconds, 0.0)
         if not event.startswith("/jax/core/compile/") or in_compiler_thread():
             return
         end = time.monotonic()
@@ -105,6 +108,8 @@ def _compiling() -> _Compiling:
 
 class Clock:
     """Seconds spent training: neither those in which JAX compiled, nor those within `pause`."""
+
+    compiling = staticmethod(_compiling)  # its `seconds` and `saved` are of the whole process
 
     def __init__(self) -> None:
         self._compiling, self._paused = _compiling(), 0.0
