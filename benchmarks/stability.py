@@ -23,7 +23,6 @@ import numpy as np
 import tyro
 
 import wmjax
-from wmjax import dreaming
 from wmjax.envs.wrappers import agent_actions
 from wmjax.loops.report import read_metrics
 from wmjax.loops.rollout import Position, random_act, rollout
