@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from wmjax.loops.checkpoint import CheckpointCorruptError
     from wmjax.loops.driver import Interrupted
     from wmjax.raw_env import Outcome, RawEnv, action_repeat, auto_reset, time_limit
+    from wmjax.recording import record
     from wmjax.run import Run, load
     from wmjax.scores import Scores
     from wmjax.sizing import Plan, plan
@@ -41,6 +42,7 @@ _HOME = {
     "CheckpointCorruptError": "loops.checkpoint",
     "Interrupted": "loops.driver",
     **dict.fromkeys("Plan plan".split(), "sizing"),
+    "record": "recording",
     **dict.fromkeys("Run load".split(), "run"),
     "Scores": "scores",
     "train": "training",
@@ -56,7 +58,7 @@ __all__ = [
     "Interrupted", "MultiDiscrete", "Outcome", "Plan", "RawEnv", "Recipe", "Run", "RunError", "Sampling", "Scores",
     "Stage", "TimeStep", "Trajectory", "Update", "UsageError", "WorldModel", "ablate", "action_repeat", "auto_reset",
     "compare", "dream_env", "enable_compilation_cache", "env_names", "imagine", "load", "make_env", "observe",
-    "open_loop", "plan", "read_config", "time_limit", "train",
+    "open_loop", "plan", "read_config", "record", "time_limit", "train",
 ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from wmjax.loops.host.loop import check_room, shapes
 from wmjax.loops.memory import amount
 from wmjax.loops.schedule import Schedule, samplings
 from wmjax.replay.host import sizes
-from wmjax.types import HostEnv, PyTree, UsageError
+from wmjax.types import PyTree, UsageError
 
 if TYPE_CHECKING:
     from wmjax.settings import Setup
@@ -70,18 +70,17 @@ def about(made: Setup) -> dict[str, Any]:
 
 def _memory(made: Setup, memory_map: bool, out: Path | None) -> tuple[int, str, Callable[[], None]]:
     """Bytes of the state without replay, of all seeds; what replay takes, in words; and the check that it fits here."""
-    agent, env, recipe = made.agent, made.env, made.agent.recipe
+    agent, env, recipe = made.agent, made.world, made.agent.recipe
     seeds, devices = made.description["seeds"], made.description["devices"]
     records = f"{recipe.replay_capacity // recipe.num_envs * recipe.num_envs:,} records"
-    if isinstance(env, HostEnv):
+    if made.on_host:
         (state, carry), example = shapes(agent, env)
         kept = example, recipe.num_envs, recipe.replay_capacity, samplings(recipe)
         needs = sizes(*kept, memory_map=memory_map)
         place = (out or Path()).absolute()
         place = next(folder for folder in (place, *place.parents) if folder.is_dir())
-        collected = Schedule(agent, env, made.steps).records
         words = f"{records}, at most {amount(needs.memory_bytes)} of memory, {amount(needs.disk_bytes)} of disk"
-        check = lambda: check_room(recipe, state, needs, collected, place)
+        check = lambda: check_room(recipe, state, needs, made.records, place)
         return memory.tree_bytes((state, carry)), words, check
     run = jax.eval_shape(lambda key: device.init(agent, env, key), jax.random.key(0))
     replay, state = memory.tree_bytes(run.replay), memory.tree_bytes(run)

@@ -99,8 +99,8 @@ SCHEMA: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("image_size", "action_repeat", "steps"), checks.number),
     "config": _plain,
 }
-OPTIONAL = {"env_args": _object, "about": _object, "part_of_seeds": checks.flag}
-OR_NULL = {"env", "parallel", "image_size", "action_repeat", "env_args", "about"}
+OPTIONAL = {"env_args": _object, "about": _object, "part_of_seeds": checks.flag, "data": _object}
+OR_NULL = {"env", "parallel", "image_size", "action_repeat", "env_args", "about", "data"}
 
 
 def warn(text: str) -> None:
@@ -282,7 +282,9 @@ def _new_folder(description: dict[str, Any]) -> Path:
 
 def _differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings and fields of the agent's configuration that differ between two descriptions, but for their length."""
-    plain = lambda d: {k: v for k, v in d.items() if k not in ("config", "version", "steps", "about")} | d["config"]
+    plain = lambda d: (
+        {k: v for k, v in d.items() if k not in ("config", "version", "steps", "about", "data")} | d["config"]
+    )
     flat = lambda d: json.loads(json.dumps(plain(d) | {"env_args": d.get("env_args") or {}}))
     was, now = flat(was), flat(now)
     return {name: (was.get(name), now.get(name)) for name in {**was, **now} if was.get(name) != now.get(name)}

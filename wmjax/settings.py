@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import wmjax
-from wmjax import checks, estimate, presets
+from wmjax import checks, estimate, offline, presets
 from wmjax.agents import AGENTS
 from wmjax.envs import make_env
 from wmjax.envs.handed import check_args, check_trust, handed
 from wmjax.envs.wrappers import agent_actions
+from wmjax.episodes import Data, Source, spec_of, stretches
 from wmjax.fields import replace
+from wmjax.loops.on_data import is_playable, spec_alone
 from wmjax.loops.parallel import AXIS, BACKENDS, check_devices, share
 from wmjax.loops.schedule import Schedule, check
 from wmjax.suites import gym_suite
@@ -24,7 +26,7 @@ from wmjax.types import Agent, Env, EnvSpec, HostEnv, UsageError
 
 # Arguments of `train` that `setup` reads, besides those it names itself.
 ASKED = ("preset", "seed", "seeds", "steps", "devices", "parallel", "image_size", "action_repeat", "env_args")
-ASKED += ("start_timeout", "trust_env")
+ASKED += ("start_timeout", "trust_env", "data", "skip_damaged", "memory_map")
 
 
 class Setup(NamedTuple):
@@ -35,11 +37,30 @@ class Setup(NamedTuple):
     agent: Agent
     env: Env | HostEnv  # takes what the agent emits
     steps: int  # env steps to train for
+    data: Data | None = None  # what it is trained on instead of what it collects
+    notes: tuple[str, ...] = ()  # on that, a line each
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """Of the run, one after the other."""
         return tuple(self.description["seed"] + i for i in range(self.description["seeds"]))
+
+    @property
+    def on_host(self) -> bool:
+        """Whether replay is in the host's memory or on its disk; else it is on the device."""
+        return self.description["data"]["memory_map"] if self.data is not None else isinstance(self.env, HostEnv)
+
+    @property
+    def world(self) -> Env | HostEnv:
+        """What training runs in: the environment, or of a run on data no more than its spec."""
+        if self.data is None:
+            return self.env
+        return HostEnv(self.env.spec, None) if self.on_host else spec_alone(self.env.spec)
+
+    @property
+    def records(self) -> int:
+        """That come into replay in all."""
+        return self.data.records if self.data is not None else Schedule(self.agent, self.env, self.steps).records
 
 
 def setup(
@@ -65,17 +86,20 @@ def setup(
     own_args = before.get("env_args") or {}
     trust_env, env_args = checks.flag("trust_env", asked.get("trust_env", False)), check_args(asked.get("env_args"))
     check_trust(before.get("env") if env is None else None, own_args, trust_env, env_args)
-    env = before.get("env", None if before else presets.default_env(agent)) if env is None else env
-    if env is None:
+    source, said, notes = offline.given_data(asked.get("data"), before, env)
+    default = None if before or source else presets.default_env(agent)
+    env = before.get("env", said.get("env", default)) if env is None else env
+    if env is None and source is None:
         raise UsageError("env: the run was trained on an Env value, which has to be given again")
     recorded = env if isinstance(env, str) and env == before.get("env") else None
-    env, name, args = handed(env, env_args)
+    env, name, args = handed(env, env_args) if env is not None else (None, None, {})
     name = recorded or name
     config = replace(presets.starting_config(agent, asked.get("preset"), before), overrides or {})
     config.validate()
     preset = given("preset", presets.DEFAULT_PRESET)
     _, settings = presets.resolve(agent, preset, name)
-    args = (own_args if before else settings.env_args) | args
+    settings = settings._replace(**{field: said[field] for field in ("image_size", "action_repeat") if field in said})
+    args = (own_args if before else said.get("env_args", settings.env_args)) | args
     parallel = given("parallel", None)
     parallel = BACKENDS[0] if parallel is None else parallel
     defaults = {"seed": 0, "seeds": 1, "devices": 1, "steps": settings.steps}
@@ -93,7 +117,10 @@ def setup(
         "devices": devices, "parallel": parallel if devices > 1 else None, "env_args": args, "image_size": image_size,
         "action_repeat": action_repeat, "steps": budget, "config": dataclasses.asdict(config),
     }  # fmt: skip
-    made = make(description, config, env, budget, asked.get("start_timeout"))
+    if source is None:
+        made = make(description, config, env, budget, asked.get("start_timeout"))
+    else:
+        made = _on_data(source, description, config, env, budget, asked, before, notes)
     fixed = Schedule(made.agent, made.env).whole()
     if fixed is None:
         _check_learns(made)
@@ -104,6 +131,32 @@ def setup(
             f"its configuration set: {fixed} env steps in all"
         )
     return made._replace(steps=fixed, description=made.description | {"steps": fixed})
+
+
+def _on_data(
+    source: Source, description: dict[str, Any], config: Any, env: Any, steps: int, asked: Mapping[str, Any],
+    before: Mapping[str, Any], notes: list[str],
+) -> Setup:  # fmt: skip
+    """A run on fixed records. Where there is no environment, what it is follows from them."""
+    had = before.get("data") or {}
+    memory_map, skip = (
+        checks.flag(name, asked.get(name) or had.get(name, False)) for name in ("memory_map", "skip_damaged")
+    )
+    if memory_map and max(description["seeds"], description["devices"]) > 1:
+        raise UsageError("memory_map: is not valid with several seeds or devices on data; one is")
+    made = make(description, config, env, steps, asked.get("start_timeout")) if env is not None else None
+    spec = made and made.env.spec
+    offline.checked_spec(source, spec)
+    data = stretches(source, spec, skip_damaged=skip, keep=not memory_map, say=notes.append)
+    offline.check_same(data, before)
+    description = description | {"data": offline.described(data, memory_map, skip)}
+    made = made or make(description, config, None, steps)
+    axis_name = AXIS if description["devices"] > 1 else None
+    make_agent = lambda config: AGENTS[description["agent"]][1](made.env.spec, config, axis_name)
+    agent = offline.fitted(config, make_agent, data, description["devices"])
+    check(agent)
+    description = made.description | {"data": description["data"]}
+    return made._replace(description=description, agent=agent, data=data, notes=tuple(notes))
 
 
 def _check_learns(made: Setup) -> None:
@@ -123,8 +176,12 @@ def _check_learns(made: Setup) -> None:
 
 
 def make(description: dict[str, Any], config: Any, env: Any, steps: int, start_timeout: float | None = None) -> Setup:
-    named = handed(env).name is not None
-    env = agent_actions(make_env(env, **env_settings(description, env), start_timeout=start_timeout))
+    """The values that a description stands for; `env` None: its data alone says what the environment is."""
+    if env is None:
+        named, env = False, spec_alone(spec_of(description["data"]["spec"]))
+    else:
+        named = handed(env).name is not None
+        env = agent_actions(make_env(env, **env_settings(description, env), start_timeout=start_timeout))
     if isinstance(env, HostEnv):
         for field in ("seeds", "devices"):
             if description[field] > 1:
@@ -200,11 +257,16 @@ def describe(made: Setup, path: Path | None) -> str:
     seeds = f"seed {d['seed']}" if d["seeds"] == 1 else f"seeds {made.seeds[0]} to {made.seeds[-1]}"
     spread = f", {d['devices']} devices ({d['parallel']})" if d["devices"] > 1 else ""
     args = "".join(f", {name} {value}" for name, value in d["env_args"].items())
-    head = f"{d['agent']} on {d['env'] or 'an Env value'}{args}{repeat}, preset {d['preset']}, {seeds}{spread}"
+    on = d["env"] or ("an Env value" if is_playable(made.env) else "data")
+    head = f"{d['agent']} on {on}{args}{repeat}, preset {d['preset']}, {seeds}{spread}"
     shown = lambda value: "x".join(map(str, value)) if isinstance(value, list) else value
     fields = " ".join(f"{name}={shown(value)}" for name, value in told["config"].items())
     obs = ", ".join(f"{name} {space}" for name, space in made.env.spec.obs.items())
     lines = [f"{head}, {made.steps:,} env steps", f"observes {obs}; acts in {made.env.spec.action}"]
+    if made.data is not None:
+        lines[0] = f"{head}, as many updates as in {made.steps:,} env steps, of which none is taken"
+        lines.insert(1, f"data {made.data.path}: {len(made.data.lengths):,} episodes, {made.data.records:,} records")
+        lines += made.notes if is_playable(made.env) else (*made.notes, "no environment: not evaluated")
     notes = made.env.notes if isinstance(made.env, HostEnv) else ()
     folder = [] if path is None else [f"run folder {path}"]
     return "\n".join([*lines, *notes, *textwrap.wrap(fields, 118), *estimate.header(told), *folder])

@@ -22,8 +22,8 @@ from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key
 from wmjax.loops.host.loop import HostLoop
 from wmjax.loops.host.rollout import DEFAULTS, Options
+from wmjax.loops.on_data import OnData, is_playable
 from wmjax.loops.parallel import BACKENDS, Programs, programs
-from wmjax.loops.schedule import Schedule
 from wmjax.loops.signals import catch_signals
 from wmjax.loops.usage import note_usage
 from wmjax.names import nearest
@@ -35,6 +35,7 @@ from wmjax.types import HostEnv, RunError, UsageError
 
 FINAL_HOST_EPISODES = 16  # where environments run on the host, and take their time
 CHECKPOINT_SECONDS = 180.0
+BLOCK = 64  # rows of data that are read at once where it does not stay in memory
 MAX_SKIPPED = 100
 Callback = Callable[[dict[str, Any], Run], bool | None]
 
@@ -64,6 +65,8 @@ def train(
     max_restarts: int = DEFAULTS.max_restarts,
     start_timeout: float | None = None,
     trust_env: bool = False,
+    data: str | Path | None = None,
+    skip_damaged: bool = False,
     memory_map: bool = False,
     no_lock: bool = False,
     deterministic: bool = False,
@@ -89,28 +92,26 @@ def train(
       resume: go on with the run in `out`; the result is as if it had never stopped, byte for byte (on a GPU where
         `deterministic`), but environments on the host begin new episodes. What is not given stays as `config.json` has
         it; the rest may change, which is said, if shapes stay; not environment, seed, image size or action repeat.
-      image_size, action_repeat: of the environment; the preset's by default.
-      env_args: arguments of the environment, by name; kept with the preset's own (`docs/protocols.md`).
-      eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default, 0 for none while it
-        trains. Iterations that take no env steps count like those before them.
-      eval_envs: environments on the host that evaluations play in at once, at most 16 and by default as many as in
-        training; results do not depend on it. 0: those of training are closed for it and then begin new episodes.
+      image_size, action_repeat, env_args: of the environment; by default, and as far as not given, the preset's own.
+      eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default, 0 for none on the way.
+      eval_envs: environments on the host that evaluations play in at once; by default as many as in training, at most
+        16 and never more than episodes; results do not depend on it. 0: in the place of those of training, which then
+        begin new episodes, for simulators of which no more may run at once.
       checkpoint_seconds: least time between two checkpoints, which are written in the background.
       max_skipped: updates in a row whose loss or gradient may be other than finite; each is skipped and counted.
       workers, worker_timeout, start_timeout, max_restarts: of the processes that step environments on the host: how
-        many, one per processor by default; seconds for a step, after which one counts as hanging and is replaced, and
-        to make its environments and begin episodes, 120 by default; environments that may be lost within an hour before
-        the run stops, with everything saved.
-      trust_env: resume a run whose `config.json` names code that is not installed with the package, as its environment;
-        not needed where `env` is given.
+        many, one per processor by default; seconds for a step, after which one is replaced, and to begin episodes, 120
+        by default; environments that may be lost within an hour before the run stops, with everything saved.
+      trust_env: resume a run whose `config.json` names code of its own as its environment; not where `env` is given.
+      data, skip_damaged: fixed records to train on instead of what is collected, and whether those that cannot be used
+        are left out (`docs/offline.md`). `steps` then says how many updates, and `env` is for evaluation.
       memory_map: read replay from its files instead of keeping it in memory; it may then be larger than memory.
       no_lock: train without a lock on the run folder, for file systems that have none.
       deterministic: the same bytes every time on a GPU, too, but slower; before JAX starts. A resumed run keeps it.
-      wandb: a project of Weights & Biases to send metrics to as well.
-      progress: where lines of it go: True for standard output, False for nowhere, or a text stream, which may fail.
-      callback: `callback(metrics, run)` is called with every line of progress: the line of `metrics.jsonl` as a dict,
-        and a `Run` of the agent at this moment, whose arrays are valid until it returns. Returning False stops the run,
-        which is saved and evaluated; None or True go on. Its errors stop it, too, and are raised when it is saved.
+      wandb, progress: a project of Weights & Biases that metrics are sent to, too; where lines of progress go: True for
+        standard output, False for nowhere, or a text stream, which may fail.
+      callback: `callback(metrics, run)` is called with every line of progress, as in `metrics.jsonl`, and a `Run` whose
+        arrays are valid until it returns. False, and an error, stop the run, which is saved first.
       overrides: fields of the agent's configuration.
 
     Raises:
@@ -137,9 +138,10 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
         determinism.turn_on_again(before, warn)
     named = {name: asked[name] for name in ("agent", "env", *ASKED)}
     made = setup(**named, overrides=overrides, before=before)
-    driving = _driving(made.steps, asked | {"memory_map": memory_map})
-    if not isinstance(made.env, HostEnv):
-        memory.check_run(made.agent, made.env, len(made.seeds), made.description["devices"])
+    asked |= {"memory_map": memory_map if made.data is None else made.on_host}
+    driving = _driving(made.steps, asked if is_playable(made.env) else asked | {"eval_every": 0})
+    if not made.on_host:
+        memory.check_run(made.agent, made.world, len(made.seeds), made.description["devices"])
     made = made._replace(description=made.description | {"about": estimate.about(made)})
     seconds = checks.optional("seconds", asked["seconds"])
     if callback is not None and not callable(callback):
@@ -228,7 +230,7 @@ def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, Run, str]:
         with plan.display.working("preparing environments and replay", say=False):
             found = _programs(
                 made, path=plan.path, options=plan.host, say=say,
-                stop=lambda: bool(caught), records=Schedule(made.agent, made.env, made.steps).records, resume=resume,
+                stop=lambda: bool(caught), records=made.records, resume=resume,
             )  # fmt: skip
         if isinstance(found, HostLoop):
             stack.enter_context(contextlib.closing(found))
@@ -245,10 +247,14 @@ def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, Run, str]:
 
 def _programs(made: Setup, **how: Any) -> Programs:
     """What a run is computed by. `how` are further arguments of the `HostLoop` of environments on the host."""
-    if isinstance(made.env, HostEnv):
-        return HostLoop(made.agent, made.env, **how)
+    recipe, data = made.agent.recipe, made.data
+    rows = recipe.replay_capacity // recipe.num_envs
+    if made.on_host:
+        parts = (data.take(recipe.num_envs, i, min(i + BLOCK, rows)) for i in range(0, rows, BLOCK)) if data else ()
+        return HostLoop(made.agent, made.world, data=parts, **how)
     seeds, devices, backend = (made.description[name] for name in ("seeds", "devices", "parallel"))
-    return programs(made.agent, made.env, seeds=seeds, devices=devices, backend=backend or BACKENDS[0])
+    found = programs(made.agent, made.world, seeds=seeds, devices=devices, backend=backend or BACKENDS[0])
+    return found if data is None else OnData(found, made.agent, data.take(recipe.num_envs, 0, rows), seeds)
 
 
 def _check_state(made: Setup, path: Path) -> None:
@@ -259,6 +265,9 @@ def _check_state(made: Setup, path: Path) -> None:
 
 def _evaluate_end(made: Setup, run: Run, driver: Driver, display: Display) -> None:
     """Fresh episodes of the trained agent: their scores, said and kept. A full disk costs the files alone."""
+    if driver.evaluator is None:
+        display.say(f"no environment: not evaluated\nrun folder {run.path}")
+        return
     episodes, say = FINAL_HOST_EPISODES if isinstance(made.env, HostEnv) else FINAL_EPISODES, display.say
     with display.working(f"evaluating over {episodes} episodes", say=False):
         played = driver.evaluator(run.state.variables, driver.per_seed(evaluation_key), episodes)

@@ -27,17 +27,20 @@ wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N
                   [--devices N] [--parallel shard_map|pmap] [--image-size N] [--action-repeat N]
                   [--eval-every N] [--eval-envs N] [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
                   [--checkpoint-seconds S] [--max-skipped N] [--workers N] [--worker-timeout S] [--max-restarts N]
-                  [--memory-map] [--wandb PROJECT] [--out DIR] [--no-lock] [--deterministic] [--resume]
+                  [--data FOLDER] [--skip-damaged] [--memory-map] [--wandb PROJECT]
+                  [--out DIR] [--no-lock] [--deterministic] [--resume]
                   [--agent.FIELD VALUE ...] [--config FILE] [--print-config] [--dry-run]
 wmjax train --resume --out RUN
 wmjax plan  AGENT [--env NAME] [--preset NAME] [--seeds N] [--steps N] [--devices N] [--image-size N]
                   [--action-repeat N] [--env-arg NAME VALUE ...] [--start-timeout S] [--agent.FIELD VALUE ...]
                   [--card NAME] [--peak-tflops X] [--memory-gb X] [--bandwidth X] [--share X] [--json]
 wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
-                  [--action sample|mode] [--policy cem|icem|mppi|gradient] [--planner.FIELD VALUE ...]
-                  [--which latest|best] [--max-steps N] [--eval-envs N] [--json] [--video]
+                  [--action sample|mode] [--which latest|best] [--max-steps N] [--eval-envs N] [--json] [--video]
 wmjax dream RUN   [--context N] [--horizon N] [--env NAME] [--env-arg NAME VALUE ...] [--which latest|best]
                   [--start-timeout S] [--trust-env]
+wmjax record [RUN] --out FOLDER [--env NAME] [--steps N | --episodes N] [--policy agent|random] [--seed N]
+                  [--action sample|mode] [--which latest|best] [--num-envs N] [--image-size N] [--action-repeat N]
+                  [--env-arg NAME VALUE ...] [--start-timeout S] [--workers N] [--trust-env]
 wmjax plot  RUN...  [--out FILE.png]
 wmjax compare --out DIR [--agents all|NAME,...] [--env NAME ...] [--seeds N] [--first-seed N]
                   [--steps N | --seconds S] [--preset NAME] [--image-size N] [--action-repeat N]
@@ -56,6 +59,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "plan": plan.plan,
     "eval": results.evaluate,
     "dream": results.dream,
+    "record": results.record,
     "plot": results.plot,
     "compare": compare.compare,
     "ablate": compare.ablate,

@@ -22,7 +22,6 @@ from wmjax.names import did_you_mean, meant
 from wmjax.types import UsageError
 
 HELP = {"-h", "--help"}
-PLANNERS = ("cem", "icem", "mppi", "gradient")  # of `wmjax.planning`, which is slow to import
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 # Names and values, as they are typed.
@@ -100,6 +99,11 @@ class TrainArgs(SetupArgs):
     """Environments that may be lost within an hour before the run stops, with everything saved."""
     trust_env: Switch = False
     """With --resume or --config: run the code that the file names as the environment's, though it is not installed."""
+    data: Annotated[str | None, unless_given("none", "FOLDER")] = None
+    """Train on fixed records and take no env step: a folder of episodes, a run's replay, or minari:NAME. --steps then
+    says how many updates: as many as in a run of so many env steps. --env is for evaluation."""
+    skip_damaged: Switch = False
+    """Leave out episodes of --data that are damaged or do not fit, instead of refusing all of it."""
     wandb: Annotated[str | None, unless_given("none", "PROJECT")] = None
     """A project of Weights & Biases to send metrics to as well."""
     memory_map: Switch = False
@@ -157,8 +161,6 @@ class EvalArgs:
     trust_env: Trust = False
     action: Literal["sample", "mode"] | None = None
     """How actions come from the policy; what the agent's configuration says by default."""
-    policy: Annotated[Literal[PLANNERS] | None, unless_given("the agent's own", f"{{{','.join(PLANNERS)}}}")] = None
-    """A planner, which looks for actions in the agent's world model; with --help its fields are shown, too."""
     which: Which = "latest"
     max_steps: int | None = None
     """Agent steps after which an episode is cut; the environment's own limit by default, or 10,000."""
@@ -167,9 +169,47 @@ class EvalArgs:
     most 16. The scores do not depend on it."""
     json: Switch = False
     """Print what is kept as one JSON object: mean, std, iqm, ci95 (of the IQM), episodes, returns, lengths, cut (how
-    many episodes), and of what: env, action or policy and planner, seed, step, which."""
+    many episodes), and of what: env, action, seed, step, which."""
     video: Switch = False
     """Write an episode as episode.gif, too: at most 1000 steps of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordArgs:
+    """Play an environment, by chance or by the agent of a run, and write its episodes to a folder to train on.
+
+    Each is an .npz file of arrays by name; episodes.json says what they are of. The folder appears when it is whole.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path | None], unless_given("none; with --env a policy by chance", "RUN")] = None
+    """Run folder, whose agent plays."""
+    env: Annotated[str | None, unless_given("the run's", "NAME")] = None
+    """Environment, see `wmjax list envs`."""
+    out: Annotated[Path | None, unless_given("has to be given", "FOLDER")] = None
+    """Where to; not there yet, or empty."""
+    steps: Annotated[int | None, unless_given("none")] = None
+    """Env steps to record, over all environments."""
+    episodes: Annotated[int | None, unless_given("none")] = None
+    """Episodes to record, instead of --steps."""
+    policy: Annotated[Literal["agent", "random"] | None, unless_given("agent with a RUN", "{agent,random}")] = None
+    """Who plays."""
+    action: Literal["sample", "mode"] | None = None
+    """How actions come from the agent's policy; what its configuration says by default."""
+    which: Which = "latest"
+    seed: int = 0
+    """The same seed gives the same episodes."""
+    num_envs: int = 16
+    """Environments that are stepped at once."""
+    image_size: Annotated[int | None, unless_given("the environment's")] = None
+    """Side of the pictures in pixels."""
+    action_repeat: Annotated[int | None, unless_given("1")] = None
+    """Steps of the environment that each action is taken for."""
+    env_arg: EnvArgs = ()
+    """An argument of the environment; may be given again for others."""
+    start_timeout: Start = None
+    workers: Annotated[int | None, unless_given("one per processor")] = None
+    """Processes that step environments on the host."""
+    trust_env: Trust = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,25 +401,6 @@ def parse_with_fields(args_class: type, config: Any, argv: Sequence[str], prog: 
     fields = Annotated[type(config), tyro.conf.FlagConversionOff, tyro.conf.arg(help=about)]
     args_class = documented(args_class, args_class.__doc__, ("agent", fields, config))
     return parse(args_class, argv, prog, args_class(agent=config, **said))
-
-
-def parse_eval(argv: Sequence[str]) -> tuple[EvalArgs, Any]:
-    """The arguments of `wmjax eval`, and the configuration of the planner that is asked for, or None."""
-    name = value_of("--policy", argv)
-    if name not in PLANNERS:
-        for token in argv:
-            if token.startswith("--planner."):
-                raise UsageError(
-                    f"{token.partition('=')[0]}: is of a planner, which --policy names: {', '.join(PLANNERS)}"
-                )
-        return parse(EvalArgs, argv, "wmjax eval"), None
-    from wmjax import planning
-
-    config = planning.PLANNERS[name][0]()
-    about = "Fields of the planner's configuration."
-    fields = Annotated[type(config), tyro.conf.FlagConversionOff, tyro.conf.arg(help=about)]
-    args = parse(documented(EvalArgs, EvalArgs.__doc__, ("planner", fields, config)), argv, "wmjax eval")
-    return args, args.planner
 
 
 def changes(before: Any, after: Any) -> dict[str, Any]:

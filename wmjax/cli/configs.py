@@ -79,6 +79,9 @@ def _read(path: Path, agent: str | None, trust_env: bool | None) -> Given:
     own, fields, args = said.pop("agent", None), said.pop("config", {}), said.pop("env_args", None)
     if own is not None and own not in presets.AGENTS:
         raise nearest("agent", own, presets.AGENTS)
+    if isinstance(said.get("data"), Mapping):  # of a run on data
+        said |= {name: value for name in ("skip_damaged", "memory_map") if (value := said["data"].get(name))}
+        said["data"] = said["data"].get("path")
     settings = [field.name for field in dataclasses.fields(TrainArgs) if field.name not in NOT_SETTINGS]
     for name in said:
         if name not in settings:

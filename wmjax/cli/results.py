@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wmjax.cli.arguments import DreamArgs, EvalArgs, PlotArgs, env_args, parse, parse_eval
+from wmjax.cli.arguments import DreamArgs, EvalArgs, PlotArgs, RecordArgs, env_args, parse
 from wmjax.types import UsageError
 
 
@@ -53,10 +54,8 @@ def evaluate(argv: Sequence[str]) -> None:
     from wmjax import figures
     from wmjax.scores import keep
 
-    args, planner = parse_eval(argv)
+    args = parse(EvalArgs, argv, "wmjax eval")
     run, where, named = _load_to_play(args)
-    if planner is not None:
-        run = run.with_policy(planner)
     if args.video:
         figures.pictures(run.env.spec)
     how = {"action": args.action, "max_steps": args.max_steps}
@@ -79,8 +78,9 @@ def evaluate(argv: Sequence[str]) -> None:
 
 def _print_scores(run: Any, scores: Any, found: dict[str, Any]) -> None:
     what = f"{run.description['agent']} on {found['env']}"
-    how = f"policy {found['policy']}" if "policy" in found else f"action {found['action']}"
-    print(f"{what}, {found['which']} checkpoint, step {found['step']:,}; seed {found['seed']}, {how}")
+    print(
+        f"{what}, {found['which']} checkpoint, step {found['step']:,}; seed {found['seed']}, action {found['action']}"
+    )
     for seed, own in (scores.seeds or {}).items():
         print(f"{what}, seed {seed}, {_score_line(own)}")
     print(f"{what}{', all seeds' if scores.seeds else ''}, {_score_line(scores)}", flush=True)
@@ -94,6 +94,17 @@ def _score_line(scores: Any) -> str:
     low, high = scores.ci95
     spread = f"std {scores.std:.3f}, IQM {scores.iqm:.3f} [{low:.3f}, {high:.3f}]"
     return f"{scores.episodes} episodes: mean return {scores.mean:.3f}, {spread}"
+
+
+def record(argv: Sequence[str]) -> None:
+    args = parse(RecordArgs, argv, "wmjax record")
+    if args.out is None:
+        raise UsageError("out: missing; the folder to write to, --out FOLDER")
+    from wmjax.recording import record as write
+
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(RecordArgs)}
+    given["env_args"] = env_args(given.pop("env_arg")) or None
+    write(**given, say=print)
 
 
 def dream(argv: Sequence[str]) -> None:

@@ -137,6 +137,7 @@ def _show(start: Start, values: Mapping[str, Any], chosen: Mapping[str, Any], pr
             checks.number(name, value)
     if print_config:
         settings = {name: value for name, value in made.description.items() if name not in configs.TOLD}
+        settings |= {"data": made.data.path} if made.data is not None else {}
         config = settings.pop("config")
         known = {name: value for name, value in settings.items() if value is not None}
         print(configs.write(known | others | {"config": config}), end="")

@@ -318,6 +318,16 @@ def info(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     return _read_manifest(_place(folder, step))["info"]
 
 
+def shapes(folder: str | Path, step: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the arrays of a step by path, such as "replay/added"; random keys are left out."""
+    entries = _read_manifest(_place(folder, step))["leaves"]
+    return {
+        path: jax.ShapeDtypeStruct(tuple(entry["shape"]), entry["dtype"])
+        for path, entry in entries.items()
+        if "impl" not in entry
+    }
+
+
 def _newest(folder: str | Path, read: Callable[[int], Any]) -> tuple[int, Any, CheckpointCorruptError | None]:
     """The newest step that can be read, what `read` gives of it, and the error of the newest if that is another.
 

@@ -226,7 +226,9 @@ def _iterate(part: _Part, run: RunState) -> tuple[RunState, Metrics, dict[str, M
     """One iteration of a stage: collect, learn, evolve. Sums over episodes, and over the repeats of each update."""
     stage, key = part.stage, jax.random.fold_in(jax.random.fold_in(run.key, run.stage), run.iteration)
     episodes: Metrics = {}
-    if stage.collect:
+    if stage.collect and part.env.step is None:  # what it would collect is in replay already
+        run = run._replace(steps=run.steps + stage.collect)
+    elif stage.collect:
         run, episodes = _collect(part, run, jax.random.fold_in(key, 0))
     learned: dict[str, Metrics] = {}
     for number, update in enumerate(stage.updates, 1):

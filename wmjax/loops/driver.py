@@ -22,6 +22,7 @@ from wmjax.loops.ahead import Ahead, compiler_thread
 from wmjax.loops.device import RunState
 from wmjax.loops.display import Clock, Display
 from wmjax.loops.host.rollout import HostEvaluator, Options
+from wmjax.loops.on_data import is_playable
 from wmjax.loops.parallel import Programs, tree_of_seed
 from wmjax.loops.report import Left, Report
 from wmjax.loops.rollout import PERIODIC_EPISODES, Evaluator
@@ -106,7 +107,8 @@ class Driver:
         self.schedule = Schedule(plan.agent, plan.env, plan.steps, plan.eval_every)
         self._display, self._clock = plan.display or Display(None), Clock()
         host = dict(options=plan.host, say=self._display.say, stop=lambda: bool(caught), make_way=programs.make_way)
-        self.evaluator = make_evaluator(plan.agent, plan.env, seeds=self._several, **host)
+        plays = is_playable(plan.env)
+        self.evaluator = make_evaluator(plan.agent, plan.env, seeds=self._several, **host) if plays else None
         self._folders = [member_path(plan.path, seed) for seed in plan.seeds] if self._several else [plan.path]
         self._compiler = compiler_thread()
         self._ahead: dict[int, Ahead] = {}  # stages by their index
@@ -124,7 +126,7 @@ class Driver:
         """Begins to compile the stages after `now` and the evaluation, while those before them compile and run."""
         if not self._programs.ahead:
             return
-        template, stages = self._programs.template, self._plan.agent.recipe.stages
+        template, stages = self._programs.taken, self._plan.agent.recipe.stages
         for index in range(now + 1, len(stages)):
             if self.schedule.lengths[index]:
                 advance = self._programs.compile_stage(stages[index])
@@ -138,7 +140,7 @@ class Driver:
 
         Waits until they are compiled; a small state is worth no waiting, and its stages are checked when they begin.
         """
-        free, template = memory.room(), self._programs.template
+        free, template = memory.room(), self._programs.taken
         if free is None or memory.tree_bytes(template) < LARGE * free.bytes:
             return
         for index, program in self._ahead.items():

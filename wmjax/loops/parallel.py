@@ -45,7 +45,12 @@ class Programs:
     """
 
     failure: RunError | None = None  # why a stage ended early; of the host loop
-    ahead = False  # whether the shapes of `template` are enough to compile a stage
+    ahead = False  # whether the shapes of `taken` are enough to compile a stage
+
+    @property
+    def taken(self) -> RunState:
+        """Shapes and dtypes of what a stage takes, where `ahead` says that they are enough to compile it."""
+        return self.template
 
     def gather(self, run: RunState) -> RunState:
         """The state with the shapes of a run on one device."""

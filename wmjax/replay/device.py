@@ -111,6 +111,23 @@ def init(example: Record, num_envs: int, capacity: int, samplings: tuple[Samplin
     return Replay(data, jnp.int32(0), jnp.int32(0), windows.init(samplings, rows, num_envs))
 
 
+def full(records: Record, samplings: tuple[Sampling, ...] = ()) -> Replay:
+    """A replay that holds these records, `[rows, num_envs, ...]` without latents, and has no more rows.
+
+    None of them is new to an online queue, which is empty.
+    """
+    rows, num_envs = records.step.is_first.shape
+    counts = windows.init(samplings, rows, num_envs)
+    if counts:
+        counts = jax.jit(windows.add)(counts, jnp.int32(0), records.step.is_first, records.step.is_last)
+    return Replay(records, jnp.int32(rows), jnp.int32(read_all(samplings, rows, num_envs)), counts)
+
+
+def read_all(samplings: tuple[Sampling, ...], rows: int, num_envs: int) -> int:
+    """The cursor of a replay with so many rows of which an online queue has nothing more to give."""
+    return max((rows // (x.context + x.length) * num_envs for x in samplings if x.online), default=0)
+
+
 def _rows(replay: Replay) -> int:
     return replay.data.step.is_first.shape[0]
 

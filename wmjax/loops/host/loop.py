@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -24,11 +24,13 @@ from wmjax.loops.host.evolution import Search
 from wmjax.loops.host.learning import Clock, Latents, Learner, accumulate
 from wmjax.loops.host.rollout import DEFAULTS, Options, act_program, seed_words, start
 from wmjax.loops.memory import SPARE, available_bytes, check_agent, resident_bytes
+from wmjax.loops.on_data import begun, is_playable
 from wmjax.loops.parallel import Programs
 from wmjax.loops.rollout import random_act
 from wmjax.loops.schedule import Schedule, check, first, readers, samplings
 from wmjax.ops import noise
 from wmjax.replay import chunks
+from wmjax.replay import device as replays
 from wmjax.replay.device import Record
 from wmjax.replay.host import HostReplay, Sizes, cpu, sizes
 from wmjax.run_folder import CHECKPOINTS, REPLAY
@@ -112,6 +114,8 @@ class HostLoop(Programs):
       stop: whether to end the stage as soon as possible.
       records: that the run collects in all; None where it is not going to collect.
       resume: whether replay is on the disk already.
+      data: what replay holds from the start, `[rows, num_envs, ...]` one after the other, of an environment that is
+        known by its spec alone and not stepped (`loops.on_data`).
 
     Raises:
       UsageError: the recipe cannot be run (`schedule.check`), or replay of so many records needs more memory or disk
@@ -128,8 +132,10 @@ class HostLoop(Programs):
         stop: Callable[[], bool] = lambda: False,
         records: int | None = None,
         resume: bool = False,
+        data: Iterable[Record] = (),
     ) -> None:
         check(agent)
+        self._data = data
         self._agent, self._env, self._options, self._say, self._stop = agent, env, options, say, stop
         self._num_envs, self._schedule = agent.recipe.num_envs, Schedule(agent, env)
         self._folder, self._checkpoints = (None, None) if path is None else (path / REPLAY, path / CHECKPOINTS)
@@ -178,8 +184,20 @@ class HostLoop(Programs):
         state = jax.jit(self._agent.init, compiler_options=compiler.options(moments=True))(key_agent)
         carry = jax.jit(self._agent.act_carry, static_argnums=1)(state.variables, self._num_envs)
         run = self._begin(state, carry, key_run)
+        if not is_playable(self._env):
+            self._fill()
+            return begun(self._agent, run)
         self._begin_episodes(run)
         return run
+
+    def _fill(self) -> None:
+        """Adds the data that the run is about to replay, where an online queue has nothing of it to give."""
+        for records in self._data:
+            nothing = jax.tree.map(lambda x: np.zeros_like(x[:1]), self.replay.latent)
+            latent = jax.tree.map(partial(np.repeat, repeats=len(records.action), axis=0), nothing)
+            self.replay.add(records._replace(latent=latent))
+        cursor = replays.read_all(samplings(self._agent.recipe), self.replay.rows, self._num_envs)
+        self.replay.ring = self.replay.ring._replace(cursor=jax.device_put(np.int32(cursor), cpu()))
 
     def place(self, run: RunState) -> RunState:
         """The state that goes on from what `gather` gave; environments begin new episodes."""
@@ -188,6 +206,8 @@ class HostLoop(Programs):
         self.replay.load(run.replay)
         counters = {name: np.asarray(getattr(run, name)) for name in ("stage", "iteration", "steps")}
         run = run._replace(replay=(), **counters)
+        if not is_playable(self._env):
+            return run
         self._begin_episodes(run)
         self._say(f"the {self._num_envs} environments begin new episodes; those that ran when this was saved are cut")
         return run
@@ -250,7 +270,7 @@ class HostLoop(Programs):
             for _ in range(iterations):
                 if self.failure or self._stop():
                     break
-                if not stage.collect and not self._ready(stage):
+                if not self._collects(stage) and not self._ready(stage):
                     self.failure = RunError(
                         f"replay holds too few records for the stage {stage.name!r}, which collects none: its files in "
                         f"{self._folder} are lost; train into another folder"
@@ -291,6 +311,10 @@ class HostLoop(Programs):
         """Whether replay holds what the stage samples; files may have been lost."""
         return all(self.replay.can_sample(reader.sampling) for reader in readers(stage))
 
+    def _collects(self, stage: Stage) -> bool:
+        """Whether it steps the environments. Where they are but a spec, env steps are counted alone."""
+        return bool(stage.collect) and is_playable(self._env)
+
     def _iterate(
         self, stage: Stage, act: Callable, learn: list[Callable], clock: Clock, run: RunState
     ) -> tuple[RunState, dict[str, Metrics] | None]:
@@ -300,15 +324,16 @@ class HostLoop(Programs):
         learner = Learner(
             stage, learn, keys, run.agent, run.skips, self.replay, self._latents, self._pool, clock, self._stop
         )
-        if stage.collect and self._timestep is None and not self._begin_again(run):
+        collects = self._collects(stage)
+        if collects and self._timestep is None and not self._begin_again(run):
             return run, None
         early = self._options.overlap and first(run.iteration) > 0 and self._ready(stage)
         if early:
             learner.start()
-        collected = self._collect(stage.collect, act, key_act, run.carry, learner, clock)
+        collected = self._collect(stage.collect if collects else 0, act, key_act, run.carry, learner, clock)
         learner.close()
         sums: dict[str, Metrics] = {}
-        if collected is not None and stage.collect:
+        if collected is not None and collects:
             carry, records = collected
             episode, sums[""] = self._count(run.episode, records.step._replace(obs={}))
             self._latents.make_way(stage.collect)
@@ -316,15 +341,16 @@ class HostLoop(Programs):
                 self.replay.add(records)
             except RunError as error:
                 self.failure = error
-            run = run._replace(carry=carry, episode=episode, steps=run.steps + np.int32(stage.collect))
+            run = run._replace(carry=carry, episode=episode)
         if collected is not None and not early and self._ready(stage):
             learner.start()
             learner.until(learner.total)
             learner.close()
         run = run._replace(agent=learner.agent, skips=learner.skips)
-        if collected is None or (learner.interrupted and not stage.collect):
+        if collected is None or (learner.interrupted and not collects):
             return run, None
-        return run._replace(iteration=run.iteration + np.int32(1)), sums | learner.sums
+        steps = run.steps + np.int32(stage.collect)
+        return run._replace(iteration=run.iteration + np.int32(1), steps=steps), sums | learner.sums
 
     def _search(self, stage: Stage, search: Search, run: RunState) -> tuple[RunState, dict[str, Metrics] | None]:
         """One iteration of a search; None if it stopped."""

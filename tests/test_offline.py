@@ -1,0 +1,267 @@
+"""Episodes that are recorded, read and trained on; and all that may be wrong with data."""
+
+import io
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import wmjax
+from tests.test_run import TINY
+from wmjax import settings
+from wmjax.cli import main
+from wmjax.episodes import open_source, stretches
+from wmjax.loops import parallel
+from wmjax.loops.on_data import OnData, spec_alone
+from wmjax.run_folder import read_description
+from wmjax.types import Box, Discrete, EnvSpec, UsageError
+
+ENV = "probe:act_obs"
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    return wmjax.record(ENV, out=tmp_path_factory.mktemp("data") / "episodes", steps=200, num_envs=4)
+
+
+def arrays(path):
+    with np.load(path) as found:
+        return dict(found)
+
+
+def change(folder, name, **changed):
+    """An episode with some arrays changed; None leaves one out."""
+    found = {key: value for key, value in (arrays(folder / name) | changed).items() if value is not None}
+    np.savez(folder / name, **found)
+
+
+def train(data, out, steps=60, *, agent="dreamer_v3", **arguments):
+    """A tiny run on data, what it said and its digest."""
+    stream = io.StringIO()
+    fields = TINY if agent == "dreamer_v3" and not arguments.get("resume") else {}
+    run = wmjax.train(agent, data=data, steps=steps, out=out, progress=stream, **fields | arguments)
+    return run, stream.getvalue(), re.findall(r"^state sha256 ([0-9a-f]{64})$", stream.getvalue(), re.MULTILINE)[-1]
+
+
+def setup(data, **arguments):
+    return settings.setup("dreamer_v3", overrides=TINY, data=data, steps=60, **arguments)
+
+
+def test_a_recorded_folder_says_what_it_is_of_and_holds_whole_episodes(recorded):
+    said = json.loads((recorded / "episodes.json").read_text())
+    assert (said["env"], said["seed"], said["policy"], said["records"]) == (ENV, 0, {"kind": "random"}, 200)
+    assert said["spec"]["action"] == {"kind": "Discrete", "n": 2} and "jax" in said["versions"]
+    for name, length in said["episodes"].items():
+        episode = arrays(recorded / name)
+        assert name.endswith(f"-{length}.npz") and {len(x) for x in episode.values()} == {length}
+        assert episode["is_first"].tolist() == [True] + [False] * (length - 1) and episode["is_last"][-1]
+        assert (episode["action"].sum(1) == 1).all() and episode["reward"][0] == 0
+        right = episode["action"][0, 1] == (episode["vector"][0, 0] > 0)  # the action beside what it was chosen on
+        assert episode["reward"][1] == (1 if right else -1)
+
+
+def test_the_same_seed_records_the_same_bytes_and_another_other_ones(recorded, tmp_path):
+    contents = lambda folder: [path.read_bytes() for path in sorted(folder.glob("*.npz"))]
+    again = wmjax.record(ENV, out=tmp_path / "again", steps=200, num_envs=4)
+    other = wmjax.record(ENV, out=tmp_path / "other", steps=200, num_envs=4, seed=1)
+    assert contents(again) == contents(recorded) != contents(other)
+
+
+def test_episodes_are_recorded_to_their_end_in_equal_shares(tmp_path):
+    out = wmjax.record("catch", out=tmp_path / "data", episodes=7, num_envs=4, image_size=10)
+    said = json.loads((out / "episodes.json").read_text())
+    assert len(said["episodes"]) == 7 and said["image_size"] == 10
+    assert all(arrays(out / name)["is_terminal"][-1] for name in said["episodes"])
+
+
+def test_nothing_is_overwritten_and_what_is_not_finished_is_removed(recorded, tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match=r"out: .* exists and is not empty"):
+        wmjax.record(ENV, out=recorded, steps=8)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(wmjax.RunError, match=r"out: .* cannot be written \(No space left on device\)"):
+        wmjax.record(ENV, out=tmp_path / "full", steps=8, num_envs=4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_replay_holds_the_records_in_order_and_nothing_is_new_to_the_online_queue(recorded):
+    made = setup(recorded)
+    assert made.env.spec.action == Discrete(2) and made.agent.recipe.replay_capacity == 200
+    records = made.data.take(2, 0, 100)
+    programs = OnData(parallel.programs(made.agent, spec_alone(made.env.spec)), made.agent, records, 1)
+    run = programs.init(jax.random.key(0))
+    line = np.concatenate([arrays(path)["vector"] for path in sorted(recorded.glob("*.npz"))])
+    np.testing.assert_array_equal(np.moveaxis(run.replay.data.step.obs["vector"], 0, 1).reshape(-1, 1), line)
+    assert int(run.replay.added) == 100 and int(run.replay.cursor) == 100 // 5 * 2
+    assert (int(run.stage), int(run.steps)) == (1, 8)  # prefill is done
+    saved = programs.gather(run)
+    assert saved.replay.data.step == () and saved.replay.data.latent
+    for again, before in zip(jax.tree.leaves(programs.place(saved)), jax.tree.leaves(run), strict=True):
+        if not jax.dtypes.issubdtype(before.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(again, before)
+
+
+def foreign(folder, count=4, length=6, seed=0, **changed):
+    """Episodes as another program writes them, at most with what is needed."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    for number in range(count):
+        found = {
+            "image": rng.integers(0, 255, (length, 16, 16, 3), np.uint8), "reward": rng.random(length),
+            "action": np.eye(3, dtype=np.float32)[rng.integers(0, 3, length)], "is_terminal": np.eye(length)[-1],
+        } | changed  # fmt: skip
+        np.savez(folder / f"{number}.npz", **{name: value for name, value in found.items() if value is not None})
+    return folder
+
+
+def test_episodes_of_other_programs_are_read_by_what_they_look_like(tmp_path):
+    data = stretches(open_source(foreign(tmp_path / "a", extra=np.zeros(6))), None)
+    assert data.spec.obs == {"image": Box(0, 255, (16, 16, 3), "uint8")} and data.spec.action == Discrete(3)
+    record = data.read(0)
+    assert record.step.is_first.tolist() == [True] + [False] * 5 and record.step.is_last.tolist() == [False] * 5 + [
+        True
+    ]
+    integers = stretches(open_source(foreign(tmp_path / "b", action=np.array([0, 1, 2, 3, 0, 1]))), None)
+    assert integers.spec.action == Discrete(4) and integers.read(0).action[3].tolist() == [0, 0, 0, 1]
+    floats = foreign(tmp_path / "c", action=np.linspace(-1, 1, 12).reshape(6, 2), image=None, state=np.ones((6, 4)))
+    assert stretches(open_source(floats), None).spec == EnvSpec(
+        {"state": Box(-np.inf, np.inf, (4,))}, Box(-1.0, 1.0, (2,))
+    )
+
+
+def test_actions_that_led_to_a_record_as_dreamer_v2_writes_them_are_moved_to_the_one_before(tmp_path):
+    action = np.eye(3, dtype=np.float32)[[0, 0, 1, 2, 1, 0]]
+    action[0] = 0
+    folder = foreign(tmp_path / "v2", action=action, is_terminal=None, discount=np.array([1, 1, 1, 1, 1, 0.0]))
+    record = stretches(open_source(folder), None).read(0)
+    np.testing.assert_array_equal(record.action[:-1], action[1:])
+    assert record.step.is_terminal.tolist() == [False] * 5 + [True]
+
+
+BAD = [
+    (dict(reward=None), "it has no 'reward'; it has action"),
+    (dict(vector=None), "it has no 'vector'"),
+    (dict(is_first=None), "it has no 'is_first'"),
+    (dict(is_first=np.zeros(2, bool)), "is_first is False in its first record"),
+    (dict(vector=np.full((2, 1), np.nan, np.float32)), "vector is not finite in 2 records"),
+    (dict(reward=np.array([0, np.inf], np.float32)), "reward is not finite in 1 records"),
+    (dict(vector=np.zeros((2, 3), np.float32)), r"vector is float32 \[3\], where float32 \[1\] is valid"),
+    (dict(vector=np.zeros((2, 1), complex)), "vector is complex128; numbers are valid"),
+    (dict(vector=np.zeros((3, 1), np.float32)), r"vector has the shape \(3, 1\), where reward has 2 records"),
+    (dict(action=np.eye(3, dtype=np.float32)[:2]), r"action is float32 \[3\], where 2 entries are valid"),
+    (dict(action=np.array([0, 2])), r"action is in \[0, 2\], where integers below 2 are valid"),
+    (dict(action=np.full((2, 2), 0.5, np.float32)), "action is not one-hot in record 0"),
+    (dict(reward=np.zeros(3, np.float32)), "it has 3 records, where episodes.json says 2"),
+    (dict(reward=np.array([None, None], object)), "holds Python objects, which are not read"),
+]
+
+
+@pytest.mark.parametrize(("changed", "reason"), BAD, ids=lambda x: x if isinstance(x, str) else None)
+def test_an_episode_that_cannot_be_used_is_named_and_left_out_on_request(changed, reason, recorded, tmp_path):
+    folder = shutil.copytree(recorded, tmp_path / "data")
+    name = sorted(path.name for path in folder.glob("*.npz"))[3]
+    change(folder, name, **changed)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UsageError, match=f"1 of 100 episodes cannot be used: {name}: .*{reason}"):
+        setup(folder)
+    made = setup(folder, skip_damaged=True)
+    assert made.data.skipped == 1 and made.data.records == 198 and any(name in note for note in made.notes)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_files_that_are_missing_or_damaged_are_named_the_first_of_them_and_how_many(recorded, tmp_path):
+    folder = shutil.copytree(recorded, tmp_path / "data")
+    names = sorted(path.name for path in folder.glob("*.npz"))
+    (folder / names[0]).unlink()
+    content = bytearray((folder / names[1]).read_bytes())
+    for place in range(80, len(content), 97):
+        content[place] ^= 255
+    (folder / names[1]).write_bytes(content)
+    (folder / names[2]).write_bytes((folder / names[2]).read_bytes()[:100])
+    for name in names[3:8]:
+        (folder / name).write_bytes(b"")
+    with pytest.raises(
+        UsageError, match=f"8 of 100 episodes .*{names[0]}: it is missing.*{names[1]}: .*damaged.*others"
+    ):
+        setup(folder)
+
+
+PLACES = [
+    ("no", "is not a folder"),
+    ("empty", "holds no episodes"),
+    ("text", "holds no episodes"),
+    ("garbled", "episodes.json in .* cannot be read"),
+    ("short", "the 6 records of .* are too few for a window of 5 steps"),
+    ("minari:none/here-v0", "minari|Minari"),
+]
+
+
+@pytest.mark.parametrize(("name", "reason"), PLACES)
+def test_a_place_that_is_no_data_is_one_line(name, reason, tmp_path, capsys):
+    for folder, file in (("empty", None), ("text", "a.txt"), ("garbled", "episodes.json")):
+        (tmp_path / folder).mkdir()
+        if file:
+            (tmp_path / folder / file).write_text("{")
+    foreign(tmp_path / "short", count=1, image=None, vector=np.zeros((6, 1), np.float32))
+    data = name if ":" in name else tmp_path / name
+    length = [] if name != "short" else ["--agent.length", "8"]
+    tiny = [word for field, value in TINY.items() for word in (f"--agent.{field}", str(value))]
+    reason = reason.replace("window of 5", "window of 9")
+    assert main(["train", "dreamer_v3", "--data", str(data), "--out", str(tmp_path / "run"), *tiny, *length]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and re.search(reason, lines[0]) and not (tmp_path / "run").exists()
+
+
+def test_data_of_another_environment_and_a_search_in_the_environment_are_refused(recorded, tmp_path):
+    with pytest.raises(UsageError, match="is of an environment that observes"):
+        setup(recorded, env="catch")
+    pictures = foreign(tmp_path / "pictures", image=np.zeros((6, 64, 64, 3), np.uint8))
+    with pytest.raises(UsageError, match=r"evolve\.where: 'env' plays in the environment.* 'dream' is valid"):
+        settings.setup("world_models", data=pictures)
+
+
+@pytest.mark.slow
+def test_a_run_on_data_in_two_parts_is_the_same_run_and_what_was_changed_is_refused(recorded, tmp_path):
+    folder = shutil.copytree(recorded, tmp_path / "data")
+    run, said, whole = train(folder, tmp_path / "whole", eval_every=20)
+    assert "of which none is taken" in said and run.step == 60 and int(run.state.step) == 22
+    _, _, half = train(folder, tmp_path / "parts", 40)
+    _, _, parts = train(None, tmp_path / "parts", 60, resume=True)
+    assert parts == whole != half
+    assert wmjax.load(tmp_path / "whole").evaluate(4).episodes == 4
+    description = read_description(tmp_path / "whole")
+    assert description["data"]["path"] == str(folder) and description["env"] == ENV
+    change(folder, sorted(path.name for path in folder.glob("*.npz"))[0], reward=np.zeros(2, np.float32))
+    with pytest.raises(UsageError, match="is not what the run was trained on"):
+        train(None, tmp_path / "whole", 80, resume=True)
+
+
+@pytest.mark.slow
+def test_a_runs_own_replay_is_data_too_and_without_an_environment_nothing_is_evaluated(recorded, tmp_path):
+    wmjax.train("dreamer_v3", ENV, steps=100, out=tmp_path / "online", progress=False, **TINY)
+    made = setup(tmp_path / "online")
+    assert made.data.records == 64 and made.description["env"] == ENV
+    folder = foreign(tmp_path / "foreign", 10, image=None, vector=np.zeros((6, 1), np.float32))
+    run, said, _ = train(folder, tmp_path / "run")
+    assert "no environment: not evaluated" in said
+    with pytest.raises(UsageError, match="trained on data alone"):
+        wmjax.load(tmp_path / "run").evaluate(2)
+    mapped = train(folder, tmp_path / "mapped", memory_map=True)[0]
+    for one, other in zip(jax.tree.leaves(run.state.params), jax.tree.leaves(mapped.state.params), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_offline_learning_finds_the_action_that_pays(tmp_path):
+    data = wmjax.record(ENV, out=tmp_path / "data", steps=2000)
+    learns = dict(units=32, hidden=32, deter=32, batch_size=8, num_envs=8, train_ratio=32.0, entropy_scale=1e-2)
+    run, _, _ = train(
+        data, tmp_path / "run", 4000, **learns | dict(learning_rate=3e-3, replay_capacity=2000, prefill=64)
+    )
+    assert run.evaluate(100).mean > 0.8
