@@ -20,7 +20,9 @@ import wmjax
 from tests.agents.batches import PIXELS, random_trajectory
 from tests.agents.world_models.made import TINY as TINY_WORLD_MODELS
 from tests.test_conformance import last_update, make, updates_of
+from tests.test_planning import LINE, SMALL, line_agent, timestep
 from tests.test_run import TINY
+from wmjax import planning
 from wmjax.agents import AGENTS
 from wmjax.agents.world_models import EvolveConfig
 from wmjax.envs import make_env
@@ -156,6 +158,21 @@ def runs_resume(folder: Path) -> None:
         print(f"{backend}: resumed")
 
 
+def plans_are_those_of_one_device() -> None:
+    """Candidates spread over devices, also where they do not share out evenly."""
+    mesh = Mesh(np.array(jax.devices()), ("candidates",))
+    step, keys = timestep([0.9, -0.9], [True, True]), jax.random.split(jax.random.key(0), 2)
+    for config in (*SMALL, planning.CEMConfig(candidates=30, elites=5, iterations=3, chunk=8)):
+        found = []
+        for where in (None, mesh):
+            agent = planning.with_planner(line_agent(), LINE, dataclasses.replace(config, horizon=3), mesh=where)
+            act = jax.jit(lambda *args, agent=agent: agent.act({}, *args, explore=False)[1])
+            found.append(act(keys, agent.act_carry({}, 2), step))
+        np.testing.assert_allclose(*found, atol=TOLERANCE)
+        assert len(found[1].sharding.device_set) == 4
+    print("plans equal those of one device")
+
+
 def what_cannot_be_shared_is_refused() -> None:
     for change, word in (
         (dict(devices=5), "devices: 5 is more than the 4"),
@@ -181,4 +198,5 @@ if __name__ == "__main__":
     else:
         updates_equal_those_of_one_device("dreamer_v3")
         environments_are_those_of_one_device()
+        plans_are_those_of_one_device()
         what_cannot_be_shared_is_refused()

@@ -15,6 +15,7 @@ ALLOWED = {
     "optim": BASE | {"nets"},
     "dreaming": BASE | {"nets", "raw_env"},
     "evolution": BASE | {"dreaming"},
+    "planning": BASE | {"nets", "dreaming", "fields"},
     "checks": {"types"},
     "raw_env": {"types", "checks"},
     "files": set(),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import launches, replay
+from benchmarks import launches, learning, replay
 
 PROGRAM = """HloModule jit_f, is_scheduled=true
 
@@ -64,3 +64,15 @@ def test_every_form_of_sampling_is_timed_on_the_device_and_on_the_host(tmp_path)
     replay.main(replay.Args(rows=300, num_envs=(2,), out=tmp_path / "replay.json"))
     rows = json.loads((tmp_path / "replay.json").read_text())["rows"]
     assert len(rows) == 2 * (1 + len(replay.FORMS)) and all(0 < row["value"] < 1000 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("returns", "fine"),
+    [((0.95, 1.0, 0.9), True), ((1.0, 0.89, 1.0), False), ((1.0, 1.0), False), ((1.0, None, 1.0), False), ((), False)],
+)
+def test_the_gate_of_learning_is_passed_only_where_every_seed_reaches_the_threshold(returns, fine):
+    end = {"by_seed": list(returns), "iqm": None, "interval": None}
+    group = {"agent": "iris", "end": end, "seconds": [60.0], "budget": 1000}
+    report = {"environments": [{"groups": [group] if returns else []}]}
+    cells, found = learning.judge(learning.Row("iris", "catch", 0.9), report, 3)
+    assert found == fine and cells[-1] == ("yes" if fine else "**no**")

@@ -90,7 +90,7 @@ BOUNDS: dict[str, Bounds] = (
     | _whole(
         ROWS,
         "num_envs batch_size tokenizer_batch world_model_batch actor_critic_batch vision_batch_size memory_batch_size "
-        "population rollouts mean_rollouts starts",
+        "population rollouts mean_rollouts starts candidates elites particles chunk",
     )
     | _whole(TIME, "length imagine_last world_model_length max_blocks burn_in memory_length collect")
     | _whole(

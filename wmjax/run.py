@@ -12,15 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import wmjax
-from wmjax import checks, determinism, figures, presets
+from wmjax import checks, determinism, figures, planning, presets
 from wmjax.agents import AGENTS
 from wmjax.cache import enable_compilation_cache
 from wmjax.envs import own
 from wmjax.envs.handed import check_args, check_trust
 from wmjax.envs.wrappers import agent_actions
-from wmjax.loops import checkpoint, compiler
+from wmjax.loops import checkpoint, compiler, memory
 from wmjax.loops.driver import evaluation_key, make_evaluator
 from wmjax.loops.host.rollout import Options
 from wmjax.loops.on_data import is_playable
@@ -54,6 +55,7 @@ class Run:
     members: tuple[Run, ...] = ()  # of several seeds: each as a run of its own
     step: int = 0  # env steps that the agent was trained for; of several seeds, the one trained longest
     which: str = "latest"  # the checkpoint, as in `load`
+    planner: planning.PlannerConfig | None = None  # that acts in the place of the agent's policy; see `with_policy`
     _acting: Any = dataclasses.field(default=None, repr=False)
 
     def __repr__(self) -> str:
@@ -62,6 +64,27 @@ class Run:
         seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
         what = f"{about.get('agent')} on {about.get('env') or 'an Env value'}, preset {about.get('preset')}"
         return f"Run({what}, {seeds}, step {self.step:,} ({self.which}), {str(self.path)!r})"
+
+    def with_policy(self, policy: str | planning.PlannerConfig) -> Run:
+        """The same run with a planner in the place of the agent's policy: it evaluates and acts by its world model.
+
+        Where there are several devices, candidates are spread over all of them.
+
+        Args:
+          policy: `cem`, `icem`, `mppi` or `gradient`; or the configuration of one, such as
+            `wmjax.planning.CEMConfig(horizon=8)`.
+
+        Raises:
+          UsageError: it is none of these, a field of it is not valid, or the run's model cannot be planned in.
+        """
+        devices, state = np.array(jax.local_devices()), self.state
+        mesh = Mesh(devices, ("candidates",)) if devices.size > 1 else None
+        agent = planning.with_planner(self.agent, self.env.spec, policy, mesh=mesh)
+        if mesh is not None:
+            state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        settled = planning.settle(planning.named(policy)[1], self.agent.model)
+        members = tuple(member.with_policy(policy) for member in self.members)
+        return dataclasses.replace(self, agent=agent, state=state, members=members, planner=settled, _acting=None)
 
     def evaluate(
         self,
@@ -81,7 +104,7 @@ class Run:
           episodes: of each seed, at least 1.
           seed: of the evaluation; the same seed gives the same episodes.
           env: another environment, as for `train`, with the same observations and actions.
-          action: "sample" or "mode"; by default what the agent's configuration says (`eval_action`).
+          action: "sample" or "mode"; by default what the agent's configuration says (`eval_action`). Not of a planner.
           max_steps: agent steps after which an episode is cut; by default the environment's own limit, or 10,000 where
             it has none. `Scores.cut` says how many were.
           eval_envs: environments on the host to play in at once, never more than episodes; by default as many as in
@@ -89,7 +112,7 @@ class Run:
 
         Raises:
           UsageError: one of these is not valid.
-          RunError: too many environments on the host were lost.
+          RunError: too many environments on the host were lost, or memory ran out.
         """
         max_steps = checks.optional("max_steps", max_steps)
         eval_envs = checks.optional("eval_envs", eval_envs, checks.BOUNDS["eval_envs"]._replace(low=1))
@@ -97,9 +120,10 @@ class Run:
         agent, where = self.playing(seed, env, action)
         options = {"options": Options(eval_envs=eval_envs)} if isinstance(where, HostEnv) else {}
         evaluator, key = make_evaluator(agent, where, max_steps=max_steps, **options), evaluation_key(seed)
-        return summarize_seeds(
-            {run.seed: evaluator(run.state.variables, key, episodes) for run in self.members or (self,)}
-        )
+        with memory.running_out():
+            return summarize_seeds(
+                {run.seed: evaluator(run.state.variables, key, episodes) for run in self.members or (self,)}
+            )
 
     def records(
         self,
@@ -118,10 +142,13 @@ class Run:
           seed, env, action, max_steps: as given to `evaluate`. Seed None: each seed of the run, under its own.
           env_args: of another environment.
         """
+        how: dict[str, Any] = {"action": action or self.config.eval_action}
+        if self.planner is not None:
+            how = {"policy": planning.named(self.planner)[0], "planner": dataclasses.asdict(self.planner)}
         one = lambda run, scores: record(
             scores, env=env or self.description["env"], env_args=env_args if env else self.description.get("env_args"),
-            action=action or self.config.eval_action, seed=run.seed if seed is None else seed, step=run.step,
-            which=run.which, max_steps=max_steps, version=wmjax.__version__,
+            **how, seed=run.seed if seed is None else seed, step=run.step, which=run.which, max_steps=max_steps,
+            version=wmjax.__version__,
         )  # fmt: skip
         return {self.path: one(self, scores)} | {run.path: one(run, scores.seeds[run.seed]) for run in self.members}
 
@@ -143,6 +170,9 @@ class Run:
                 "env: the run was trained on data alone, which is no environment; name one (--env NAME, env=)"
             )
         if action is not None:
+            if self.planner is not None:
+                name = planning.named(self.planner)[0]
+                raise UsageError(f"action: {action!r} is of the agent's own policy; leave it out with policy {name!r}")
             checks.choice("action", action, typing.get_args(typing.get_type_hints(type(self.config))["eval_action"]))
             config = dataclasses.replace(self.config, eval_action=action)
             agent = AGENTS[self.description["agent"]][1](self.env.spec, config)

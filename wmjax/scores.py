@@ -111,7 +111,7 @@ def record(scores: Scores, *, env: str | None, **about: Any) -> dict[str, Any]:
 def keep(evaluations: Mapping[Path, Mapping[str, Any]]) -> list[Path]:
     """Writes records beside those of other evaluations, in `evals/`, and as the newest, `eval.json`.
 
-    One replaces that of the same checkpoint, environment, actions, seed and number of episodes.
+    One replaces that of the same checkpoint, environment, actions or planner, seed and number of episodes.
 
     Args:
       evaluations: by folder, that of the run first, then those of its seeds where there are several.
@@ -135,9 +135,12 @@ def keep(evaluations: Mapping[Path, Mapping[str, Any]]) -> list[Path]:
 
 def _file_name(evaluation: Mapping[str, Any]) -> str:
     env, more = evaluation["env"] or "env", {name: evaluation.get(name) for name in ("env_args", "max_steps")}
+    if "planner" in evaluation:
+        more["planner"] = evaluation["planner"]
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", env)[:60]
     if plain != env or any(more.values()):  # what is left out still tells files apart
         said = json.dumps({"env": env, **more}, sort_keys=True, default=str)
         plain += f"-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
     e = evaluation
-    return f"step-{e['step']}-{e['which']}-{plain}-{e['action']}-seed-{e['seed']}-{e['episodes']}-episodes.json"
+    how = e["policy"] if "policy" in e else e["action"]
+    return f"step-{e['step']}-{e['which']}-{plain}-{how}-seed-{e['seed']}-{e['episodes']}-episodes.json"

@@ -237,8 +237,12 @@ class WorldModel(NamedTuple):
     encode: Callable  # (params, obs) -> embed; all time steps at once, outside any scan
     observe: Callable  # (params, key, State, prev_action, embed, is_first) -> State; filters one step
     imagine: Callable  # (params, key, State, action) -> State; predicts one step
-    predict: Callable  # (params, State) -> (reward, cont); means; cont is P(not terminal), without discount
+    predict: Callable  # (params, State) -> (reward, cont); means, the reward in the environment's units where the
+    #   model learns those (IRIS: of its sign); cont is P(not terminal), without discount
     decode: Callable  # (params, State) -> obs; means; images float32 in [0, 255]
+    context: int | None = None  # actions that can follow each other before it has to forget; None: any number
+    no_rewards: str | None = None  # why `predict` knows no rewards, as an error says it; None: it does
+    no_gradient: str | None = None  # why what is imagined has no gradient in the actions; None: it has one
 
 
 class AgentState(NamedTuple):

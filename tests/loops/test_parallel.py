@@ -33,6 +33,7 @@ def test_replicas_on_four_devices_are_bit_identical_and_equal_one_device_with_th
     for backend in parallel.BACKENDS:
         assert f"{backend}: five updates of dreamer_v3 equal" in said
         assert f"{backend}: environments equal" in said
+    assert "plans equal" in said
     assert "refused" in said
 
 

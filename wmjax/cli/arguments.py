@@ -22,6 +22,7 @@ from wmjax.names import did_you_mean, meant
 from wmjax.types import UsageError
 
 HELP = {"-h", "--help"}
+PLANNERS = ("cem", "icem", "mppi", "gradient")  # of `wmjax.planning`, which is slow to import
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 # Names and values, as they are typed.
@@ -161,6 +162,8 @@ class EvalArgs:
     trust_env: Trust = False
     action: Literal["sample", "mode"] | None = None
     """How actions come from the policy; what the agent's configuration says by default."""
+    policy: Annotated[Literal[PLANNERS] | None, unless_given("the agent's own", f"{{{','.join(PLANNERS)}}}")] = None
+    """A planner, which looks for actions in the agent's world model; with --help its fields are shown, too."""
     which: Which = "latest"
     max_steps: int | None = None
     """Agent steps after which an episode is cut; the environment's own limit by default, or 10,000."""
@@ -169,7 +172,7 @@ class EvalArgs:
     most 16. The scores do not depend on it."""
     json: Switch = False
     """Print what is kept as one JSON object: mean, std, iqm, ci95 (of the IQM), episodes, returns, lengths, cut (how
-    many episodes), and of what: env, action, seed, step, which."""
+    many episodes), and of what: env, action or policy and planner, seed, step, which."""
     video: Switch = False
     """Write an episode as episode.gif, too: at most 1000 steps of it."""
 
@@ -401,6 +404,25 @@ def parse_with_fields(args_class: type, config: Any, argv: Sequence[str], prog: 
     fields = Annotated[type(config), tyro.conf.FlagConversionOff, tyro.conf.arg(help=about)]
     args_class = documented(args_class, args_class.__doc__, ("agent", fields, config))
     return parse(args_class, argv, prog, args_class(agent=config, **said))
+
+
+def parse_eval(argv: Sequence[str]) -> tuple[EvalArgs, Any]:
+    """The arguments of `wmjax eval`, and the configuration of the planner that is asked for, or None."""
+    name = value_of("--policy", argv)
+    if name not in PLANNERS:
+        for token in argv:
+            if token.startswith("--planner."):
+                raise UsageError(
+                    f"{token.partition('=')[0]}: is of a planner, which --policy names: {', '.join(PLANNERS)}"
+                )
+        return parse(EvalArgs, argv, "wmjax eval"), None
+    from wmjax import planning
+
+    config = planning.PLANNERS[name][0]()
+    about = "Fields of the planner's configuration."
+    fields = Annotated[type(config), tyro.conf.FlagConversionOff, tyro.conf.arg(help=about)]
+    args = parse(documented(EvalArgs, EvalArgs.__doc__, ("planner", fields, config)), argv, "wmjax eval")
+    return args, args.planner
 
 
 def changes(before: Any, after: Any) -> dict[str, Any]:

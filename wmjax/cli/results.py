@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wmjax.cli.arguments import DreamArgs, EvalArgs, PlotArgs, RecordArgs, env_args, parse
+from wmjax.cli.arguments import DreamArgs, EvalArgs, PlotArgs, RecordArgs, env_args, parse, parse_eval
 from wmjax.types import UsageError
 
 
@@ -54,8 +54,10 @@ def evaluate(argv: Sequence[str]) -> None:
     from wmjax import figures
     from wmjax.scores import keep
 
-    args = parse(EvalArgs, argv, "wmjax eval")
+    args, planner = parse_eval(argv)
     run, where, named = _load_to_play(args)
+    if planner is not None:
+        run = run.with_policy(planner)
     if args.video:
         figures.pictures(run.env.spec)
     how = {"action": args.action, "max_steps": args.max_steps}
@@ -78,9 +80,8 @@ def evaluate(argv: Sequence[str]) -> None:
 
 def _print_scores(run: Any, scores: Any, found: dict[str, Any]) -> None:
     what = f"{run.description['agent']} on {found['env']}"
-    print(
-        f"{what}, {found['which']} checkpoint, step {found['step']:,}; seed {found['seed']}, action {found['action']}"
-    )
+    how = f"policy {found['policy']}" if "policy" in found else f"action {found['action']}"
+    print(f"{what}, {found['which']} checkpoint, step {found['step']:,}; seed {found['seed']}, {how}")
     for seed, own in (scores.seeds or {}).items():
         print(f"{what}, seed {seed}, {_score_line(own)}")
     print(f"{what}{', all seeds' if scores.seeds else ''}, {_score_line(scores)}", flush=True)

@@ -245,5 +245,6 @@ def running_out() -> Iterator[None]:
         line = (str(error).splitlines() or ["out of memory"])[0][:200]
         raise RunError(
             f"memory ran out ({line}){f'; {free.where}' if free else ''}. Smaller sizes of networks, batches "
-            "(batch_size, length, horizon), num_envs or replay_capacity need less, and so does a larger grad_accum"
+            "(batch_size, length, horizon), num_envs or replay_capacity need less, and so does a larger grad_accum; a "
+            "planner's chunk bounds what it imagines at once"
         ) from None

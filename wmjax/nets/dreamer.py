@@ -20,6 +20,7 @@ from wmjax.nets.rssm import RSSM, DenseRSSM, LatentState, feature, zero_first
 from wmjax.nets.spaces import action_size, is_image, zero_obs
 from wmjax.ops import latents
 from wmjax.ops.distributions import bernoulli_log_prob, number
+from wmjax.ops.symlog import REWARDS_BACK
 from wmjax.types import Array, EnvSpec, TimeStep, WorldModel
 
 
@@ -69,8 +70,9 @@ def init_params(parts: Parts, feat: Callable, key: Array, decoder_input: Callabl
 
 
 def world_model(
-    nets: Networks, latent: latents.Kind, feat: Callable, decode: Callable, discount: float, reward_head: str = "normal"
-) -> WorldModel:
+    nets: Networks, latent: latents.Kind, feat: Callable, decode: Callable, discount: float,
+    reward_head: str = "normal", reward_back: Callable = lambda reward: reward,
+) -> WorldModel:  # fmt: skip
     """The learned environment; `State` is `LatentState`.
 
     Args:
@@ -79,6 +81,7 @@ def world_model(
       decode: as `WorldModel.decode`.
       discount: that the continue head was trained with, in (0, 1].
       reward_head: see `ops.distributions.number`.
+      reward_back: from what the head was trained on to the reward; of a mean it gives no mean, but what lies there.
     """
     rssm = lambda method, params, *args: call(nets.rssm, params["rssm"], *args, method=method)
 
@@ -108,7 +111,7 @@ def world_model(
         x = feat(state)
         # The head was trained on P(not terminal) times the discount.
         cont = jnp.minimum(1.0, discount_of(nets, params, x, discount) / discount)
-        return number(call(nets.reward, params["reward"], x), reward_head).mean(), cont
+        return reward_back(number(call(nets.reward, params["reward"], x), reward_head).mean()), cont
 
     return WorldModel(init_state, encode, observe, imagine, predict, decode)
 
@@ -127,7 +130,8 @@ def dense_parts(
 
     Args:
       config: has their fields `depth`, `units`, `vector_layers`, `encoder_padding`, `embed`, `deter`, `hidden`, `cell`,
-        `input_layer`, `activation`, `compute_dtype`, `use_continue`, and `NAME_layers` of each head.
+        `input_layer`, `activation`, `compute_dtype`, `use_continue`, `reward_transform`, and `NAME_layers` of each
+        head.
       latent: what z is.
       actions: outputs of the actor.
       norm, conv_activation: of all layers but the GRU, and after convolutions.
@@ -158,7 +162,8 @@ def dense_parts(
         outputs = call(nets.decoder, params["decoder"], feature(state))
         return {name: strided_codec.mean(outputs[name], space) for name, space in spec.obs.items()}
 
-    model = world_model(nets, latent, feature, decode, config.discount, reward_head)
+    back = REWARDS_BACK[config.reward_transform]
+    model = world_model(nets, latent, feature, decode, config.discount, reward_head, back)
     return Parts(spec, config, nets, latent, model, axis_name)
 
 

@@ -34,3 +34,9 @@ def symexp(x: Array) -> Array:
 
 # What a world model may be asked to predict instead of the reward itself, by name.
 REWARD_TRANSFORMS = {"identity": lambda reward: reward, "tanh": jnp.tanh, "symlog": symlog}
+# And what reward that is. A tanh tells rewards of 4 and more apart no longer.
+REWARDS_BACK = {
+    "identity": lambda reward: reward,
+    "tanh": lambda reward: jnp.arctanh(jnp.clip(reward, -0.999, 0.999)),
+    "symlog": symexp,
+}

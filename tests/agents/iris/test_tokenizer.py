@@ -11,6 +11,7 @@ import pytest
 
 from tests.agents.iris.made import BATCH, PAPER, batch_for, images, jit, made, update_of
 from wmjax.agents.iris import tokenizer
+from wmjax.nets.mlp import call
 from wmjax.ops import vq
 
 
@@ -98,3 +99,14 @@ def test_every_perceptual_loss_that_needs_no_file_trains_the_decoder(kind):
 
 def test_dropout_of_lpips_is_off_by_default():
     assert PAPER.lpips_dropout == 0.0
+
+
+def test_tokens_that_draw_their_own_patches_are_looked_up_as_the_decoder_would_draw_them():
+    _, _, nets, state = made()
+    weights = state.params["tokenizer"] | {"codebook": jax.random.normal(jax.random.key(1), (16, 8))}
+    tokens = jax.random.randint(jax.random.key(2), (3, 2, 4), 0, 16)
+    quantized = weights["codebook"][tokens].reshape(3, 2, 2, 2, 8)
+    drawn = call(nets.tokenizer, weights, quantized, method="decode")
+    assert drawn.shape == (3, 2, 16, 16, 3)
+    looked_up = tokenizer.decode(nets, {"tokenizer": weights}, tokens)
+    np.testing.assert_allclose(looked_up, np.clip((drawn + 1) / 2, 0, 1), atol=1e-6)

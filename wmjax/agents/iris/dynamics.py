@@ -144,6 +144,8 @@ def world_model(nets: Networks, spec: EnvSpec, config: IRISConfig) -> WorldModel
         imagine=imagine,
         predict=lambda params, state: (state.reward_mean, state.cont),
         decode=lambda params, state: {name: 255 * decode(nets, params, state.tokens)},
+        context=config.max_blocks,
+        no_gradient="frames are drawn as tokens, through which no gradient passes",
     )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from wmjax.agents.iris.config import IRISConfig
 from wmjax.agents.iris.modules import Networks, descend, image_name
-from wmjax.nets import perceptual
+from wmjax.nets import perceptual, vqgan
 from wmjax.nets.mlp import call
 from wmjax.ops import noise, vq
 from wmjax.types import Array, EnvSpec, Metrics, Sampling, Update
@@ -29,11 +29,19 @@ def encode(nets: Networks, config: IRISConfig, params: dict, image: Array) -> Ar
 
 
 def decode(nets: Networks, params: dict, tokens: Array) -> Array:
-    """Tokens `[..., K]` to images float32 `[..., H, W, C]` in [0, 1]: what the actor-critic sees."""
+    """Tokens `[..., K]` to images float32 `[..., H, W, C]` in [0, 1]: what the actor-critic sees.
+
+    Where every token draws a patch by itself, each entry of the codebook is drawn once and then looked up.
+    """
     side = round(tokens.shape[-1] ** 0.5)
     codebook = params["tokenizer"]["codebook"]
-    quantized = codebook[tokens].reshape(*tokens.shape[:-1], side, side, codebook.shape[-1])
-    image = call(nets.tokenizer, params["tokenizer"], quantized, method="decode")
+    draw = lambda quantized: call(nets.tokenizer, params["tokenizer"], quantized, method="decode")
+    grid = tokens.reshape(*tokens.shape[:-1], side, side)
+    if isinstance(nets.tokenizer.decoder, vqgan.PatchDecoder):
+        patches = jnp.moveaxis(draw(codebook[:, None, None])[grid], -3, -4)  # [..., h, patch, w, patch, C]
+        image = patches.reshape(*grid.shape[:-2], side * patches.shape[-4], side * patches.shape[-2], -1)
+    else:
+        image = draw(codebook[grid])
     return jnp.clip((image.astype(jnp.float32) + 1) / 2, 0.0, 1.0)
 
 

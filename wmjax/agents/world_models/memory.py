@@ -80,7 +80,14 @@ def world_model(nets: Networks, spec: EnvSpec, config: WorldModelsConfig) -> Wor
 
     predict = lambda params, state: (state.reward, state.cont)
     decode = lambda params, state: {image: call(nets.decoder, params["decoder"], state.z) * 255}
-    return WorldModel(init_state, encode, observe, imagine, predict, decode)
+    unrewarded = config.reward_head == "none" and config.dream_reward == "predicted"
+    no_rewards = (
+        "reward_head: 'none' predicts no rewards; mse or gaussian is valid here, or dream_reward survival if the task "
+        "pays 1 for each step"
+    )
+    return WorldModel(
+        init_state, encode, observe, imagine, predict, decode, no_rewards=no_rewards if unrewarded else None
+    )
 
 
 def unroll(
