@@ -1,15 +1,20 @@
 """Episodes that are recorded, read and trained on; and all that may be wrong with data."""
 
+import dataclasses
 import io
 import json
 import re
 import shutil
+import sys
+import types
 
+import gymnasium
 import jax
 import numpy as np
 import pytest
 
 import wmjax
+from tests.agents.test_configurations import TINY as CONFIGS
 from tests.test_run import TINY
 from wmjax import settings
 from wmjax.cli import main
@@ -226,6 +231,49 @@ def test_data_of_another_environment_and_a_search_in_the_environment_are_refused
         settings.setup("world_models", data=pictures)
 
 
+class Dataset:
+    """One of Minari, of two episodes; the second ends by a time limit."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {"place": gymnasium.spaces.Box(-5, 5, (2,)), "on": gymnasium.spaces.Discrete(2)}
+    )
+    action_space = gymnasium.spaces.Box(np.array([-2, 0], np.float32), np.array([2, 1], np.float32))
+    episode_indices = np.arange(2)
+
+    def iterate_episodes(self, numbers):
+        for number in numbers:
+            seen = {"place": np.full((4, 2), number, np.float32), "on": np.array([0, 1, 0, 1])}
+            actions = np.array([[-2, 0], [0, 0.5], [2, 1]], np.float32)
+            ends = np.array([False, False, number == 0])
+            yield types.SimpleNamespace(observations=seen, actions=actions, rewards=np.arange(3.0), terminations=ends)
+
+
+def test_data_sets_of_minari_are_read_from_its_own_store(monkeypatch):
+    asked = []
+    load = lambda name, download: asked.append((name, download)) or Dataset()
+    monkeypatch.setitem(sys.modules, "minari", types.SimpleNamespace(load_dataset=load))
+    data = stretches(open_source("minari:a/b-v0"), None)
+    assert asked == [("a/b-v0", False)] and data.lengths == (4, 4)
+    assert data.spec.obs == {"place": Box(-5.0, 5.0, (2,)), "on": Discrete(2)}
+    first, second = data.read(0), data.read(1)
+    np.testing.assert_allclose(first.action, [[-1, -1], [0, 0], [1, 1], [1, 1]])
+    assert first.step.reward.tolist() == [0, 0, 1, 2] and first.step.obs["on"].tolist() == [0, 1, 0, 1]
+    assert first.step.is_terminal.tolist() == [False] * 3 + [True] and not second.step.is_terminal.any()
+    assert second.step.is_last.tolist() == [False] * 3 + [True] and second.step.is_first[0]
+
+
+def test_an_environment_that_data_names_is_not_made_where_it_would_run_code_of_its_own(recorded, tmp_path):
+    folder = shutil.copytree(recorded, tmp_path / "data")
+    index = folder / "episodes.json"
+    for name in ("gym:/nowhere/mine.py:Mine", "gymnax:NoSuch-v0"):
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"env": name}))
+        made = setup(folder)
+        assert made.description["env"] is None and any(name in note for note in made.notes)
+        assert made.env.step is None and made.env.spec.action == Discrete(2)
+    with pytest.raises(UsageError, match="unknown name"):
+        setup(folder, env="gymnax:NoSuch-v0")
+
+
 @pytest.mark.slow
 def test_a_run_on_data_in_two_parts_is_the_same_run_and_what_was_changed_is_refused(recorded, tmp_path):
     folder = shutil.copytree(recorded, tmp_path / "data")
@@ -255,6 +303,22 @@ def test_a_runs_own_replay_is_data_too_and_without_an_environment_nothing_is_eva
     mapped = train(folder, tmp_path / "mapped", memory_map=True)[0]
     for one, other in zip(jax.tree.leaves(run.state.params), jax.tree.leaves(mapped.state.params), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", sorted(CONFIGS))
+def test_every_agent_learns_from_pictures_that_were_recorded(agent, tmp_path):
+    size = 64 if agent == "world_models" else 16
+    data = wmjax.record("catch", out=tmp_path / "data", steps=600, num_envs=4, image_size=size)
+    config = CONFIGS[agent]
+    if agent == "world_models":
+        evolve = dataclasses.replace(config.evolve, where="dream")
+        config = dataclasses.replace(config, evolve=evolve, reward_head="mse", done_head=True)
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    steps = None if agent == "world_models" else 300
+    run = wmjax.train(agent, data=data, steps=steps, out=tmp_path / "run", progress=False, **fields)
+    assert int(run.state.step) > 0 and run.description["data"]["records"] == 600
+    assert np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(run.state.params)])).all()
 
 
 @pytest.mark.slow

@@ -86,6 +86,7 @@ def setup(
     own_args = before.get("env_args") or {}
     trust_env, env_args = checks.flag("trust_env", asked.get("trust_env", False)), check_args(asked.get("env_args"))
     check_trust(before.get("env") if env is None else None, own_args, trust_env, env_args)
+    asked_env = env
     source, said, notes = offline.given_data(asked.get("data"), before, env)
     default = None if before or source else presets.default_env(agent)
     env = before.get("env", said.get("env", default)) if env is None else env
@@ -120,7 +121,8 @@ def setup(
     if source is None:
         made = make(description, config, env, budget, asked.get("start_timeout"))
     else:
-        made = _on_data(source, description, config, env, budget, asked, before, notes)
+        given_env = asked_env is not None or bool(before)
+        made = _on_data(source, description, config, env, budget, asked, before, notes, given_env)
     fixed = Schedule(made.agent, made.env).whole()
     if fixed is None:
         _check_learns(made)
@@ -135,7 +137,7 @@ def setup(
 
 def _on_data(
     source: Source, description: dict[str, Any], config: Any, env: Any, steps: int, asked: Mapping[str, Any],
-    before: Mapping[str, Any], notes: list[str],
+    before: Mapping[str, Any], notes: list[str], given_env: bool,
 ) -> Setup:  # fmt: skip
     """A run on fixed records. Where there is no environment, what it is follows from them."""
     had = before.get("data") or {}
@@ -144,7 +146,14 @@ def _on_data(
     )
     if memory_map and max(description["seeds"], description["devices"]) > 1:
         raise UsageError("memory_map: is not valid with several seeds or devices on data; one is")
-    made = make(description, config, env, steps, asked.get("start_timeout")) if env is not None else None
+    made = None
+    try:
+        made = make(description, config, env, steps, asked.get("start_timeout")) if env is not None else None
+    except UsageError as error:
+        if given_env:
+            raise
+        notes.append(f"data: its environment {env!r} cannot be made for this run ({error})")
+        description = description | dict.fromkeys(("env", "image_size", "action_repeat")) | {"env_args": {}}
     spec = made and made.env.spec
     offline.checked_spec(source, spec)
     data = stretches(source, spec, skip_damaged=skip, keep=not memory_map, say=notes.append)

@@ -254,7 +254,11 @@ def _programs(made: Setup, **how: Any) -> Programs:
         return HostLoop(made.agent, made.world, data=parts, **how)
     seeds, devices, backend = (made.description[name] for name in ("seeds", "devices", "parallel"))
     found = programs(made.agent, made.world, seeds=seeds, devices=devices, backend=backend or BACKENDS[0])
-    return found if data is None else OnData(found, made.agent, data.take(recipe.num_envs, 0, rows), seeds)
+    if data is None:
+        return found
+    records = data.take(recipe.num_envs, 0, rows)
+    data.forget()
+    return OnData(found, made.agent, records, seeds)
 
 
 def _check_state(made: Setup, path: Path) -> None:

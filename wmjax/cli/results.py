@@ -119,7 +119,7 @@ def dream(argv: Sequence[str]) -> None:
     if run.members:  # of several seeds, the first
         run = run.members[0]
         own_folder(run.path)
-    env = run.env if where is None else run.env_like(where)
+    _, env = run.playing(0, where, None)
     result = figures.open_loop(run.agent, env, run.state.variables, evaluation_key(0), args.context, args.horizon)
     errors = figures.horizon_errors(result, args.context)
     seen = figures.reconstruction_errors(result, args.context)

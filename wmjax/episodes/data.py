@@ -40,7 +40,8 @@ class Data:
     lengths: tuple[int, ...]  # of the stretches
     fingerprint: str  # SHA-256 over the names and contents of the stretches, in hex
     skipped: int  # stretches that could not be used
-    read: Callable[[int], Record]  # a stretch
+    read: Callable[[int], Record]  # a stretch, from memory or where it lies
+    forget: Callable[[], None]  # what is in memory
 
     @property
     def records(self) -> int:
@@ -121,10 +122,9 @@ def stretches(
         say(f"warning: data: in {source.path!r} {told}; they are left out")
     elif not used:
         raise UsageError(f"data: {source.path!r} holds no episode")
-    read = lru_cache(MAPPED)(lambda number: canonical(source.read(used[number])[0], spec, source))
-    return Data(
-        source.path, spec, tuple(lengths), hasher.hexdigest(), len(bad), kept.__getitem__ if keep else read
-    )  # fmt: skip
+    again = lru_cache(MAPPED)(lambda number: canonical(source.read(used[number])[0], spec, source))
+    read = lambda number: kept[number] if kept else again(number)
+    return Data(source.path, spec, tuple(lengths), hasher.hexdigest(), len(bad), read, kept.clear)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -173,8 +173,12 @@ def _numbers(name: str, array: np.ndarray) -> np.ndarray:
 def _entry(name: str, array: np.ndarray, space: Space) -> np.ndarray:
     """An entry of observations. Raises `ValueError` where it is not of its space."""
     if array.shape[1:] != space.shape:
+        side = (
+            array.shape[1:2] if space.dtype == "uint8" and array.ndim == 4 and array.shape[1] == array.shape[2] else ()
+        )
         raise ValueError(
             f"{name} is {array.dtype} {list(array.shape[1:])}, where {space.dtype} {list(space.shape)} is valid"
+            + "".join(f"; the environment is seen so with --image-size {n}" for n in side)
         )
     if space.dtype == "float32":
         return _numbers(name, array)
