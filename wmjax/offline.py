@@ -13,13 +13,16 @@ from wmjax.loops.schedule import samplings
 from wmjax.types import Agent, EnvSpec, UntrustedError, UsageError
 
 
-def given_data(data: Any, before: Mapping[str, Any], env: Any) -> tuple[Source | None, dict[str, Any], list[str]]:
+def given_data(
+    data: Any, before: Mapping[str, Any], env: Any, trust: bool = False
+) -> tuple[Source | None, dict[str, Any], list[str]]:
     """The data of a run, and what it says of the environment that it is of.
 
     Args:
       data: as for `train`.
       before: what `config.json` of a run that goes on says, or nothing.
       env: what the user named as the environment, or None.
+      trust: whether code that the data names may be run.
 
     Returns:
       The source, or None; settings of the environment that hold where nothing else is given; and notes.
@@ -34,15 +37,16 @@ def given_data(data: Any, before: Mapping[str, Any], env: Any) -> tuple[Source |
     source, notes = open_source(data), []
     said = dict(source.settings)
     named = said.get("env")
-    if named is not None and env is None and source_of(named) is not None:
+    if named is not None and env is None and source_of(named) is not None and not trust:
         notes.append(f"data: its environment {named!r} would run code of its own, so it is not made; --env can name it")
         del said["env"]
-    try:
-        check_trust(None, said.get("env_args") or {}, False)
-    except UntrustedError as error:
-        raise UsageError(f"data: in {source.path!r} the arguments of the environment are not valid: {error}") from None
     if env is not None and env != named:
         said.pop("env_args", None)
+    try:
+        check_trust(None, said.get("env_args") or {}, trust)
+    except UntrustedError:
+        odd = f"arguments {checks.show(said['env_args'])} of its environment, which may name code or a file"
+        raise UsageError(f"data: {source.path!r} has {odd}; another --env, or --trust-env, is valid") from None
     return source, said, notes
 
 

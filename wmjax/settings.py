@@ -87,7 +87,7 @@ def setup(
     trust_env, env_args = checks.flag("trust_env", asked.get("trust_env", False)), check_args(asked.get("env_args"))
     check_trust(before.get("env") if env is None else None, own_args, trust_env, env_args)
     asked_env = env
-    source, said, notes = offline.given_data(asked.get("data"), before, env)
+    source, said, notes = offline.given_data(asked.get("data"), before, env, trust_env)
     default = None if before or source else presets.default_env(agent)
     env = before.get("env", said.get("env", default)) if env is None else env
     if env is None and source is None:
