@@ -15,14 +15,17 @@ import pytest
 
 import wmjax
 from tests.agents.test_configurations import TINY as CONFIGS
+from tests.run_folders import DESCRIPTION
 from tests.test_run import TINY
 from wmjax import settings
 from wmjax.cli import main
 from wmjax.episodes import open_source, stretches
-from wmjax.loops import parallel
+from wmjax.loops import checkpoint, parallel
 from wmjax.loops.on_data import OnData, spec_alone
+from wmjax.replay import host
+from wmjax.replay.device import Record
 from wmjax.run_folder import read_description
-from wmjax.types import Box, Discrete, EnvSpec, UsageError
+from wmjax.types import Box, Discrete, EnvSpec, TimeStep, UsageError
 
 ENV = "probe:act_obs"
 
@@ -260,6 +263,33 @@ def test_data_sets_of_minari_are_read_from_its_own_store(monkeypatch):
     assert first.step.reward.tolist() == [0, 0, 1, 2] and first.step.obs["on"].tolist() == [0, 1, 0, 1]
     assert first.step.is_terminal.tolist() == [False] * 3 + [True] and not second.step.is_terminal.any()
     assert second.step.is_last.tolist() == [False] * 3 + [True] and second.step.is_first[0]
+
+
+def test_the_replay_of_a_run_on_the_host_is_read_from_its_files_and_one_that_is_lost_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "CHUNK_BYTES", 6 * 32)  # rows of a block times their bytes
+    rng, flag = np.random.default_rng(0), np.zeros((25, 2), bool)
+    seen, first = rng.random((25, 2, 1), np.float32), flag | (np.arange(25) % 5 == 0)[:, None]
+    step = TimeStep({"vector": seen}, rng.random((25, 2), np.float32), first, flag, flag)
+    rows = Record(step, np.eye(2, dtype=np.float32)[rng.integers(0, 2, (25, 2))], ())
+    replay = host.HostReplay(jax.tree.map(lambda x: x[0], rows), 2, 40, folder=tmp_path / "replay")
+    for i in range(25):  # 20 of them fit
+        replay.add(jax.tree.map(lambda x, i=i: x[i : i + 1], rows))
+    checkpoint.save(tmp_path / "checkpoints", 25, {"replay": replay.saved()})
+    replay.close()
+    (tmp_path / "config.json").write_text(json.dumps(DESCRIPTION))
+    spec = EnvSpec({"vector": Box(-np.inf, np.inf, (1,))}, Discrete(2))
+    data = stretches(open_source(tmp_path), spec)
+    assert data.lengths == (20, 20) and open_source(tmp_path).settings["env"] == "catch"
+    np.testing.assert_array_equal(data.read(1).step.obs["vector"], seen[5:, 1])
+    np.testing.assert_array_equal(data.read(0).action, rows.action[5:, 0])
+    names = [path.name for path in (tmp_path / "replay").iterdir()]
+    lost = sorted(names)[0]
+    (tmp_path / "replay" / lost).unlink()
+    with pytest.raises(UsageError, match=f"1 of .* episodes cannot be used: replay/{lost}: it is torn or missing"):
+        stretches(open_source(tmp_path), spec)
+    rest = stretches(open_source(tmp_path), spec, skip_damaged=True)
+    assert rest.skipped == 1 and 0 < rest.records < 40
+    assert all(path.name in names for path in (tmp_path / "replay").iterdir())
 
 
 def test_an_environment_that_data_names_is_not_made_where_it_would_run_code_of_its_own(recorded, tmp_path):

@@ -111,8 +111,11 @@ def _on_host(place: Path, leaves: dict[str, np.ndarray]) -> tuple[list[str], Cal
             raise ValueError("it is torn or missing")
         row, env = streams[name]
         numbers = row // length
-        parts = [(block(n), row[numbers == n] % length) for n in dict.fromkeys(numbers.tolist())]
-        found = {key.removeprefix("obs/"): np.concatenate([x[key][i, env] for x, i in parts]) for key in head}
+        found = {key.removeprefix("obs/"): np.empty((len(row), *x.shape[2:]), x.dtype) for key, x in head.items()}
+        for number in np.unique(numbers):
+            here, stored = numbers == number, block(number)
+            for key in head:
+                found[key.removeprefix("obs/")][here] = stored[key][row[here] % length, env]
         found |= {key: value[row, env] for key, value in flags.items()}
         return found, _digest(found)
 
