@@ -18,7 +18,7 @@ DOTTED = set(re.findall(rf"\b(?:{ROOMS})(?:\.\w+)+", DRAWN + re.sub(r"```.*?```"
 QUOTED = set(re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)))
 FILES = {name for name in QUOTED if "/" in name or name.endswith(".md")}
 WORDS = {name for name in QUOTED if re.fullmatch(r"\w+", name)}
-OF_A_RUN = {"config.json", "metrics.jsonl"}
+OF_A_RUN = {"config.json", "metrics.jsonl", "usage.json"}
 
 
 def names_in(body: list[ast.stmt]) -> dict[str, ast.stmt]:

@@ -2,8 +2,9 @@
 
 A run folder holds `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/` (the newest states of the whole
 run), `best/` (the agent at its highest periodic evaluation), `evals/` (a file for each evaluation of these),
-`eval.json` (the newest of these files once more), and the pictures drawn of it. A run of several seeds has a folder of
-this kind for each of them, `seed-0/` and so on, with the agent alone in its checkpoints.
+`eval.json` (the newest of these files once more), `usage.json` (memory and compile time), and the pictures drawn of it.
+A run of several seeds has a folder of this kind for each of them, `seed-0/` and so on, with the agent alone in its
+checkpoints.
 """
 
 from __future__ import annotations

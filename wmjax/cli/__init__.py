@@ -46,7 +46,7 @@ wmjax plot  RUN...  [--out FILE.png]
 wmjax compare --out DIR [--agents all|NAME,...] [--env NAME ...] [--seeds N] [--first-seed N]
                   [--steps N | --seconds S] [--preset NAME] [--image-size N] [--action-repeat N]
                   [--env-arg NAME VALUE ...] [--eval-every N] [--jobs N] [--context N] [--horizon N] [--threshold X]
-                  [--strict] [--runs RUN...]
+                  [--strict] [--runs RUN...] [--trust-env]
 wmjax ablate AGENT --out DIR [--env NAME] [--only NAME,...] and options of compare
 wmjax list  agents|envs|presets [PATTERN]
 wmjax --version

@@ -296,6 +296,7 @@ class CompareArgs(SideBySideArgs):
     """Run folders that are there already, put together by agent, environment and settings; nothing is trained."""
     strict: Switch = False
     """End, before anything is trained, where an agent cannot take an environment; else it is named and left out."""
+    trust_env: Trust = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ def compare(argv: Sequence[str]) -> None:
     agents = "all" if args.agents == "all" else _names(args.agents)
     if args.runs and (args.env or args.agents != "all"):
         raise UsageError("runs: they have their agents and environments; --agents and --env are not valid beside them")
-    how = _options(args) | {"runs": args.runs, "strict": args.strict}
+    how = _options(args) | {"runs": args.runs, "strict": args.strict, "trust_env": args.trust_env}
     _told(comparison.compare(agents, args.env or ("catch",), **how))
 
 
@@ -60,7 +60,7 @@ def _told(found: Comparison) -> None:
             score = "not evaluated" if end["iqm"] is None else f"IQM {end['iqm']:.3f}{spread} of {seeds} seeds"
             few = f" ({group['too_few']})" if group["too_few"] else ""
             print(f"{env['env']}, {group['label']}: {score}{few}")
-    print(f"wrote {found.path / 'report.html'}, {found.path / 'report.png'} and {found.path / 'report.json'}")
+    print(f"wrote {' and '.join(map(str, found.written))}")
     failures = found.report["failures"]
     if failures:
         first = failures[0]

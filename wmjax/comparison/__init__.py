@@ -23,8 +23,9 @@ TIMED = 1000  # times the steps of the preset: where seconds end a run, its step
 class Comparison(NamedTuple):
     """What came of it."""
 
-    path: Path  # of its folder, with report.html, report.png and report.json
+    path: Path  # of its folder
     report: dict[str, Any]  # what report.json holds
+    written: list[Path]  # its files: page, numbers, and a picture where there is a run
 
 
 class Subject(NamedTuple):
@@ -67,6 +68,7 @@ def compare(
       how: `steps` for all; or `seconds` of wall time for all; by default each has its preset's steps. `preset`,
         `image_size`, `action_repeat`, `env_args`, `eval_every` are as for `train`. `jobs`: how many runs at once, 1 by
         default. `context`, `horizon`: of the open-loop predictions. `threshold`: a return that counts as learned.
+        `trust_env`: whether code that `runs` name as their environments' may be run, as for `load`.
 
     Raises:
       UsageError: something asked for is not valid.
@@ -137,7 +139,7 @@ def _seeds(seeds: Any, first_seed: Any) -> tuple[int, ...]:
 
 DEFAULTS: dict[str, Any] = dict(
     steps=None, seconds=None, preset=None, image_size=None, action_repeat=None, env_args=None, eval_every=None, jobs=1,
-    context=5, horizon=15, threshold=None, command=None,
+    context=5, horizon=15, threshold=None, trust_env=False, command=None,
 )  # fmt: skip
 
 
@@ -161,11 +163,11 @@ def _run(
     say: Callable[[str], None],
 ) -> Comparison:  # fmt: skip
     """Trains what can be trained, and reports."""
-    out = checks.path("out", out)
+    out, how = checks.path("out", out), how | {"trust_env": True}  # who names an environment trusts it
     say(f"checking {len(subjects)} configurations")
     same = {name: how[name] for name in ("preset", "image_size", "action_repeat", "env_args")}
     asked = [
-        {"agent": s.agent, "env": s.env, "steps": _steps(s, how), "overrides": _nested(s.changes), **same}
+        {"agent": s.agent, "env": s.env, "steps": _steps(s, how), "overrides": dict(s.changes), **same}
         for s in subjects
     ]
     found = check(asked)
@@ -196,7 +198,7 @@ def _run(
         "failures": failures,
         "skipped": [{"label": _named(s), "env": s.env, "reason": error} for s, error in skipped],
         "notes": notes,
-        "ablations": {s.name: {"about": s.about, "changes": dict(s.changes)} for s in subjects if s.name},
+        "ablations": {s.name: {"about": s.about, "changes": _flat(s.changes)} for s in subjects if s.name},
     }
     return _report(out, folders, how, title=title, say=say, names=named, **about)
 
@@ -209,15 +211,11 @@ def _steps(subject: Subject, how: Mapping[str, Any]) -> int | None:
     return subject.steps if how["steps"] is None else how["steps"]
 
 
-def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields with dots as mappings in mappings."""
+def _flat(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields by name, those of parts with a dot."""
     found: dict[str, Any] = {}
     for name, value in changes.items():
-        part, _, rest = name.partition(".")
-        if rest:
-            found[part] = found.get(part, {}) | _nested({rest: value})
-        else:
-            found[name] = value
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
 
 
@@ -234,14 +232,15 @@ def _cells(subject: Subject, found: Found, out: Path, seeds: tuple[int, ...], ho
         arguments += [] if value is None else [f"--{name}", str(value)]
     for name, value in (how["env_args"] or {}).items():
         arguments += ["--env-arg", name, json.dumps(value)]
-    for name, value in subject.changes.items():
+    for name, value in _flat(subject.changes).items():
         values = value if isinstance(value, list | tuple) else [value]
         arguments += [f"--agent.{name}", *map(str, values)]
     cells = []
     for own in [(seed,) for seed in seeds] if found.on_host else [seeds]:
         told = ["--seed", str(own[0]), *(["--seeds", str(len(own))] if len(own) > 1 else [])]
         which = f"seed-{own[0]}" if len(own) == 1 else f"seeds-{own[0]}-to-{own[-1]}"
-        name = folder_name(subject.agent, subject.env, how["preset"] or "", subject.name, which)
+        budget = "" if subject.steps is None else f"{subject.steps}-steps"
+        name = folder_name(subject.agent, subject.env, how["preset"] or "", subject.name, budget, which)
         cells.append(Cell(subject.agent, subject.env, subject.name, own, out / RUNS / name, (*arguments, *told)))
     return cells
 
@@ -249,4 +248,4 @@ def _cells(subject: Subject, found: Found, out: Path, seeds: tuple[int, ...], ho
 def _report(out: Path, folders: Sequence[str | Path], how: Mapping[str, Any], **about: Any) -> Comparison:
     from wmjax.comparison.report import write_report
 
-    return Comparison(out, write_report(out, folders, how, **about))
+    return Comparison(out, *write_report(out, folders, how, **about))

@@ -69,10 +69,14 @@ def log_path(cell: Cell) -> Path:
 
 def read_outcome(cell: Cell) -> Outcome | None:
     """Of the last attempt at it with these arguments; None: there was none."""
+    outcome = _read(cell)
+    same = outcome is not None and outcome.arguments == list(cell.arguments) and (cell.path / CONFIG).exists()
+    return outcome if same else None
+
+
+def _read(cell: Cell) -> Outcome | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        outcome = Outcome(**files.parse_json(files.read(record_path(cell), RECORD_BYTES)))
-        if outcome.arguments == list(cell.arguments) and (cell.path / CONFIG).exists():
-            return outcome
+        return Outcome(**files.parse_json(files.read(record_path(cell), RECORD_BYTES)))
     return None
 
 
@@ -132,10 +136,7 @@ class _Attempt:
 
     def __init__(self, cell: Cell, command: Sequence[str]) -> None:
         self.cell, self._began, self._told = cell, time.monotonic(), time.monotonic()
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            before = Outcome(**files.parse_json(files.read(record_path(cell), RECORD_BYTES)))
-            self._before = before
-        self._before = getattr(self, "_before", Outcome([], None))
+        self._before = _read(cell) or Outcome([], None)
         if cell.path.exists() and not (cell.path / CONFIG).exists():
             shutil.rmtree(cell.path)  # it ended before it was a run folder
         arguments = [*cell.arguments, "--out", str(cell.path)]

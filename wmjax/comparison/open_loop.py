@@ -39,7 +39,9 @@ class _Player(NamedTuple):
         return self.runs[0]
 
 
-def open_loop_errors(groups: Sequence[Group], context: int, horizon: int, say: Callable[[str], None]) -> dict[str, Any]:
+def open_loop_errors(
+    groups: Sequence[Group], context: int, horizon: int, say: Callable[[str], None], *, trust_env: bool = False
+) -> dict[str, Any]:
     """Mean squared error by horizon of all groups in one environment, and of two predictors that know no dynamics.
 
     Args:
@@ -47,12 +49,13 @@ def open_loop_errors(groups: Sequence[Group], context: int, horizon: int, say: C
       context: steps that the models see, at least 1.
       horizon: steps that they predict from the actions alone, at least 1.
       say: is told what goes on.
+      trust_env: as for `load`.
 
     Returns:
       For each observation `repeat_last`, `mean_frame` and, by label, `agents`: lists over horizons 1, 2, ..., null
       where no window counts (`figures.horizon_errors`). And `count`, how many windows do; `notes`, what is left out.
     """
-    players, notes = _load(groups)
+    players, notes = _load(groups, trust_env)
     if not players:
         return {"notes": notes}
     say(f"open-loop predictions on {players[0].first.description['env']}")
@@ -77,12 +80,12 @@ def open_loop_errors(groups: Sequence[Group], context: int, horizon: int, say: C
     return told | {"policy": POLICY, "entries": entries, "notes": notes}
 
 
-def _load(groups: Sequence[Group]) -> tuple[list[_Player], list[str]]:
+def _load(groups: Sequence[Group], trust_env: bool) -> tuple[list[_Player], list[str]]:
     """The runs of groups whose episodes can be the same, and what is said of the others."""
     players, notes = [], []
     for group in groups:
         try:
-            players.append(_Player(group.label, [load(run.path, trust_env=False) for run in group.runs]))
+            players.append(_Player(group.label, [load(run.path, trust_env=trust_env) for run in group.runs]))
         except (UsageError, RunError) as error:
             notes.append(f"{group.label}: not read ({error})")
     kinds = [_kind(player.first) for player in players]

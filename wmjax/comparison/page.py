@@ -68,6 +68,10 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace("-", "−") if "e" not in text else text
 
 
+def count(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.0f}"
+
+
 def score(found: Mapping[str, Any]) -> str:
     """IQM and its interval."""
     if found["iqm"] is None:
@@ -141,18 +145,19 @@ def _returns(env: Mapping[str, Any]) -> str:
     threshold = reference["threshold"]
     for group in env["groups"]:
         seeds = ", ".join(number(value) for value in group["end"]["by_seed"])
-        reached = f"{group['reached']} of {len(group['seeds'])}"
+        reached = [f"{group['reached']} of {len(group['seeds'])}", count(group["threshold_steps"]),
+                   duration(group["threshold_seconds"])]  # fmt: skip
         rows.append(
             [escape(group["label"]), seeds, score(group["end"]), number(group["end"]["mean"]),
              score(group["at_equal_steps"]), score(group["at_equal_seconds"])]
-            + ([reached, number(group["threshold_steps"]), duration(group["threshold_seconds"])] if threshold else [])
+            + ([] if threshold is None else reached)
         )  # fmt: skip
         few += [f"{group['label']}: {group['too_few']}"] * bool(group["too_few"])
         few += [f"{group['label']}: not evaluated at the end: seeds {', '.join(map(str, group['unfinished']))}"] * bool(
             group["unfinished"]
         )
     head = ["Agent", "Return of each seed, at its end", "IQM", "Mean",
-            f"IQM at {number(env['equal_steps'])} steps", f"IQM at {duration(env['equal_seconds'])}"]  # fmt: skip
+            f"IQM at {count(env['equal_steps'])} steps", f"IQM at {duration(env['equal_seconds'])}"]  # fmt: skip
     if threshold is not None:
         head += [f"Seeds that reach {number(threshold)}", "Steps to it", "Time to it"]
     known = [f"random play {number(reference['random'])}"] * (reference["random"] is not None)
@@ -160,7 +165,8 @@ def _returns(env: Mapping[str, Any]) -> str:
     caption = (
         "Mean return of evaluation episodes. Seeds are in ascending order; IQM is the interquartile mean over seeds, "
         "with its 95% bootstrap interval. The columns at equal steps and at equal wall time are read off the "
-        f"evaluations, at the most that all runs reached. {escape('; '.join(known)).capitalize()}."
+        f"evaluations, at the most that all runs reached; {NONE} where there was none by then. "
+        f"{escape('; '.join(known)).capitalize()}."
     )
     words = "".join(f"<li>{escape(line)}</li>" for line in few)
     return table(caption, head, rows, text=(1,)) + (f"<ul class=soft>{words}</ul>" if words else "")
@@ -210,9 +216,9 @@ def _costs(env: Mapping[str, Any]) -> str:
         devices = ", ".join(dict.fromkeys(group["devices"] or ()))
         memory = size(group["peak_device_bytes"] or group["peak_memory_bytes"])
         rows.append([
-            escape(group["label"]), number(group["parameters"], 12), memory, duration(cold),
+            escape(group["label"]), count(group["parameters"]), memory, duration(cold),
             duration(group["update_seconds"]), number(group["steps_per_second"]),
-            number(max(group["steps"]), 12), duration(max(group["seconds"])), str(group["seeds_at_once"]),
+            count(max(group["steps"])), duration(max(group["seconds"])), str(group["seeds_at_once"]),
             escape(devices) or NONE,
         ])  # fmt: skip
     head = ["Agent", "Parameters", "Peak memory", "Compile time", "Update time", "Env steps/s", "Env steps",

@@ -129,6 +129,7 @@ def open_loop(ax: Any, env: Env, name: str) -> None:
                 x, *(array(side)[:count] for side in errors["interval"]), color=color, alpha=0.18, linewidth=0
             )
     ax.set_yscale("log")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel(f"horizon, steps after {env['open_loop']['context']} seen")
     ax.set_ylabel(f"squared error of {name}")
 

@@ -34,8 +34,8 @@ def write_report(
     skipped: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
     ablations: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Reads runs, puts their numbers together and writes them; returns what `report.json` holds.
+) -> tuple[dict[str, Any], list[Path]]:
+    """Reads runs, puts their numbers together and writes them; returns what `report.json` holds, and the files.
 
     Args:
       out: the folder.
@@ -58,7 +58,7 @@ def write_report(
         found = _open_loop(own, how, say)
         known = reference(env)
         if known.random is None:
-            known = known._replace(random=_random(own[0], say))
+            known = known._replace(random=_random(own[0], say, how["trust_env"]))
         if how["threshold"] is not None:
             known = known._replace(threshold=how["threshold"])
         environments.append(summary.environment(env, own, known, found))
@@ -68,22 +68,25 @@ def write_report(
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": _command(),
         "machine": {"system": platform.platform(), "processors": os.cpu_count(), "python": platform.python_version()},
-        "settings": {name: value for name, value in how.items() if value is not None and name != "command"},
+        "settings": {
+            name: value for name, value in how.items() if value is not None and value is not False and name != "command"
+        },
         "least_runs": statistics.LEAST_RUNS,
         "resamples": statistics.RESAMPLES,
         "notes": list(notes),
         "ablations": dict(ablations or {}),
         "environments": environments,
-        "over_environments": summary.over_environments(environments),
+        "over_environments": [] if ablations else summary.over_environments(environments),
         "failures": list(failures),
         "skipped": list(skipped),
     }
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "report.json", report)
     files.write(out / "report.html", page.html(report).encode())
+    written = [out / "report.html", out / "report.json"]
     if environments:
-        pictures.write_png(out / "report.png", title, environments)
-    return report
+        written.append(pictures.write_png(out / "report.png", title, environments))
+    return report, written
 
 
 def _command() -> str:
@@ -95,19 +98,19 @@ def _open_loop(groups: Sequence[Group], how: Mapping[str, Any], say: Callable[[s
     from wmjax.comparison.open_loop import open_loop_errors
 
     try:
-        return open_loop_errors(groups, how["context"], how["horizon"], say)
+        return open_loop_errors(groups, how["context"], how["horizon"], say, trust_env=how["trust_env"])
     except (UsageError, RunError) as error:
         return {"notes": [f"no open-loop errors: {error}"]}
 
 
-def _random(group: Group, say: Callable[[str], None]) -> float | None:
+def _random(group: Group, say: Callable[[str], None], trust_env: bool) -> float | None:
     """Mean return of random play in the environment of a group; None where it cannot be played."""
     from wmjax.loops.driver import evaluation_key, make_evaluator
     from wmjax.loops.rollout import random_act
     from wmjax.run import load
 
     try:
-        run = load(group.runs[0].path)
+        run = load(group.runs[0].path, trust_env=trust_env)
         say(f"random play on {group.env}")
         chance = run.agent._replace(act=random_act(run.agent, run.env.spec))
         played = make_evaluator(chance, run.env)(run.state.variables, evaluation_key(0), RANDOM_EPISODES)

@@ -175,10 +175,12 @@ def group_runs(folders: Iterable[str | Path], names: Mapping[Path, str] | None =
                     f"runs: seed {run.seed} of {about['agent']} is in {str(other.path)!r} and {str(run.path)!r}"
                 )
             found.setdefault(key, []).append(run)
-    groups = []
+    groups: list[Group] = []
     for key, runs in found.items():
         about = runs[0].description
         label = labels[key] or _label(about, [other[0].description for other in found.values()])
+        if any((group.env, group.label) == (about["env"], label) for group in groups):
+            label += f" steps={about['steps']}"
         runs = tuple(sorted(runs, key=lambda run: run.seed))
         groups.append(Group(label, about["agent"], about["env"], about["preset"], changes_of(about), runs))
     return groups

@@ -1,0 +1,116 @@
+"""Runs side by side, by a command that trains nothing: what is kept, resumed, tried again and passed on."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from wmjax.comparison.cells import Cell, read_outcome, run_cells
+
+# As `wmjax train`: makes its folder, then ends as a file of the cell's name says, on the attempt that it says.
+FAKE = """
+import os, pathlib, signal, sys, time
+out, place = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]), pathlib.Path(sys.argv[1])
+out.mkdir(exist_ok=True)
+(out / "config.json").write_text("{}")
+with (out / "attempts").open("a") as file:
+    file.write(" ".join(sys.argv[2:]) + chr(10))
+how = place.read_text()
+if how == "fail":
+    print("wmjax: error: horizon: 0 is not valid", file=sys.stderr)
+    sys.exit(2)
+if how == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if how == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    (out / "waiting").touch()
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def how(tmp_path):
+    place = tmp_path / "how"
+    place.write_text("")
+    return place
+
+
+def cell(tmp_path, how, name="a"):
+    return Cell("iris", "catch", "", (0,), tmp_path / "runs" / name, (str(how), "iris", name))
+
+
+def run(*cells, **options):
+    said = []
+    found = run_cells(cells, command=[sys.executable, "-c", FAKE], say=said.append, **options)
+    return found, said
+
+
+def attempts(cell):
+    return (cell.path / "attempts").read_text().splitlines()
+
+
+def test_a_run_that_is_done_is_kept(tmp_path, how):
+    one = cell(tmp_path, how)
+    for _ in range(2):
+        found, said = run(one)
+        assert found[one].done and found[one].peak_memory_bytes > 1e6
+    assert len(attempts(one)) == 1 and "finished before" in said[0]
+
+
+def test_a_failure_is_an_outcome_with_its_reason_and_is_tried_again_as_a_resumed_run(tmp_path, how):
+    one, other = cell(tmp_path, how), cell(tmp_path, how, "b")
+    how.write_text("fail")
+    found, _ = run(one, other)
+    assert [outcome.code for outcome in found.values()] == [2, 2]
+    assert found[one].reason == "failed with exit code 2: horizon: 0 is not valid"
+    how.write_text("")
+    found, _ = run(one, other)
+    assert found[one].done and found[other].done
+    assert [line.endswith("--resume") for line in attempts(one)] == [False, True]
+    assert "horizon: 0" in one.path.with_name("a.log").read_text()
+
+
+def test_a_kill_says_so(tmp_path, how):
+    one = cell(tmp_path, how)
+    how.write_text("kill")
+    found, _ = run(one)
+    assert found[one].code == -9 and found[one].reason == "killed by SIGKILL, as where memory is full"
+
+
+def test_other_arguments_make_a_run_go_on(tmp_path, how):
+    one = cell(tmp_path, how)
+    run(one)
+    other = one._replace(arguments=(*one.arguments, "--steps", "9"))
+    assert read_outcome(other) is None
+    run(other)
+    assert [("--steps" in line) for line in attempts(one)] == [False, True]
+
+
+def test_what_is_left_of_a_process_that_ended_before_it_was_a_run_is_no_hindrance(tmp_path, how):
+    one = cell(tmp_path, how)
+    one.path.mkdir(parents=True)
+    (one.path / ".lock").touch()
+    assert run(one)[0][one].done and not attempts(one)[0].endswith("--resume")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_signal_is_passed_on_and_nothing_new_begins(tmp_path, how, jobs):
+    cells = [cell(tmp_path, how, name) for name in "abc"]
+    how.write_text("wait")
+
+    def stop():
+        while sum((each.path / "waiting").exists() for each in cells) < jobs:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run(*cells, jobs=jobs)
+    assert stopped.value.signum == signal.SIGTERM
+    assert [each.path.exists() for each in cells] == [True, jobs == 2, False]
+    how.write_text("")
+    assert all(outcome.done for outcome in run(*cells)[0].values())
+    assert len(attempts(cells[0])) == 2 and len(attempts(cells[2])) == 1
