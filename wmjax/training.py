@@ -25,7 +25,7 @@ from wmjax.loops.host.rollout import DEFAULTS, Options
 from wmjax.loops.on_data import OnData, is_playable
 from wmjax.loops.parallel import BACKENDS, Programs, programs
 from wmjax.loops.signals import catch_signals
-from wmjax.loops.usage import note_usage
+from wmjax.loops.usage import noting_usage
 from wmjax.names import nearest
 from wmjax.run import FINAL_EPISODES, Run, run_of
 from wmjax.run_folder import CHECKPOINTS, EVAL, open_folder, read_description, say_edits, warn
@@ -159,7 +159,7 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
             made.agent, made.env, path, made.seeds, made.steps, display=display, callback=told,
             description=made.description, **driving,
         )  # fmt: skip
-        stack.callback(note_usage, path)
+        stack.enter_context(noting_usage(path))
         driver, run, digest = _run_plan(made, plan, resume)
         _evaluate_end(made, run, driver, display)
         display.say(f"state sha256 {digest}")

@@ -172,9 +172,10 @@ def _run(
     ]
     found = check(asked)
     skipped = [(subject, each.error) for subject, each in zip(subjects, found, strict=True) if each.error is not None]
+    taken = {subject.env for subject, each in zip(subjects, found, strict=True) if each.error is None}
     for subject, error in skipped:
         text = f"{_named(subject)} cannot be trained on {subject.env}: {error}"
-        if strict or len(skipped) == len(subjects):
+        if strict or subject.env not in taken:
             raise UsageError(text)
         say(f"left out: {text}")
     takes = [(s, each) for s, each in zip(subjects, found, strict=True) if each.error is None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,27 @@ def read_usage(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def note_usage(folder: Path) -> None:
-    """Writes `usage.json`: of this process so far, or of an earlier attempt at the run where that took more.
+@contextlib.contextmanager
+def noting_usage(folder: Path) -> Iterator[None]:
+    """Writes `usage.json` at the end: of what is done within, or of an earlier attempt at the run that took more.
 
     `compile_seconds` are those that were waited for; `compile_seconds_saved` what the cache of compiled programs saved
     of them. `peak_memory_bytes` is of the process, `peak_device_bytes` of the accelerator with the most; null where
     nobody says. A disk that is full costs the file alone.
     """
-    compiling, before = Clock.compiling(), read_usage(folder)
+    compiling = Clock.compiling()
+    seconds, saved = compiling.seconds, compiling.saved
+    try:
+        yield
+    finally:
+        _write(folder, compiling.seconds - seconds, compiling.saved - saved)
+
+
+def _write(folder: Path, seconds: float, saved: float) -> None:
+    before = read_usage(folder)
     now = {
-        "compile_seconds": round(compiling.seconds, 3),
-        "compile_seconds_saved": round(compiling.saved, 3),
+        "compile_seconds": round(seconds, 3),
+        "compile_seconds_saved": round(saved, 3),
         "peak_memory_bytes": _peak_memory(),
         "peak_device_bytes": _peak_device(),
     }
