@@ -115,7 +115,7 @@ def test_ablations_have_a_table_against_the_agent_as_it_is(tmp_path, no_open_loo
     "arguments, words",
     [
         (["compare"], "out: missing"),
-        (["compare", "--out", "x", "--agents", "dreamer"], "agents: 'dreamer'"),
+        (["compare", "--out", "x", "--agents", "dreamer"], "agents: unknown 'dreamer'"),
         (["compare", "--out", "x", "--agents", ","], "agents: missing"),
         (["compare", "--out", "x", "--seeds", "0"], "seeds: 0 is not valid"),
         (["compare", "--out", "x", "--first-seed", "-1"], "first_seed: -1 is not valid"),
@@ -124,9 +124,10 @@ def test_ablations_have_a_table_against_the_agent_as_it_is(tmp_path, no_open_loo
         (["compare", "--out", "x", "--threshold", "nan"], "threshold: nan is not valid"),
         (["compare", "--out", "x", "--runs", "none"], "'none' is not a run folder"),
         (["compare", "--out", "x", "--runs", "none", "--env", "catch"], "runs: they have their agents"),
+        (["compare", "--out", "/dev/null"], "out: '/dev/null' is not a folder"),
         (["ablate", "--out", "x"], "agent: missing"),
-        (["ablate", "dreamer", "--out", "x"], "agent: 'dreamer'"),
-        (["ablate", "iris", "--out", "x", "--only", "no_such"], "only: 'no_such'"),
+        (["ablate", "dreamer", "--out", "x"], "agent: unknown 'dreamer'"),
+        (["ablate", "iris", "--out", "x", "--only", "no_such"], "only: unknown 'no_such'"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(tmp_path, monkeypatch, capsys, arguments, words):

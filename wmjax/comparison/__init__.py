@@ -13,6 +13,7 @@ from wmjax.comparison.ablations import ablations
 from wmjax.comparison.cells import Cell, folder_name, run_cells
 from wmjax.comparison.check import Found, check
 from wmjax.names import nearest
+from wmjax.run_folder import CONFIG
 from wmjax.types import UsageError
 
 SEEDS = 3
@@ -76,7 +77,7 @@ def compare(
     """
     how = _checked(how)
     if runs:
-        return _report(Path(out), list(runs), how, title="Agents side by side", say=say)
+        return _report(_folder(out), list(runs), how, title="Agents side by side", say=say)
     names = list(AGENTS) if agents == "all" else [agents] if isinstance(agents, str) else list(agents)
     for name in names:
         if name not in AGENTS:
@@ -163,7 +164,7 @@ def _run(
     say: Callable[[str], None],
 ) -> Comparison:  # fmt: skip
     """Trains what can be trained, and reports."""
-    out, how = checks.path("out", out), how | {"trust_env": True}  # who names an environment trusts it
+    out, how = _folder(out), how | {"trust_env": True}  # who names an environment trusts it
     say(f"checking {len(subjects)} configurations")
     same = {name: how[name] for name in ("preset", "image_size", "action_repeat", "env_args")}
     asked = [
@@ -244,6 +245,16 @@ def _cells(subject: Subject, found: Found, out: Path, seeds: tuple[int, ...], ho
         name = folder_name(subject.agent, subject.env, how["preset"] or "", subject.name, budget, which)
         cells.append(Cell(subject.agent, subject.env, subject.name, own, out / RUNS / name, (*arguments, *told)))
     return cells
+
+
+def _folder(out: str | Path) -> Path:
+    """Where a comparison goes. Raises `UsageError` where it cannot."""
+    out = checks.path("out", out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"out: {str(out)!r} is not a folder; that of a comparison, or a new one, is valid")
+    if (out / CONFIG).exists():
+        raise UsageError(f"out: {str(out)!r} is the folder of a run; that of a comparison, or a new one, is valid")
+    return out
 
 
 def _report(out: Path, folders: Sequence[str | Path], how: Mapping[str, Any], **about: Any) -> Comparison:
