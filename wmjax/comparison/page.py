@@ -166,8 +166,7 @@ def _returns(env: Mapping[str, Any]) -> str:
         "Mean return of evaluation episodes. Seeds are in ascending order; IQM is the interquartile mean over seeds, "
         "with its 95% bootstrap interval. The columns at equal steps and at equal wall time are read off the "
         f"evaluations, at the most that all runs reached; {NONE} where there was none by then. "
-        f"{escape('; '.join(known)).capitalize()}."
-    )
+    ) + (f"For comparison: {escape(', '.join(known))}." if known else "")
     words = "".join(f"<li>{escape(line)}</li>" for line in few)
     return table(caption, head, rows, text=(1,)) + (f"<ul class=soft>{words}</ul>" if words else "")
 
