@@ -50,11 +50,15 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture
 def no_open_loop(monkeypatch):
     """There is no model in these folders."""
-    found = {"context": 5, "horizon": 2, "count": [4, 0], "episodes": 64, "policy": "half at random",
-             "notes": ["a <note>"],
-             "entries": {"image": {"repeat_last": [0.1, None], "mean_frame": [0.2, None], "agents": {
-                 "iris": {"mean": [0.05, None], "by_seed": [[0.05, None]], "interval": None}}}}}  # fmt: skip
-    monkeypatch.setattr(report, "_open_loop", lambda groups, how, say: found)
+    errors = {"mean": [0.05, None], "by_seed": [[0.05, None]], "interval": None}
+    image = {"repeat_last": [0.1, None], "mean_frame": [0.2, None]}
+    found = {"context": 5, "horizon": 2, "count": [4, 0], "episodes": 64, "policy": "half at random"}
+
+    def fake(groups, how, say):
+        entries = {"image": image | {"agents": {group.label: errors for group in groups}}}
+        return found | {"notes": ["a <note>"], "entries": entries}
+
+    monkeypatch.setattr(report, "_open_loop", fake)
 
 
 @pytest.fixture
@@ -115,7 +119,7 @@ def test_ablations_have_a_table_against_the_agent_as_it_is(tmp_path, no_open_loo
     "arguments, words",
     [
         (["compare"], "out: missing"),
-        (["compare", "--out", "x", "--agents", "dreamer"], "agents: unknown 'dreamer'"),
+        (["compare", "--out", "x", "--agents", "dreamer"], "agents: unknown name 'dreamer'"),
         (["compare", "--out", "x", "--agents", ","], "agents: missing"),
         (["compare", "--out", "x", "--seeds", "0"], "seeds: 0 is not valid"),
         (["compare", "--out", "x", "--first-seed", "-1"], "first_seed: -1 is not valid"),
@@ -126,8 +130,8 @@ def test_ablations_have_a_table_against_the_agent_as_it_is(tmp_path, no_open_loo
         (["compare", "--out", "x", "--runs", "none", "--env", "catch"], "runs: they have their agents"),
         (["compare", "--out", "/dev/null"], "out: '/dev/null' is not a folder"),
         (["ablate", "--out", "x"], "agent: missing"),
-        (["ablate", "dreamer", "--out", "x"], "agent: unknown 'dreamer'"),
-        (["ablate", "iris", "--out", "x", "--only", "no_such"], "only: unknown 'no_such'"),
+        (["ablate", "dreamer", "--out", "x"], "agent: unknown name 'dreamer'"),
+        (["ablate", "iris", "--out", "x", "--only", "no_such"], "only: unknown name 'no_such'"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(tmp_path, monkeypatch, capsys, arguments, words):
