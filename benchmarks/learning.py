@@ -52,7 +52,10 @@ def chosen(only: tuple[str, ...]) -> list[Row]:
     agents, envs = ({x for x in only if x in names} for names in (set(AGENTS), {row.env for row in ROWS}))
     if unknown := set(only) - agents - envs:
         sys.exit(f"only: unknown {', '.join(sorted(unknown))}; valid are {', '.join(AGENTS)}, catch, pendulum, racing")
-    return [row for row in ROWS if (not agents or row.agent in agents) and (not envs or row.env in envs)]
+    rows = [row for row in ROWS if (not agents or row.agent in agents) and (not envs or row.env in envs)]
+    if not rows:  # nothing would be demanded, and so nothing could fail
+        sys.exit(f"only: nothing is demanded of {', '.join(sorted(agents))} on {', '.join(sorted(envs))}")
+    return rows
 
 
 def judge(row: Row, report: dict[str, Any], count: int) -> tuple[list[str], bool]:
@@ -62,7 +65,7 @@ def judge(row: Row, report: dict[str, Any], count: int) -> tuple[list[str], bool
     fine = len(returns) == count and all(x is not None and x >= row.threshold for x in returns)
     end = groups[0]["end"] if groups else {"iqm": None, "interval": None}
     show = lambda x: "failed" if x is None else f"{x:.2f}" if abs(x) < 10 else f"{x:.0f}"
-    between = "" if end["interval"] is None else f" [{', '.join(show(side[0]) for side in end['interval'])}]"
+    between = "" if end["interval"] is None else f" [{', '.join(map(show, end['interval']))}]"
     minutes = max((x for group in groups for x in group["seconds"] if x), default=0) / 60
     cells = [row.agent, row.env, ", ".join(map(show, returns)) or "failed", f"{show(end['iqm'])}{between}"]
     cells += [f"{groups[0]['budget']:,}" if groups else "", f"{minutes:.0f} min", show(row.threshold)]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import launches, learning, replay
+from wmjax.comparison.summary import score
 
 PROGRAM = """HloModule jit_f, is_scheduled=true
 
@@ -71,8 +72,15 @@ def test_every_form_of_sampling_is_timed_on_the_device_and_on_the_host(tmp_path)
     [((0.95, 1.0, 0.9), True), ((1.0, 0.89, 1.0), False), ((1.0, 1.0), False), ((1.0, None, 1.0), False), ((), False)],
 )
 def test_the_gate_of_learning_is_passed_only_where_every_seed_reaches_the_threshold(returns, fine):
-    end = {"by_seed": list(returns), "iqm": None, "interval": None}
-    group = {"agent": "iris", "end": end, "seconds": [60.0], "budget": 1000}
+    group = {"agent": "iris", "end": score(returns), "seconds": [60.0], "budget": 1000}
     report = {"environments": [{"groups": [group] if returns else []}]}
     cells, found = learning.judge(learning.Row("iris", "catch", 0.9), report, 3)
     assert found == fine and cells[-1] == ("yes" if fine else "**no**")
+    assert cells[3] == {(0.95, 1.0, 0.9): "0.95 [0.90, 1.00]", (1.0, 1.0): "1.00"}.get(returns, cells[3])
+
+
+def test_the_gate_of_learning_is_not_passed_by_asking_for_nothing():
+    assert [row.agent for row in learning.chosen(("iris",))] == ["iris"]
+    for only, words in ((("iris", "pendulum"), "nothing is demanded of iris"), (("irsi",), "unknown irsi")):
+        with pytest.raises(SystemExit, match=words):
+            learning.chosen(only)
