@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from wmjax.comparison.cells import Cell, read_outcome, run_cells
+from wmjax.comparison.cells import Cell, _Attempt, read_outcome, run_cells
 
 # As `wmjax train`: makes its folder, then ends as a file of the cell's name says, on the attempt that it says.
 FAKE = """
@@ -78,6 +78,13 @@ def test_a_kill_says_so(tmp_path, how):
     how.write_text("kill")
     found, _ = run(one)
     assert found[one].code == -9 and found[one].reason == "killed by SIGKILL, as where memory is full"
+
+
+def test_a_run_that_ends_as_a_signal_comes_has_its_outcome(tmp_path, how):
+    attempt = _Attempt(cell(tmp_path, how), [sys.executable, "-c", FAKE])
+    os.waitid(os.P_PID, attempt.process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked how
+    attempt.pass_on(signal.SIGTERM)
+    assert attempt.poll(print).done
 
 
 def test_other_arguments_make_a_run_go_on(tmp_path, how):

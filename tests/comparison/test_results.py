@@ -57,6 +57,7 @@ def test_the_end_is_the_evaluation_of_the_last_step_with_the_runs_own_actions_an
     for name, change in (
         ("step-1000-latest-catch-sample-seed-7-4-episodes.json", {"seed": 7}),
         ("step-1000-latest-x-sample-seed-0-4-episodes.json", {"env": "x"}),
+        ("step-1000-latest-catch-0a-sample-seed-0-9-episodes.json", {"env_args": {"flicker": 0.5}, "episodes": 9}),
         ("step-1000-latest-catch-mode-seed-0-9-episodes.json", {"action": "mode", "episodes": 9}),
         ("step-1000-latest-catch-sample-seed-0-9-episodes-policy.json", {"policy": "cem", "episodes": 9}),
     ):

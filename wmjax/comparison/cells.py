@@ -114,7 +114,7 @@ def run_cells(
                 running[cell] = _Attempt(cell, command)
             for signum in caught[passed:]:
                 for attempt in running.values():
-                    attempt.process.send_signal(signum)
+                    attempt.pass_on(signum)
                 say(f"{signal.Signals(signum).name}: {len(running)} runs are saved and stop")
             passed = len(caught)
             for cell, attempt in list(running.items()):
@@ -152,6 +152,10 @@ class _Attempt:
             self.process = subprocess.Popen(
                 [*command, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+
+    def pass_on(self, signum: int) -> None:
+        """Sends a signal. `Popen.send_signal` would reap a process that has just ended, and `poll` would find none."""
+        os.kill(self.process.pid, signum)
 
     def poll(self, say: Callable[[str], None]) -> Outcome | None:
         """How it ended, once it has; until then says now and then how far it is."""

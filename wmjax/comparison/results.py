@@ -85,7 +85,7 @@ def read_run(path: str | Path) -> list[SeedRun]:
 
 
 def _final(folder: Path, description: Mapping[str, Any], step: int) -> tuple[float | None, int]:
-    """Mean return and episodes of the evaluation at the end of the run: its own environment, actions and seed."""
+    """Mean return and episodes of the evaluation at the end: in its own environment, with its own actions and seed."""
     best: tuple[float | None, int] = (None, 0)
     action = description["config"].get("eval_action")
     wanted = {"which": "latest", "step": step, "env": description["env"], "seed": description["seed"]}
@@ -97,6 +97,8 @@ def _final(folder: Path, description: Mapping[str, Any], step: int) -> tuple[flo
         if not isinstance(record, dict) or any(record.get(name) != value for name, value in wanted.items()):
             continue
         if record.get("action") not in (None, action) or record.get("max_steps") or record.get("policy"):
+            continue
+        if (record.get("env_args") or {}) != (description.get("env_args") or {}):
             continue
         mean, episodes = record.get("mean"), record.get("episodes")
         if isinstance(mean, int | float) and isinstance(episodes, int) and episodes > best[1]:
