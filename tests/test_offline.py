@@ -18,13 +18,15 @@ from tests.agents.test_configurations import TINY as CONFIGS
 from tests.run_folders import DESCRIPTION
 from tests.test_conformance import ROWS
 from tests.test_run import TINY
-from wmjax import settings
+from wmjax import recording, settings
 from wmjax.cli import main
 from wmjax.episodes import open_source, stretches
 from wmjax.loops import checkpoint, parallel
 from wmjax.loops.on_data import OnData, spec_alone
+from wmjax.planning import CEMConfig
 from wmjax.replay import host
 from wmjax.replay.device import Record
+from wmjax.run import Run
 from wmjax.run_folder import read_description
 from wmjax.types import Box, Discrete, EnvSpec, TimeStep, UsageError
 
@@ -84,6 +86,21 @@ def test_episodes_are_recorded_to_their_end_in_equal_shares(tmp_path):
     said = json.loads((out / "episodes.json").read_text())
     assert len(said["episodes"]) == 7 and said["image_size"] == 10
     assert all(arrays(out / name)["is_terminal"][-1] for name in said["episodes"])
+
+
+def test_what_an_agent_plays_is_made_and_described_with_the_arguments_that_are_given(tmp_path):
+    made = settings.setup("dreamer_v3", "catch", image_size=16, overrides=TINY)
+    run = Run(tmp_path, made.description, made.config, made.agent, made.env, None)
+    asked = dict(image_size=None, action_repeat=None, env_args={"flicker": 1.0})
+    played = lambda run, env: recording._of_run(run, env, asked, "latest", None, None, False)
+    _, _, where, about = played(run, "catch")
+    begin = lambda key: where.step(key, where.reset(key)[0], np.eye(3, dtype=np.float32)[0])
+    _, after = jax.jit(begin)(jax.random.key(0))
+    assert about["env_args"] == {"flicker": 1.0} and about["image_size"] == 16 and not after.obs["image"].any()
+    with pytest.raises(UsageError, match="env_args: not valid with a run that is loaded"):
+        played(run, None)
+    planned = run.with_policy(CEMConfig(horizon=2))
+    assert planned.how()["policy"] == "cem" and "action" not in planned.how() and run.how() == {"action": "sample"}
 
 
 def test_nothing_is_overwritten_and_what_is_not_finished_is_removed(recorded, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ from wmjax.ops import noise
 from wmjax.ops.action_distributions import random_action
 from wmjax.replay.device import Record
 from wmjax.run import Run, load
+from wmjax.settings import other_args, other_env
 from wmjax.types import Array, Env, EnvSpec, HostEnv, PyTree, TimeStep, UsageError
 
 RECORD_KEY = 0x52454331  # folded into the seed, so that no draw of training is met again
@@ -71,7 +72,8 @@ def record(
       action: "sample" or "mode", of an agent; by default what its configuration says (`eval_action`).
       which: of a run, "latest" or "best", as for `load`.
       num_envs: environments that are stepped at once.
-      image_size, action_repeat, env_args, start_timeout: as for `train`; of a run its own.
+      image_size, action_repeat: as for `train`; of a run its own.
+      env_args, start_timeout: as for `train`; of a run those that differ from its own.
       workers: processes that step environments on the host; one per processor by default.
       trust_env: as for `load`.
       say: is told what was written.
@@ -145,7 +147,7 @@ def _player(
     if policy == "random":
         return Player(_by_chance(where.spec), lambda params, size: (), (), where, about)
     about["policy"] |= {"run": str(run.path), "agent": run.description["agent"], "step": run.step, "which": run.which}
-    about["policy"] |= {"action": action or run.config.eval_action}
+    about["policy"] |= run.how(action)
     return Player(agent.act, agent.act_carry, run.state.variables, where, about)
 
 
@@ -167,14 +169,22 @@ def _of_run(
     """The agent, the run (of several seeds the first), its environment, and how that is made."""
     if any(made[name] is not None for name in ("image_size", "action_repeat")):
         raise UsageError("image_size, action_repeat: not valid with a run, which has its own")
+    args = check_args(made["env_args"])
     if not isinstance(run, Run):
-        run = load(run, which=which, start_timeout=start_timeout, trust_env=trust_env)
+        own = args if env is None else None
+        run = load(run, which=which, env_args=own, start_timeout=start_timeout, trust_env=trust_env)
+    elif args and env is None:
+        raise UsageError("env_args: not valid with a run that is loaded; load it with them, or name an env")
     run = run.members[0] if run.members else run  # of several seeds, the first
-    agent, where = run.playing(0, env, action)
     name = run.description["env"] if env is None else handed(env).name
     settings = {name: run.description.get(name) for name in ("image_size", "action_repeat")}
-    args = run.description.get("env_args") if env is None else check_args(made["env_args"])
-    return agent, run, where, {"env": name, **settings, "env_args": args or {}}
+    if env is None:
+        args = run.description.get("env_args") or {}
+    else:
+        args = other_args(run.description, name, args)
+        env = other_env(run.description, env, args, start_timeout=start_timeout)
+    agent, where = run.playing(0, env, action)
+    return agent, run, where, {"env": name, **settings, "env_args": args}
 
 
 def _by_chance(spec: EnvSpec) -> Callable:

@@ -86,6 +86,12 @@ class Run:
         members = tuple(member.with_policy(policy) for member in self.members)
         return dataclasses.replace(self, agent=agent, state=state, members=members, planner=settled, _acting=None)
 
+    def how(self, action: str | None = None) -> dict[str, Any]:
+        """How it plays, as records of evaluations say it: `action` (by default `eval_action`), or its planner."""
+        if self.planner is None:
+            return {"action": action or self.config.eval_action}
+        return {"policy": planning.named(self.planner)[0], "planner": dataclasses.asdict(self.planner)}
+
     def evaluate(
         self,
         episodes: int = FINAL_EPISODES,
@@ -142,9 +148,7 @@ class Run:
           seed, env, action, max_steps: as given to `evaluate`. Seed None: each seed of the run, under its own.
           env_args: of another environment.
         """
-        how: dict[str, Any] = {"action": action or self.config.eval_action}
-        if self.planner is not None:
-            how = {"policy": planning.named(self.planner)[0], "planner": dataclasses.asdict(self.planner)}
+        how = self.how(action)
         one = lambda run, scores: record(
             scores, env=env or self.description["env"], env_args=env_args if env else self.description.get("env_args"),
             **how, seed=run.seed if seed is None else seed, step=run.step, which=run.which, max_steps=max_steps,

@@ -244,8 +244,16 @@ def other_env(
     name = handed(env).name
     if name is None:
         return make_env(env, env_args=env_args, **how)
-    own = presets.resolve(description["agent"], description["preset"], name)[1].env_args
-    return make_env(env, **env_settings(description, env) | {"env_args": own | check_args(env_args)}, **how)
+    args = other_args(description, name, env_args)
+    return make_env(env, **env_settings(description, env) | {"env_args": args}, **how)
+
+
+def other_args(
+    description: Mapping[str, Any], name: str | None, env_args: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The arguments that `other_env` gives an environment: those of the preset of the run, but as given."""
+    own = {} if name is None else presets.resolve(description["agent"], description["preset"], name)[1].env_args
+    return dict(own) | check_args(env_args)
 
 
 def check_idle() -> None:
