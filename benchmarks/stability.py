@@ -23,11 +23,10 @@ import numpy as np
 import tyro
 
 import wmjax
-from wmjax.envs.wrappers import agent_actions
 from wmjax.loops.report import read_metrics
 from wmjax.loops.rollout import Position, random_act, rollout
 from wmjax.ops import noise
-from wmjax.types import Agent, Array, PyTree
+from wmjax.types import Agent, Array, Env, PyTree
 
 ENV, EPISODES, STEPS, EVERY = "catch", 256, 10, 2048  # STEPS: records of an episode of catch
 KEY = 0x57AB1E
@@ -46,9 +45,8 @@ class Args:
     draw: Path | None = None  # write this picture of runs that are there
 
 
-def make_probe(agent: Agent) -> Callable[[PyTree], dict[str, Array]]:
+def make_probe(agent: Agent, env: Env) -> Callable[[PyTree], dict[str, Array]]:
     """A compiled function of an agent's variables: what the world model knows of random play, as float32 scalars."""
-    env = agent_actions(wmjax.make_env(ENV))
     key_reset, key_act, key_model = jax.random.split(jax.random.key(KEY), 3)
 
     def probe(variables: PyTree) -> dict[str, Array]:
@@ -99,7 +97,7 @@ def train(args: Args) -> None:
             return
         last[0] = step
         if not probe:
-            probe.append(make_probe(run.agent))
+            probe.append(make_probe(run.agent, run.env))
         found = {name: float(value) for name, value in probe[0](run.state.variables).items()}
         with (out / FILE).open("a") as file:
             file.write(json.dumps({"step": step, **found}) + "\n")

@@ -201,8 +201,8 @@ def _flags(arrays: Mapping[str, np.ndarray], length: int, source: Source) -> tup
                 )
             found[name] = array.reshape(length) != 0
     is_first = found.get("is_first", np.zeros(length, bool))
-    begins = is_first[0] if source.strict else is_first.any() or source.chosen  # a stream may be of one long episode
-    begins = is_first[0] if source.strict else is_first.any() or source.chosen  # a run's episodes may be long
+    # A stream of a run may lie within one long episode.
+    begins = is_first[0] if source.strict else is_first.any() or source.chosen
     if "is_first" in found and not begins:
         where = "its first record" if source.strict else "every record"
         raise ValueError(f"is_first is False in {where}: no episode begins")
