@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from wmjax import checks, raw_env
-from wmjax.envs import catch, from_craftax, from_gymnax, hints, pendulum, racing
+from wmjax.envs import catch, from_craftax, from_gymnax, hints, pendulum, racing, recall
 from wmjax.envs.check import checked
 from wmjax.envs.from_gymnasium import START_SECONDS, from_gymnasium
 from wmjax.envs.handed import GYM, handed, is_host
@@ -41,6 +41,9 @@ PICTURES = {
     "racing": Picture(
         racing.racing, 96, 0, "a car that skids on a new track each time; a lap about 900, random about -40"
     ),
+    "recall": Picture(
+        recall.recall, 64, 0, "a side is lit and has to be named 5 steps later; best return 1, without memory 0"
+    ),
     "racing:flicker": Picture(racing.racing, 96, 0.8, "racing with four pictures of five hidden: memory decides"),
 }
 ARGUMENTS = {"flicker": FRACTION}  # of these
@@ -69,8 +72,8 @@ def make_env(
     """Makes an environment: auto-resetting, with its own kind of actions (`wrappers.agent_actions` changes that).
 
     Args:
-      env: "catch", "pendulum", "racing", "racing:flicker", "probe:NAME", or, with the extras of these names,
-        "gymnax:NAME" and "craftax:NAME" (`env_names`); a name that begins with one of `suites.SUITES`, such as
+      env: "catch", "pendulum", "racing", "racing:flicker", "recall", "probe:NAME", or, with the extras of these
+        names, "gymnax:NAME" and "craftax:NAME" (`env_names`); a name that begins with one of `suites.SUITES`, such as
         "gym:CartPole-v1", "gym:MODULE:NAME" or "gym:FILE.py:NAME", gives a `HostEnv`, and so does a class or function
         that makes a `gymnasium.Env`. An `Env`, `RawEnv` or `HostEnv` is checked against its spec (`check.checked`).
       image_size: side of the picture in pixels, at least 8; None for the registered size (64; racing: 96; MinAtar:

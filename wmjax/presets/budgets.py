@@ -76,6 +76,7 @@ BUDGETS = (
     Row("world_models", "small", "racing:flicker", 65_536, 64, 4),
     Row("world_models", "small", "gym:CarRacing-v3", 65_536, 64, 4),
     Row("world_models", "small", "catch", 16_384),
+    Row("world_models", "small", "recall", 16_384),
     Row("iris", "small", "catch", 76_800, score="1.00", source=MEASURED),
 
     # Presets with a budget of their own, wherever they are tried. Of World Models: frames to collect, and the size of
