@@ -31,17 +31,17 @@ ABLATIONS: tuple[Ablation, ...] = (
     Ablation(
         "world_models", "z", {"inputs": "z"},
         "The controller sees z alone, the present picture, and not what M remembers.",
-        env="racing:flicker", source="table 1 of the paper: 632 of 906 on CarRacing",
+        env="recall", source="table 1 of the paper: 632 of 906 on CarRacing",
     ),
     Ablation(
         "world_models", "z_hidden_layer", {"inputs": "z", "controller_units": 40},
         "The controller sees z alone, and has a hidden layer.",
-        env="racing:flicker", source="table 1 of the paper: 788 of 906 on CarRacing",
+        env="recall", source="table 1 of the paper: 788 of 906 on CarRacing",
     ),
     Ablation(
         "world_models", "untrained_memory", {"memory_updates": 0},
         "M keeps its first weights, so that h is a random function of the past.",
-        env="racing:flicker", source=TALLEC,
+        env="recall", source=TALLEC,
     ),
     Ablation(
         "world_models", "dream_at_0.5", {"evolve": {"where": "dream"}, "temperature": 0.5},

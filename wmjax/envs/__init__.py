@@ -44,7 +44,7 @@ PICTURES = {
     "recall": Picture(
         recall.recall, 64, 0, "a side is lit and has to be named 5 steps later; best return 1, without memory 0"
     ),
-    "racing:flicker": Picture(racing.racing, 96, 0.8, "racing with four pictures of five hidden: memory decides"),
+    "racing:flicker": Picture(racing.racing, 96, 0.8, "racing with four pictures of five hidden; random about -50"),
 }
 ARGUMENTS = {"flicker": FRACTION}  # of these
 
