@@ -165,8 +165,10 @@ def test_actions_that_led_to_a_record_as_dreamer_v2_writes_them_are_moved_to_the
     action = np.eye(3, dtype=np.float32)[[0, 0, 1, 2, 1, 0]]
     action[0] = 0
     folder = foreign(tmp_path / "v2", action=action, is_terminal=None, discount=np.array([1, 1, 1, 1, 1, 0.0]))
-    record = stretches(open_source(folder), None).read(0)
+    said = []
+    record = stretches(open_source(folder), None, say=said.append).read(0)
     np.testing.assert_array_equal(record.action[:-1], action[1:])
+    assert len(said) == 1 and "4 of 4 episodes begin with an action of zeros" in said[0]
     assert record.step.is_terminal.tolist() == [False] * 5 + [True]
 
 

@@ -95,6 +95,7 @@ def stretches(
     """
     spec = spec or source.spec or _infer(source, say)
     bad, kept, used, lengths, hasher, size, free = [], [], [], [], hashlib.sha256(), 0, available_bytes()
+    led = 0
     for name in source.names:
         try:
             arrays, digest = source.read(name)
@@ -103,6 +104,7 @@ def stretches(
             bad.append(f"{name}: {error}")
             continue
         used.append(name)
+        led += _led(arrays["action"], spec.action, source)
         lengths.append(len(record.action))
         hasher.update(len(name.encode()).to_bytes(4, "little") + name.encode() + digest)
         if keep:
@@ -122,6 +124,9 @@ def stretches(
         say(f"warning: data: in {source.path!r} {told}; they are left out")
     elif not used:
         raise UsageError(f"data: {source.path!r} holds no episode")
+    if led:
+        say(f"data: {led} of {len(used)} episodes begin with an action of zeros, as those of DreamerV1 and V2 do: "
+            "each of their actions is taken for the one that led to its record")  # fmt: skip
     again = lru_cache(MAPPED)(lambda number: canonical(source.read(used[number])[0], spec, source))
     read = lambda number: kept[number] if kept else again(number)
     return Data(source.path, spec, tuple(lengths), hasher.hexdigest(), len(bad), read, kept.clear)
@@ -212,27 +217,43 @@ def _flags(arrays: Mapping[str, np.ndarray], length: int, source: Source) -> tup
     return is_first, is_last | np.append(is_first[1:], True), is_terminal
 
 
+def _counts(space: Space) -> tuple[int, ...] | None:
+    """How many choices there are, of each; None where actions are numbers."""
+    return (space.n,) if isinstance(space, Discrete) else space.ns if isinstance(space, MultiDiscrete) else None
+
+
 def action_size(space: Space) -> int:
     """Entries of an action as agents emit it."""
-    return {Discrete: lambda: space.n, MultiDiscrete: lambda: sum(space.ns)}.get(type(space), lambda: space.shape[0])()
+    counts = _counts(space)
+    return space.shape[0] if counts is None else sum(counts)
+
+
+def _are_integers(array: np.ndarray, space: Space) -> bool:
+    """Whether actions are choices by number, which a space has."""
+    counts = _counts(space)
+    return counts is not None and array.dtype.kind in "iu" and array.size == len(array) * len(counts)
+
+
+def _led(array: np.ndarray, space: Space, source: Source) -> bool:
+    """Whether each action led to its record, as DreamerV1 and V2 write them; before the first there was none."""
+    return not (source.chosen or _are_integers(array, space)) and len(array) > 1 and not array[0].any()
 
 
 def _action(array: np.ndarray, is_last: np.ndarray, space: Space, source: Source) -> np.ndarray:
     """Actions as agents emit them, float32 `[T, A]`, each beside the observation that it was chosen on."""
-    size, counts = action_size(space), {Discrete: lambda: (space.n,), MultiDiscrete: lambda: space.ns}.get(type(space))
-    if counts is not None and array.dtype.kind in "iu" and array.size == len(array) * len(counts()):
-        return _one_hot(array.reshape(len(array), -1), counts())
+    size, counts = action_size(space), _counts(space)
+    if _are_integers(array, space):
+        return _one_hot(array.reshape(len(array), -1), counts)
     if array.shape[1:] != (size,):
         raise ValueError(f"action is {array.dtype} {list(array.shape[1:])}, where {size} entries are valid, of {space}")
     action = _numbers("action", array)
-    if not source.chosen and len(action) > 1 and not action[0].any():
-        # DreamerV1 and V2 write the action that led to an observation; before the first there was none.
+    if _led(array, space, source):
         action = np.concatenate([action[1:], np.zeros_like(action[:1])])
     if counts is None:
         if (np.abs(action) > 1 + ROUNDING).any():
             raise ValueError(f"action is in [{action.min():g}, {action.max():g}], where [-1, 1] is valid")
         return np.clip(action, -1, 1)
-    for part in np.split(action, np.cumsum(counts())[:-1], 1):
+    for part in np.split(action, np.cumsum(counts)[:-1], 1):
         good = np.isin(part, (0, 1)).all(1) & ((part.sum(1) == 1) | (is_last & (part.sum(1) == 0)))
         if not good.all():
             raise ValueError(
