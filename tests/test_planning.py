@@ -15,7 +15,7 @@ from tests.test_conformance import ROWS, make, pixels
 from tests.test_run import train
 from wmjax import planning
 from wmjax.agents import AGENTS
-from wmjax.cli import main
+from wmjax.cli import arguments, main
 from wmjax.ops.symlog import symexp
 from wmjax.planning import CEMConfig, GradientConfig, ICEMConfig, MPPIConfig
 from wmjax.types import Agent, Box, Discrete, EnvSpec, MultiDiscrete, TimeStep, UsageError, WorldModel
@@ -223,6 +223,10 @@ def test_what_cannot_be_planned_is_refused(policy, context, message):
 def test_a_horizon_that_is_not_given_is_the_papers_or_what_the_context_holds():
     found = [planning.settle(CEMConfig(), line_model()._replace(context=n)).horizon for n in (None, 4, 40)]
     assert found == [12, 4, 12]
+
+
+def test_the_command_line_knows_the_planners_that_there_are():
+    assert tuple(planning.PLANNERS) == arguments.PLANNERS
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ class MPPIConfig:
     """Model predictive path integral: all candidates count, by the exponential of what they return.
 
     The defaults are Williams et al.'s rule. TD-MPC's: horizon 5, candidates 512, elites 64, iterations 6, temperature
-    2, fit_std, init_std 2, min_std 0.05, momentum 0.1.
+    2, fit_std, init_std 2, min_std 0.05, momentum 0.1 (which there is of the mean alone).
     """
 
     HORIZON: ClassVar[int] = 12
