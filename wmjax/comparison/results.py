@@ -150,7 +150,7 @@ def _differing(base: Mapping[str, Any], own: Mapping[str, Any], prefix: str = ""
 
 
 def group_runs(folders: Iterable[str | Path], names: Mapping[Path, str] | None = None) -> list[Group]:
-    """Run folders put together by agent, environment, preset, changed settings and budget, in their order.
+    """Run folders put together by agent, environment, preset, changed settings, budget and data, in their order.
 
     Args:
       folders: of runs.
@@ -165,9 +165,11 @@ def group_runs(folders: Iterable[str | Path], names: Mapping[Path, str] | None =
         runs = read_run(folder)
         about = runs[0].description
         if about["env"] is None:
-            raise UsageError(f"runs: {str(folder)!r} was trained on an Env value, which has no name to compare under")
+            on = "data alone" if about.get("data") else "an Env value"
+            raise UsageError(f"runs: {str(folder)!r} was trained on {on}, which has no name to compare under")
         name = (names or {}).get(folder)
         own = {key: about[key] for key in ("agent", "env", "preset", "image_size", "action_repeat", "steps")}
+        own["data"] = _data(about)
         key = json.dumps([own, about.get("env_args") or {}, changes_of(about), name], sort_keys=True)
         labels[key] = name
         for run in runs:
@@ -188,6 +190,12 @@ def group_runs(folders: Iterable[str | Path], names: Mapping[Path, str] | None =
     return groups
 
 
+def _data(about: Mapping[str, Any]) -> str | None:
+    """What tells the fixed records of a run from others; None where it collects its own."""
+    data = about.get("data")
+    return None if data is None else str(data.get("fingerprint"))
+
+
 def _label(about: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
     """The agent, and what tells its runs on this environment from others."""
     rivals = [other for other in others if (other["agent"], other["env"]) == (about["agent"], about["env"])]
@@ -198,6 +206,8 @@ def _label(about: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str
     for field in ("image_size", "action_repeat", "steps"):
         if len({other[field] for other in rivals}) > 1:
             parts.append(f"{field}={about[field]}")
+    if len({_data(other) for other in rivals}) > 1:
+        parts.append("collecting" if _data(about) is None else f"data={Path(about['data'].get('path', '')).name}")
     if len({json.dumps(other.get("env_args") or {}, sort_keys=True) for other in rivals}) > 1:
         parts += [f"{name}={value}" for name, value in (about.get("env_args") or {}).items()] or ["env as it is"]
     return " ".join(map(str, parts))
