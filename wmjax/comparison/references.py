@@ -21,6 +21,7 @@ REFERENCES = {
     "catch": Reference(-0.6, 1.0, 0.9),
     "pendulum": Reference(-1200.0, -150.0, -250.0),
     "racing": Reference(-40.0, 930.0, 900.0, "a lap without a mistake"),
+    "recall": Reference(0.0, 1.0, 0.9, "best"),
     "gym:CartPole-v1": Reference(22.0, 500.0, 475.0),
     "gymnax:CartPole-v1": Reference(22.0, 500.0, 475.0),
     "gym:CarRacing-v3": Reference(-30.0, 906.0, 900.0, "World Models' paper"),
