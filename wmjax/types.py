@@ -240,7 +240,7 @@ class WorldModel(NamedTuple):
     predict: Callable  # (params, State) -> (reward, cont); means, the reward in the environment's units where the
     #   model learns those (IRIS: of its sign); cont is P(not terminal), without discount
     decode: Callable  # (params, State) -> obs; means; images float32 in [0, 255]
-    context: int | None = None  # actions that can follow each other before it has to forget; None: any number
+    context: int | None = None  # the most actions that what it remembers holds; None: any number
     no_rewards: str | None = None  # why `predict` knows no rewards, as an error says it; None: it does
     no_gradient: str | None = None  # why what is imagined has no gradient in the actions; None: it has one
 
