@@ -24,6 +24,7 @@ from wmjax.types import Box, Discrete, EnvSpec, MultiDiscrete, Space, TimeStep, 
 
 NAMED = 5  # of the stretches that cannot be used
 OURS = ("action", "reward", "discount", *FLAGS)  # what is no entry of an observation
+CHOICES = 2**16  # that integers are taken for where nobody says of how many they are
 ROUNDING = 1e-6  # that an action in [-1, 1] may be beyond it by
 MAPPED = 4  # stretches of each stream that are kept where all are not
 
@@ -139,9 +140,9 @@ def stretches(
 def canonical(arrays: Mapping[str, np.ndarray], spec: EnvSpec, source: Source) -> Record:
     """A stretch as replay keeps it, `[T, ...]`. Raises `ValueError` saying what is not as it should be."""
     _check_names(arrays, spec, source)
-    length = len(arrays["reward"])
-    if not length:
+    if not arrays["reward"].size:
         raise ValueError("it holds no record")
+    length = len(np.atleast_1d(arrays["reward"]))
     for name in (*spec.obs, *(name for name in OURS if name in arrays)):
         if arrays[name].ndim == 0 or len(arrays[name]) != length:
             raise ValueError(f"{name} has the shape {arrays[name].shape}, where reward has {length} records")
@@ -267,8 +268,7 @@ def _one_hot(choices: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:
         raise ValueError(
             f"action is in [{choices.min()}, {choices.max()}], where integers below {max(counts)} are valid"
         )
-    parts = [np.eye(n, dtype=np.float32)[choices[:, i]] for i, n in enumerate(counts)]
-    return np.concatenate(parts, 1)
+    return np.concatenate([choices[:, i : i + 1] == np.arange(n) for i, n in enumerate(counts)], 1).astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -284,17 +284,24 @@ def _infer(source: Source, say: Callable[[str], None]) -> EnvSpec:
         except ValueError as error:
             reasons.append(f"{name}: {error}")
             continue
-        if "action" in found and "reward" in found:
-            arrays = found
-            break
-        reasons.append(f"{name}: it has no 'action' and 'reward'; it has {', '.join(sorted(found)) or 'nothing'}")
+        if "action" not in found or "reward" not in found:
+            reasons.append(f"{name}: it has no 'action' and 'reward'; it has {', '.join(sorted(found)) or 'nothing'}")
+        elif not found["action"].size or found["action"].ndim == 0:
+            reasons.append(f"{name}: its action has the shape {found['action'].shape}")
+        else:
+            arrays = arrays or found
+            if len(found["action"]) > 2:  # shorter ones may have but actions of zeros
+                arrays = found
+                break
     if arrays is None:
         raise UsageError(
             f"data: in {source.path!r} no episode can be used: {'; '.join(reasons[:NAMED]) or 'there is none'}"
         )
     obs, left = {}, []
     for name, array in sorted(arrays.items()):
-        if array.dtype == np.uint8 and array.ndim == 4:
+        if 0 in array.shape[1:]:
+            left.append(f"{name} {array.dtype} {list(array.shape[1:])}")
+        elif array.dtype == np.uint8 and array.ndim == 4:
             obs[name] = Box(0, 255, array.shape[1:], "uint8")
         elif name not in OURS and "/" not in name and array.dtype.kind == "f" and array.ndim == 2:
             obs[name] = Box(-np.inf, np.inf, array.shape[1:])
@@ -312,8 +319,14 @@ def _infer(source: Source, say: Callable[[str], None]) -> EnvSpec:
 
 def _infer_action(array: np.ndarray, source: Source) -> Space:
     if array.dtype.kind in "iu" and array.size == len(array):
-        most = max((x.max() for x in map(_actions(source), source.names) if x is not None and x.size), default=0)
-        return Discrete(int(most) + 1)
+        found = [(int(x.min()), int(x.max())) for x in map(_actions(source), source.names) if x is not None and x.size]
+        good = [most for least, most in found if least >= 0 and most < CHOICES]
+        if not good:
+            raise UsageError(
+                f"data: action in {source.path!r} is in [{min(x for x, _ in found)}, {max(x for _, x in found)}]; "
+                f"integers in [0, {CHOICES}) are valid; of what space they are can be said by --env (env=)"
+            )
+        return Discrete(max(good) + 1)
     if array.ndim != 2 or array.dtype.kind not in "fiub" or not array.shape[1]:
         raise UsageError(
             f"data: action in {source.path!r} is {array.dtype} {list(array.shape[1:])}; valid are one-hots or numbers "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import math
 import secrets
 import zipfile
@@ -123,7 +124,7 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], bytes]:
             if sum(info.file_size for info in members) > EPISODE_BYTES:
                 raise ValueError(f"its arrays have more than {EPISODE_BYTES:,} bytes")
             arrays = {info.filename.removesuffix(".npy"): _read_npy(archive, info) for info in members}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as error:
         raise ValueError(f"it is damaged ({error or type(error).__name__})") from None
     return arrays, hashlib.sha256(content).digest()
 
@@ -136,11 +137,12 @@ def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
             version = headers.read_magic(file)
             read = {(1, 0): headers.read_array_header_1_0, (2, 0): headers.read_array_header_2_0}[version]
             shape, fortran, dtype = read(file)
-        except (ValueError, KeyError, EOFError):
+            shape = tuple(map(int, shape))
+            size = dtype.itemsize * math.prod(shape)
+        except Exception:  # Python's parser, by which NumPy reads it, fails at odd text in many ways
             raise ValueError(f"its {name!r} has no readable header") from None
         if dtype.hasobject:
             raise ValueError(f"its {name!r} holds Python objects, which are not read: that would run code of the file")
-        size = dtype.itemsize * math.prod(shape)
         if size > info.file_size:
             raise ValueError(f"its {name!r} is damaged: it says {size:,} bytes, and has {info.file_size:,} at most")
         data = file.read(size)
