@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import types
+import zipfile
 
 import gymnasium
 import jax
@@ -20,7 +21,8 @@ from tests.test_conformance import ROWS
 from tests.test_run import TINY
 from wmjax import recording, settings
 from wmjax.cli import main
-from wmjax.episodes import open_source, stretches
+from wmjax.episodes import open_source, runs, stretches
+from wmjax.episodes.format import FLAGS
 from wmjax.loops import checkpoint, parallel
 from wmjax.loops.on_data import OnData, spec_alone
 from wmjax.planning import CEMConfig
@@ -218,6 +220,63 @@ def test_files_that_are_missing_or_damaged_are_named_the_first_of_them_and_how_m
         UsageError, match=f"8 of 100 episodes .*{names[0]}: it is missing.*{names[1]}: .*damaged.*others"
     ):
         setup(folder)
+
+
+HEADERS = ["-" * 9000 + "1", "[" * 9000, "{[]: 3}", "{1: 3, 'descr': 2}", "{'descr': '<f4', 'fortran_order': False"]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_an_array_whose_header_the_parser_fails_at_is_named(header, tmp_path):
+    head = header.encode() + b"\n"
+    with zipfile.ZipFile(foreign(tmp_path / "data") / "0.npz", "w") as archive:
+        archive.writestr("reward.npy", b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head)
+    with pytest.raises(
+        UsageError, match=r"1 of 4 episodes cannot be used: 0\.npz: its 'reward' has no readable header"
+    ):
+        stretches(open_source(tmp_path / "data"), None)
+
+
+def test_a_damaged_archive_of_another_compression_and_an_array_without_time_are_named(tmp_path):
+    folder = foreign(tmp_path / "data")
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("reward.npy", bytes(500))
+    (folder / "0.npz").write_bytes(content.getvalue().replace(content.getvalue()[48:70], b"\xff" * 22))
+    change(folder, "1.npz", reward=np.float32(3))
+    change(folder, "2.npz", action=np.int64(1))
+    with pytest.raises(UsageError, match=r"3 of 4 .*0\.npz: it is damaged.*1\.npz: .*shape.*2\.npz: .*shape"):
+        stretches(open_source(folder), None)
+    assert stretches(open_source(folder), None, skip_damaged=True).lengths == (6,)
+
+
+def test_what_episodes_are_is_not_told_by_those_that_are_short_or_odd(tmp_path):
+    short = foreign(tmp_path / "short")
+    few = {name: value[:1] for name, value in arrays(short / "0.npz").items()}
+    np.savez(short / "0.npz", **few | {"action": np.zeros((1, 3), np.float32)})
+    assert stretches(open_source(short), None).spec.action == Discrete(3)
+    odd = foreign(tmp_path / "odd", action=np.array([0, 1, 2, 0, 1, 2]), nothing=np.zeros((6, 0)))
+    change(odd, "0.npz", action=np.full(6, 2**62))
+    data = stretches(open_source(odd), None, skip_damaged=True)
+    assert data.spec.action == Discrete(3) and data.skipped == 1 and set(data.spec.obs) == {"image"}
+    with pytest.raises(UsageError, match=r"action in .* is in \[-1, -1\]; integers in \[0, 65536\) are valid"):
+        stretches(open_source(foreign(tmp_path / "negative", action=np.full(6, -1))), None)
+
+
+def test_actions_beyond_their_bounds_are_records_of_what_the_environment_took(tmp_path):
+    wide = np.array([[-3.0], [0.5], [2.0]], np.float32)
+    zeros = {f"replay/data/step/{name}": np.zeros((3, 1), bool) for name in FLAGS}
+    leaves = zeros | {"replay/data/step/reward": np.zeros((3, 1), np.float32), "replay/added": np.int32(3)}
+    leaves |= {"replay/data/step/obs/vector": np.zeros((3, 1, 2), np.float32), "replay/data/action": wide[:, None]}
+    names, read = runs._on_device(leaves, 1)
+    assert read(names[0])[0]["action"].tolist() == [[-1], [0.5], [1]]
+    step = TimeStep({}, np.zeros(3), *np.zeros((3, 3), bool))
+    assert recording._arrays(Record(step, wide, ()))["action"].tolist() == [[-1], [0.5], [1]]
+
+
+def test_data_is_not_of_an_environment_that_repeats_actions_otherwise(recorded):
+    assert setup(recorded).env.spec.action_repeat == 1
+    with pytest.raises(UsageError, match="has action_repeat 1; env has action_repeat 2"):
+        setup(recorded, action_repeat=2)
 
 
 PLACES = [

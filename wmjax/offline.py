@@ -56,7 +56,7 @@ def checked_spec(source: Source, spec: EnvSpec | None) -> None:
         return
     if spec.action_map is not None and source.path.startswith("minari:"):
         raise UsageError(f"data: the actions of {source.path!r} cannot be told from those that env maps to its own")
-    for name, verb in (("obs", "observes"), ("action", "acts in")):
+    for name, verb in (("obs", "observes"), ("action", "acts in"), ("action_repeat", "has action_repeat")):
         mine, other = getattr(source.spec, name), getattr(spec, name)
         if mine != other:
             raise UsageError(f"data: {source.path!r} is of an environment that {verb} {mine}; env {verb} {other}")

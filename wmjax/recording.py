@@ -138,6 +138,8 @@ def _player(
         raise UsageError("policy: 'agent' needs a run, whose agent plays; without one 'random' is valid")
     if action is not None and policy == "random":
         raise UsageError(f"action: {action!r} is of an agent; with policy 'random' it is not valid")
+    if which != "latest" and run is None:
+        raise UsageError(f"which: {which!r} is of a run; without one it is not valid")
     if run is None:
         where, settings = _environment(env, made, start_timeout)
         agent = None
@@ -254,8 +256,9 @@ def _row_keys(num_envs: int, key: Array, t: Array) -> Array:
 
 
 def _arrays(record: Record) -> dict[str, np.ndarray]:
+    """By name; actions as the environment took them, clipped where an agent's noise goes beyond [-1, 1]."""
     flags = {name: getattr(record.step, name) for name in ("is_first", "is_last", "is_terminal")}
-    return {**record.step.obs, "action": record.action, "reward": record.step.reward, **flags}
+    return {**record.step.obs, "action": np.clip(record.action, -1, 1), "reward": record.step.reward, **flags}
 
 
 def _write(

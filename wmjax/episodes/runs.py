@@ -55,6 +55,11 @@ def _wanted(path: str) -> bool:
     return path.startswith(tuple(f"replay/{part}" for part in parts))
 
 
+def _as_taken(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bytes]:
+    """Records with the actions that the environment took, which are clipped where an agent's noise goes beyond."""
+    return arrays | {"action": np.clip(arrays["action"], -1, 1)}, _digest(arrays)
+
+
 def _digest(arrays: dict[str, np.ndarray]) -> bytes:
     hasher = hashlib.sha256()
     for name in sorted(arrays):
@@ -83,7 +88,7 @@ def _on_device(leaves: dict[str, np.ndarray], seeds: int) -> tuple[list[str], Ca
     def read(name: str) -> tuple[dict[str, np.ndarray], bytes]:
         seed, env = streams[name]
         found = {key: x[seed, _rows(int(added[seed]), rows), env] for key, x in arrays.items()}
-        return found, _digest(found)
+        return _as_taken(found)
 
     return list(streams), read
 
@@ -117,6 +122,6 @@ def _on_host(place: Path, leaves: dict[str, np.ndarray]) -> tuple[list[str], Cal
             for key in head:
                 found[key.removeprefix("obs/")][here] = stored[key][row[here] % length, env]
         found |= {key: value[row, env] for key, value in flags.items()}
-        return found, _digest(found)
+        return _as_taken(found)
 
     return [*streams, *lost], read

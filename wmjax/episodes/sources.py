@@ -93,4 +93,5 @@ def _settings(said: Mapping[str, Any]) -> dict[str, Any]:
         checks.optional(name, found[name])
     if not isinstance(found["env_args"] or {}, dict):
         raise checks.invalid("env_args", found["env_args"], "an object")
+    found["action_repeat"] = found["action_repeat"] or 1  # not a preset's
     return {name: value for name, value in found.items() if value is not None}
