@@ -235,6 +235,24 @@ def open_folder(
             lock.release()
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """A folder, made if it is not there, and locked. Raises `UsageError` where it cannot be, or is already."""
+    lock = _lock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UsageError(f"out: {str(folder)!r} is locked; another process is training in it") from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"out: {str(folder)!r} cannot be written and locked: {reason}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _lock(path: Path) -> Any:
     """A lock of the system's own, which ends with the process; its substitute would outlive one that was killed."""
     native = "fallback_to_soft" in inspect.signature(filelock.FileLock.__init__).parameters

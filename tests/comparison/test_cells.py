@@ -8,7 +8,10 @@ import time
 
 import pytest
 
+from wmjax.comparison import cells
 from wmjax.comparison.cells import Cell, _Attempt, read_outcome, run_cells
+from wmjax.run_folder import alone
+from wmjax.types import UsageError
 
 # As `wmjax train`: makes its folder, then ends as a file of the cell's name says, on the attempt that it says.
 FAKE = """
@@ -101,6 +104,36 @@ def test_what_is_left_of_a_process_that_ended_before_it_was_a_run_is_no_hindranc
     one.path.mkdir(parents=True)
     (one.path / ".lock").touch()
     assert run(one)[0][one].done and not attempts(one)[0].endswith("--resume")
+
+
+def test_a_folder_with_checkpoints_is_not_removed_where_its_description_is_gone(tmp_path, how):
+    one = cell(tmp_path, how)
+    (one.path / "checkpoints").mkdir(parents=True)
+    run(one)
+    assert (one.path / "checkpoints").exists() and not attempts(one)[0].endswith("--resume")
+
+
+def test_an_error_of_its_own_stops_what_is_running(tmp_path, how, monkeypatch):
+    one = cell(tmp_path, how)
+    how.write_text("wait")
+
+    def fail(seconds):
+        if (one.path / "waiting").exists():
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cells.time, "sleep", fail)
+    with pytest.raises(OSError, match="No space"):
+        run(one)
+    assert os.waitpid(-1, 0)[1] == 143 << 8
+
+
+def test_a_folder_of_runs_is_trained_in_by_one_comparison_at_a_time(tmp_path):
+    with alone(tmp_path / "runs"), pytest.raises(UsageError, match=r"out: .* is locked"), alone(tmp_path / "runs"):
+        pass
+    with alone(tmp_path / "runs"):
+        (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"out: .*file/runs' cannot be written"), alone(tmp_path / "file" / "runs"):
+        pass
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

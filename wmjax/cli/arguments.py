@@ -292,7 +292,7 @@ class CompareArgs(SideBySideArgs):
     """Names with commas between them."""
     env: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")] = ()
     """Environment; may be given again for others. By default catch."""
-    runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")] = ()
+    runs: Annotated[tuple[Path, ...] | None, unless_given("none", "RUN...")] = None
     """Run folders that are there already, put together by agent, environment and settings; nothing is trained."""
     strict: Switch = False
     """End, before anything is trained, where an agent cannot take an environment; else it is named and left out."""

@@ -19,10 +19,12 @@ def compare(argv: Sequence[str]) -> None:
         raise UsageError("agents: missing; names with commas between them, or all")
     from wmjax import comparison
 
-    agents = "all" if args.agents == "all" else _names(args.agents)
+    agents = _names(args.agents)
+    if args.runs is not None and not args.runs:
+        raise UsageError("runs: missing; one run folder or more is valid, without --runs they are trained")
     if args.runs and (args.env or args.agents != "all"):
         raise UsageError("runs: they have their agents and environments; --agents and --env are not valid beside them")
-    how = _options(args) | {"runs": args.runs, "strict": args.strict, "trust_env": args.trust_env}
+    how = _options(args) | {"runs": args.runs or (), "strict": args.strict, "trust_env": args.trust_env}
     _told(comparison.compare(agents, args.env or ("catch",), **how))
 
 

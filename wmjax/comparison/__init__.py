@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from wmjax.comparison.ablations import ablations
 from wmjax.comparison.cells import Cell, folder_name, run_cells
 from wmjax.comparison.check import Found, check
 from wmjax.names import nearest
-from wmjax.run_folder import CONFIG
+from wmjax.run_folder import CONFIG, alone
 from wmjax.types import UsageError
 
 SEEDS = 3
@@ -78,10 +79,11 @@ def compare(
     how = _checked(how)
     if runs:
         return _report(_folder(out), list(runs), how, title="Agents side by side", say=say)
-    names = list(AGENTS) if agents == "all" else [agents] if isinstance(agents, str) else list(agents)
+    names = [agents] if isinstance(agents, str) else list(agents)
     for name in names:
-        if name not in AGENTS:
+        if name not in ("all", *AGENTS):
             raise nearest("agents", name, ["all", *AGENTS])
+    names = list(AGENTS) if "all" in names else names
     envs = [envs] if isinstance(envs, str) else list(envs)
     subjects = [Subject(agent, env) for env in dict.fromkeys(envs) for agent in dict.fromkeys(names)]
     return _run(subjects, Path(out), _seeds(seeds, first_seed), strict, how, "Agents side by side", say)
@@ -181,7 +183,8 @@ def _run(
         say(f"left out: {text}")
     takes = [(s, each) for s, each in zip(subjects, found, strict=True) if each.error is None]
     cells = {cell: subject for subject, each in takes for cell in _cells(subject, each, out, seeds, how)}
-    outcomes = run_cells(list(cells), jobs=how["jobs"], command=how["command"], say=say)
+    with alone(out / RUNS):
+        outcomes = run_cells(list(cells), jobs=how["jobs"], command=how["command"], say=say)
     failures = [
         {"label": _named(cells[cell]), "env": cell.env, "seeds": list(cell.seeds), "reason": outcome.reason,
          "peak_memory_bytes": outcome.peak_memory_bytes, "seconds": outcome.seconds}
@@ -254,6 +257,9 @@ def _folder(out: str | Path) -> Path:
         raise UsageError(f"out: {str(out)!r} is not a folder; that of a comparison, or a new one, is valid")
     if (out / CONFIG).exists():
         raise UsageError(f"out: {str(out)!r} is the folder of a run; that of a comparison, or a new one, is valid")
+    there = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
+    if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
+        raise UsageError(f"out: {str(out)!r} cannot be written; a folder that can be is valid")
     return out
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wmjax import files
-from wmjax.run_folder import CONFIG, METRICS, write_json
+from wmjax.run_folder import CHECKPOINTS, CONFIG, METRICS, write_json
 
 POLL_SECONDS = 0.2
 TOLD_EVERY = 60.0  # seconds between two lines about runs that go on
@@ -106,24 +106,29 @@ def run_cells(
     running: dict[Cell, _Attempt] = {}
     with _signals() as caught:
         passed = 0
-        while running or (queue and not caught):
-            while queue and len(running) < jobs and not caught:
-                cell = queue.pop(0)
-                number = len(cells) - len(queue)
-                say(f"[{number}/{len(cells)}] {cell.words}: training, see {log_path(cell)}")
-                running[cell] = _Attempt(cell, command)
-            for signum in caught[passed:]:
-                for attempt in running.values():
-                    attempt.pass_on(signum)
-                say(f"{signal.Signals(signum).name}: {len(running)} runs are saved and stop")
-            passed = len(caught)
-            for cell, attempt in list(running.items()):
-                outcome = attempt.poll(say)
-                if outcome is not None:
-                    outcomes[cell] = outcome
-                    del running[cell]
-                    say(f"{cell.words}: {'finished' if outcome.done else outcome.reason}")
-            time.sleep(POLL_SECONDS)
+        try:
+            while running or (queue and not caught):
+                while queue and len(running) < jobs and not caught:
+                    cell = queue.pop(0)
+                    number = len(cells) - len(queue)
+                    say(f"[{number}/{len(cells)}] {cell.words}: training, see {log_path(cell)}")
+                    running[cell] = _Attempt(cell, command)
+                for signum in caught[passed:]:
+                    for attempt in running.values():
+                        attempt.pass_on(signum)
+                    say(f"{signal.Signals(signum).name}: {len(running)} runs are saved and stop")
+                passed = len(caught)
+                for cell, attempt in list(running.items()):
+                    outcome = attempt.poll(say)
+                    if outcome is not None:
+                        outcomes[cell] = outcome
+                        del running[cell]
+                        say(f"{cell.words}: {'finished' if outcome.done else outcome.reason}")
+                time.sleep(POLL_SECONDS)
+        except BaseException:  # as where the disk is full: nobody would be told of what goes on
+            for attempt in running.values():
+                attempt.process.terminate()
+            raise
     if caught:
         from wmjax.loops.driver import Interrupted
 
@@ -137,10 +142,10 @@ class _Attempt:
     def __init__(self, cell: Cell, command: Sequence[str]) -> None:
         self.cell, self._began, self._told = cell, time.monotonic(), time.monotonic()
         self._before = _read(cell) or Outcome([], None)
-        if cell.path.exists() and not (cell.path / CONFIG).exists():
+        if cell.path.exists() and not (cell.path / CONFIG).exists() and not (cell.path / CHECKPOINTS).exists():
             shutil.rmtree(cell.path)  # it ended before it was a run folder
         arguments = [*cell.arguments, "--out", str(cell.path)]
-        if cell.path.exists():
+        if (cell.path / CONFIG).exists():
             arguments.append(RESUME)
         cell.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(record_path(cell), Outcome(list(cell.arguments), None, self._before.seconds)._asdict())

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -50,4 +51,5 @@ def _check(agent: str, steps: int | None, **asked: Any) -> Found:
 
 
 def main() -> None:
+    warnings.simplefilter("ignore")  # the log of a run has them
     print(json.dumps([_check(**asked)._asdict() for asked in json.load(sys.stdin)]))
