@@ -202,7 +202,7 @@ def test_an_episode_is_planned_as_it_is_alone():
     ("policy", "context", "message"),
     [
         (CEMConfig(horizon=5), 4, r"horizon: 5 is not valid; an integer in \[1, 4\] is"),
-        (CEMConfig(horizon=0), None, "horizon must be positive"),
+        (CEMConfig(horizon=0), None, r"horizon must be in \[1, 4096\]"),
         (CEMConfig(elites=5, candidates=4), None, "elites must be at most candidates=4, got 5"),
         (MPPIConfig(elites=501), None, "elites must be at most candidates=500"),
         (MPPIConfig(temperature=0.0), None, "temperature must be positive"),

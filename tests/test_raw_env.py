@@ -104,6 +104,7 @@ def test_action_repeat_refuses_what_is_not_a_count(repeats):
 def test_flicker_hides_its_share_of_what_is_seen_but_no_first_record():
     play = lambda raw: rollout(raw_env.auto_reset(raw), jax.random.key(0), lambda key, step: jnp.int32(1), 40, 50)[0]
     seen, flickering = play(counter(4)), play(raw_env.flicker(counter(4), 0.75))
+    assert not play(raw_env.flicker(counter(4), 1)).obs["vector"][~seen.is_first].any()
     hidden = (flickering.obs["vector"] == 0)[..., 0] & (seen.obs["vector"] != 0)[..., 0]
     assert not hidden[seen.is_first].any()
     assert 0.7 < hidden[~seen.is_first].mean() < 0.8  # 1,600 draws of 0.75 deviate by 0.01

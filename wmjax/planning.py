@@ -33,6 +33,7 @@ from wmjax.nets.spaces import action_size, choice_counts
 from wmjax.ops import noise, returns
 from wmjax.types import Agent, Array, EnvSpec, PyTree, UsageError, WorldModel
 
+LONGEST = 4096  # horizon: noise over time is a matrix of its square
 RULES = checks.rules(checks.POSITIVE, "candidates elites iterations particles chunk init_std temperature") | {
     "keep": checks.FRACTION,
     "smoothing": checks.FRACTION,
@@ -41,6 +42,7 @@ RULES = checks.rules(checks.POSITIVE, "candidates elites iterations particles ch
     "noise_beta": checks.NOT_NEGATIVE,
     "spread": checks.NOT_NEGATIVE,
     "decay": (lambda x: x >= 1, "1 or more"),
+    "horizon": (lambda x: 1 <= x <= LONGEST, f"in [1, {LONGEST}]"),
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -442,7 +444,7 @@ def settle(config: PlannerConfig, model: WorldModel) -> PlannerConfig:
     config.validate()
     if model.no_rewards is not None:
         raise UsageError(model.no_rewards)
-    reach = checks.TIME if model.context is None else model.context
+    reach = LONGEST if model.context is None else model.context
     if isinstance(config, GradientConfig) and model.no_gradient is not None:
         raise UsageError(f"policy: 'gradient' is not valid here: {model.no_gradient}; cem, icem or mppi is")
     if config.horizon is None:

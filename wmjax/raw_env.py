@@ -77,7 +77,7 @@ def flicker(raw: RawEnv, share: float) -> RawEnv:
     def step(key, state, action):
         key_step, key_hide = jax.random.split(key)
         inner, outcome = raw.step(key_step, state.inner, action)
-        return _Flickering(inner, jax.random.bernoulli(key_hide, share)), outcome
+        return _Flickering(inner, jax.random.bernoulli(key_hide, float(share))), outcome
 
     def observe(state):
         return jax.tree.map(lambda x: jnp.where(state.hidden, jnp.zeros_like(x), x), raw.observe(state.inner))
