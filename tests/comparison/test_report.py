@@ -83,6 +83,7 @@ def test_runs_that_are_there_give_page_picture_and_numbers(tmp_path, runs, no_op
     page = Page(text)
     assert "http" not in text.replace("http://www.w3.org/", "")  # namespaces of SVG
     assert "1 seed: too few for an interval" in page.text and "a <note>" in page.text
+    assert "not all learned as many seeds in one program" in page.text  # three, and one
     assert all(attrs.get("aria-label") for tag, attrs in page.tags if tag == "svg")
     assert sum(tag == "caption" for tag, _ in page.tags) == sum(tag == "table" for tag, _ in page.tags) >= 3
     for seed in ("0.8", "0.9", "0.5", "0.7"):

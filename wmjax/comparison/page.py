@@ -156,6 +156,8 @@ def _returns(env: Mapping[str, Any]) -> str:
         few += [f"{group['label']}: not evaluated at the end: seeds {', '.join(map(str, group['unfinished']))}"] * bool(
             group["unfinished"]
         )
+    if len({group["seeds_at_once"] for group in env["groups"]}) > 1:
+        few.append("not all learned as many seeds in one program, so equal wall times are not of equal work")
     head = ["Agent", "Return of each seed, at its end", "IQM", "Mean",
             f"IQM at {count(env['equal_steps'])} steps", f"IQM at {duration(env['equal_seconds'])}"]  # fmt: skip
     if threshold is not None:
