@@ -90,6 +90,17 @@ def test_episodes_are_recorded_to_their_end_in_equal_shares(tmp_path):
     assert all(arrays(out / name)["is_terminal"][-1] for name in said["episodes"])
 
 
+def test_episodes_without_an_end_are_cut_and_it_is_said_that_others_did_not_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "step_limit", lambda spec: 2)
+    spec = EnvSpec({"vector": Box(-9, 9, (1,))}, Discrete(2))
+    goes_on = lambda key, state, action: (state, wmjax.Outcome(np.float32(1), np.bool_(False), np.bool_(False)))
+    endless = wmjax.RawEnv(spec, lambda key: np.zeros(1, np.float32), goes_on, lambda state: {"vector": state})
+    said = []
+    out = wmjax.record(endless, out=tmp_path / "data", episodes=4, num_envs=2, say=said.append)
+    assert [len(arrays(path)["reward"]) for path in out.glob("*.npz")] == [3, 3]
+    assert said[0] == "warning: 2 of 4 episodes, for some go on after 2 steps; they are cut"
+
+
 def test_what_an_agent_plays_is_made_and_described_with_the_arguments_that_are_given(tmp_path):
     made = settings.setup("dreamer_v3", "catch", image_size=16, overrides=TINY)
     run = Run(tmp_path, made.description, made.config, made.agent, made.env, None)

@@ -124,6 +124,8 @@ def _record(
         versions = {"wmjax": wmjax.__version__, "jax": jax.__version__, "python": platform.python_version()}
         writer.finish(player.about | {"seed": seed, "num_envs": num_envs, "versions": versions})
     ended = f"mean return {written[2]:.3f} of those that ended"
+    if episodes is not None and written[0] < episodes:
+        say(f"warning: {written[0]:,} of {episodes:,} episodes, for some go on after {limit:,} steps; they are cut")
     say(f"wrote {written[0]:,} episodes with {written[1]:,} records to {out}; {ended}")
     return out
 
