@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 import types
 import zipfile
@@ -127,6 +129,12 @@ def test_nothing_is_overwritten_and_what_is_not_finished_is_removed(recorded, tm
     with pytest.raises(wmjax.RunError, match=r"out: .* cannot be written \(No space left on device\)"):
         wmjax.record(ENV, out=tmp_path / "full", steps=8, num_envs=4)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_recording_that_is_told_to_end_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(np, "savez_compressed", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["record", "--env", ENV, "--steps", "200", "--num-envs", "4", "--out", str(tmp_path / "data")]) == 143
+    assert capsys.readouterr().err == "wmjax: interrupted\n" and not list(tmp_path.iterdir())
 
 
 def test_replay_holds_the_records_in_order_and_nothing_is_new_to_the_online_queue(recorded):

@@ -101,11 +101,13 @@ def record(argv: Sequence[str]) -> None:
     args = parse(RecordArgs, argv, "wmjax record")
     if args.out is None:
         raise UsageError("out: missing; the folder to write to, --out FOLDER")
+    from wmjax.loops.signals import as_interrupts
     from wmjax.recording import record as write
 
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(RecordArgs)}
     given["env_args"] = env_args(given.pop("env_arg")) or None
-    write(**given, say=print)
+    with as_interrupts():
+        write(**given, say=print)
 
 
 def dream(argv: Sequence[str]) -> None:

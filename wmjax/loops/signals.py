@@ -53,6 +53,30 @@ def catch_signals(say: Callable[[str], None]) -> Iterator[list[int]]:
         ours.close()
 
 
+@contextlib.contextmanager
+def as_interrupts() -> Iterator[None]:
+    """Makes a `KeyboardInterrupt`, whose `signum` says of what, of the signals of `NAMES`, so that all is cleaned up.
+
+    Only in the main thread. What is ignored stays so.
+    """
+
+    def handle(signum: int, frame: Any) -> None:
+        stop = KeyboardInterrupt()
+        stop.signum = signum
+        raise stop
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    before = {x: signal.signal(x, handle) for x in numbers if signal.getsignal(x) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 def _tell(say: Callable[[str], None], signum: int) -> None:
     name = signal.Signals(signum).name
     with contextlib.suppress(OSError, ValueError):  # where it is said may have gone with the terminal
