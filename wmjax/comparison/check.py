@@ -29,7 +29,10 @@ def check(asked: Sequence[Mapping[str, Any]]) -> list[Found]:
     """What there is to say of each run: keywords of `settings.setup`, and `overrides` of the agent's fields."""
     command = [sys.executable, "-c", "from wmjax.comparison.check import main; main()"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    ran = subprocess.run(command, input=json.dumps(asked), stdout=subprocess.PIPE, text=True, env=environment)
+    # A session of its own: Ctrl-C comes to this process alone, which ends that one.
+    ran = subprocess.run(
+        command, input=json.dumps(asked), stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
     if ran.returncode:
         raise RunError(f"the agents could not be checked (exit code {ran.returncode})")
     return [Found(**found) for found in json.loads(ran.stdout.splitlines()[-1])]
