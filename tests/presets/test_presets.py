@@ -53,12 +53,12 @@ def test_small_is_one_configuration_and_only_the_run_differs_between_environment
         assert catch[1] != pendulum[1]
 
 
-def test_small_changes_sizes_rates_and_scales_only():
+def test_small_changes_sizes_rates_scales_and_how_it_is_evaluated_only():
     paper, small = (dataclasses.asdict(presets.resolve("dreamer_v3", name)[0]) for name in ("paper", "small"))
     sizes = {"size", "stem", "bins", "length", "batch_size", "num_envs", "horizon", "imagine_last", "replay_capacity"}
     rates = {"learning_rate", "warmup", "train_ratio", "entropy_scale", "image_scale", "vector_scale", "prefill"}
     precision = {"compute_dtype", "latent_dtype"}
-    assert {name for name in paper if paper[name] != small[name]} <= sizes | rates | precision
+    assert {name for name in paper if paper[name] != small[name]} <= sizes | rates | precision | {"eval_action"}
 
 
 def flat(config):

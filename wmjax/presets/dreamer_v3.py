@@ -10,6 +10,7 @@ PRESETS = {
         size="small", bins=41, stem="patch", length=16, horizon=10, imagine_last=8, replay_capacity=100_000,
         # Learning rate, warm-up, train ratio, entropy and reconstruction scales.
         learning_rate=1e-3, warmup=100, train_ratio=16.0, prefill=1024, entropy_scale=1.5e-2, image_scale=4.0,
+        eval_action="mode",  # so much entropy is for exploring; the authors' is less, and they sample
     ),
     # "Paper 4" of the guide: dense layers 512, 512, 1024 with LayerNorm and ReLU, the recurrent state of the papers
     # before it (200, 32 x 32 latents), symlog predictions, batches of 50 x 50, 15 imagined steps.
