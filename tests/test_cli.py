@@ -134,8 +134,8 @@ def test_evaluation_of_a_run(run, capsys):
     assert main(["eval", str(run), "--episodes", "20", "--seed", "1"]) == 0
     out = capsys.readouterr().out
     assert f"mean return {scores['mean']:.3f}" in out
-    (file,) = (run / "evals").glob("step-60-latest-probe-act_obs-*-sample-seed-1-20-episodes.json")
-    assert f"{ENV}, latest checkpoint, step 60; seed 1, action sample" in out and "were cut" not in out
+    (file,) = (run / "evals").glob("step-60-latest-probe-act_obs-*-mode-seed-1-20-episodes.json")
+    assert f"{ENV}, latest checkpoint, step 60; seed 1, action mode" in out and "were cut" not in out
     assert out.splitlines()[-1] == f"wrote {file} and {run / 'eval.json'}"
     fails(capsys, ["eval", str(run), "--episodes", "0"], "episodes", "0")
     fails(capsys, ["eval", str(run), "--env", "catch"], "obs", "image", "vector")
@@ -143,20 +143,20 @@ def test_evaluation_of_a_run(run, capsys):
 
 
 def test_evaluations_of_a_run_are_kept_side_by_side(run, capsys):
-    assert main(["eval", str(run), "--episodes", "5", "--action", "mode"]) == 0
+    assert main(["eval", str(run), "--episodes", "5", "--action", "sample"]) == 0
     kept = {path.name.split("-act_obs-")[-1].partition("-")[2] for path in (run / "evals").iterdir()}
     assert kept >= {
-        "sample-seed-0-100-episodes.json",
-        "mode-seed-0-5-episodes.json",
+        "mode-seed-0-100-episodes.json",
+        "sample-seed-0-5-episodes.json",
     }  # what training ended with, and this
-    (whole,) = (run / "evals").glob("*-sample-seed-0-100-episodes.json")
+    (whole,) = (run / "evals").glob("*-mode-seed-0-100-episodes.json")
     found = json.loads(whole.read_text())
     assert len(found["returns"]) == len(found["lengths"]) == 100
     assert {name: found[name] for name in ("step", "which", "env", "action", "seed", "cut")} == {
-        "step": 60, "which": "latest", "env": ENV, "action": "sample", "seed": 0, "cut": 0,
+        "step": 60, "which": "latest", "env": ENV, "action": "mode", "seed": 0, "cut": 0,
     }  # fmt: skip
     newest = json.loads((run / "eval.json").read_text())
-    assert (newest["action"], newest["episodes"]) == ("mode", 5)
+    assert (newest["action"], newest["episodes"]) == ("sample", 5)
     assert main(["eval", str(run), "--episodes", "5", "--which", "best"]) == 0
     assert "best checkpoint, step " in capsys.readouterr().out and list(
         (run / "evals").glob("*-best-*-5-episodes.json")

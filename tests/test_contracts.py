@@ -164,6 +164,7 @@ RIGHT = {
     "nets.vqgan.Tokenizer.encode": (of(TOKENIZER, "encode"), dict(image=IMAGE)),
     "nets.vqgan.Tokenizer.decode": (of(TOKENIZER, "decode"), dict(quantized=floats(B, 4, 4, E))),
     "replay.device.init": dict(example=RECORD, num_envs=B, capacity=8),
+    "replay.device.full": dict(records=RECORDS),
     "replay.device.add": dict(replay=REPLAY, records=RECORDS),
     "replay.device.sample": dict(replay=REPLAY, key=KEY, sampling=SAMPLING, batch_size=4),
     "replay.device.write": dict(replay=REPLAY, index=INDEX, latent={"deter": floats(4, 3, D)}),

@@ -115,7 +115,7 @@ def test_what_an_agent_plays_is_made_and_described_with_the_arguments_that_are_g
     with pytest.raises(UsageError, match="env_args: not valid with a run that is loaded"):
         played(run, None)
     planned = run.with_policy(CEMConfig(horizon=2))
-    assert planned.how()["policy"] == "cem" and "action" not in planned.how() and run.how() == {"action": "sample"}
+    assert planned.how()["policy"] == "cem" and "action" not in planned.how() and run.how() == {"action": "mode"}
 
 
 def test_nothing_is_overwritten_and_what_is_not_finished_is_removed(recorded, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import jax
 from wmjax import files
 from wmjax.loops.display import Clock
 from wmjax.run_folder import write_json
+from wmjax.types import UsageError
 
 USAGE = "usage.json"
 USAGE_BYTES = 2**16
@@ -34,14 +35,19 @@ def noting_usage(folder: Path) -> Iterator[None]:
 
     `compile_seconds` are those that were waited for; `compile_seconds_saved` what the cache of compiled programs saved
     of them. `peak_memory_bytes` is of the process, `peak_device_bytes` of the accelerator with the most; null where
-    nobody says. A disk that is full costs the file alone.
+    nobody says. A disk that is full costs the file alone. A run that is refused leaves nothing.
     """
     compiling = Clock.compiling()
     seconds, saved = compiling.seconds, compiling.saved
+    refused = False
     try:
         yield
+    except UsageError:
+        refused = True
+        raise
     finally:
-        _write(folder, compiling.seconds - seconds, compiling.saved - saved)
+        if not refused:
+            _write(folder, compiling.seconds - seconds, compiling.saved - saved)
 
 
 def _write(folder: Path, seconds: float, saved: float) -> None:

@@ -116,6 +116,9 @@ def full(records: Record, samplings: tuple[Sampling, ...] = ()) -> Replay:
 
     None of them is new to an online queue, which is empty.
     """
+    contracts.booleans(is_first=records.step.is_first, is_last=records.step.is_last)
+    contracts.exactly(None, None, is_first=records.step.is_first)
+    contracts.leading(2, records=records)
     rows, num_envs = records.step.is_first.shape
     counts = windows.init(samplings, rows, num_envs)
     if counts:
