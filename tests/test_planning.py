@@ -233,6 +233,7 @@ def test_the_command_line_knows_the_planners_that_there_are():
 # In the models of the agents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "tiny"), [("dreamer_v1", TINY_V1), ("dreamer_v2", TINY_V2)])
 def test_rewards_are_predicted_in_the_units_of_the_environment(name, tiny):
     agents = {
