@@ -309,7 +309,7 @@ def test_a_run_is_evaluated_and_acts_by_a_planner(tmp_path, capsys):
     assert main([*command, "--policy", "mppi", "--planner.horizon", "2", "--planner.candidates", "8"]) == 0
     assert main(command) == 0
     kept = [path.name.split("-")[-5] for path in (run.path / "evals").glob("*-seed-3-*")]
-    assert sorted(kept) == ["cem", "mppi", "sample"]
+    assert sorted(kept) == ["cem", "mode", "mppi"]
 
 
 @pytest.mark.parametrize(

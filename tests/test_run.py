@@ -220,10 +220,10 @@ def test_what_is_not_a_run_is_not_loaded(trained, tmp_path):
 def test_a_run_may_go_on_with_settings_that_keep_its_shapes_and_says_so(tmp_path):
     train(tmp_path / "run", 40)
     stream = io.StringIO()
-    train(tmp_path / "run", 60, resume=True, eval_action="mode", stream=stream)
-    said = r"^resume with changed settings: eval_action is 'sample', not 'mode'$"
+    train(tmp_path / "run", 60, resume=True, eval_action="sample", stream=stream)
+    said = r"^resume with changed settings: eval_action is 'mode', not 'sample'$"
     assert re.search(said, stream.getvalue(), re.MULTILINE)
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["eval_action"] == "mode"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["eval_action"] == "sample"
 
 
 def test_a_run_folder_in_use_is_locked_and_free_again_afterwards(trained, tmp_path):

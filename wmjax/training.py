@@ -127,8 +127,8 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
     callback = asked["callback"]
     _check_names(asked["agent"], overrides)
     out = None if asked["out"] is None else checks.path("out", asked["out"])
-    switches = ("resume", "memory_map", "no_lock", "deterministic")
-    resume, memory_map, no_lock, deterministic = (checks.flag(field, asked[field]) for field in switches)
+    switches = ("resume", "memory_map", "no_lock", "deterministic", "skip_damaged")
+    resume, memory_map, no_lock, deterministic, _ = (checks.flag(field, asked[field]) for field in switches)
     if deterministic:
         determinism.turn_on()
     cache = enable_compilation_cache()
