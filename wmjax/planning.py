@@ -252,7 +252,6 @@ def draw(spec: EnvSpec, horizon: int, config: Any) -> Draw:
     size, counts = action_size(spec), choice_counts(spec)
     color = colored(horizon, getattr(config, "noise_beta", 0.0))
     keep = lambda old, new: jax.tree.map(lambda a, b: config.momentum * a + (1 - config.momentum) * b, old, new)
-    later = lambda x, start: jnp.concatenate([x[1:], start[-1:]])
 
     def normal(key, count):
         return jnp.einsum("ts,nsa->nta", color, jax.random.normal(key, (count, horizon, size)))
@@ -271,7 +270,7 @@ def draw(spec: EnvSpec, horizon: int, config: Any) -> Draw:
             return Gaussian(fitted.mean, std)
 
         mode = lambda dist: jnp.clip(dist.mean, -1, 1)
-        return Draw(start, sample, fit, mode, lambda dist: Gaussian(later(dist.mean, start.mean), start.std))
+        return Draw(start, sample, fit, mode, lambda dist: Gaussian(_later(dist.mean, start.mean), start.std))
 
     uniform = jnp.tile(jnp.concatenate([jnp.full(n, 1 / n) for n in counts]), (horizon, 1))  # [H, A], probabilities
 
@@ -285,7 +284,7 @@ def draw(spec: EnvSpec, horizon: int, config: Any) -> Draw:
         return keep(probs, (1 - config.smoothing) * share + config.smoothing * uniform)
 
     # Half of what was known: a choice that was ruled out may be right after one more step.
-    shift = lambda probs: (later(probs, uniform) + uniform) / 2
+    shift = lambda probs: (_later(probs, uniform) + uniform) / 2
     return Draw(uniform, sample_choices, fit_choices, lambda probs: one_hots(probs, counts), shift)
 
 
@@ -305,6 +304,11 @@ class Planner(NamedTuple):
 
     start: PyTree  # the plan at the start of an episode
     step: Callable  # (key, objective, plan) -> (action [A], the plan one step on)
+
+
+def _later(plan: Array, start: Array) -> Array:
+    """`[H, ...]` one step on: what is new at its end is as at the start of an episode."""
+    return jnp.concatenate([plan[1:], start[-1:]])
 
 
 def _warm(config: PlannerConfig, start: PyTree, later: PyTree) -> PyTree:
@@ -403,13 +407,12 @@ def gradient(config: GradientConfig, spec: EnvSpec, horizon: int) -> Planner:
         def climb(carry, key):
             x, moments = carry
             uphill = jax.grad(lambda x: worth(key, chosen(x)).sum())(x)
-            change, moments = adam.update(jax.tree.map(lambda g: -jnp.nan_to_num(g), uphill), moments)
+            change, moments = adam.update(-jnp.nan_to_num(uphill), moments)
             return (bounded(x + change), moments), ()
 
         (x, _), _ = jax.lax.scan(climb, (x, adam.init(x)), jax.random.split(key, config.iterations))
         best = x[jnp.argmax(worth(key_end, chosen(x)))]
-        later = jnp.concatenate([best[1:], start[-1:]])
-        return chosen(best[None])[0, 0], _warm(config, start, later)
+        return chosen(best[None])[0, 0], _warm(config, start, _later(best, start))
 
     return Planner(start, step)
 

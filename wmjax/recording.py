@@ -22,13 +22,12 @@ from wmjax.envs.wrappers import agent_actions
 from wmjax.episodes import Writer, spec_json
 from wmjax.loops import compiler
 from wmjax.loops.host.rollout import DEFAULTS, act_program, seed_words, start
-from wmjax.loops.rollout import Position, rollout, step_limit
+from wmjax.loops.rollout import Position, random_act, rollout, step_limit
 from wmjax.ops import noise
-from wmjax.ops.action_distributions import random_action
 from wmjax.replay.device import Record
 from wmjax.run import Run, load
 from wmjax.settings import other_args, other_env
-from wmjax.types import Array, Env, EnvSpec, HostEnv, PyTree, TimeStep, UsageError
+from wmjax.types import Array, Env, EnvSpec, HostEnv, PyTree, UsageError
 
 RECORD_KEY = 0x52454331  # folded into the seed, so that no draw of training is met again
 CHUNK_BYTES = 2**26  # of the records that are made at once, about
@@ -149,7 +148,7 @@ def _player(
         agent, run, where, settings = _of_run(run, env, made, which, action, start_timeout, trust_env)
     about = {**settings, "spec": spec_json(where.spec), "policy": {"kind": policy}}
     if policy == "random":
-        return Player(_by_chance(where.spec), lambda params, size: (), (), where, about)
+        return Player(random_act(None, where.spec), lambda params, size: (), (), where, about)
     about["policy"] |= {"run": str(run.path), "agent": run.description["agent"], "step": run.step, "which": run.which}
     about["policy"] |= run.how(action)
     return Player(agent.act, agent.act_carry, run.state.variables, where, about)
@@ -189,16 +188,6 @@ def _of_run(
         env = other_env(run.description, env, args, start_timeout=start_timeout)
     agent, where = run.playing(0, env, action)
     return agent, run, where, {"env": name, **settings, "env_args": args}
-
-
-def _by_chance(spec: EnvSpec) -> Callable:
-    """`Agent.act` by uniformly random actions."""
-
-    def act(params: PyTree, key: Array, carry: PyTree, timestep: TimeStep, *, explore: bool) -> tuple:
-        keys = key if key.ndim else noise.row_keys(key, timestep.reward.shape[0])
-        return carry, jax.vmap(lambda k: random_action(spec.action, k))(keys), ()
-
-    return act
 
 
 def _chunk(spec: EnvSpec, num_envs: int, rows: int) -> int:

@@ -62,6 +62,12 @@ def _plain(value: Any) -> Any:
     return value if math.isfinite(value) else None
 
 
+def iqm(values: np.ndarray) -> np.ndarray:
+    """Interquartile mean over the last axis: without the lowest and the highest quarter, rounded down."""
+    quarter = values.shape[-1] // 4
+    return np.sort(values, axis=-1)[..., quarter : values.shape[-1] - quarter].mean(-1)
+
+
 def summarize(returns: Any, lengths: Any = (), cut: Any = (), resamples: int = 2000) -> Scores:
     """Scores of returns, lengths and whether they were cut, each `[episodes]`.
 
@@ -71,8 +77,6 @@ def summarize(returns: Any, lengths: Any = (), cut: Any = (), resamples: int = 2
     """
     returns = np.asarray(returns, np.float64)
     count = len(returns)
-    quarter = count // 4
-    iqm = lambda x: np.sort(x, axis=-1)[..., quarter : count - quarter].mean(-1)
     if np.isfinite(returns).all():
         rng, rows = np.random.default_rng(0), max(1, BLOCK // count)
         sizes = [min(rows, resamples - done) for done in range(0, resamples, rows)]

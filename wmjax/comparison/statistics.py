@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from wmjax.scores import iqm as middle_mean
+
 LEAST_RUNS = 3  # seeds below which no interval is given: resampling one or two of them says nothing
 RESAMPLES = 5000
 CONFIDENCE = 0.95
@@ -40,9 +42,7 @@ def iqm(scores: np.ndarray) -> np.ndarray:
 
     Of three seeds of one task none is dropped, of four the lowest and the highest.
     """
-    flat = np.sort(scores.reshape(*scores.shape[:-2], -1), -1)
-    quarter = flat.shape[-1] // 4
-    return flat[..., quarter : flat.shape[-1] - quarter].mean(-1)
+    return middle_mean(scores.reshape(*scores.shape[:-2], -1))
 
 
 def optimality_gap(scores: np.ndarray, threshold: float = 1.0) -> np.ndarray:

@@ -41,11 +41,16 @@ class Evaluation(NamedTuple):
     cut: Array  # bool, still going when the step limit came, so the return is that of a part
 
 
-def random_act(agent: Agent, spec: EnvSpec) -> Callable:
-    """`Agent.act` by chance. The carry stays as it is, the latents are zeros of the structure that `agent` stores."""
+def random_act(agent: Agent | None, spec: EnvSpec) -> Callable:
+    """`Agent.act` by chance. The carry stays as it is, the latents are zeros of the structure that `agent` stores.
+
+    Without an agent there are none.
+    """
 
     def act(params: PyTree, key: Array, carry: PyTree, timestep: TimeStep, *, explore: bool) -> tuple[Any, Array, Any]:
-        _, _, latent = jax.eval_shape(lambda *a: agent.act(*a, explore=explore), params, key, carry, timestep)
+        latent = ()
+        if agent is not None:
+            _, _, latent = jax.eval_shape(lambda *a: agent.act(*a, explore=explore), params, key, carry, timestep)
         keys = key if key.ndim else noise.row_keys(key, timestep.reward.shape[0])
         action = jax.vmap(lambda k: random_action(spec.action, k))(keys)
         return carry, action, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), latent)
