@@ -2,6 +2,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -223,6 +225,25 @@ def test_a_save_in_the_background_keeps_what_the_arrays_were_when_it_was_asked_f
     shape = {"x": jax.ShapeDtypeStruct((1000,), jnp.float32)}
     np.testing.assert_array_equal(checkpoint.restore(tmp_path, shape, 1)["x"], np.arange(1000.0))
     np.testing.assert_array_equal(checkpoint.restore(tmp_path, shape, 2)["x"], np.arange(1000.0))
+
+
+PEAK = """
+import sys
+import numpy as np
+from wmjax.loops import checkpoint
+
+peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+checkpoint.save(sys.argv[1], 1, {"small": np.ones(3)})  # imports what it needs
+before, array = peak(), np.full((1, 100_000, 3_000), 3, np.uint8)
+checkpoint.save(sys.argv[1], 2, {"replay": array})
+print((peak() - before) / array.nbytes)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the peak memory that Linux reports")
+def test_saving_takes_memory_for_one_more_copy_of_a_large_array(tmp_path):
+    copies = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], stdout=subprocess.PIPE, check=True).stdout
+    assert float(copies) < 2.8  # itself, and what is kept of it while training goes on
 
 
 def test_a_save_that_fails_in_the_background_is_a_warning_and_the_step_before_it_stays(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ FORMAT = 1  # of the manifest and of what lies beside it
 MANIFEST = "manifest.json"
 OTHER = "it belongs to another agent, configuration or version"
 MANIFEST_BYTES = 2**26
+CHUNK_BYTES = 2**26  # of an array that Orbax compresses and writes at once, and for which it needs memory
 STEP = re.compile("[0-9]{12}")  # the name of a step; folders of other names are not ours
 BEGUN = re.compile(r"\.([0-9]{12})\.(tmp|old)")  # what is being written, and what is being replaced
 
@@ -96,7 +97,10 @@ def _orbax() -> tuple[Any, Any]:
     """Orbax takes a second to import, so only those who read or write a checkpoint do."""
     import orbax.checkpoint as ocp
 
-    return ocp, ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    # What is written is our own copy (`snapshot`); by default Orbax makes another.
+    handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, handler))
+    return ocp, ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
 
 
 def _write_manifest(path: Path, content: dict[str, Any]) -> None:
@@ -217,7 +221,8 @@ def write(
         if stored:
             ocp, checkpointer = _orbax()
             with contextlib.closing(checkpointer):
-                checkpointer.save(temporary / "arrays", args=ocp.args.PyTreeSave(stored))
+                how = dict.fromkeys(stored, ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES))
+                checkpointer.save(temporary / "arrays", args=ocp.args.PyTreeSave(stored, how))
         content = {"format": FORMAT, "step": step, "info": info or {}, "leaves": entries}
         _write_manifest(temporary / MANIFEST, content)
     except BaseException:
