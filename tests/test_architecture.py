@@ -41,7 +41,7 @@ ALLOWED = {
 TOP = {"__init__", "__main__", "comparison", "settings", "estimate", "sizing", "run", "training", "figures", "cli"}
 TOP |= {"offline", "recording"}
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "chex", "distrax", "orbax", "tyro", "rich", "tensorboardX"}
-CORE |= {"matplotlib", "imageio", "evosax", "filelock", "yaml"}
+CORE |= {"matplotlib", "PIL", "evosax", "filelock", "yaml"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -190,7 +190,8 @@ def test_where_scores_cannot_be_kept_they_are_shown_all_the_same(run, how, capsy
 
 def test_a_dream_of_a_run(run, capsys):
     assert main(["dream", str(run), "--context", "2", "--horizon", "3"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {run / 'dream.json'}"  # a vector has no picture
+    written = f"wrote {run / 'dream.png'} and {run / 'dream.json'}"  # a vector has no picture
+    assert capsys.readouterr().out.splitlines()[-1] == written
     errors = json.loads((run / "dream.json").read_text())
     assert (errors["context"], errors["horizon"], len(errors["vector"]["model"])) == (2, 3, 3)
     # An episode has two records, so no window sees the same one two steps later.

@@ -20,6 +20,7 @@ from tests.run_folders import DESCRIPTION, Victims, damage
 from tests.test_run import ENV, TINY
 from wmjax import figures
 from wmjax.cli import main
+from wmjax.figures import frames
 from wmjax.loops import checkpoint
 from wmjax.loops.display import Display
 from wmjax.loops.report import Report, read_metrics
@@ -111,7 +112,7 @@ def write(run):
         with contextlib.suppress(OSError):
             write_json(run / name, {"mean": 2.0})
     with contextlib.suppress(OSError):
-        figures._write_picture(run / "dream.gif", np.zeros((2, 4, 4, 3), np.uint8), duration=50)
+        frames.write_gif(run / "dream.gif", [frames.canvas(4, 4)[0]] * 2, 50, 50)
     with (
         contextlib.suppress(UsageError, RunError),
         open_folder(run, True, DESCRIPTION, lambda _: None, said.append),

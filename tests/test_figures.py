@@ -1,15 +1,24 @@
 import json
 import os
 
-import imageio.v3 as iio
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
 from tests.loops.fakes import counter_env, fake_agent
 from wmjax import figures
+from wmjax.figures import charts, dream, frames
+from wmjax.figures import windows as found
 from wmjax.types import Box, UsageError
+
+
+def read(path):
+    """Frames of an animation, `[T, H, W, 3]`, or a picture `[H, W, 3]`."""
+    with Image.open(path) as image:
+        shown = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+    return np.stack(shown) if path.suffix == ".gif" else shown[0]
 
 
 def windows():
@@ -39,35 +48,105 @@ def test_horizons_that_no_window_reaches_are_null():
     assert errors["image"]["model"][1] is None
 
 
+def blocks(windows=3, steps=4, size=16):
+    """Pictures of one gray each, and a model that expects black."""
+    truth = np.random.default_rng(0).integers(0, 256, (steps, windows, 1, 1, 1)).repeat(size, 2).repeat(size, 3)
+    truth = truth.astype(np.uint8)
+    return figures.OpenLoop({"image": truth}, {"image": np.zeros(truth.shape, np.float32)}, np.ones((2, windows), bool))
+
+
 def test_a_dream_has_a_frame_for_each_step_and_rows_truth_model_error(tmp_path):
-    size, steps = 16, 4
-    rng = np.random.default_rng(0)
-    truth = np.repeat(rng.integers(0, 256, (steps, 3, 1, 1, 1)), size, 2).repeat(size, 3).astype(np.uint8)
-    model = np.zeros(truth.shape, np.float32)
-    result = figures.OpenLoop({"image": truth}, {"image": model}, np.ones((2, 3), bool))
+    result = blocks()
+    truth = result.truth["image"]
+    (path,) = figures.write_dream_gif(tmp_path / "dream.gif", result, 2, "image", "a title")
+    animation = read(path).astype(int)
+    assert len(animation) == 4
+    top = dream.scale_top(truth[2:] / 255.0)  # of predictions
+    for t, frame in enumerate(animation):
+        for window in range(3):
+            x = dream.MARGIN + window * (frames.PANEL + dream.GAP) + 128
+            pixels = [frame[dream.TOP + row * (frames.PANEL + dream.GAP) + 128, x] for row in range(3)]
+            gray = truth[t, window, 0, 0, 0]
+            np.testing.assert_allclose(pixels[0], [gray] * 3, atol=10)
+            np.testing.assert_allclose(pixels[1], 0, atol=10)
+            heat = dream._heat_colors()[int(min(gray / 255 / top * 255, 255))]
+            np.testing.assert_allclose(pixels[2], heat, atol=20)
+        edge = frame[dream.TOP + 128, dream.MARGIN - 2]
+        np.testing.assert_allclose(edge, frames.SEEN if t < 2 else frames.PREDICTED, atol=10)
+
+
+def test_what_is_beyond_the_end_of_an_episode_is_pale(tmp_path):
+    result = blocks(windows=1)._replace(valid=np.array([[True], [False]]))
+    result = result._replace(truth={"image": np.zeros_like(result.truth["image"])})
     figures.write_dream_gif(tmp_path / "dream.gif", result, 2, "image")
-    frames = iio.imread(tmp_path / "dream.gif")[..., :3].astype(int)
-    assert len(frames) == steps
-    high = (frames.shape[1] - 4) // 3
-    tops = frames[:, high // 2 :: high][:, :3, high // 2]  # a pixel of the first window in each row
-    np.testing.assert_allclose(tops[:, 0], np.repeat(truth[:, 0, 0, 0], 3, -1), atol=8)
-    np.testing.assert_allclose(tops[:, 1], 0, atol=8)
-    np.testing.assert_allclose(tops[:, 2], tops[:, 0], atol=8)
+    at = (dream.TOP + 20, dream.MARGIN + 20)
+    assert [frame[at].max() < 20 for frame in read(tmp_path / "dream.gif")] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(("high", "top"), [(0.0, 0.05), (0.04, 0.05), (0.051, 0.1), (0.13, 0.2), (0.5, 0.5), (0.6, 1)])
+def test_the_scale_of_errors_ends_at_a_round_number(high, top):
+    assert dream.scale_top(np.full(10, high)) == pytest.approx(top)
+
+
+def test_small_pictures_are_at_least_256_pixels_wide_and_their_pixels_stay_squares():
+    picture = np.arange(10 * 7 * 3).reshape(10, 7, 3)
+    large = frames.enlarged(picture)
+    assert large.shape == (370, 259, 3)
+    np.testing.assert_array_equal(large[18::37, 18::37], picture)
+    assert frames.enlarged(np.zeros((2, 300, 400, 3))).shape == (2, 300, 400, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 9, 12])
+def test_pictures_of_any_number_of_channels_are_shown_in_color(channels):
+    pixels = np.arange(channels, dtype=np.uint8) * np.ones((2, 2, 1), np.uint8)
+    shown = frames.rgb(pixels)[0, 0].tolist()
+    assert (
+        shown
+        == {1: [0] * 3, 2: [1] * 3, 3: [0, 1, 2], 4: [0, 1, 2], 6: [3, 4, 5], 9: [6, 7, 8], 12: [9, 10, 11]}[channels]
+    )
+
+
+def test_a_video_is_written_beside_a_gif_where_ffmpeg_is_there(tmp_path, monkeypatch):
+    program = tmp_path / "ffmpeg"
+    program.write_text('#!/bin/sh\nfor last; do :; done\nwc -c > "$last"\n')  # how many bytes of frames it was given
+    program.chmod(0o755)
+    pictures = [frames.canvas(6, 4)[0] for _ in range(3)]
+    pictures[1].putpixel((1, 1), (255, 0, 0))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    gif, video = frames.write_animation(tmp_path / "x.gif", pictures, 100, 500)
+    assert video.name == "x.mp4" and int(video.read_text()) == 6 * 4 * 3 * 7  # the last frame stays five times as long
+    program.write_text("#!/bin/sh\nexit 1\n")
+    video.unlink()
+    assert frames.write_animation(tmp_path / "x.gif", pictures, 100, 500) == [gif] and not video.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ffmpeg", "x.gif"]
 
 
 def test_reconstructions_are_drawn_below_their_originals(tmp_path):
-    truth = np.zeros((3, 10, 64, 64, 3), np.uint8)
+    truth = np.zeros((3, 6, 64, 64, 3), np.uint8)
     model = np.zeros(truth.shape, np.float32)
-    truth[1], model[1] = np.arange(10)[:, None, None, None] * 20, 255 - np.arange(10)[:, None, None, None] * 20
-    result = figures.OpenLoop({"image": truth}, {"image": model}, np.ones((1, 10), bool))
+    truth[1], model[1] = np.arange(6)[:, None, None, None] * 20, 255 - np.arange(6)[:, None, None, None] * 20
+    result = figures.OpenLoop({"image": truth}, {"image": model}, np.ones((1, 6), bool))
     figures.write_reconstructions(tmp_path / "grid.png", result, 2, "image")
-    grid = iio.imread(tmp_path / "grid.png").astype(int)
-    cell, pair = 64 + figures.GAP, 2 * 64 + 4 * figures.GAP  # eight windows above, two below
-    for i in range(10):
-        x, y = 32 + cell * (i % 8), 32 + pair * (i // 8)
-        assert grid[y, x].tolist() == 3 * [20 * i] and grid[y + cell, x].tolist() == 3 * [255 - 20 * i]
+    grid = read(tmp_path / "grid.png").astype(int)
+    cell, pair = 256 + dream.GAP, 2 * 256 + 2 * dream.GAP + 24  # four windows above, two below
+    for i in range(6):
+        x, y = dream.MARGIN + 128 + cell * (i % 4), 66 + 128 + pair * (i // 4)
+        assert grid[y, x].tolist() == 3 * [20 * i] and grid[y + 256, x].tolist() == 3 * [255 - 20 * i]
     errors = figures.reconstruction_errors(result, 2)
-    assert errors["image"] == pytest.approx(np.mean([((255 - 40 * i) / 255) ** 2 for i in range(10)]), rel=1e-5)
+    assert errors["image"] == pytest.approx(np.mean([((255 - 40 * i) / 255) ** 2 for i in range(6)]), rel=1e-5)
+
+
+def test_errors_by_horizon_are_drawn_beside_two_guesses(tmp_path, monkeypatch):
+    errors, drawn = figures.horizon_errors(windows(), 1), []
+    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.extend(figure.axes) or path)
+    figures.plot_horizon_errors(tmp_path / "p.png", errors, 1)
+    (axes,) = drawn
+    shown = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
+    assert list(shown.values()) == [errors["image"][kind] for kind in ("model", "repeat_last", "mean_frame")]
+    assert "model" in next(iter(shown)) and axes.get_legend() is None  # the legend is of the figure, off the data
+    monkeypatch.undo()
+    gone = errors | {"count": [2, 0], "image": {kind: [values[0], None] for kind, values in errors["image"].items()}}
+    assert figures.plot_horizon_errors(tmp_path / "p.png", gone, 1).stat().st_size > 1000
 
 
 def write_search(folder, generations, shift=0.0):
@@ -89,13 +168,13 @@ def test_a_fitness_curve_has_the_best_the_mean_and_the_distributions_mean(tmp_pa
         "mean_return": ([10, 20, 30], [11, 21, 31]),
     }
     drawn = []
-    monkeypatch.setattr(figures, "_save", lambda figure, axes, path: drawn.extend(axes.lines))
+    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.extend(figure.axes[0].lines))
     figures.plot_fitness_curves(tmp_path / "p.png", [("x", one), ("x", two)], points=2)
     monkeypatch.undo()
     assert [line.get_ydata().tolist() for line in drawn] == [[14, 24], [12, 22], [13, 23]]
     assert all(line.get_xdata().tolist() == [10, 20] for line in drawn)
     figures.plot_fitness_curves(tmp_path / "p.png", [("x", one), ("y", two)])
-    assert iio.imread(tmp_path / "p.png").ndim == 3
+    assert read(tmp_path / "p.png").ndim == 3
     plain = write_run(tmp_path / "c", [0.0])
     assert figures.fitness_curves(plain) == {}
     with pytest.raises(UsageError, match="no generation"):
@@ -121,7 +200,7 @@ def test_a_learning_curve_is_the_mean_over_seeds_with_its_interval(tmp_path):
 def test_a_plot_is_a_picture_and_an_empty_run_is_refused(tmp_path):
     folders = [write_run(tmp_path / "a", [0.0, 1.0]), write_run(tmp_path / "b", [None])]
     figures.plot_learning_curves(tmp_path / "p.png", [("x", folders[0])])
-    assert iio.imread(tmp_path / "p.png").ndim == 3
+    assert read(tmp_path / "p.png").ndim == 3
     with pytest.raises(UsageError, match="no finished episodes"):
         figures.plot_learning_curves(tmp_path / "q.png", [("x", folders[1])])
 
@@ -136,7 +215,7 @@ def test_a_chart_says_where_it_was_written(tmp_path, name, written):
     assert path == tmp_path / written and path.stat().st_size > 1000
     assert {x.name for x in tmp_path.iterdir()} == {"run", written}
     if written.endswith("png"):
-        assert iio.imread(path).ndim == 3
+        assert read(path).ndim == 3
 
 
 @pytest.mark.parametrize(
@@ -166,20 +245,37 @@ def test_a_chart_that_cannot_be_written_is_refused_in_one_line_and_nothing_is_ch
 
 
 def test_a_video_shows_one_episode_from_its_first_frame_to_its_last(tmp_path):
-    env = counter_env(length=4, size=16)
+    counting = env = counter_env(length=4, size=16)
     env = env._replace(spec=env.spec._replace(obs=env.spec.obs | {"image": Box(0, 255, (16, 16, 3), "uint8")}))
+    brighter = lambda step: step._replace(obs=step.obs | {"image": 50 * step.obs["image"]})
+    seen = lambda pair: (pair[0], brighter(pair[1]))
+    env = env._replace(reset=lambda key: seen(counting.reset(key)), step=lambda *args: seen(counting.step(*args)))
     (path,) = figures.write_episode(tmp_path, fake_agent(), env, {}, jax.random.key(0))
     assert path == tmp_path / "episode.gif"
-    frames = iio.imread(path)
-    assert frames.shape == (5, 64, 64, 3)  # enlarged
-    np.testing.assert_array_equal(frames[:, 0, 0, 0], range(5))  # counts to its end, and does not begin again
+    shown = read(path)
+    assert len(shown) == 5 and shown.shape[2] >= 256  # enlarged
+    np.testing.assert_allclose(
+        shown[:, 100, 100, 0], range(0, 250, 50), atol=5
+    )  # counts to its end, and does not begin again
     with pytest.raises(UsageError, match=r"video: .*vector"):
         figures.write_episode(tmp_path, fake_agent(), counter_env(), {}, jax.random.key(0))
 
 
-def test_a_window_in_the_middle_of_an_episode_is_predicted_by_a_model_that_saw_its_beginning():
-    """A model that only counts: its state is right where it was filtered from the episode's first record on."""
-    agent, env = fake_agent(), counter_env(length=30, limit=30)
+@pytest.mark.parametrize(
+    ("given", "fits"),
+    [((None, None), (2, 8)), ((4, None), (4, 6)), ((None, 7), (3, 7)), ((20, None), (20, 1)), ((3, 30), (3, 30))],
+)
+def test_windows_fit_the_episodes(given, fits):
+    is_first = np.zeros((40, 3), bool)
+    is_first[::10] = True  # ten records
+    assert found.fitting(jnp.asarray(is_first), *given) == fits
+    assert found.fitting(jnp.zeros((40, 3), bool), None, None) == (5, 15)
+    assert found.fitting(jnp.ones((40, 3), bool), None, None) == (1, 1)
+
+
+def counting_agent():
+    """With a model that only counts: its state is right where it was filtered from the episode's first record on."""
+    agent = fake_agent()
     count = lambda state, is_first: jnp.where(is_first, 0.0, state + 1)
     model = agent.model._replace(
         init_state=lambda params, batch: jnp.zeros(batch),
@@ -188,7 +284,23 @@ def test_a_window_in_the_middle_of_an_episode_is_predicted_by_a_model_that_saw_i
         imagine=lambda params, key, state, action: state + 1,
         decode=lambda params, state: {"vector": state[..., None]},
     )
-    result = figures.open_loop(agent._replace(model=model), env, {}, jax.random.key(0), context=2, horizon=3)
+    return agent._replace(model=model)
+
+
+def test_windows_lie_within_one_episode_where_one_is_long_enough():
+    agent, env = counting_agent(), counter_env(length=7, limit=7)  # eight records
+    result = figures.open_loop(agent, env, {}, jax.random.key(0), context=2, horizon=3)
+    begun = result.truth["vector"][0, :, 0]
+    assert result.valid.all() and set(begun.tolist()) == {0, 1, 2, 3}
+    assert (result.context, result.horizon) == (2, 3)
+    np.testing.assert_array_equal(result.truth["vector"][..., 0], begun + np.arange(5)[:, None])
+    long = figures.open_loop(agent, env, {}, jax.random.key(0), context=2, horizon=9)
+    assert not long.valid[-1].any() and long.valid[0].any() and len(set(long.truth["vector"][0, :, 0])) > 4
+
+
+def test_a_window_in_the_middle_of_an_episode_is_predicted_by_a_model_that_saw_its_beginning():
+    env = counter_env(length=30, limit=30)
+    result = figures.open_loop(counting_agent(), env, {}, jax.random.key(0), context=2, horizon=3)
     begun = result.truth["vector"][0, :, 0]
     assert np.ptp(begun) > 10  # windows from all over the episode
     same = result.valid.all(0)

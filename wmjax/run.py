@@ -156,14 +156,23 @@ class Run:
         )  # fmt: skip
         return {self.path: one(self, scores)} | {run.path: one(run, scores.seeds[run.seed]) for run in self.members}
 
-    def write_episode(self, seed: int = 0, *, env: Any = None, action: str | None = None) -> list[Path]:
+    def title(self, env: str | None = None) -> str:
+        """What pictures of it are called: the agent, the name of its environment or of another one, and the step."""
+        where = env or self.description.get("env") or "an Env value"
+        return f"{self.description['agent']} on {where}, {self.step:,} env steps"
+
+    def write_episode(
+        self, seed: int = 0, *, env: Any = None, action: str | None = None, title: str | None = None
+    ) -> list[Path]:
         """Plays an episode and writes what is seen in it to the run's folder (`figures.write_episode`).
 
-        Of several seeds, the first one plays. Arguments and errors are those of `evaluate`; it returns the files.
+        Of several seeds, the first one plays. Arguments and errors are those of `evaluate`; `title` stands above the
+        picture, by default `Run.title`. It returns the files.
         """
         agent, where = self.playing(seed, env, action)
         run = self.members[0] if self.members else self
-        return figures.write_episode(self.path, agent, where, run.state.variables, evaluation_key(seed))
+        title = self.title() if title is None else title
+        return figures.write_episode(self.path, agent, where, run.state.variables, evaluation_key(seed), title)
 
     def playing(self, seed: int, env: Any, action: str | None) -> tuple[Agent, Env | HostEnv]:
         """Who plays, and where, for arguments as of `evaluate`; also its errors."""

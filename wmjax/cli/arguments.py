@@ -174,7 +174,7 @@ class EvalArgs:
     """Print what is kept as one JSON object: mean, std, iqm, ci95 (of the IQM), episodes, returns, lengths, cut (how
     many episodes), and of what: env, action or policy and planner, seed, step, which."""
     video: Switch = False
-    """Write an episode as episode.gif, too: at most 1000 steps of it."""
+    """Write an episode as episode.gif, too, with step, reward, return and action: at most 1000 steps of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,15 +217,16 @@ class RecordArgs:
 
 @dataclasses.dataclass(frozen=True)
 class DreamArgs:
-    """Let the world model predict what it does not see: truth, model and error as dream.gif, error as dream.json.
+    """Let the world model predict what it does not see: truth, model and error as dream.gif.
 
-    Reconstructions of what it does see are in reconstructions.png, each below its original.
+    The error by horizon is in dream.png and dream.json, beside those of two guesses that know no dynamics.
+    Reconstructions of what the model does see are in reconstructions.png, each below its original.
     """
 
     run: RunFolder
-    context: int = 5
+    context: Annotated[int | None, unless_given("5, or fewer where episodes are short")] = None
     """Steps that the model sees."""
-    horizon: int = 15
+    horizon: Annotated[int | None, unless_given("15, or fewer where episodes are short")] = None
     """Steps that it predicts from the actions alone."""
     env: OtherEnv = None
     env_arg: OtherArgs = ()

@@ -73,7 +73,7 @@ def evaluate(argv: Sequence[str]) -> None:
         written = keep(records)
     except OSError as error:  # the scores are shown: what is lost is the file
         print(f"wmjax: warning: the scores cannot be kept in {str(run.path)!r} ({error.strerror})", file=sys.stderr)
-    written += run.write_episode(args.seed, env=where, action=args.action) if args.video else []
+    written += run.write_episode(args.seed, env=where, action=args.action, title=run.title(named)) if args.video else []
     if written:
         print(f"wrote {' and '.join(map(str, written))}", file=sys.stderr if args.json else sys.stdout)
 
@@ -117,24 +117,25 @@ def dream(argv: Sequence[str]) -> None:
     from wmjax.run_folder import write_json
 
     args = parse(DreamArgs, argv, "wmjax dream")
-    run, where, _ = _load_to_play(args)
+    run, where, named = _load_to_play(args)
     if run.members:  # of several seeds, the first
         run = run.members[0]
         own_folder(run.path)
     _, env = run.playing(0, where, None)
     result = figures.open_loop(run.agent, env, run.state.variables, evaluation_key(0), args.context, args.horizon)
-    errors = figures.horizon_errors(result, args.context)
-    seen = figures.reconstruction_errors(result, args.context)
-    about = {"context": args.context, "horizon": args.horizon, "reconstruction": seen}
-    write_json(run.path / "dream.json", about | errors)
-    written = [run.path / "dream.json"]
+    context, horizon = result.context, result.horizon
+    errors = figures.horizon_errors(result, context)
+    seen = figures.reconstruction_errors(result, context)
+    write_json(run.path / "dream.json", {"context": context, "horizon": horizon, "reconstruction": seen} | errors)
+    title = run.title(named)
+    written = [figures.plot_horizon_errors(run.path / "dream.png", errors, context, title), run.path / "dream.json"]
     images = [name for name, x in result.truth.items() if x.dtype == "uint8" and x.ndim == 5]
     for name in images:
         suffix = figures.suffix(name, images)
         gif, grid = run.path / f"dream{suffix}.gif", run.path / f"reconstructions{suffix}.png"
-        figures.write_dream_gif(gif, result, args.context, name)
-        figures.write_reconstructions(grid, result, args.context, name)
-        written = [gif, grid, *written]
+        written = [*figures.write_dream_gif(gif, result, context, name, title), grid, *written]
+        figures.write_reconstructions(grid, result, context, name, title)
+    print(f"{title}: windows of {context} steps seen and {horizon} predicted")
     for name, error in seen.items():
         print(f"{name}, error of the reconstruction: {error:.5f}")
     for name in (name for name in errors if name != "count"):
