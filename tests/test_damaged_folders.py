@@ -20,7 +20,7 @@ from tests.run_folders import DESCRIPTION, Victims, damage
 from tests.test_run import ENV, TINY
 from wmjax import figures
 from wmjax.cli import main
-from wmjax.figures import frames
+from wmjax.figures import frames, learning
 from wmjax.loops import checkpoint
 from wmjax.loops.display import Display
 from wmjax.loops.report import Report, read_metrics
@@ -82,7 +82,7 @@ def read(run, wholes, agents):
             good = [line for line in (made_line(raw) for raw in there) if line is not None]
             assert [line for line in lines if line in good] == good
     with contextlib.suppress(UsageError):
-        figures.learning_curve([run])
+        learning.training_line(run), learning.evaluation_line(run)
     for path in (run / "replay").iterdir() if (run / "replay").is_dir() else []:
         if chunks.NAME.fullmatch(path.name) and chunks.is_whole(run / "replay", bytes.fromhex(path.name[:64])):
             with contextlib.suppress(ValueError):

@@ -9,7 +9,7 @@ from PIL import Image, ImageSequence
 
 from tests.loops.fakes import counter_env, fake_agent
 from wmjax import figures
-from wmjax.figures import charts, dream, frames
+from wmjax.figures import charts, dream, frames, learning
 from wmjax.figures import windows as found
 from wmjax.types import Box, UsageError
 
@@ -19,6 +19,15 @@ def read(path):
     with Image.open(path) as image:
         shown = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
     return np.stack(shown) if path.suffix == ".gif" else shown[0]
+
+
+def drawn(monkeypatch, draw, *arguments, **how):
+    """The figure that would be written."""
+    with monkeypatch.context() as patch:
+        found = []
+        patch.setattr(charts, "save", lambda figure, path: found.append(figure) or path)
+        draw(*arguments, **how)
+    return found[0]
 
 
 def windows():
@@ -83,7 +92,9 @@ def test_what_is_beyond_the_end_of_an_episode_is_pale(tmp_path):
     assert [frame[at].max() < 20 for frame in read(tmp_path / "dream.gif")] == [True, True, True, False]
 
 
-@pytest.mark.parametrize(("high", "top"), [(0.0, 0.05), (0.04, 0.05), (0.051, 0.1), (0.13, 0.2), (0.5, 0.5), (0.6, 1)])
+@pytest.mark.parametrize(
+    ("high", "top"), [(0.0, 0.05), (0.04, 0.05), (0.051, 0.06), (0.13, 0.2), (0.5, 0.5), (0.97, 1)]
+)
 def test_the_scale_of_errors_ends_at_a_round_number(high, top):
     assert dream.scale_top(np.full(10, high)) == pytest.approx(top)
 
@@ -137,14 +148,11 @@ def test_reconstructions_are_drawn_below_their_originals(tmp_path):
 
 
 def test_errors_by_horizon_are_drawn_beside_two_guesses(tmp_path, monkeypatch):
-    errors, drawn = figures.horizon_errors(windows(), 1), []
-    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.extend(figure.axes) or path)
-    figures.plot_horizon_errors(tmp_path / "p.png", errors, 1)
-    (axes,) = drawn
+    errors = figures.horizon_errors(windows(), 1)
+    (axes,) = drawn(monkeypatch, figures.plot_horizon_errors, tmp_path / "p.png", errors, 1).axes
     shown = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
     assert list(shown.values()) == [errors["image"][kind] for kind in ("model", "repeat_last", "mean_frame")]
     assert "model" in next(iter(shown)) and axes.get_legend() is None  # the legend is of the figure, off the data
-    monkeypatch.undo()
     gone = errors | {"count": [2, 0], "image": {kind: [values[0], None] for kind, values in errors["image"].items()}}
     assert figures.plot_horizon_errors(tmp_path / "p.png", gone, 1).stat().st_size > 1000
 
@@ -167,12 +175,10 @@ def test_a_fitness_curve_has_the_best_the_mean_and_the_distributions_mean(tmp_pa
         "fitness_mean": ([10, 20, 30], [10, 20, 30]),
         "mean_return": ([10, 20, 30], [11, 21, 31]),
     }
-    drawn = []
-    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.extend(figure.axes[0].lines))
-    figures.plot_fitness_curves(tmp_path / "p.png", [("x", one), ("x", two)], points=2)
-    monkeypatch.undo()
-    assert [line.get_ydata().tolist() for line in drawn] == [[14, 24], [12, 22], [13, 23]]
-    assert all(line.get_xdata().tolist() == [10, 20] for line in drawn)
+    figure = drawn(monkeypatch, figures.plot_fitness_curves, tmp_path / "p.png", [("x", one), ("x", two)], points=2)
+    (axes,) = figure.axes
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[14, 24], [12, 22], [13, 23]]
+    assert all(line.get_xdata().tolist() == [10, 20] for line in axes.lines)
     figures.plot_fitness_curves(tmp_path / "p.png", [("x", one), ("y", two)])
     assert read(tmp_path / "p.png").ndim == 3
     plain = write_run(tmp_path / "c", [0.0])
@@ -181,28 +187,65 @@ def test_a_fitness_curve_has_the_best_the_mean_and_the_distributions_mean(tmp_pa
         figures.plot_fitness_curves(tmp_path / "q.png", [("x", one), ("x", plain)])
 
 
-def write_run(folder, returns):
+def write_run(folder, returns, evaluations=()):
     folder.mkdir()
     lines = [{"step": 10 * i, "episode/return": value} for i, value in enumerate(returns)]
+    lines += [{"step": step, "eval/return": value} for step, value in evaluations]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
 def test_a_learning_curve_is_the_mean_over_seeds_with_its_interval(tmp_path):
-    folders = [write_run(tmp_path / "a", [0.0, 2.0, None, 4.0]), write_run(tmp_path / "b", [2.0, 4.0, 4.0])]
-    curve = figures.learning_curve(folders, points=3)
+    lines = [([0, 10, 30], [0.0, 2.0, 4.0]), ([0, 10, 20], [2.0, 4.0, 4.0])]
+    curve = learning.over_runs(lines, points=3)
     np.testing.assert_allclose(curve.steps, [0, 10, 20])  # to where the shorter run ends
     np.testing.assert_allclose(curve.mean, [1.0, 3.0, 3.5])
-    np.testing.assert_allclose(curve.high - curve.mean, 1.96 * np.array([1.0, 1.0, 0.5]))
-    assert curve.runs == 2
+    assert curve.runs == 2 and curve.interval is None  # too few to say
+    curve = learning.over_runs([*lines, ([0, 20], [1.0, 6.0])], points=2)
+    low, high = curve.interval
+    np.testing.assert_allclose(curve.mean, [1.0, 13 / 3])
+    assert (low < curve.mean).all() and (curve.mean < high).all() and low[0] >= 0 and high[1] <= 6
 
 
-def test_a_plot_is_a_picture_and_an_empty_run_is_refused(tmp_path):
+def test_training_returns_are_smoothed_and_of_evaluations_at_one_step_the_last_counts(tmp_path):
+    run = write_run(tmp_path / "a", [0.0, None, 3.0, *[3.0] * 97], [(5, 1.0), (5, 2.0), (7, None), (9, 4.0)])
+    assert learning.evaluation_line(run) == ([5, 9], [2.0, 4.0])
+    steps, returns = learning.training_line(run)
+    assert steps == [0, *range(20, 1000, 10)] and returns[0] == pytest.approx(2.0)  # of the first three
+    assert returns[1] == pytest.approx(9 / 4) and returns[3:] == pytest.approx([3.0] * 96)
+
+
+def test_a_plot_has_a_panel_for_each_environment_with_random_play_and_what_counts_as_learned(tmp_path, monkeypatch):
+    write = lambda name, shift: write_run(tmp_path / name, [0.0, 1.0, 2.0], [(0, shift), (20, 1 + shift)])
+    runs = [("v3", write(f"a{i}", 0.1 * i), "catch") for i in range(3)] + [("v1", write("b", 0.5), "pendulum")]
+    figure = drawn(
+        monkeypatch, figures.plot_learning_curves, tmp_path / "p.png", [*runs, runs[0], ("v3", *runs[3][1:])]
+    )
+    catch, pendulum = figure.axes
+    assert (catch.get_title(), pendulum.get_title()) == ("catch", "pendulum")
+    labels = {line.get_label(): line for line in catch.lines if not line.get_label().startswith("_")}
+    assert list(labels) == ["v3 (3 seeds)"]  # one of which was named twice
+    np.testing.assert_allclose(labels["v3 (3 seeds)"].get_ydata()[[0, -1]], [0.1, 1.1])
+    assert len(catch.collections) == 1  # the interval
+    pale = [line for line in catch.lines if line.get_alpha() == 0.35]
+    assert len(pale) == 1 and pale[0].get_ydata()[-1] == 2.0  # training
+    level = lambda axes: {text.get_text() for text in axes.texts}
+    assert level(catch) == {"random\n-0.6", "threshold\n0.9"} and level(pendulum) == {
+        "random\n-1200",
+        "threshold\n-250",
+    }
+    assert [line.get_color() for line in pendulum.lines if line.get_label() == "v3 (1 seed)"] == ["C0"]  # as in catch
+    assert all(axes.get_legend() is None for axes in figure.axes) and len(figure.legends) == 1
+
+
+def test_a_plot_is_a_picture_and_an_empty_run_is_refused(tmp_path, monkeypatch):
     folders = [write_run(tmp_path / "a", [0.0, 1.0]), write_run(tmp_path / "b", [None])]
     figures.plot_learning_curves(tmp_path / "p.png", [("x", folders[0])])
     assert read(tmp_path / "p.png").ndim == 3
-    with pytest.raises(UsageError, match="no finished episodes"):
-        figures.plot_learning_curves(tmp_path / "q.png", [("x", folders[1])])
+    (axes,) = drawn(monkeypatch, figures.plot_learning_curves, tmp_path / "p.png", [("x", folders[0])]).axes
+    assert [line.get_label() for line in axes.lines] == ["x (1 seed)"]  # of training, where nothing was evaluated
+    with pytest.raises(UsageError, match=r"'.*b' has no evaluations and no finished episodes"):
+        figures.plot_learning_curves(tmp_path / "q.png", [("x", folders[0]), ("x", folders[1])])
 
 
 @pytest.mark.parametrize(

@@ -237,9 +237,10 @@ class DreamArgs:
 
 @dataclasses.dataclass(frozen=True)
 class PlotArgs:
-    """Draw learning curves: mean and 95% interval over the seeds of each agent, environment and preset.
+    """Draw learning curves, a panel for each environment: returns of evaluations, those of training pale behind them.
 
-    Of runs that evolve a controller: fitness over generations, of the best candidate, of all, and of the mean.
+    Of several seeds the mean, and its 95% interval from three on. Lines show random play and what counts as learned.
+    Where all runs evolve a controller: fitness over generations, of the best candidate, of all, and of the mean.
     """
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,20 @@ def dream(argv: Sequence[str]) -> None:
     print(f"wrote {' and '.join(map(str, written))}")
 
 
+def _labels(descriptions: Sequence[dict[str, Any]]) -> list[str]:
+    """Of each run: its agent and preset, and the changed fields that tell it from others of these."""
+    from wmjax.comparison.results import changes_of
+
+    changes = [{f"{name}={value}" for name, value in changes_of(d).items()} for d in descriptions]
+    kinds = [(d["agent"], d["env"], d["preset"]) for d in descriptions]
+    labels = []
+    for d, kind, own in zip(descriptions, kinds, changes, strict=True):
+        common = set.intersection(*(other for k, other in zip(kinds, changes, strict=True) if k == kind))
+        words = " ".join([d["agent"], d["preset"], *sorted(own - common)])
+        labels.append(textwrap.shorten(words, 80, placeholder=" ..."))
+    return labels
+
+
 def plot(argv: Sequence[str]) -> None:
     from wmjax import figures
     from wmjax.run_folder import members, read_description
@@ -152,18 +167,15 @@ def plot(argv: Sequence[str]) -> None:
     args = parse(PlotArgs, argv, "wmjax plot")
     if not args.runs:
         raise UsageError("runs: missing; give at least one run folder")
-    out, named = None if args.out is None else figures.picture_path(args.out), []
-    for path in args.runs:
-        d = read_description(path)
-        label = f"{d['agent']} {d['env'] or 'env'} {d['preset']}"
-        named += [(label, folder) for folder in members(path, d).values() or [path]]
+    out, runs = None if args.out is None else figures.picture_path(args.out), []
+    found = {path: read_description(path) for path in args.runs}
+    for path, label in zip(found, _labels(list(found.values())), strict=True):
+        d = found[path]
+        runs += [figures.Labelled(label, folder, d["env"] or "env") for folder in members(path, d).values() or [path]]
     quiet = lambda text: None  # what is damaged is said where it is drawn
-    evolved = [bool(figures.fitness_curves(folder, say=quiet)) for _, folder in named]
-    if any(evolved) and not all(evolved):
-        apart = [str(named[evolved.index(kind)][1]) for kind in (True, False)]
-        raise UsageError(f"runs: {apart[0]!r} has fitness over generations, {apart[1]!r} has not; draw them apart")
-    name, draw = ("fitness_curve.png", figures.plot_fitness_curves) if all(evolved) else (
+    evolved = all(figures.fitness_curves(run.folder, say=quiet) for run in runs)
+    name, draw = ("fitness_curve.png", figures.plot_fitness_curves) if evolved else (
         "learning_curve.png", figures.plot_learning_curves
     )  # fmt: skip
     out = out or (args.runs[0] if len(args.runs) == 1 else Path()) / name
-    print(f"wrote {draw(out, named)}")
+    print(f"wrote {draw(out, runs)}")

@@ -8,9 +8,8 @@ from wmjax.figures.charts import picture_path
 from wmjax.figures.dream import plot_horizon_errors, write_dream_gif, write_reconstructions
 from wmjax.figures.episode import pictures, suffix, write_episode
 from wmjax.figures.learning import (
-    Curve,
+    Labelled,
     fitness_curves,
-    learning_curve,
     plot_fitness_curves,
     plot_learning_curves,
 )
@@ -25,11 +24,10 @@ from wmjax.figures.windows import (
 )
 
 __all__ = [
-    "Curve",
+    "Labelled",
     "OpenLoop",
     "fitness_curves",
     "horizon_errors",
-    "learning_curve",
     "open_loop",
     "picture_path",
     "pictures",

@@ -65,7 +65,8 @@ def legend_below(figure: Any, note: str = "") -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             labelled.setdefault(label, handle)
     columns = 1 if max(map(len, labelled), default=0) > 40 else 2
-    figure.legend(
+    legend = figure.legend(
         labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(columns, max(1, len(labelled))),
         fontsize="small", frameon=False, title=note or None, title_fontsize="x-small",
     )  # fmt: skip
+    legend.get_title().set_multialignment("center")

@@ -50,14 +50,11 @@ def write_dream_gif(path: str | Path, result: OpenLoop, context: int, name: str,
 
 
 def scale_top(errors: np.ndarray) -> float:
-    """Where the scale of errors ends: what one pixel in a hundred exceeds, rounded up to 1, 2 or 5 of a power of ten.
-
-    At least 0.05 and at most 1; 1 where there are none.
-    """
+    """Where the scale of errors ends: what one pixel in a hundred exceeds, rounded up to one digit, in [0.05, 1]."""
     high = float(np.quantile(errors, 0.99)) if errors.size else 1.0
     high = min(max(high, 0.05), 1.0)
     power = 10.0 ** math.floor(math.log10(high) + 1e-9)
-    return next(step * power for step in (1, 2, 5, 10) if step * power >= high * (1 - 1e-6))
+    return round(math.ceil(high / power - 1e-6) * power, 9)
 
 
 def _heat_colors() -> np.ndarray:

@@ -18,6 +18,7 @@ from wmjax.types import Agent, Array, Box, Discrete, Env, EnvSpec, HostEnv, PyTr
 STEPS = 1000  # at most, of an episode
 FRAMES = 250  # at most, of a video: of a longer episode some steps are not shown
 SECONDS = 12.5  # of a short one; steps are shown for 50 to 400 milliseconds
+WIDE = 384  # pixels that the picture is at least wide
 TOP, BOTTOM, SIDE = 40, 96, 12  # pixels around the picture
 BARS = 8  # entries of an action that are drawn; of more there are words alone
 
@@ -68,9 +69,9 @@ def write_episode(
 def _episode_frame(records: Record, t: int, name: str, space: Space, title: str) -> Any:
     """Step `t` of `records` `[T, ...]`."""
     step, last = records.step, len(records.step.reward) - 1
-    pixels = enlarged(frames.rgb(step.obs[name][t]))
+    pixels = enlarged(frames.rgb(step.obs[name][t]), WIDE)
     high, wide = pixels.shape[:2]
-    picture, draw = frames.canvas(max(wide + 2 * SIDE, 360), TOP + high + BOTTOM)
+    picture, draw = frames.canvas(max(wide + 2 * SIDE, 430), TOP + high + BOTTOM)
     width = picture.size[0]
     draw.text((SIDE, 11), frames.fitted(title, width - 2 * SIDE, 15, bold=True), INK, font(15, bold=True))
     left = (width - wide) // 2
@@ -80,7 +81,7 @@ def _episode_frame(records: Record, t: int, name: str, space: Space, title: str)
     total = float(step.reward[: t + 1].sum(dtype=np.float64))
     for x, words in (
         (SIDE, f"step {t} of {last}"),
-        (125, f"reward {step.reward[t]:+.3g}"),
+        (125, f"reward {step.reward[t]:.3g}"),
         (245, f"return {total:.4g}"),
     ):
         draw.text((x, y), words, INK, font(15, bold=True))

@@ -29,9 +29,9 @@ def rgb(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., -3:] if channels % 3 == 0 else np.repeat(pixels[..., -1:], 3, -1)
 
 
-def enlarged(pixels: np.ndarray) -> np.ndarray:
-    """Pictures `[..., H, W, C]`, each pixel repeated so often that they are at least `PANEL` wide."""
-    times = -(-PANEL // pixels.shape[-2])
+def enlarged(pixels: np.ndarray, width: int = PANEL) -> np.ndarray:
+    """Pictures `[..., H, W, C]`, each pixel repeated so often that they are at least so wide."""
+    times = -(-width // pixels.shape[-2])
     return pixels.repeat(times, -3).repeat(times, -2)
 
 
