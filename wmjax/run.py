@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import wmjax
-from wmjax import checks, determinism, figures, planning, presets
+from wmjax import checks, determinism, figures, planning, presets, weights
 from wmjax.agents import AGENTS
 from wmjax.cache import enable_compilation_cache
 from wmjax.envs import own
@@ -282,7 +282,9 @@ def load(
     """Reads a run. Where its newest checkpoint is damaged it warns, on standard error, and reads the one before.
 
     Args:
-      path: its folder.
+      path: its folder; a file of `export`, which acts and dreams as the run does; or "pretrained:NAME", one of those
+        that `wmjax list pretrained` shows. What is written of the last two is in a folder of their name in the current
+        one.
       env: what it was trained on, as for `train`; needed only if no name in `config.json` finds it again, as of a value
         or of what a session without a file defined.
       which: "latest", or "best": the agent at the highest of the periodic evaluations.
@@ -291,7 +293,8 @@ def load(
       trust_env: whether the code that `config.json` names as the environment's may be imported and run.
 
     Raises:
-      UsageError: `path` is not a run folder, or has no checkpoint yet.
+      UsageError: `path` is not a run folder, or has no checkpoint yet; or it is a file that is damaged, or whose
+        tensors are not those of its configuration; or there is no pretrained agent of that name.
       UntrustedError: the environment is of a module or file that is not installed with the package, and neither `env`
         nor `trust_env` is given. Nothing has been imported then.
       CheckpointCorruptError: its files are not as they were written.
@@ -300,7 +303,11 @@ def load(
     path, trust_env = checks.path("run", path), checks.flag("trust_env", trust_env)
     checks.choice("which", which, ("latest", "best"))
     env_args = check_args(env_args)
-    description = read_description(path, warn)
+    located = weights.locate(path)
+    file = None if located is None else weights.read(located, warn)
+    if file is not None and which != "latest":
+        raise UsageError(f"which: {which!r} is of a run folder; {str(path)!r} holds one agent only")
+    description = read_description(path, warn) if file is None else file.description
     determinism.turn_on_again(description, warn)
     if description["env"] is None and env is None and not description.get("data"):
         raise UsageError(f"run: {str(path)!r} was trained on an Env value; load it from Python with env=...")
@@ -311,6 +318,10 @@ def load(
     config = presets.saved_config(description)
     env = description["env"] if env is None else env
     made = make(description | {"devices": 1}, config, env, 1, start_timeout)
+    if file is not None:
+        state, card = _agent_of(file, made), file.card
+        name, step = weights.outputs(path), card["steps"]
+        return Run(name, description, config, made.agent, made.env, state, step=step, which=card["which"])
     inner = members(path, description)
     found = [_read_agent(folder, made.agent, which, member_description(saved, seed)) for seed, folder in inner.items()]
     found = found or [_read_agent(path, made.agent, which, saved)]
@@ -320,6 +331,12 @@ def load(
     step, state = found[0]
     run = Run(path, description, config, made.agent, made.env, state, step=step, which=which)
     return _with_members(run, found) if inner else run
+
+
+def _agent_of(file: weights.File, made: Setup) -> AgentState:
+    """What acts and dreams, without what only training needs."""
+    weights.check_shapes(file, weights.acting(made.agent, made.env.spec))
+    return AgentState(weights.load(file), {}, (), jnp.int32(0))
 
 
 def _read_agent(path: Path, agent: Agent, which: str, description: dict[str, Any]) -> tuple[int, AgentState]:

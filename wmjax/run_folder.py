@@ -124,10 +124,21 @@ def read_description(path: str | Path, say: Say | None = None) -> dict[str, Any]
         description = files.parse_json(files.read(Path(path) / CONFIG, CONFIG_BYTES))
     except (OSError, ValueError) as error:
         raise refuse(f"it holds no readable {CONFIG} ({getattr(error, 'strerror', None) or error})") from None
+    by = check_description(description, refuse, CONFIG)
+    if by and say is not None:
+        say(f"warning: {Path(path) / CONFIG}{by}; what it says may mean something else there")
+    return description
+
+
+def check_description(description: Any, refuse: Callable[[str], UsageError], where: str) -> str:
+    """Raises what `refuse` makes of the reason where a description, which came out of `where`, is not valid.
+
+    Returns, in words, that a newer version has written it, or "".
+    """
     if not isinstance(description, dict):
-        raise refuse(f"its {CONFIG} must be an object, not {checks.show(description)}")
+        raise refuse(f"its {where} must be an object, not {checks.show(description)}")
     if checks.is_deep(description, checks.LEVELS + 1):  # arguments of an environment are within it
-        raise refuse(f"its {CONFIG} is nested too deeply")
+        raise refuse(f"its {where} is nested too deeply")
     newer = _is_newer(description.get("version"))
     by = f" (written by wmjax {description['version']}, which is newer than this {wmjax.__version__})" if newer else ""
     for name, check in (SCHEMA | OPTIONAL).items():
@@ -137,10 +148,8 @@ def read_description(path: str | Path, say: Say | None = None) -> dict[str, Any]
         try:
             check(name, value)
         except UsageError as error:
-            raise refuse(f"in its {CONFIG} {error}{by}") from None
-    if newer and say is not None:
-        say(f"warning: {Path(path) / CONFIG}{by}; what it says may mean something else there")
-    return description
+            raise refuse(f"in its {where} {error}{by}") from None
+    return by
 
 
 def _is_newer(version: Any) -> bool:

@@ -48,9 +48,12 @@ wmjax compare --out DIR [--agents all|NAME,...] [--env NAME ...] [--seeds N] [--
                   [--env-arg NAME VALUE ...] [--eval-every N] [--jobs N] [--context N] [--horizon N] [--threshold X]
                   [--strict] [--runs RUN...] [--trust-env]
 wmjax ablate AGENT --out DIR [--env NAME] [--only NAME,...] and options of compare
-wmjax list  agents|envs|presets [PATTERN]
+wmjax export RUN FILE.safetensors [--dtype float32|float16] [--seed N] [--action sample|mode] [--episodes N]
+                  [--env NAME] [--env-arg NAME VALUE ...] [--which latest|best] [--start-timeout S] [--trust-env]
+wmjax list  agents|envs|presets|pretrained [PATTERN]
 wmjax --version
 
+RUN is a run folder, a file of `wmjax export`, or pretrained:NAME, of those that `wmjax list pretrained` shows.
 `wmjax COMMAND --help` explains a command, `wmjax train AGENT --help` the fields of an agent with the preset's values.
 Compiled programs are kept in the user's cache folder; the variable WMJAX_CACHE names another, or turns that `off`."""
 
@@ -64,6 +67,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "plot": results.plot,
     "compare": compare.compare,
     "ablate": compare.ablate,
+    "export": results.export,
     "list": lists.list_names,
 }
 

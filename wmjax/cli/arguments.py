@@ -40,7 +40,7 @@ def told(kind: Any, words: str, **how: Any) -> Any:
     return Annotated[kind, tyro.conf.arg(help=words, **how)]
 
 
-RunFolder = told(tyro.conf.Positional[Path], "Run folder.", metavar="RUN")
+RunFolder = told(tyro.conf.Positional[Path], "Run folder, a file of `wmjax export`, or pretrained:NAME.", metavar="RUN")
 OtherEnv = told(str | None, "Another environment with the same observations and actions.")
 OtherArgs = told(EnvArgs, "An argument of the environment that differs from the run's; may be given again for others.")
 Start = told(float | None, "Seconds for a worker to make its environments and begin episodes; 120 by default.")
@@ -185,7 +185,7 @@ class RecordArgs:
     """
 
     run: Annotated[tyro.conf.Positional[Path | None], unless_given("none; with --env a policy by chance", "RUN")] = None
-    """Run folder, whose agent plays."""
+    """Run folder, a file of `wmjax export`, or pretrained:NAME, whose agent plays."""
     env: Annotated[str | None, unless_given("the run's", "NAME")] = None
     """Environment, see `wmjax list envs`."""
     out: Annotated[Path | None, unless_given("has to be given", "FOLDER")] = None
@@ -228,6 +228,31 @@ class DreamArgs:
     """Steps that the model sees."""
     horizon: Annotated[int | None, unless_given("15, or fewer where episodes are short")] = None
     """Steps that it predicts from the actions alone."""
+    env: OtherEnv = None
+    env_arg: OtherArgs = ()
+    start_timeout: Start = None
+    trust_env: Trust = False
+    which: Which = "latest"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportArgs:
+    """Write what acts and dreams of a run to one file of safetensors, which eval, dream and record take as a RUN.
+
+    Its tensors have the names of the modules; configuration, environment and a card are in its metadata.
+    """
+
+    run: RunFolder
+    file: Annotated[tyro.conf.Positional[Path | None], unless_given("has to be given", "FILE.safetensors")] = None
+    """Where to; not there yet."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of the numbers; float32 is exact."""
+    seed: Annotated[int | None, unless_given("the run's; has to be given where it has several")] = None
+    """Of a run of several seeds, which one."""
+    action: Literal["sample", "mode"] | None = None
+    """How actions come from the policy when what is exported is evaluated; what the configuration says by default."""
+    episodes: Annotated[int | None, unless_given("none")] = None
+    """Episodes to play with what is exported, whose return is then in the card."""
     env: OtherEnv = None
     env_arg: OtherArgs = ()
     start_timeout: Start = None
@@ -315,7 +340,7 @@ class AblateArgs(SideBySideArgs):
 class ListArgs:
     """List what there is to choose from."""
 
-    what: tyro.conf.Positional[Literal["agents", "envs", "presets"]]
+    what: tyro.conf.Positional[Literal["agents", "envs", "presets", "pretrained"]]
     """Of what."""
     pattern: Annotated[tyro.conf.Positional[str | None], unless_given("all, of environments some", "PATTERN")] = None
     """A part of a name, or a glob such as gym:*Pole*; in any case."""

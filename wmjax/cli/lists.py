@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wmjax.cli.arguments import ListArgs, parse
 from wmjax.names import did_you_mean, meant
@@ -51,6 +51,8 @@ def list_names(argv: Sequence[str]) -> None:
         what = {name: sys.modules[f"wmjax.agents.{name}"].__doc__.splitlines()[0] for name in AGENTS}
         for name in _matching(args.pattern, what):
             _print_row(name, what[name])
+    elif args.what == "pretrained":
+        _list_pretrained(args.pattern)
     else:
         from wmjax.presets import PRESET_NOTES, PRESETS
 
@@ -83,6 +85,36 @@ def _matches(pattern: str, name: str) -> bool:
     if not set(pattern) & set("*?["):
         return pattern in name
     return any(fnmatch.fnmatchcase(part, pattern) for part in (name, name.partition(":")[2]))
+
+
+def _list_pretrained(pattern: str | None) -> None:
+    """The cards."""
+    from wmjax import weights
+    from wmjax.loops.memory import amount
+
+    for name in _matching(pattern, [weights.PREFIX + name for name in weights.pretrained()]):
+        file = weights.read(weights.locate(name))
+        card, about = file.card, file.description
+        print(name)
+        for line in (
+            f"{about['agent']} on {about['env']}, {_told_return(card)}",
+            f"{_told_training(card)}; {card['parameters']:,} parameters, {amount(file.path.stat().st_size)}",
+            card["command"],
+            f"digest {card['digest']}",
+        ):
+            print(textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False))
+
+
+def _told_return(card: dict[str, Any]) -> str:
+    found = card["return"]
+    low, high = found["interval"]
+    of = f"over {found['episodes']} episodes, action {found['action']}"
+    return f"return {found['mean']:.4g} {of} (of as many others within [{low:.4g}, {high:.4g}] 99 times in 100)"
+
+
+def _told_training(card: dict[str, Any]) -> str:
+    spent = f"in {card['seconds'] / 60:.0f} minutes on {card['device']}" if card["seconds"] else ""
+    return f"trained for {card['steps']:,} env steps {spent}, seed {card['seed']}".replace(" ,", ",")
 
 
 def _list_envs(pattern: str | None) -> None:

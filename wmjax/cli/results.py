@@ -1,4 +1,4 @@
-"""`wmjax eval`, `wmjax dream`, `wmjax plot`: what came of runs."""
+"""`wmjax eval`, `wmjax dream`, `wmjax record`, `wmjax export`, `wmjax plot`: what came of runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wmjax.cli.arguments import DreamArgs, EvalArgs, PlotArgs, RecordArgs, env_args, parse, parse_eval
+from wmjax.cli.arguments import DreamArgs, EvalArgs, ExportArgs, PlotArgs, RecordArgs, env_args, parse, parse_eval
 from wmjax.types import UsageError
 
 
@@ -22,14 +22,14 @@ def _load_to_play(args: EvalArgs | DreamArgs) -> tuple[Any, Any, str | None]:
     """
     from wmjax.envs.handed import handed, source_of
     from wmjax.run import load
-    from wmjax.run_folder import read_description
     from wmjax.settings import other_env
+    from wmjax.weights import description_of
 
     given, timeout = env_args(args.env_arg), args.start_timeout
     read = lambda **env: load(args.run, which=args.which, start_timeout=timeout, trust_env=args.trust_env, **env)
     if args.env is None:
         return read(env_args=given), None, None
-    description = read_description(args.run)
+    description = description_of(args.run)
     own = description["env"]
     if own is not None and _same(own, args.env, handed(args.env).name):
         return read(env=args.env, env_args=given), None, None
@@ -127,6 +127,7 @@ def dream(argv: Sequence[str]) -> None:
     context, horizon = result.context, result.horizon
     errors = figures.horizon_errors(result, context)
     seen = figures.reconstruction_errors(result, context)
+    run.path.mkdir(exist_ok=True)  # of a file it is not there yet
     write_json(run.path / "dream.json", {"context": context, "horizon": horizon, "reconstruction": seen} | errors)
     title = run.title(named)
     written = [figures.plot_horizon_errors(run.path / "dream.png", errors, context, title), run.path / "dream.json"]
@@ -144,6 +145,22 @@ def dream(argv: Sequence[str]) -> None:
             known = [value for value in values if value is not None][:8]
             print(f"{name}, error of {kind} at horizons 1 to {len(known)}: {' '.join(f'{v:.5f}' for v in known)}")
     print(f"wrote {' and '.join(map(str, written))}")
+
+
+def export(argv: Sequence[str]) -> None:
+    from wmjax.exporting import export as write
+    from wmjax.loops.memory import amount
+
+    args = parse(ExportArgs, argv, "wmjax export")
+    if args.file is None:
+        raise UsageError("file: missing; the file to write, such as agent.safetensors")
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(ExportArgs)}
+    given["env_args"], file = env_args(given.pop("env_arg")) or None, given.pop("file")
+    card = write(given.pop("run"), file, **given)
+    if card["return"] is not None:
+        print(f"return {card['return']['mean']:.3f} over {card['return']['episodes']} episodes")
+    parameters = f"{card['parameters']:,} parameters of {card['dtype']}"
+    print(f"wrote {file}: {parameters}, {amount(file.stat().st_size)}; digest {card['digest']}")
 
 
 def _labels(descriptions: Sequence[dict[str, Any]]) -> list[str]:

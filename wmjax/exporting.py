@@ -1,0 +1,187 @@
+"""What a run has learned, in one file that acts and dreams, with a card that says where it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import wmjax
+from wmjax import checks, presets, weights
+from wmjax.loops.report import read_metrics
+from wmjax.run import Run, load
+from wmjax.types import PyTree, UsageError
+
+NORMAL_99 = 2.576  # standard deviations to either side that 99 of 100 draws lie within
+
+
+def load_params(path: str | Path, *, seed: int | None = None, which: str = "latest", **how: Any) -> dict[str, PyTree]:
+    """The parameters that an agent acts and dreams by: what its functions take as `params`.
+
+    Args:
+      path: a run folder, a file of `export`, or "pretrained:NAME".
+      seed: of a run of several seeds, which one.
+      which: "latest" or "best", of a run folder.
+      how: further arguments of `load`, for a run folder whose environment is needed to read it.
+
+    Returns:
+      float32 arrays in nested dictionaries, by the names of the modules, such as `params["rssm"]["gru"]["kernel"]`; the
+      same of a run and of what was exported of it in float32, bit for bit.
+
+    Raises:
+      UsageError: as `load`; the run has several seeds and none is chosen, or not this one.
+    """
+    file = weights.locate(path)
+    if file is None:
+        return _acting(_one_seed(load(path, which=which, **how), seed))
+    if seed is not None or which != "latest" or how:
+        raise UsageError(f"run: {str(path)!r} is a file, which holds one agent; leave out seed, which and env")
+    return weights.load(weights.read(file))
+
+
+def export(
+    run: Run | str | Path,
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    seed: int | None = None,
+    action: str | None = None,
+    episodes: int | None = None,
+    which: str = "latest",
+    **how: Any,
+) -> dict[str, Any]:
+    """Writes what acts and dreams of a run to one file of safetensors, which `load` reads: no replay, no optimizer.
+
+    Args:
+      run: a run, or what `load` takes.
+      path: of the file, which ends in .safetensors and is not there yet.
+      dtype: "float32", which is exact, or "float16", half as large.
+      seed: of a run of several seeds, which one.
+      action: "sample" or "mode", how what is exported acts when it is evaluated; by default as the run does.
+      episodes: to play with what is exported; what they come to is then in the card.
+      which: "latest" or "best", of a run folder.
+      how: further arguments of `load`.
+
+    Returns:
+      The card: `command`, `seed`, `steps`, `which`, `seconds` of training and the `device` they were spent on,
+      `version`, `parameters`, `dtype`, `return` (None where nothing was played), and `digest`, which is checked when
+      the file is read.
+
+    Raises:
+      UsageError: as `load`; the run has several seeds and none is chosen, or not this one; the dtype cannot hold a
+        parameter; there is such a file already, or it cannot be written.
+    """
+    path, episodes = _new_file(path), checks.optional("episodes", episodes)
+    checks.choice("dtype", dtype, weights.DTYPES.values())
+    whole = run if isinstance(run, Run) else load(run, which=which, **how)
+    run = _one_seed(whole, seed)
+    if action is not None:
+        agent, _ = run.playing(0, None, action)
+        run = dataclasses.replace(run, agent=agent, config=dataclasses.replace(run.config, eval_action=action))
+    params = weights.narrowed(_acting(run), dtype)
+    arrays = list(weights.by_name(params).values())
+    about = run.description.get("about") or {}
+    devices = about.get("devices") or ["unknown"]
+    card = {
+        "command": _command(whole.description, run.config), "seed": run.seed, "steps": run.step, "which": run.which,
+        "seconds": _seconds(run), "device": str(devices[0]), "version": wmjax.__version__,
+        "parameters": sum(x.size for x in arrays), "dtype": dtype, "return": None,
+    }  # fmt: skip
+    if episodes is not None:
+        card["return"] = _played(run, params, episodes)
+    description = {k: v for k, v in run.description.items() if k not in ("about", "part_of_seeds")}
+    description |= {"seeds": 1, "devices": 1, "parallel": None, "config": dataclasses.asdict(run.config)}
+    if description.get("data"):
+        description["data"] = {name: value for name, value in description["data"].items() if name != "path"}
+    try:
+        return weights.write(path, params, description, card)
+    except OSError as error:
+        raise UsageError(f"file: {str(path)!r} cannot be written: {error.strerror}") from None
+
+
+def _new_file(path: str | Path) -> Path:
+    path = checks.path("file", path)
+    if path.suffix != weights.SUFFIX or str(path).startswith(weights.PREFIX):
+        raise UsageError(f"file: {str(path)!r} is not valid; a name that ends in {weights.SUFFIX} is")
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"file: {str(path)!r} is there already; another name is valid")
+    if not path.parent.is_dir():
+        raise UsageError(f"file: {str(path)!r} cannot be written: the folder {str(path.parent)!r} does not exist")
+    return path
+
+
+def _one_seed(run: Run, seed: int | None) -> Run:
+    seeds = [member.seed for member in run.members or (run,)]
+    seed = checks.optional("seed", seed)
+    if seed is None and run.members:
+        raise UsageError(
+            f"seed: the run {str(run.path)!r} has the seeds {seeds[0]} to {seeds[-1]}, and one is exported; which one? "
+            f"(--seed {seeds[0]}, seed={seeds[0]})"
+        )
+    if seed is not None and seed not in seeds:
+        raise UsageError(f"seed: {seed} is not in {str(run.path)!r}; {', '.join(map(str, seeds))} is valid")
+    return run.members[seeds.index(seed)] if run.members else run
+
+
+def _acting(run: Run) -> dict[str, PyTree]:
+    return {name: run.state.variables[name] for name in weights.acting(run.agent, run.env.spec)}
+
+
+def _seconds(run: Run) -> float | None:
+    """Of training, until the agent was as it is; None where no metrics say so."""
+    try:
+        times = [line.get("time") for line in read_metrics(run.path, say=lambda text: None) if line["step"] <= run.step]
+    except (UsageError, OSError, KeyError, TypeError):
+        return None
+    return next((time for time in reversed(times) if isinstance(time, float | int)), None)
+
+
+def _played(run: Run, params: dict[str, PyTree], episodes: int) -> dict[str, Any]:
+    """What so many episodes come to with the parameters as they are in the file.
+
+    `interval` is where the mean return of as many other episodes falls 99 times out of 100: that mean has the spread of
+    this one, so theirs is √2 times as large. It ends at the lowest and the highest return.
+    """
+    widened = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+    state = run.state._replace(params=widened, opt_state={}, stats=(), non_trainable={})
+    scores = dataclasses.replace(run, state=state, _acting=None).evaluate(episodes)
+    spread = NORMAL_99 * math.sqrt(2 / episodes) * scores.std
+    interval = max(scores.mean - spread, min(scores.returns)), min(scores.mean + spread, max(scores.returns))
+    found = {"mean": scores.mean, "interval": list(interval), "std": scores.std, "iqm": scores.iqm}
+    found |= {"ci95": list(scores.ci95), "episodes": episodes, "cut": scores.cut, "seed": 0}
+    return found | {"action": run.config.eval_action}
+
+
+def _command(description: Mapping[str, Any], config: Any) -> str:
+    """The command that trains with the same settings and configuration, which says what is not the preset's."""
+    d, data = description, description.get("data")
+    words = ["wmjax", "train", d["agent"]] + (["--env", d["env"]] if d["env"] else [])
+    preset, settings = presets.resolve(d["agent"], d["preset"], d["env"])
+    words += ["--preset", d["preset"]] if d["preset"] != presets.DEFAULT_PRESET else []
+    words += ["--seed", d["seed"]] + (["--seeds", d["seeds"]] if d["seeds"] > 1 else [])
+    words += ["--data", "FOLDER"] if data else []
+    for name in ("steps", "image_size", "action_repeat"):
+        if d[name] not in (None, getattr(settings, name)):
+            words += [f"--{name.replace('_', '-')}", d[name]]
+    for name, value in (d.get("env_args") or {}).items():
+        if settings.env_args.get(name) != value:
+            words += ["--env-arg", name, value]
+    default = _fields(dataclasses.asdict(preset))
+    for name, value in _fields(dataclasses.asdict(config)).items():
+        if default.get(name) != value:
+            words += [f"--agent.{name}", *(value if isinstance(value, list | tuple) else [value])]
+    return shlex.join(map(str, words))
+
+
+def _fields(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields of a configuration by name, those of a part with a dot."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
