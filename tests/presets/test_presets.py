@@ -16,6 +16,7 @@ from wmjax.presets.budgets import BUDGETS, MEASURED, RunSettings
 from wmjax.replay.host import sizes
 from wmjax.types import Box, Discrete, EnvSpec, HostEnv, UsageError
 
+PAPERS = Path(__file__).parents[2] / "docs" / "papers"
 SPEC = EnvSpec({"image": Box(0, 255, (64, 64, 3), "uint8")}, Discrete(3))
 
 
@@ -39,7 +40,7 @@ def test_the_documentation_names_the_presets_that_need_more_memory_than_one_acce
             replay = sizes(*kept).memory_bytes
             if replay > 80e9:
                 large[agent, preset] = replay
-    text = (Path(__file__).parents[2] / "docs" / "papers.md").read_text().split("## Memory\n")[1].split("\n## ")[0]
+    text = (PAPERS / "index.md").read_text(encoding="utf-8").split("## Memory\n")[1].split("\n## ")[0]
     told = re.findall(r"^- `(\w+)`, `(\w+)`: (\d+) GB$", text, re.M)
     assert {(agent, preset): int(number) for agent, preset, number in told} == {
         name: round(number / 1e9) for name, number in large.items()
@@ -80,7 +81,7 @@ def test_every_paper_preset_is_written_out_in_whole():
 
 
 def tables(text):
-    """Of docs/papers.md: rows by agent and preset, each a field and three texts."""
+    """Of a page in docs/papers/: rows by agent and preset, each a field and three texts."""
     found, rows = {}, []
     for line in text.splitlines():
         if heading := re.fullmatch(r"### `(\w+)`, `(\w+)`", line):
@@ -93,7 +94,9 @@ def tables(text):
 
 
 def test_the_documented_settings_of_the_papers_are_those_of_the_presets():
-    found = tables((Path(__file__).parents[2] / "docs" / "papers.md").read_text(encoding="utf-8"))
+    found = {}
+    for agent in AGENTS:
+        found |= tables((PAPERS / f"{agent}.md").read_text(encoding="utf-8").split("## Settings\n")[1])
     assert list(found) == list(CONFIGS)
     for key, rows in found.items():
         assert {field: ast.literal_eval(here) for field, _, here, _ in rows} == CONFIGS[key], key

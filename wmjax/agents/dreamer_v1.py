@@ -8,7 +8,7 @@ from the same weights.
 Departures: noise is independent between the rows of a batch, and the mode of the actor is chosen for each row (the code
 shares both by mistake); starts of imagination at terminal steps weigh nothing, where the code drops the last step of
 every sequence; windows end at the last step of an episode too; vector observations and images of other sizes than 64
-are taken, as in DreamerV2 (`nets.strided_codec`). Numbers that differ: `docs/papers.md`.
+are taken, as in DreamerV2 (`nets.strided_codec`). Numbers that differ: `docs/papers/`.
 
 Read from top to bottom: configuration, networks and world model (made in `nets.dreamer`), losses, update, agent.
 """

@@ -7,7 +7,7 @@ for continuous actions, a critic with a slow target, Adam in TensorFlow's form w
 Departures: Discrete observations are one-hot; images of other sizes than 64 are taken (`nets.strided_codec`); the slow
 critic starts as a copy of the critic (the code lets it start at random and copies after the first update);
 `kl_balance = 0.5` is the paper's equation, where the code turns balancing off (`kl_mode="plain"`, `free_mode="step"`
-here). Numbers that differ: `docs/papers.md`.
+here). Numbers that differ: `docs/papers/`.
 
 Read from top to bottom: configuration, networks and world model (made in `nets.dreamer`), losses, update, agent.
 """
