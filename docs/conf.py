@@ -31,11 +31,12 @@ default_role = "code"  # docstrings have names in single backticks
 
 html_theme = "pydata_sphinx_theme"
 html_title = "wmjax"
-html_static_path = ["_static"]
+html_static_path, templates_path = ["_static"], ["_templates"]
+html_sidebars = {"**": ["all-pages.html"]}
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_theme_options = {
-    "navbar_align": "left",
+    "navbar_center": [],  # the sidebar has all pages
     "show_prev_next": True,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
@@ -53,7 +54,12 @@ napoleon_use_rtype = False
 
 
 def escape(app, what, name, obj, options, lines: list[str]) -> None:
-    """Docstrings are plain text: what reStructuredText would read as markup, but for names in backticks, is escaped."""
+    """Docstrings are plain text: what reStructuredText would read as markup, but for names in backticks, is escaped.
+
+    What Python writes of the fields of a `NamedTuple` by itself is left out.
+    """
+    if lines and re.fullmatch(r"Alias for field number \d+", lines[0]):
+        lines.clear()
     for number, line in enumerate(lines):
         parts = re.split(r"(`[^`]*`)", line)
         lines[number] = "".join(

@@ -22,7 +22,7 @@ from wmjax import checks, planning, presets
 from wmjax.agents import AGENTS
 from wmjax.cli.lists import GROUPS
 from wmjax.comparison.references import reference
-from wmjax.envs import PICTURES, PROBES, env_names
+from wmjax.envs import PICTURES, PROBES, make_env
 from wmjax.presets.budgets import BUDGETS, MEASURED, Row
 
 DOCS = Path(__file__).resolve().parent
@@ -116,11 +116,11 @@ def budgets() -> str:
 
 def environments() -> str:
     """Environments of ours, which run on the device."""
-    rows = [
-        [f"`{info.name}`", info.obs, info.action, info.description]
-        for info in env_names()
-        if info.name in PICTURES or info.name in PROBES
-    ]
+    rows = []
+    for name, env in (PICTURES | PROBES).items():
+        spec = make_env(name).spec
+        obs = ", ".join(f"{key} {space.dtype} {list(space.shape)}" for key, space in spec.obs.items())
+        rows.append([f"`{name}`", obs, f"`{spec.action}`".replace(", dtype='float32'", ""), env.description])
     return table(["name", "observation", "action", "what"], rows)
 
 

@@ -1,4 +1,4 @@
-"""What `docs/architecture.md` says is so: its names exist, and its layers are those that are demanded."""
+"""What the pages on architecture and on a batch say is so: names exist, and the layers are those that are demanded."""
 
 import ast
 import re
@@ -9,9 +9,11 @@ import pytest
 from tests.test_architecture import ALLOWED, PACKAGE, TOP
 
 ROOT = PACKAGE.parent
-PAGE = (ROOT / "docs" / "architecture.md").read_text()
+DOCS = ROOT / "docs"
+PAGE = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("architecture.md", "batch.md"))
+PICTURES = "".join(path.read_text(encoding="utf-8") for path in sorted((DOCS / "_static").glob("batch_*.svg")))
 FENCES = dict(re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL))
-DRAWN = "\n".join(re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL))
+DRAWN = "\n".join([PICTURES, *re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)])
 ROOMS = "|".join(sorted(ALLOWED | dict.fromkeys(TOP)))
 # Dotted names of ours, in diagrams too; files and folders; and what is one word.
 DOTTED = set(re.findall(rf"\b(?:{ROOMS})(?:\.\w+)+", DRAWN + re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)))

@@ -18,20 +18,20 @@ from wmjax.cli import main
 from wmjax.types import UntrustedError, UsageError
 
 pytestmark = pytest.mark.slow
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "environments.md"
 
 
 def command(folder, *argv):
     """A new process in a folder: exit code, standard output, standard error."""
-    environment = os.environ | {"PYTHONPATH": str(README.parent)}
+    environment = os.environ | {"PYTHONPATH": str(PAGE.parents[1])}
     done = subprocess.run([sys.executable, *argv], cwd=folder, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the example of the README was run, for fewer steps and with a smaller agent."""
-    code = next(x for x in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "class Walk" in x)
+    """Where the example of the page on environments was run, for fewer steps and with a smaller agent."""
+    code = next(x for x in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "class Walk" in x)
     assert "steps=20_000" in code
     folder = tmp_path_factory.mktemp("example")
     tiny = ", ".join(f"{name}={value!r}" for name, value in TINY.items())
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_example_of_the_readme_is_evaluated_and_dreamt_of_in_a_new_shell(folder):
+def test_the_example_of_the_page_is_evaluated_and_dreamt_of_in_a_new_shell(folder):
     said = json.loads((folder / "runs/walk/config.json").read_text())
     assert said["env"] == f"gym:{folder / 'walk.py'}:Walk" and said["env_args"] == {"max_episode_steps": 50}
     for name, more in (("eval", ["--episodes", "2"]), ("dream", ["--context", "2", "--horizon", "2"])):
