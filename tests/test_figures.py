@@ -9,7 +9,9 @@ from PIL import Image, ImageSequence
 
 from tests.loops.fakes import counter_env, fake_agent
 from wmjax import figures
-from wmjax.figures import charts, dream, frames, learning
+from wmjax.envs import make_env
+from wmjax.envs.wrappers import agent_actions
+from wmjax.figures import charts, dream, episode, frames, learning
 from wmjax.figures import windows as found
 from wmjax.types import Box, UsageError
 
@@ -302,6 +304,20 @@ def test_a_video_shows_one_episode_from_its_first_frame_to_its_last(tmp_path):
     )  # counts to its end, and does not begin again
     with pytest.raises(UsageError, match=r"video: .*vector"):
         figures.write_episode(tmp_path, fake_agent(), counter_env(), {}, jax.random.key(0))
+
+
+def test_a_video_of_an_environment_of_vectors_shows_what_it_renders_and_the_agent_does_not_see_that(tmp_path):
+    env, asked = agent_actions(make_env("gym:tests.envs.gymnasium_envs:Drawn")), []
+
+    def act(params, key, carry, step, *, explore):
+        asked.append(sorted(step.obs))
+        return carry, jax.nn.one_hot(jnp.ones(1, int), 3), ()
+
+    agent = fake_agent()._replace(act=act, act_carry=lambda params, count: ())
+    (path,) = figures.write_episode(tmp_path, agent, env, {}, jax.random.key(0), "a title")
+    assert {name for names in asked for name in names} == {"vector"}
+    shown = read(path)
+    np.testing.assert_allclose(shown[:, episode.TOP + 2, 200, 0], np.arange(5) * 50, atol=5)
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,7 @@ class HostEnv(NamedTuple):
     write: Callable[[Any], Any] | None = None  # (action of `spec.action`) -> what its `step` takes
     resized: Callable[[int], HostEnv] | None = None  # (side of pictures) -> the same, seen at that size
     notes: tuple[str, ...] = ()  # what is done to its observations, a line each
+    rendered: Callable[[], HostEnv] | None = None  # () -> the same, with what it renders among its observations
 
 
 # ---------------------------------------------------------------------------------------------------------------------

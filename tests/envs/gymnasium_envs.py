@@ -156,6 +156,28 @@ class Pictured(Counter):
         return np.full((64, 64, 3), 40 * self.count, np.uint8)
 
 
+class Drawn(gymnasium.Env):
+    """Counts in a vector, and renders the count as a color, on 8 rows and 800 columns."""
+
+    action_space = spaces.Discrete(3)
+    observation_space = spaces.Box(0, 9, (1,), np.float32)
+
+    def __init__(self, render_mode=None):
+        self.render_mode, self.count = render_mode, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        return np.array([self.count], np.float32), 0.5, self.count == 4, False, {}
+
+    def render(self):
+        return np.full((8, 800, 3), 50 * self.count, np.uint8) if self.render_mode == "rgb_array" else None
+
+
 class Seeded(gymnasium.Env):
     """Observes a random number that it draws when it is reset."""
 

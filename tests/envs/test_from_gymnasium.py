@@ -54,6 +54,22 @@ def test_entries_of_all_kinds_become_images_vectors_and_choices():
     assert np.flatnonzero(flags["is_last"][:, 0]).tolist() == [5] == np.flatnonzero(flags["is_terminal"][:, 0]).tolist()
 
 
+def test_what_an_environment_renders_is_among_its_observations_where_that_is_asked_for():
+    env = agent_actions(make_env("gym:tests.envs.gymnasium_envs:Drawn"))
+    assert set(env.spec.obs) == {"vector"}
+    drawn = env.rendered()
+    assert drawn.spec.obs == env.spec.obs | {"render/rgb_array": Box(0, 255, (4, 400, 3), "uint8")}  # made smaller
+    obs, _, lost = stream(drawn, np.zeros(2, np.int32), steps=5)
+    assert obs["render/rgb_array"][:, 0, 0, 0, 0].tolist() == [0, 50, 100, 150, 200, 0] and not lost
+    assert obs["vector"][:, 1, 0].tolist() == [0, 1, 2, 3, 4, 0]
+
+
+def test_an_environment_that_renders_nothing_is_told_apart():
+    env = make_env(suite.register("WmjaxUnseen-v0", "Pedals"))
+    with pytest.raises(UsageError, match=r"^video: .*render"):
+        env.rendered()
+
+
 def test_truncated_is_not_terminated_and_repeats_stop_where_the_episode_ends():
     suite.register("WmjaxTruncated-v0", "Counter", truncates=True)
     env = make_env("gym:WmjaxTruncated-v0", action_repeat=2, image_size=12)

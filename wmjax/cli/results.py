@@ -60,7 +60,7 @@ def evaluate(argv: Sequence[str]) -> None:
     if planner is not None:
         run = run.with_policy(planner)
     if args.video:
-        figures.pictures(run.env.spec)
+        figures.with_pictures(run.playing(args.seed, where, args.action)[1])  # before all is played
     how = {"action": args.action, "max_steps": args.max_steps}
     scores = run.evaluate(args.episodes, args.seed, env=where, eval_envs=args.eval_envs, **how)
     records = run.records(scores, args.seed, env=named, env_args=env_args(args.env_arg), **how)

@@ -65,7 +65,8 @@ def from_gymnasium(
         says how).
     """
     setup = Setup(name.partition(":")[0], found, image_size, action_repeat, 0, 1, 1, None)
-    return host_env(setup, _describe(name, setup, start_timeout), action_map, start_timeout)
+    made = lambda setup: host_env(setup, _describe(name, setup, start_timeout), action_map, start_timeout)
+    return made(setup)._replace(rendered=lambda: made(setup._replace(rendered=True)))
 
 
 def host_env(

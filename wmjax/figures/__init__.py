@@ -6,7 +6,7 @@ the curves of training. `frames` draws animations, `charts` writes charts.
 
 from wmjax.figures.charts import picture_path
 from wmjax.figures.dream import plot_horizon_errors, write_dream_gif, write_reconstructions
-from wmjax.figures.episode import pictures, suffix, write_episode
+from wmjax.figures.episode import suffix, with_pictures, write_episode
 from wmjax.figures.learning import (
     Labelled,
     fitness_curves,
@@ -30,7 +30,6 @@ __all__ = [
     "horizon_errors",
     "open_loop",
     "picture_path",
-    "pictures",
     "play",
     "plot_fitness_curves",
     "plot_horizon_errors",
@@ -39,6 +38,7 @@ __all__ = [
     "reconstruction_errors",
     "suffix",
     "window_records",
+    "with_pictures",
     "write_dream_gif",
     "write_episode",
     "write_reconstructions",

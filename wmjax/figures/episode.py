@@ -10,25 +10,36 @@ import jax
 import numpy as np
 
 from wmjax.figures import frames
-from wmjax.figures.frames import FAINT, INK, PREDICTED, SEEN, enlarged, font
+from wmjax.figures.frames import FAINT, INK, PREDICTED, SEEN, font
 from wmjax.figures.windows import play
 from wmjax.replay.device import Record
 from wmjax.types import Agent, Array, Box, Discrete, Env, EnvSpec, HostEnv, PyTree, Space, UsageError
 
 STEPS = 1000  # at most, of an episode
-FRAMES = 250  # at most, of a video: of a longer episode some steps are not shown
+FRAMES = 200  # at most, of a video: of a longer episode some steps are not shown
+BYTES, FEWEST = 1_000_000, 50  # of a GIF, above which it shows fewer steps; frames that it then has at least
 SECONDS = 12.5  # of a short one; steps are shown for 50 to 400 milliseconds
-WIDE = 384  # pixels that the picture is at least wide
+WIDE = 384  # pixels that the picture is about as wide as
 TOP, BOTTOM, SIDE = 40, 96, 12  # pixels around the picture
 BARS = 8  # entries of an action that are drawn; of more there are words alone
 
 
-def pictures(spec: EnvSpec) -> list[str]:
-    """Names of the observations that can be shown. Raises `UsageError` where there is none."""
-    names = [name for name, space in spec.obs.items() if getattr(space, "dtype", "") == "uint8"]
-    if not names:
-        raise UsageError(f"video: the observations {', '.join(sorted(spec.obs))} are no pictures; leave it out")
-    return names
+def with_pictures(env: Env | HostEnv) -> Env | HostEnv:
+    """The environment if it observes pictures, else the same with what it renders among its observations.
+
+    Raises `UsageError` where there is nothing to be shown.
+    """
+    if _pictures(env.spec):
+        return env
+    rendered = getattr(env, "rendered", None)
+    if rendered is None:
+        names = ", ".join(sorted(env.spec.obs))
+        raise UsageError(f"video: the observations {names} are no pictures, and nothing renders them; leave it out")
+    return rendered()._replace(native=env.native)
+
+
+def _pictures(spec: EnvSpec) -> list[str]:
+    return [name for name, space in spec.obs.items() if getattr(space, "dtype", "") == "uint8"]
 
 
 def suffix(name: str, names: Sequence[str]) -> str:
@@ -42,17 +53,22 @@ def write_episode(
     """Plays one episode as in evaluation, and writes what is seen in it as `episode.gif`, or one GIF for each picture.
 
     At most `STEPS` steps of it. Pictures are enlarged; step, reward, return so far and the action chosen on seeing them
-    are drawn below. Where ffmpeg is there an MP4 is written, too.
+    are drawn below. Where no picture is observed, it is what the environment renders. Where ffmpeg is there an MP4 is
+    written, too.
 
     Returns:
       The files.
 
     Raises:
-      UsageError: the environment observes no picture.
+      UsageError: the environment neither observes a picture nor renders one.
     """
-    names = pictures(env.spec)
+    own, env = env.spec.obs, with_pictures(env)
+    names = _pictures(env.spec)
+    # What is rendered is for people: the agent sees what it was trained on.
+    seen = lambda step: step._replace(obs={name: step.obs[name] for name in own})
+    act = lambda params, key, carry, step, **how: agent.act(params, key, carry, seen(step), **how)
     steps = min(env.spec.max_episode_steps or STEPS, STEPS) + 1  # with the first record
-    records = jax.device_get(play(agent, env, params, key, 1, steps)._replace(latent=()))
+    records = jax.device_get(play(agent._replace(act=act), env, params, key, 1, steps)._replace(latent=()))
     ends = records.step.is_last[:, 0]
     length = 1 + int(ends.argmax()) if ends.any() else steps
     records = jax.tree.map(lambda x: x[:length, 0], records)
@@ -63,13 +79,17 @@ def write_episode(
         milliseconds = int(np.clip(1000 * SECONDS / len(shown), 50, 400))
         drawn = [_episode_frame(records, t, name, env.spec.action, title) for t in shown]
         written += frames.write_animation(path, drawn, milliseconds)
+        while path.stat().st_size > BYTES and len(drawn) >= 2 * FEWEST:
+            drawn, milliseconds = [*drawn[:-1:2], drawn[-1]], 2 * milliseconds
+            frames.write_gif(path, drawn, milliseconds)
     return written
 
 
 def _episode_frame(records: Record, t: int, name: str, space: Space, title: str) -> Any:
     """Step `t` of `records` `[T, ...]`."""
     step, last = records.step, len(records.step.reward) - 1
-    pixels = enlarged(frames.rgb(step.obs[name][t]), WIDE)
+    pixels = frames.rgb(step.obs[name][t])
+    pixels = frames.repeated(pixels, max(1, round(WIDE / pixels.shape[1])))
     high, wide = pixels.shape[:2]
     picture, draw = frames.canvas(max(wide + 2 * SIDE, 430), TOP + high + BOTTOM)
     width = picture.size[0]
@@ -79,11 +99,8 @@ def _episode_frame(records: Record, t: int, name: str, space: Space, title: str)
     draw.rectangle((left - 1, TOP - 1, left + wide, TOP + high), outline=FAINT)
     y = TOP + high + 12
     total = float(step.reward[: t + 1].sum(dtype=np.float64))
-    for x, words in (
-        (SIDE, f"step {t} of {last}"),
-        (125, f"reward {step.reward[t]:.3g}"),
-        (245, f"return {total:.4g}"),
-    ):
+    told = f"step {t} of {last}", f"reward {step.reward[t]:.3g}", f"return {total:.4g}"
+    for x, words in zip((SIDE, int(0.42 * width), int(0.72 * width)), told, strict=True):
         draw.text((x, y), words, INK, font(15, bold=True))
     y += 27
     if t == last and step.is_last[t]:

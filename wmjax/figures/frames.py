@@ -18,6 +18,7 @@ PANEL = 256  # pixels that a picture is at least wide
 INK, FAINT, PAPER = (30, 30, 30), (120, 120, 120), (255, 255, 255)
 SEEN, PREDICTED = (34, 120, 60), (214, 92, 10)  # what the model was shown, and what it was not
 COLORS = 256  # of a GIF
+LAST = 1500  # milliseconds that the last frame stays
 RATE = 25  # frames of an MP4 in a second
 
 
@@ -29,9 +30,13 @@ def rgb(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., -3:] if channels % 3 == 0 else np.repeat(pixels[..., -1:], 3, -1)
 
 
-def enlarged(pixels: np.ndarray, width: int = PANEL) -> np.ndarray:
-    """Pictures `[..., H, W, C]`, each pixel repeated so often that they are at least so wide."""
-    times = -(-width // pixels.shape[-2])
+def enlarged(pixels: np.ndarray) -> np.ndarray:
+    """Pictures `[..., H, W, C]`, so large that they are at least `PANEL` wide."""
+    return repeated(pixels, -(-PANEL // pixels.shape[-2]))
+
+
+def repeated(pixels: np.ndarray, times: int) -> np.ndarray:
+    """Pictures `[..., H, W, C]`, each pixel of which becomes a square of so many at a side."""
     return pixels.repeat(times, -3).repeat(times, -2)
 
 
@@ -76,7 +81,7 @@ def write_png(path: Path, picture: Any) -> None:
     files.write(path, buffer.getbuffer())
 
 
-def write_gif(path: Path, pictures: Sequence[Any], milliseconds: int, last: int) -> None:
+def write_gif(path: Path, pictures: Sequence[Any], milliseconds: int, last: int = LAST) -> None:
     """Writes an animation that begins again after its last frame, which stays for `last` milliseconds.
 
     All frames share their colors, so that only what changes is written.
@@ -105,7 +110,7 @@ def _palette(pictures: Sequence[Any]) -> Any:
     return Image.fromarray(pixels[None]).quantize(COLORS)
 
 
-def write_mp4(path: Path, pictures: Sequence[Any], milliseconds: int, last: int) -> bool:
+def write_mp4(path: Path, pictures: Sequence[Any], milliseconds: int, last: int = LAST) -> bool:
     """Writes the same as a video where the program ffmpeg is there and can; returns whether it did."""
     program = shutil.which("ffmpeg")
     if program is None:
@@ -131,7 +136,7 @@ def write_mp4(path: Path, pictures: Sequence[Any], milliseconds: int, last: int)
     return True
 
 
-def write_animation(path: Path, pictures: Sequence[Any], milliseconds: int, last: int = 1500) -> list[Path]:
+def write_animation(path: Path, pictures: Sequence[Any], milliseconds: int, last: int = LAST) -> list[Path]:
     """Writes a GIF, and beside it the same as MP4 where ffmpeg is there (`write_mp4`). Returns the files."""
     write_gif(path, pictures, milliseconds, last)
     video = path.with_suffix(".mp4")

@@ -2,10 +2,11 @@
 
 A suite is a module with `TITLE`, `names() -> list[str]`, `find(task, suite_name, args)`, which says in the main process
 what a worker needs to know, and `make(found, training) -> gymnasium.Env`, which is called in the worker. `args` are the
-arguments that a user or a preset gives an environment, by name. What `make` makes may have `frames` (that a step
-takes), `image_size`, `max_episode_steps` (in steps), and `observe()`, which is asked for what `step` then leaves out
-(None). Nothing here imports JAX or the rest of wmjax: a worker starts in half a second and stays small. Each library is
-imported in one module, lazily.
+arguments that a user or a preset gives an environment, by name. Where environments observe no pictures the module may
+have `drawn(found)`: the same, for environments whose `render()` then gives one, uint8 `[H, W, 3]`. What `make` makes
+may have `frames` (that a step takes), `image_size`, `max_episode_steps` (in steps), and `observe()`, which is asked for
+what `step` then leaves out (None). Nothing here imports JAX or the rest of wmjax: a worker starts in half a second and
+stays small. Each library is imported in one module, lazily.
 """
 
 from __future__ import annotations

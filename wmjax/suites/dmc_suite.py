@@ -15,6 +15,7 @@ from wmjax.suites.gym_suite import gymnasium
 
 TITLE = "DeepMind Control Suite"
 IMAGE_SIZE = 64
+RENDERED_SIZE = 320  # for people
 ARGUMENTS = {"camera": whole(0)}  # number of the camera that sees it
 CAMERAS = {"quadruped": 2}  # from behind; the others are seen by their first camera
 # How MuJoCo draws without a screen, by the system library that each way needs, and Debian's package of that.
@@ -71,18 +72,25 @@ def make(found: tuple[str, str, dict[str, Any]], training: bool) -> Control:
     """Makes what `find` gave."""
     task, suite_name, args = found
     vision = suite_name == "dmc"
-    tasks = {f"{domain}_{name}": (domain, name) for domain, name in _suite(draws=vision).ALL_TASKS}
+    draws = vision or args.get("draws", False)
+    tasks = {f"{domain}_{name}": (domain, name) for domain, name in _suite(draws=draws).ALL_TASKS}
     if task not in tasks:
         raise unknown(suite_name, task, tasks)
     return Control(*tasks[task], vision=vision, **args)
 
 
+def drawn(found: tuple[str, str, dict[str, Any]]) -> tuple[str, str, dict[str, Any]]:
+    """The same, for tasks whose `render` draws though they are not seen."""
+    task, suite_name, args = found
+    return task, suite_name, args | {"draws": True}
+
+
 class Control:
     """One task as a Gymnasium environment. Pictures are 64x64 RGB; vectors keep the names of the suite."""
 
-    def __init__(self, domain: str, task: str, vision: bool, camera: int | None = None) -> None:
+    def __init__(self, domain: str, task: str, vision: bool, camera: int | None = None, draws: bool = False) -> None:
         spaces = gymnasium().spaces
-        self._env = _suite(draws=vision).load(domain, task, task_kwargs={"random": np.random.RandomState(0)})
+        self._env = _suite(draws=vision or draws).load(domain, task, task_kwargs={"random": np.random.RandomState(0)})
         self._vision, self._timestep = vision, None
         self._camera = CAMERAS.get(domain, 0) if camera is None else camera
         if vision and self._camera >= self._env.physics.model.ncam:
@@ -109,6 +117,13 @@ class Control:
         if self._vision:
             return self._env.physics.render(IMAGE_SIZE, IMAGE_SIZE, camera_id=self._camera)
         return {name: np.asarray(value, np.float64) for name, value in self._timestep.observation.items()}
+
+    def render(self) -> np.ndarray:
+        """A larger picture, for people."""
+        try:
+            return self._env.physics.render(RENDERED_SIZE, RENDERED_SIZE, camera_id=self._camera)
+        except Exception as error:  # whatever the driver raises
+            raise _cannot_draw(_backend(), error) from None
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
         """A new episode."""

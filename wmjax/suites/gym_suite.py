@@ -44,6 +44,7 @@ def gymnasium() -> Any:
     """The library, which then says nothing but errors."""
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     library = importlib.import_module("gymnasium")
     library.logger.min_level = library.logger.ERROR
     return library
@@ -130,6 +131,14 @@ def _creator(task: str, entry_point: str, here: Mapping[str, Any]) -> Any:
         return _defined(task, entry_point, here) or gymnasium().envs.registration.load_env_creator(entry_point)
     except (ImportError, AttributeError, ValueError) as error:
         raise SuiteError(f"env: the wrapper {entry_point!r} of 'gym:{task}' cannot be imported: {error}") from None
+
+
+def drawn(found: Any) -> Any:
+    """The same, for environments that render themselves as "rgb_array", where what makes them can be told to."""
+    maker = found.fn
+    takes = _parameters(_creator_of(maker))
+    args = maker.args | ({"render_mode": "rgb_array"} if takes is None or "render_mode" in takes else {})
+    return type(found)(maker._replace(args=args))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -281,10 +290,7 @@ def make(found: Any, training: bool) -> Any:
 
 
 def _made(library: Any, maker: Maker) -> Any:
-    registered, args = _is_spec(maker.make), dict(maker.args)
-    create = maker.make.entry_point if registered else maker.make
-    if isinstance(create, str):
-        create = library.envs.registration.load_env_creator(create)
+    registered, args, create = _is_spec(maker.make), dict(maker.args), _creator_of(maker)
     takes = _parameters(create)
     if takes is not None:
         check_names(maker.name, [*takes, *([] if LIMIT in takes else [LIMIT])], args)
@@ -300,6 +306,12 @@ def _made(library: Any, maker: Maker) -> Any:
     env = library.wrappers.TimeLimit(env, limit)
     env.max_episode_steps = limit  # it has no specification to say so
     return env
+
+
+def _creator_of(maker: Maker) -> Callable:
+    """The class or function that makes it."""
+    create = maker.make.entry_point if _is_spec(maker.make) else maker.make
+    return gymnasium().envs.registration.load_env_creator(create) if isinstance(create, str) else create
 
 
 def _check_made(name: str, env: Any) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+
+from wmjax.suites import SuiteError
 
 CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
 MOST_CHANNELS = 32
@@ -14,6 +16,8 @@ SMALLEST = 8  # pixels of a side, where only the sides can tell a picture from a
 BRIGHT = 128  # what pictures of bytes may hold at least; less is a mask or a board, or would be read as black
 LARGEST = 128  # pixels; larger pictures, and those that are not square, are resized unless a size is given
 DEFAULT_SIZE = 64
+RENDERED = "render/rgb_array"  # the entry beside the observations of an environment whose rendering is asked for
+MOST_RENDERED = 400  # pixels of its longer side
 
 
 def axes(shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -71,6 +75,26 @@ def resize(image: np.ndarray, size: int, how: Literal["BOX", "BILINEAR"] = "BOX"
 
     of = lambda plane: np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling[how]))
     return of(image) if image.shape[-1] == 3 else np.stack([of(plane) for plane in np.moveaxis(image, -1, 0)], -1)
+
+
+def rendering(env: Any) -> np.ndarray:
+    """What `env.render()` shows, uint8 `[H, W, 3]`, made smaller than `MOST_RENDERED` where it is larger.
+
+    Raises `SuiteError` where it is no picture.
+    """
+    from PIL import Image
+
+    image = np.asarray(env.render())
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+        raise SuiteError(
+            f"video: what the environment renders as 'rgb_array', {image.dtype} {image.shape}, is no picture; uint8 "
+            "(height, width, 3) is"
+        )
+    height, width = image.shape[:2]
+    if max(height, width) <= MOST_RENDERED:
+        return image
+    size = (max(1, side * MOST_RENDERED // max(height, width)) for side in (width, height))
+    return np.asarray(Image.fromarray(image).resize(tuple(size), Image.Resampling.BOX))
 
 
 def remedy(name: str, bare: bool, shape: tuple[int, ...], dtype: str, low: float, high: float) -> str:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wmjax.suites import SuiteError, suite
+from wmjax.suites.pictures import RENDERED, rendering
 from wmjax.suites.spaces import ActionReader, Fault, ObsReader, obs_reader, plain
 
 
@@ -39,6 +40,7 @@ class Setup(NamedTuple):
     num_envs: int  # of all workers
     memory: int | None  # descriptor of the shared memory; None: only tell what the environment is
     training: bool = True  # some are played in another way to be learned from than to be evaluated
+    rendered: bool = False  # whether what they render is in their observations, too, as `pictures.RENDERED`
 
 
 def layout(description: dict[str, Any]) -> np.dtype:
@@ -90,6 +92,8 @@ class _Served:
         views, i = self._views, self._index
         for name, value in self._obs.read(obs).items():
             views[f"obs/{name}"][i] = value
+        if f"obs/{RENDERED}" in views:
+            views[f"obs/{RENDERED}"][i] = rendering(self._env)
         views["reward"][i] = reward
         views["is_first"][i], views["is_last"][i], views["is_terminal"][i] = is_first, is_last, is_terminal
 
@@ -166,6 +170,17 @@ def describe(env: Any, image_size: int | None, action_repeat: int) -> dict[str, 
     }
 
 
+def _describe_rendering(env: Any) -> dict[str, Any]:
+    """As `Entry.describe`. Raises `SuiteError` where the environment renders no picture."""
+    try:
+        shape = list(rendering(env).shape)
+    except SuiteError:
+        raise
+    except Exception as error:  # whatever the environment, or what draws, raises
+        raise SuiteError(f"video: the environment cannot be rendered: {type(error).__name__}: {error}"[:500]) from None
+    return {"name": RENDERED, "dtype": "uint8", "shape": shape, "low": 0, "high": 255}
+
+
 def _check_rules(env: Any, reader: ObsReader, action_reader: ActionReader) -> None:
     def ask(what: str, length: int, call: Callable[[], Any]) -> tuple:
         try:
@@ -200,11 +215,17 @@ def _check_rules(env: Any, reader: ObsReader, action_reader: ActionReader) -> No
 
 
 def _serve(connection: Connection, setup: Setup) -> None:
-    make = lambda: suite(setup.suite).make(setup.found, setup.training)
+    module = suite(setup.suite)
+    if setup.rendered and not hasattr(module, "drawn"):
+        raise SuiteError(f"video: the environments of {module.TITLE} render no pictures")
+    found = module.drawn(setup.found) if setup.rendered else setup.found
+    make = lambda: module.make(found, setup.training)
     if setup.memory is None:
         env = make()
         try:
             about = describe(env, setup.image_size, setup.action_repeat)
+            if setup.rendered:
+                about["obs"].append(_describe_rendering(env))
         finally:
             with contextlib.suppress(Exception):  # it is over
                 env.close()
