@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ import numpy as np
 
 import wmjax
 from wmjax import checks, presets, weights
+from wmjax.loops import checkpoint
 from wmjax.loops.report import read_metrics
 from wmjax.run import Run, load
 from wmjax.types import PyTree, UsageError
@@ -80,23 +83,27 @@ def export(
     path, episodes = _new_file(path), checks.optional("episodes", episodes)
     checks.choice("dtype", dtype, weights.DTYPES.values())
     whole = run if isinstance(run, Run) else load(run, which=which, **how)
+    file = None if isinstance(run, Run) else weights.locate(run)
     run = _one_seed(whole, seed)
+    if run.planner is not None:
+        raise UsageError("run: it acts by a planner, which no file has; the run that it was made of is valid")
     if action is not None:
         agent, _ = run.playing(0, None, action)
         run = dataclasses.replace(run, agent=agent, config=dataclasses.replace(run.config, eval_action=action))
+    config = json.loads(json.dumps(dataclasses.asdict(run.config)))  # as `config.json` has it: tuples are lists
     params = weights.narrowed(_acting(run), dtype)
-    arrays = list(weights.by_name(params).values())
-    about = run.description.get("about") or {}
-    devices = about.get("devices") or ["unknown"]
     card = {
-        "command": _command(whole.description, run.config), "seed": run.seed, "steps": run.step, "which": run.which,
-        "seconds": _seconds(run), "device": str(devices[0]), "version": wmjax.__version__,
-        "parameters": sum(x.size for x in arrays), "dtype": dtype, "return": None,
+        "command": _command(whole.description, config), "seed": run.seed, "steps": run.step, "which": run.which,
+        "seconds": _seconds(run), "device": _device(run), "version": wmjax.__version__,
+        "parameters": sum(x.size for x in checkpoint.paths(params).values()), "dtype": dtype, "return": None,
     }  # fmt: skip
+    if file is not None:  # which knows what came before it
+        before = weights.read(file).card
+        card |= {name: before[name] for name in ("command", "seconds", "device", "version")}
     if episodes is not None:
         card["return"] = _played(run, params, episodes)
     description = {k: v for k, v in run.description.items() if k not in ("about", "part_of_seeds")}
-    description |= {"seeds": 1, "devices": 1, "parallel": None, "config": dataclasses.asdict(run.config)}
+    description |= {"seeds": 1, "devices": 1, "parallel": None, "config": config}
     if description.get("data"):
         description["data"] = {name: value for name, value in description["data"].items() if name != "path"}
     try:
@@ -142,6 +149,13 @@ def _seconds(run: Run) -> float | None:
     return next((time for time in reversed(times) if isinstance(time, float | int)), None)
 
 
+def _device(run: Run) -> str:
+    """What it was trained on."""
+    with contextlib.suppress(UsageError, KeyError, TypeError, IndexError):  # nobody has checked what is said there
+        return checks.text("device", run.description["about"]["devices"][0])
+    return "unknown"
+
+
 def _played(run: Run, params: dict[str, PyTree], episodes: int) -> dict[str, Any]:
     """What so many episodes come to with the parameters as they are in the file.
 
@@ -158,11 +172,13 @@ def _played(run: Run, params: dict[str, PyTree], episodes: int) -> dict[str, Any
     return found | {"action": run.config.eval_action}
 
 
-def _command(description: Mapping[str, Any], config: Any) -> str:
+def _command(description: Mapping[str, Any], config: dict[str, Any]) -> str:
     """The command that trains with the same settings and configuration, which says what is not the preset's."""
+    from wmjax.comparison.results import changes_of
+
     d, data = description, description.get("data")
     words = ["wmjax", "train", d["agent"]] + (["--env", d["env"]] if d["env"] else [])
-    preset, settings = presets.resolve(d["agent"], d["preset"], d["env"])
+    _, settings = presets.resolve(d["agent"], d["preset"], d["env"])
     words += ["--preset", d["preset"]] if d["preset"] != presets.DEFAULT_PRESET else []
     words += ["--seed", d["seed"]] + (["--seeds", d["seeds"]] if d["seeds"] > 1 else [])
     words += ["--data", "FOLDER"] if data else []
@@ -172,16 +188,6 @@ def _command(description: Mapping[str, Any], config: Any) -> str:
     for name, value in (d.get("env_args") or {}).items():
         if settings.env_args.get(name) != value:
             words += ["--env-arg", name, value]
-    default = _fields(dataclasses.asdict(preset))
-    for name, value in _fields(dataclasses.asdict(config)).items():
-        if default.get(name) != value:
-            words += [f"--agent.{name}", *(value if isinstance(value, list | tuple) else [value])]
+    for name, value in changes_of({**d, "config": config}).items():
+        words += [f"--agent.{name}", *(value if isinstance(value, list) else [value])]
     return shlex.join(map(str, words))
-
-
-def _fields(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fields of a configuration by name, those of a part with a dot."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found

@@ -172,6 +172,7 @@ class Run:
         agent, where = self.playing(seed, env, action)
         run = self.members[0] if self.members else self
         title = self.title() if title is None else title
+        self.path.mkdir(parents=True, exist_ok=True)  # of a file it is not there yet
         return figures.write_episode(self.path, agent, where, run.state.variables, evaluation_key(seed), title)
 
     def playing(self, seed: int, env: Any, action: str | None) -> tuple[Agent, Env | HostEnv]:

@@ -73,12 +73,6 @@ def acting(agent: Agent, spec: EnvSpec) -> dict[str, PyTree]:
     return {name: tree for name, tree in variables.items() if name in names}
 
 
-def by_name(tree: PyTree) -> dict[str, Any]:
-    """The leaves of nested dictionaries, by names such as "rssm/gru/kernel"."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 def nested(leaves: dict[str, Any]) -> dict[str, Any]:
     """Nested dictionaries, of leaves by name. Raises `ValueError` where a name is of a leaf and of a dictionary."""
     tree: dict[str, Any] = {}
@@ -263,7 +257,7 @@ def _check_card(card: Any, refuse: Any) -> None:
 
 def check_shapes(file: File, template: dict[str, PyTree]) -> None:
     """Raises `UsageError`, naming the first tensor, where a file holds others than a template of dictionaries."""
-    wanted, about = by_name(template), file.description
+    wanted, about = checkpoint.paths(template), file.description
     of = f"{about['agent']} on {about['env'] or 'its environment'} has, as it is configured in the file"
     for name, leaf in wanted.items():
         if name not in file.tensors:
@@ -315,19 +309,15 @@ def _sha256(array: np.ndarray) -> str:
 
 def narrowed(params: dict[str, PyTree], dtype: str) -> dict[str, PyTree]:
     """Parameters as NumPy arrays of a dtype. Raises `UsageError`, naming the first, where it cannot hold one."""
-
-    def narrow(path: Any, x: Any) -> np.ndarray:
+    small = {}
+    for name, x in checkpoint.paths(params).items():
         x = np.asarray(x)
         with np.errstate(over="ignore"):
-            small = x.astype(dtype, order="C")
-        if not (np.isfinite(small) | ~np.isfinite(x)).all():
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise UsageError(
-                f"dtype: {dtype!r} cannot hold {name!r}, which goes up to {np.abs(x).max():g}; float32 can"
-            )
-        return small
-
-    return jax.tree_util.tree_map_with_path(narrow, params)
+            small[name] = x.astype(dtype, order="C")
+        if not (np.isfinite(small[name]) | ~np.isfinite(x)).all():
+            most = np.abs(x).max()
+            raise UsageError(f"dtype: {dtype!r} cannot hold {name!r}, which goes up to {most:g}; float32 can")
+    return nested(small)
 
 
 def write(path: Path, params: dict[str, PyTree], description: dict[str, Any], card: dict[str, Any]) -> dict[str, Any]:
@@ -335,7 +325,7 @@ def write(path: Path, params: dict[str, PyTree], description: dict[str, Any], ca
 
     Raises `OSError` where it cannot be written.
     """
-    stored, card = by_name(params), card | {"digest": checkpoint.digest(params)}
+    stored, card = checkpoint.paths(params), card | {"digest": checkpoint.digest(params)}
     sha256 = {name: _sha256(x) for name, x in stored.items()}
     said = {"description": description, "card": card, "sha256": sha256}
     metadata = {"wmjax": str(FORMAT)} | {name: json.dumps(value) for name, value in said.items()}

@@ -107,6 +107,8 @@ def _list_pretrained(pattern: str | None) -> None:
 
 def _told_return(card: dict[str, Any]) -> str:
     found = card["return"]
+    if found is None:
+        return "return not measured"
     low, high = found["interval"]
     of = f"over {found['episodes']} episodes, action {found['action']}"
     return f"return {found['mean']:.4g} {of} (of as many others within [{low:.4g}, {high:.4g}] 99 times in 100)"

@@ -46,7 +46,7 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _paths(tree: PyTree) -> dict[str, Any]:
+def paths(tree: PyTree) -> dict[str, Any]:
     """Leaves by path, as in "agent/params/actor/kernel"; fields and dictionary keys are named alike."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
@@ -89,7 +89,7 @@ def digest(tree: PyTree) -> str:
 
     Two trees have one digest if and only if they are equal bit for bit (NaNs and signed zeros included).
     """
-    entries = {path: _describe(x) | {"sha256": _hash(_host(x))} for path, x in _paths(tree).items()}
+    entries = {path: _describe(x) | {"sha256": _hash(_host(x))} for path, x in paths(tree).items()}
     return hashlib.sha256(_canonical(entries)).hexdigest()
 
 
@@ -178,7 +178,7 @@ def _place(folder: str | Path, step: int | None) -> Path:
 
 def snapshot(tree: PyTree) -> dict[str, Any]:
     """A copy of a tree in host memory, for `write`; the buffers of the tree may be donated or changed afterwards."""
-    return {path: (_host(leaf).copy(), _describe(leaf)) for path, leaf in _paths(tree).items()}
+    return {path: (_host(leaf).copy(), _describe(leaf)) for path, leaf in paths(tree).items()}
 
 
 def save(folder: str | Path, step: int, tree: PyTree, **options: Any) -> Path:
@@ -354,7 +354,7 @@ def check(folder: str | Path, template: PyTree) -> None:
     Raises `CheckpointCorruptError` where none can.
     """
     step, entries, _ = _newest(folder, lambda step: _read_manifest(_place(folder, step))["leaves"])
-    _check_template(_place(folder, step), _paths(template), entries, exact=True)
+    _check_template(_place(folder, step), paths(template), entries, exact=True)
 
 
 def _check_template(place: Path, template: dict[str, Any], entries: dict[str, Any], exact: bool) -> None:
@@ -427,10 +427,10 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None, *, ex
     place = _place(folder, step)
     entries = _read_manifest(place)["leaves"]
     shapes = jax.eval_shape(lambda tree: tree, template)
-    wanted = _paths(shapes)
+    wanted = paths(shapes)
     _check_template(place, wanted, entries, exact)
     arrays = _read_arrays(place, wanted)
-    given = {path: getattr(leaf, "sharding", None) for path, leaf in _paths(template).items()}
+    given = {path: getattr(leaf, "sharding", None) for path, leaf in paths(template).items()}
     places = {path: min(x.device_set, key=lambda d: d.id) for path, x in given.items() if x is not None}
     leaves = []
     for path, leaf in wanted.items():
