@@ -1,5 +1,6 @@
 """Files of settings: what is read back is what was printed, and what is not valid is said with the file and the key."""
 
+import dataclasses
 import json
 import os
 
@@ -53,6 +54,19 @@ def test_another_preset_or_environment_brings_its_own_settings_and_keeps_what_th
     wanted, settings = presets.resolve("dreamer_v3", "guide", "pendulum", {"horizon": 7})
     assert said["config"]["size"] == wanted.size == "guide" and said["config"]["horizon"] == 7
     assert said["steps"] == settings.steps
+
+
+def test_how_long_is_searched_is_the_environments_until_it_is_chosen(tmp_path, capsys):
+    config = lambda *words: yaml.safe_load(printed(capsys, *words))["config"]["evolve"]
+    of = lambda env: dataclasses.asdict(presets.resolve("world_models", "small", env)[0].evolve)
+    assert of("catch") != of("racing")
+    assert config("world_models") == of("racing") and config("world_models", "--env", "catch") == of("catch")
+    chosen = config("world_models", "--env", "catch", "--agent.evolve.rollouts", of("racing")["rollouts"])
+    assert chosen == of("catch") | {"rollouts": of("racing")["rollouts"]}
+    changed = ("world_models", "--env", "catch", "--agent.evolve.mean-every", 7)
+    (tmp_path / "c.yaml").write_text(printed(capsys, *changed))
+    assert config("--config", tmp_path / "c.yaml") == of("catch") | {"mean_every": 7}
+    assert config("--config", tmp_path / "c.yaml", "--env", "racing") == of("racing") | {"mean_every": 7}
 
 
 def test_arguments_of_the_files_environment_are_not_those_of_another(tmp_path, capsys):

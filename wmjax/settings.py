@@ -95,7 +95,7 @@ def setup(
     recorded = env if isinstance(env, str) and env == before.get("env") else None
     env, name, args = handed(env, env_args) if env is not None else (None, None, {})
     name = recorded or name
-    config = replace(presets.starting_config(agent, asked.get("preset"), before), overrides or {})
+    config = replace(presets.starting_config(agent, asked.get("preset"), before, name), overrides or {})
     config.validate()
     preset = given("preset", presets.DEFAULT_PRESET)
     _, settings = presets.resolve(agent, preset, name)

@@ -9,6 +9,7 @@ import pytest
 from tests.presets.paper_settings import CONFIGS
 from wmjax import presets
 from wmjax.agents import AGENTS
+from wmjax.cli.arguments import changes
 from wmjax.loops.host.loop import shapes
 from wmjax.loops.memory import tree_bytes
 from wmjax.loops.schedule import samplings
@@ -47,11 +48,16 @@ def test_the_documentation_names_the_presets_that_need_more_memory_than_one_acce
     }
 
 
-def test_small_is_one_configuration_and_only_the_run_differs_between_environments():
+def test_small_is_one_configuration_and_only_how_long_it_is_trained_differs_between_environments():
+    lengths = {"vision_updates", "memory_updates", "evolve"}
     for agent in AGENTS:
-        catch, pendulum = (presets.resolve(agent, "small", env) for env in ("catch", "pendulum"))
-        assert catch[0] == pendulum[0]
-        assert catch[1] != pendulum[1]
+        anywhere = presets.resolve(agent, "small")
+        for env in {row.env for row in BUDGETS if row.agent == agent and row.preset == "small"}:
+            config, settings = presets.resolve(agent, "small", env)
+            changed = changes(anywhere[0], config)
+            assert set(changed) <= lengths, (agent, env)
+            assert set(changed.get("evolve", ())) <= {"generations", "rollouts"}, (agent, env)
+            assert settings != anywhere[1], (agent, env)
 
 
 def test_small_changes_sizes_rates_scales_and_how_it_is_evaluated_only():
@@ -260,6 +266,10 @@ def test_settings_of_an_environment_belong_to_small():
     assert presets.resolve("dreamer_v3", "small", "never heard of")[1] == RunSettings(100_000)
     assert presets.resolve("dreamer_v1", "small", "dmc:walker_walk")[1].action_repeat == 2
     assert presets.resolve("world_models", "small", "gym:CarRacing-v3")[1].image_size == 64
+    searched = lambda env: presets.resolve("world_models", "small", env)[0].evolve
+    assert (searched("catch").generations, searched("catch").rollouts) == (100, 16)
+    assert (searched("racing").generations, searched("racing").rollouts) == (60, 4)
+    assert searched("catch").population == searched("racing").population
 
 
 @pytest.mark.parametrize(

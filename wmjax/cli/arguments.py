@@ -454,9 +454,13 @@ def parse_eval(argv: Sequence[str]) -> tuple[EvalArgs, Any]:
 
 
 def changes(before: Any, after: Any) -> dict[str, Any]:
-    """Fields of a configuration that differ, by name."""
-    values = {field.name: getattr(after, field.name) for field in dataclasses.fields(before)}
-    return {name: value for name, value in values.items() if value != getattr(before, name)}
+    """Fields of a configuration that differ, by name; those of a part as a mapping."""
+    found = {}
+    for name in (field.name for field in dataclasses.fields(before)):
+        was, value = getattr(before, name), getattr(after, name)
+        if value != was:
+            found[name] = changes(was, value) if dataclasses.is_dataclass(was) else value
+    return found
 
 
 def value_of(flag: str, argv: Sequence[str]) -> str | None:

@@ -87,7 +87,8 @@ def _start(agent: str | None, argv: Sequence[str]) -> Start | None:
         )
     fields, arguments = (given.fields, given.arguments) if given is not None else ({}, {})
     fields, arguments = _moved(agent, preset, value_of("--env", argv), dict(fields), dict(arguments))
-    config = presets.starting_config(agent, preset or arguments.get("preset"), before)
+    env = value_of("--env", argv) or arguments.get("env") or before.get("env") or presets.DEFAULT_ENVS.get(agent)
+    config = presets.starting_config(agent, preset or arguments.get("preset"), before, env)
     return Start(agent, config, fields, arguments, before)
 
 
@@ -102,7 +103,7 @@ def _moved(
 
     own_preset, own_env = arguments.get("preset", presets.DEFAULT_PRESET), arguments.get("env")
     own_config, settings = presets.resolve(agent, own_preset, own_env or presets.default_env(agent))
-    if preset not in (None, own_preset):
+    if preset not in (None, own_preset) or env not in (None, own_env):
         fields = changes(own_config, replace(own_config, fields))
     if preset not in (None, own_preset) or env not in (None, own_env):
         own = settings._asdict()

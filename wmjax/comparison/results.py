@@ -133,7 +133,7 @@ def _speeds(lines: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | N
 def changes_of(description: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a run's configuration that differ from its preset's, those of a part with a dot."""
     try:
-        base = dataclasses.asdict(presets.resolve(description["agent"], description["preset"])[0])
+        base = dataclasses.asdict(presets.resolve(description["agent"], description["preset"], description["env"])[0])
     except UsageError:
         return {}
     return _differing(json.loads(json.dumps(base)), description["config"])

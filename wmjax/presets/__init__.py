@@ -1,8 +1,8 @@
 """Named configurations, and how long to train on each environment.
 
-`small` learns on a laptop's CPU in minutes; it is the same for every environment except for its budget. `guide` has the
-sizes of the implementation guide. `paper` is the authors' own. What a preset changes is in the file of its agent, what
-depends on the environment in `budgets.py`.
+`small` learns on a laptop's CPU in minutes; it is the same for every environment except for its budget: how many steps,
+and for World Models how many updates and generations. `guide` has the sizes of the implementation guide. `paper` is the
+authors' own. What a preset changes is in the file of its agent, what depends on the environment in `budgets.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from wmjax.agents import AGENTS
 from wmjax.fields import check_fields, replace
 from wmjax.names import nearest
 from wmjax.presets import dreamer_v1, dreamer_v2, dreamer_v3, iris, world_models
-from wmjax.presets.budgets import RunSettings, run_settings
+from wmjax.presets.budgets import RunSettings, config_fields, run_settings
 
 DEFAULT_PRESET = "small"
 # The environment that an agent is trained on if none is named: discrete actions, or continuous ones.
@@ -69,24 +69,27 @@ def resolve(
     config_class = _config_class(agent)
     if not isinstance(preset, str) or preset not in PRESETS[agent]:
         raise nearest("preset", preset, PRESETS[agent])
-    config = replace(replace(config_class(), PRESETS[agent][preset]), overrides or {})
+    config = config_class()
+    for fields in (PRESETS[agent][preset], *config_fields(agent, preset, env), overrides or {}):
+        config = replace(config, fields)
     config.validate()
     return config, run_settings(agent, preset, env)
 
 
-def starting_config(agent: str, preset: str | None, before: Mapping[str, Any]) -> Any:
+def starting_config(agent: str, preset: str | None, before: Mapping[str, Any], env: str | None = None) -> Any:
     """A configuration before anything is overridden.
 
     Args:
       agent: a name in `AGENTS`.
       preset: a name in `PRESETS[agent]`, or None.
       before: what `config.json` says of a run that goes on, which holds where there is no preset; or nothing.
+      env: an environment's name, as for `resolve`.
 
     Raises `UsageError` as `resolve`, and where the configuration of the run is not one of this version.
     """
     if before and preset is None:
         return saved_config(before)
-    return resolve(agent, DEFAULT_PRESET if preset is None else preset)[0]
+    return resolve(agent, DEFAULT_PRESET if preset is None else preset, env)[0]
 
 
 def saved_config(description: Mapping[str, Any]) -> Any:

@@ -29,6 +29,8 @@ class Row(NamedTuple):
     image_size: int | EllipsisType | None = ...
     action_repeat: int | EllipsisType = ...
     env_args: Mapping[str, Any] | EllipsisType = ...  # the protocol; whole ones are in `docs/protocols.md`
+    config: Mapping[str, Any] | EllipsisType = ...  # what the agent's configuration says of a budget: how many updates
+    # and generations, and of how many episodes a candidate's fitness is the mean
     score: str = ""  # to be expected: a mean return, if it does not say what
     source: str = ""  # of the score
 
@@ -75,8 +77,10 @@ BUDGETS = (
     Row("world_models", "small", "racing", 65_536, 64, 4, score="925", source=MEASURED),
     Row("world_models", "small", "racing:flicker", 65_536, 64, 4),
     Row("world_models", "small", "gym:CarRacing-v3", 65_536, 64, 4),
-    Row("world_models", "small", "catch", 16_384),
-    Row("world_models", "small", "recall", 16_384),
+    Row("world_models", "small", "catch", 16_384, config=dict(evolve=dict(rollouts=16, generations=100))),
+    Row("world_models", "small", "recall", 16_384, config=dict(
+        vision_updates=300, memory_updates=1_000, evolve=dict(generations=20),
+    )),
     Row("iris", "small", "catch", 76_800, score="1.00", source=MEASURED),
 
     # Presets with a budget of their own, wherever they are tried. Of World Models: frames to collect, and the size of
@@ -111,9 +115,17 @@ BUDGETS = (
 
 def run_settings(agent: str, preset: str, env: str | None) -> RunSettings:
     """What the table says of a run; `env` None is an environment without a name."""
-    names = {"*", env, f"{env.partition(':')[0]}:"} if env is not None else {"*"}
     found: dict[str, Any] = {}
-    for row in BUDGETS:
-        if row.agent in ("*", agent) and row.preset in ("*", preset) and row.env in names:
-            found |= {name: value for name in RunSettings._fields if (value := getattr(row, name)) is not ...}
+    for row in _rows(agent, preset, env):
+        found |= {name: value for name in RunSettings._fields if (value := getattr(row, name)) is not ...}
     return RunSettings(**found)
+
+
+def config_fields(agent: str, preset: str, env: str | None) -> list[Mapping[str, Any]]:
+    """What the table says of the agent's configuration, to be laid over its preset one after the other."""
+    return [row.config for row in _rows(agent, preset, env) if row.config is not ...]
+
+
+def _rows(agent: str, preset: str, env: str | None) -> list[Row]:
+    names = {"*", env, f"{env.partition(':')[0]}:"} if env is not None else {"*"}
+    return [row for row in BUDGETS if row.agent in ("*", agent) and row.preset in ("*", preset) and row.env in names]
