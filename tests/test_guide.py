@@ -190,6 +190,7 @@ def chain_state(index):
     return LatentState(jax.nn.one_hot(index, STATES), flat, latents.Gaussian(flat, flat))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper", [v1, v2])
 def test_the_actor_critic_reaches_the_optimum_of_a_small_mdp_known_by_value_iteration(paper):
     sizes = dict(

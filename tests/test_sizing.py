@@ -157,6 +157,7 @@ def test_of_a_gpu_there_is_what_jax_is_told_to_take(name, uncompiled, monkeypatc
             sizing.room_of(CARDS["h100"])
 
 
+@pytest.mark.slow
 def test_so_many_seeds_fit_as_is_said(capsys, uncompiled):
     words = ["dreamer_v3", "--env", "probe:act_obs", "--card", "h100", *WORDS, "--memory-gb", "0.02", "--seeds"]
     refused = plan(*words, "100", capsys=capsys).splitlines()[-1]

@@ -85,6 +85,7 @@ def test_a_window_in_mid_episode_takes_its_first_action_from_the_record_in_front
     assert learn(batch._replace(step=first)) == learn(turned(0)._replace(step=first))
 
 
+@pytest.mark.slow
 def test_the_continue_target_is_no_end_at_a_time_limit():
     agent, _, parts, state = tiny()
     step = random_step(PIXELS, (6, 2))
@@ -194,6 +195,7 @@ def test_no_gradient_passes_through_the_inputs_of_the_policy_but_through_the_dyn
     assert not np.allclose(run(deter + 0.5).action[0], run(deter).action[0])
 
 
+@pytest.mark.slow
 def test_the_gradient_through_the_whole_imagination_agrees_with_finite_differences(monkeypatch):
     _, config, _, state = tiny(VECTOR)
     monkeypatch.setattr(v1, "sg", lambda x: x)  # the cut of the policy's inputs is no part of the true derivative

@@ -91,6 +91,7 @@ def test_a_window_starts_from_nothing_without_the_action_before_it():
     assert learn(state, jax.random.key(0), earlier)[1]["loss/model"] != plain["loss/model"]
 
 
+@pytest.mark.slow
 def test_the_continue_target_is_no_end_at_a_time_limit():
     agent, _, parts, state = tiny()
     step = random_step(PIXELS, (6, 2))
@@ -190,6 +191,7 @@ def continuous_imagination(actor_params, deter):
     return v2.imagine_behavior(parts, state.variables, actor_params, keys, start, no)
 
 
+@pytest.mark.slow
 def test_no_gradient_passes_through_the_inputs_of_the_policy_but_through_the_dynamics():
     _, config, _, state = tiny(VECTOR)
     deter = jnp.full((2, config.deter), 0.1)

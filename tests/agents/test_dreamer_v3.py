@@ -323,6 +323,7 @@ def test_the_slow_critic_starts_as_a_copy_and_follows_by_two_percent():
         assert np.allclose(slow, 0.98 * old + 0.02 * fast, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_values_and_rewards_are_exactly_zero_at_first_even_compiled():
     agent, config, parts, _ = tiny(bins=255)
     state = jax.jit(agent.init)(jax.random.key(0))

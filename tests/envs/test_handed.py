@@ -412,6 +412,7 @@ def test_a_class_that_this_session_has_imported_needs_no_word():
 # Starting
 
 
+@pytest.mark.slow
 def test_an_environment_that_starts_slowly_is_waited_for_as_long_as_is_said():
     def slow():
         import time

@@ -143,6 +143,7 @@ def trial(obs, act):
     return None
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
 @given(observations, actions)
 def test_generated_spaces_are_read_and_acted_in_or_refused_in_one_line(obs, act):

@@ -36,6 +36,7 @@ def test_the_distance_is_the_one_of_the_paper_for_a_stack_that_can_be_computed_b
     np.testing.assert_allclose(perceptual.distance(stack, x, y), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_of_lpips_is_off_by_default_and_unbiased():
     stack, x, y = perceptual.random_stack(), image(0), image(1)
     plain = perceptual.distance(stack, x, y)
@@ -54,6 +55,7 @@ def test_lpips_without_its_weights_is_refused_with_the_file_and_the_converter(tm
         perceptual.load_lpips(str(tmp_path / "wrong.npz"))
 
 
+@pytest.mark.slow
 def test_lpips_runs_on_weights_of_its_shapes_and_refuses_negative_ones():
     rng, arrays, inputs, number = np.random.default_rng(0), {}, 3, 0
     for stage, widths in enumerate(perceptual.VGG16):

@@ -77,6 +77,7 @@ def test_no_output_sees_a_later_token():
     assert not np.any(changed[0, :7]) and np.all(np.abs(changed[0, 7:]).max(-1) > 0)
 
 
+@pytest.mark.slow
 def test_a_restarted_row_holds_the_given_tokens_alone_and_the_others_are_left_as_they_were():
     module, params = with_params()
     x = jax.random.normal(jax.random.key(2), (2, 6, 8))
@@ -101,6 +102,7 @@ def test_positions_that_heads_read_in_two_blocks_of_seventeen():
     assert kept_positions(34, module.block, (module.tokens,)) == (16, 33)
 
 
+@pytest.mark.slow
 def test_with_reward_tokens_the_next_frame_is_predicted_at_the_reward_and_the_outcome_at_the_action():
     module, params = with_params(reward_tokens=True)
     assert (module.block, module.max_tokens, module.frame_positions) == (4, 16, (0, 3))

@@ -53,6 +53,7 @@ def test_a_patch_of_eight_pixels_is_seen_and_drawn_by_one_position():
     assert z.shape == (2, 2, 2, 4) and image.shape == (2, 16, 16, 3)
 
 
+@pytest.mark.slow
 def test_the_codebook_starts_uniform_within_one_over_its_size():
     sizes = vqgan.Sizes(8, (1,), 1, (), patch=8)
     tokenizer = vqgan.Tokenizer(vqgan.Encoder(sizes, 4), vqgan.Decoder(sizes, 3), 64, 32)

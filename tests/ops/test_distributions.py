@@ -81,6 +81,7 @@ def test_the_gradient_of_a_sample_is_that_of_the_mixed_probabilities_and_not_of_
     assert np.abs(through_probs - unmixed).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_several_choices_are_independent_and_their_numbers_add_up():
     logits = {
         "logits0": jnp.log(jnp.array([[0.2, 0.8], [0.5, 0.5]])),

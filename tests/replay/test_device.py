@@ -237,6 +237,7 @@ def test_a_window_padded_on_the_left_ends_at_any_step_that_the_episode_goes_on_f
         assert mask[-1].all()
 
 
+@pytest.mark.slow
 def test_padding_never_shows_what_was_overwritten_or_not_yet_written():
     replay = episodes(6, 9, first_at=(0, 7))  # rows 3..8 are kept, and the storage wraps around
     for pad in ("left", "right"):

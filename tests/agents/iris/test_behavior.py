@@ -39,6 +39,7 @@ def test_imagination_goes_on_after_a_drawn_end_where_only_the_returns_are_cut():
     np.testing.assert_allclose(losses["entropy"], 0.1 * np.mean((np.exp(log_probs) * log_probs).sum(-1)), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_padded_burn_in_frames_leave_the_memory_as_it_is():
     _, config, nets, state = made()
     frames = images(5, 3) / 255.0

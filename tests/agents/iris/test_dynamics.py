@@ -156,6 +156,7 @@ def test_where_a_step_does_not_fit_the_context_restarts_from_the_current_frame_a
         np.testing.assert_array_equal(dream.reward[t], reward)
 
 
+@pytest.mark.slow
 def test_a_context_is_cut_down_where_it_is_full_and_under_vmap_too_nothing_is_computed_where_it_is_not():
     _, _, nets, state = made()
     model, frames = nets.world_model, jnp.arange(2 * 4).reshape(2, 4) % 7
@@ -185,6 +186,7 @@ def test_imagination_has_no_dropout():
     chex.assert_trees_all_equal((dream, frames), (with_dropout, more))
 
 
+@pytest.mark.slow
 def test_observing_what_was_imagined_leads_to_the_same_context():
     agent, _, _, state, keys, tokens, dream, _ = imagined(3)
     model, params = agent.model, state.params

@@ -108,6 +108,7 @@ def tokenized(tokenizer):
     return values, aux, grads, frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", ["norm", "attn", "down", "up"])
 def test_blocks_of_the_tokenizer_equal_the_authors(tokenizer, block):
     data, *_ = tokenizer
@@ -125,6 +126,7 @@ def test_blocks_of_the_tokenizer_equal_the_authors(tokenizer, block):
     close(module.apply({"params": params}, x), nhwc(data[f"block/{block}/out"]), 1e-5)
 
 
+@pytest.mark.slow
 def test_tokens_equal_the_authors_exactly_and_latents_and_frames_closely(tokenizer, tokenized):
     data, _, _, params = tokenizer
     _, (z, tokens), _, frames = tokenized
@@ -139,6 +141,7 @@ def test_tokens_equal_the_authors_exactly_and_latents_and_frames_closely(tokeniz
     close(frames[images:], rollout.reshape(-1, *rollout.shape[2:]), 5e-5)
 
 
+@pytest.mark.slow
 def test_tokenizer_losses_and_gradients_equal_the_authors_term_by_term(tokenizer, tokenized):
     data, _, config, _ = tokenizer
     values, _, grads, _ = tokenized

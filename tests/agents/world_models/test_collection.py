@@ -31,6 +31,7 @@ def collected(kind, spec, steps=400, envs=8, first_at=()):
     return np.asarray(actions)
 
 
+@pytest.mark.slow
 def test_held_actions_change_on_frames_that_their_number_divides():
     actions = collected("held", CAR)
     assert (np.abs(actions) <= 1).all()

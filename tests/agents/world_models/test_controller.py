@@ -28,6 +28,7 @@ def test_controllers_see_what_their_inputs_say():
     assert size(shapes("paper_car", CAR, inputs="z", controller_units=40)["controller"]) == 33 * 40 + 41 * 3
 
 
+@pytest.mark.slow
 def test_the_controller_sees_the_memory_before_the_present_action_is_fed_to_it():
     agent, config, nets, state = tiny(CAR, controller_z="mean")
     step = random_step(CAR, (3, 2))._replace(is_first=jnp.zeros((3, 2), bool).at[0].set(True))
@@ -134,6 +135,7 @@ def starts_of(trained, seed=0):
     return replays.sample(run.replay, jax.random.key(seed), evolve.sampling, evolve.batch_size)[1]
 
 
+@pytest.mark.slow
 def test_a_generation_in_the_dream_is_one_program_that_leaves_nothing_to_the_host(trained):
     agent, env, run, _ = trained
     evolve = agent.recipe.stages[-1].evolve

@@ -80,6 +80,7 @@ def test_each_latent_dimension_has_a_mixture_of_its_own():
         assert part != 0 or moved[1, d] > 0.7
 
 
+@pytest.mark.slow
 def test_a_restart_in_the_middle_of_a_sequence_is_two_sequences():
     config = dataclasses.replace(TINY, restart_input=True)
     nets = wm.networks(CATCH, config)

@@ -98,6 +98,7 @@ def test_the_autoencoder_equals_tallecs(vae):
     close(call(nets.decoder, params["decoder"], z), nhwc(vae["out/recon_of_z"]))
 
 
+@pytest.mark.slow
 def test_the_autoencoder_of_published_size_equals_tallecs(vae):
     w = defined_weights(vae)
     np.testing.assert_array_equal(w["decoder.deconv2.weight"][3, 2, 1, 0:4], vae["full/probe"])

@@ -73,7 +73,7 @@ def test_with_a_norm_a_faint_picture_is_seen_as_well_as_a_bright_one():
 
 def test_log_variances_begin_where_they_are_told_to_and_means_stay():
     image = jax.random.randint(jax.random.key(1), (3, 64, 64, 3), 0, 255).astype(jnp.uint8)
-    see = lambda logvar: Encoder(4, depth=4, logvar=logvar).init_with_output(jax.random.key(0), image)[0]
+    see = lambda logvar: jax.jit(Encoder(4, depth=4, logvar=logvar).init_with_output)(jax.random.key(0), image)[0]
     (mu, logvar), (other_mu, other_logvar) = see(0.0), see(-4.0)
     np.testing.assert_array_equal(other_mu, mu)
     np.testing.assert_allclose(other_logvar, logvar - 4, rtol=1e-5, atol=1e-5)

@@ -39,6 +39,7 @@ def searching_agent(slots, sigma_min=None, restarts=None):
 
 
 # Rounds with an idle slot, or candidate i in slot i.
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_search_tries_every_candidate_as_in_the_device_loop(slots):
     agent = searching_agent(slots)
