@@ -88,7 +88,12 @@ def test_python_of_a_page_runs(path, runs, tmp_path, monkeypatch):
     (runs / "data").mkdir(exist_ok=True)
     monkeypatch.chdir(runs)
     monkeypatch.setattr(wmjax, "train", short)
-    names = {"wmjax": wmjax, "my_episodes": [Episode] * 20, "__name__": path.stem}
+    names = {
+        "wmjax": wmjax,
+        "my_episodes": [Episode] * 20,
+        "obs": np.zeros((64, 64, 3), np.uint8),
+        "__name__": path.stem,
+    }
     for code in blocks(path, "python"):
         code = re.sub(r'wmjax\.load\("(runs/line)"', rf'wmjax.load("{tmp_path}/\1"', code)
         code = re.sub(r"episodes=\d+", "episodes=2", code)

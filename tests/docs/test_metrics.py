@@ -56,7 +56,7 @@ def test_every_metric_of_the_glossary_is_of_an_agent_or_of_the_loops():
     found = set().union(*map(metrics_of, AGENTS))
     names = {name for name in NAMES if name.partition("/")[0] in {x.partition("/")[0] for x in found} - {"episode"}}
     lost = {name for name in names if not any(re.fullmatch(name.replace("NAME", "[^/]+"), x) for x in found)}
-    assert lost <= {"controller/restarts"}
+    assert lost <= {"controller/restarts", "memory/resident_gb"}  # the latter is the host loop's
 
 
 def test_what_the_loops_add_is_in_the_glossary(tmp_path):
