@@ -23,7 +23,8 @@ from wmjax.agents import AGENTS
 from wmjax.cli.lists import GROUPS
 from wmjax.comparison.references import reference
 from wmjax.envs import PICTURES, PROBES, make_env
-from wmjax.presets.budgets import BUDGETS, MEASURED, Row
+from wmjax.fields import dotted
+from wmjax.presets.budgets import BUDGETS, MEASURED
 
 DOCS = Path(__file__).resolve().parent
 MARKED = re.compile(r"(<!-- table: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -98,20 +99,21 @@ def _cell(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _arguments(row: Row) -> str:
-    return "" if row.env_args is ... or not row.env_args else ", ".join(f"`{k}={v}`" for k, v in row.env_args.items())
+def _settings(values: Any) -> str:
+    return "" if values is ... else ", ".join(f"`{name}={value}`" for name, value in dotted(values).items())
 
 
 def budgets() -> str:
     """The table of budgets, row by row; later rows are laid over earlier ones, and what is empty is as before."""
-    head = ["agent", "preset", "environment", "env steps", "image size", "action repeat", "arguments", "return", "of"]
+    head = ["agent", "preset", "environment", "env steps", "image size", "action repeat", "arguments", "fields"]
     rows = [
         [*(f"`{name}`" if name != "*" else "all" for name in (row.agent, row.preset, row.env)),
-         *map(_cell, (row.steps, row.image_size, row.action_repeat)), _arguments(row), row.score,
-         f"`{row.source}`" if "/" in row.source else row.source]
+         *map(_cell, (row.steps, row.image_size, row.action_repeat)),
+         *map(_settings, (row.env_args, row.config)),
+         row.score, f"`{row.source}`" if "/" in row.source else row.source]
         for row in BUDGETS
     ]  # fmt: skip
-    return table(head, rows)
+    return table([*head, "return", "of"], rows)
 
 
 def environments() -> str:

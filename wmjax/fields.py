@@ -24,6 +24,18 @@ def replace(config: Any, values: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, **check_fields(type(config), {**values, **parts}))
 
 
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What `replace` takes, by name; fields of a part with a dot.
+
+    >>> dotted({"horizon": 5, "evolve": {"rollouts": 4}})
+    {'horizon': 5, 'evolve.rollouts': 4}
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
 def check_fields(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values whose names and types are those of the fields; ints become floats where the field is one, lists tuples.
 

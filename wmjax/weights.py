@@ -13,7 +13,6 @@ A file is data: its sizes are checked before anything is read, and what it names
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -284,7 +283,7 @@ def load(file: File) -> dict[str, PyTree]:
         with safe_open(file.path, "numpy") as opened:
             for name in file.tensors:
                 stored[name] = opened.get_tensor(name)
-                if _sha256(stored[name]) != file.sha256.get(name):
+                if checkpoint.sha256(stored[name]) != file.sha256.get(name):
                     raise _refused(
                         file.path, f"its tensor {checks.show(name)} does not match its SHA-256; it is damaged"
                     )
@@ -297,10 +296,6 @@ def load(file: File) -> dict[str, PyTree]:
     if checkpoint.digest(tree) != file.card["digest"]:
         raise _refused(file.path, "its tensors together do not match the digest of its card")
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
-
-
-def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -326,7 +321,7 @@ def write(path: Path, params: dict[str, PyTree], description: dict[str, Any], ca
     Raises `OSError` where it cannot be written.
     """
     stored, card = checkpoint.paths(params), card | {"digest": checkpoint.digest(params)}
-    sha256 = {name: _sha256(x) for name, x in stored.items()}
+    sha256 = {name: checkpoint.sha256(x) for name, x in stored.items()}
     said = {"description": description, "card": card, "sha256": sha256}
     metadata = {"wmjax": str(FORMAT)} | {name: json.dumps(value) for name, value in said.items()}
     files.write(path, save(stored, metadata))

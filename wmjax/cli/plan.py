@@ -22,7 +22,7 @@ def plan(argv: Sequence[str]) -> None:
     if agent is None:
         explain(PlanArgs, argv, "wmjax plan", presets.AGENTS)
         raise UsageError(f"agent: missing; valid are {', '.join(presets.AGENTS)}")
-    env = value_of("--env", argv) or presets.DEFAULT_ENVS.get(agent)
+    env = value_of("--env", argv) or presets.default_env(agent)
     config = presets.starting_config(agent, value_of("--preset", argv), {}, env)
     args = parse_with_fields(PlanArgs, config, argv, f"wmjax plan {agent}")
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(PlanArgs)}

@@ -87,7 +87,7 @@ def _start(agent: str | None, argv: Sequence[str]) -> Start | None:
         )
     fields, arguments = (given.fields, given.arguments) if given is not None else ({}, {})
     fields, arguments = _moved(agent, preset, value_of("--env", argv), dict(fields), dict(arguments))
-    env = value_of("--env", argv) or arguments.get("env") or before.get("env") or presets.DEFAULT_ENVS.get(agent)
+    env = value_of("--env", argv) or arguments.get("env") or before.get("env") or presets.default_env(agent)
     config = presets.starting_config(agent, preset or arguments.get("preset"), before, env)
     return Start(agent, config, fields, arguments, before)
 
@@ -105,7 +105,6 @@ def _moved(
     own_config, settings = presets.resolve(agent, own_preset, own_env or presets.default_env(agent))
     if preset not in (None, own_preset) or env not in (None, own_env):
         fields = changes(own_config, replace(own_config, fields))
-    if preset not in (None, own_preset) or env not in (None, own_env):
         own = settings._asdict()
         arguments = {name: value for name, value in arguments.items() if name not in own or value != own[name]}
     if own_env is not None and env not in (None, own_env):

@@ -13,6 +13,7 @@ from wmjax.agents import AGENTS
 from wmjax.comparison.ablations import ablations
 from wmjax.comparison.cells import Cell, folder_name, run_cells
 from wmjax.comparison.check import Found, check
+from wmjax.fields import dotted
 from wmjax.names import nearest
 from wmjax.run_folder import CONFIG, alone
 from wmjax.types import UsageError
@@ -203,7 +204,7 @@ def _run(
         "failures": failures,
         "skipped": [{"label": _named(s), "env": s.env, "reason": error} for s, error in skipped],
         "notes": notes,
-        "ablations": {s.name: {"about": s.about, "changes": _flat(s.changes)} for s in subjects if s.name},
+        "ablations": {s.name: {"about": s.about, "changes": dotted(s.changes)} for s in subjects if s.name},
     }
     return _report(out, folders, how, title=title, say=say, names=named, **about)
 
@@ -214,14 +215,6 @@ def _named(subject: Subject) -> str:
 
 def _steps(subject: Subject, how: Mapping[str, Any]) -> int | None:
     return subject.steps if how["steps"] is None else how["steps"]
-
-
-def _flat(changes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fields by name, those of parts with a dot."""
-    found: dict[str, Any] = {}
-    for name, value in changes.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
 
 
 def _cells(subject: Subject, found: Found, out: Path, seeds: tuple[int, ...], how: Mapping[str, Any]) -> list[Cell]:
@@ -237,7 +230,7 @@ def _cells(subject: Subject, found: Found, out: Path, seeds: tuple[int, ...], ho
         arguments += [] if value is None else [f"--{name}", str(value)]
     for name, value in (how["env_args"] or {}).items():
         arguments += ["--env-arg", name, json.dumps(value)]
-    for name, value in _flat(subject.changes).items():
+    for name, value in dotted(subject.changes).items():
         values = value if isinstance(value, list | tuple) else [value]
         arguments += [f"--agent.{name}", *map(str, values)]
     cells = []

@@ -97,7 +97,7 @@ def plot_learning_curves(path: str | Path, runs: Sequence[Labelled | tuple]) -> 
 
     def draw(axes: Any, label: str, color: str, folders: Sequence[str | Path]) -> None:
         quiet = lambda text: None  # what is damaged is said once
-        trained, found = [training_line(folder) for folder in folders], []
+        trained = [training_line(folder) for folder in folders]
         found = [evaluation_line(folder, say=quiet) for folder in folders]
         for folder, lines in zip(folders, zip(trained, found, strict=True), strict=True):
             if not any(x for x, _ in lines):
@@ -114,15 +114,15 @@ def plot_learning_curves(path: str | Path, runs: Sequence[Labelled | tuple]) -> 
     return _draw(path, "env steps", "return of an episode", runs, draw, note)
 
 
-def _draw_mean(axes: Any, told: str, color: str, lines: Sequence[Line], style: str = "-") -> None:
+def _draw_mean(axes: Any, told: str, color: str, lines: Sequence[Line]) -> None:
     """The mean of lines and its interval, and each of them thin."""
     if len(lines) == 1:
-        axes.plot(*lines[0], style, color=color, marker="o", markersize=4, linewidth=2, label=told)
+        axes.plot(*lines[0], color=color, marker="o", markersize=4, linewidth=2, label=told)
         return
     curve = over_runs(lines)
     for line in lines:
         axes.plot(*line, color=color, marker="o", markersize=2, linewidth=0.7, alpha=0.5)
-    axes.plot(curve.steps, curve.mean, style, color=color, linewidth=2.2, label=told)
+    axes.plot(curve.steps, curve.mean, color=color, linewidth=2.2, label=told)
     if curve.interval is not None:
         axes.fill_between(curve.steps, *curve.interval, color=color, alpha=0.2, linewidth=0)
 

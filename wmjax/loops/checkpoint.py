@@ -70,7 +70,8 @@ def _data_shape(leaf: Any) -> tuple[int, ...]:
     return jax.eval_shape(jax.random.key_data, leaf).shape if _is_key(leaf) else leaf.shape
 
 
-def _hash(array: np.ndarray) -> str:
+def sha256(array: np.ndarray) -> str:
+    """SHA-256, in hex, of the bytes of an array that is contiguous."""
     return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
 
 
@@ -89,7 +90,7 @@ def digest(tree: PyTree) -> str:
 
     Two trees have one digest if and only if they are equal bit for bit (NaNs and signed zeros included).
     """
-    entries = {path: _describe(x) | {"sha256": _hash(_host(x))} for path, x in paths(tree).items()}
+    entries = {path: _describe(x) | {"sha256": sha256(_host(x))} for path, x in paths(tree).items()}
     return hashlib.sha256(_canonical(entries)).hexdigest()
 
 
@@ -216,7 +217,7 @@ def write(
     temporary, replaced = (folder / f".{final.name}.{kind}" for kind in ("tmp", "old"))
     temporary.mkdir()
     try:
-        entries = {path: entry | {"sha256": _hash(array)} for path, (array, entry) in leaves.items()}
+        entries = {path: entry | {"sha256": sha256(array)} for path, (array, entry) in leaves.items()}
         stored = {path: array for path, (array, _) in leaves.items() if array.size}  # Orbax refuses size zero
         if stored:
             ocp, checkpointer = _orbax()
@@ -435,7 +436,7 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None, *, ex
     leaves = []
     for path, leaf in wanted.items():
         array, entry = np.asarray(arrays[path], order="C"), entries[path]
-        if array.shape != _data_shape(leaf) or _hash(array) != entry["sha256"]:
+        if array.shape != _data_shape(leaf) or sha256(array) != entry["sha256"]:
             raise CheckpointCorruptError(f"{place / 'arrays'}: {path!r} does not match its SHA-256")
         with jax.default_device(places.get(path)):
             leaves.append(_key(place, path, array, entry, leaf) if _is_key(leaf) else jnp.array(array))
