@@ -329,6 +329,8 @@ def test_windows_fit_the_episodes(given, fits):
     is_first[::10] = True  # ten records
     assert found.fitting(jnp.asarray(is_first), *given) == fits
     assert found.fitting(jnp.zeros((40, 3), bool), None, None) == (5, 15)
+    assert found.fitting(jnp.zeros((99, 3), bool), 30, None) == (30, 15)  # there is room for both
+    assert found.fitting(jnp.zeros((99, 3), bool), None, 30) == (5, 30)
     assert found.fitting(jnp.ones((40, 3), bool), None, None) == (1, 1)
 
 

@@ -159,15 +159,18 @@ def _device(run: Run) -> str:
 def _played(run: Run, params: dict[str, PyTree], episodes: int) -> dict[str, Any]:
     """What so many episodes come to with the parameters as they are in the file.
 
-    `interval` is where the mean return of as many other episodes falls 99 times out of 100: that mean has the spread of
-    this one, so theirs is √2 times as large. It ends at the lowest and the highest return.
+    `interval` is where the mean return of as many other episodes falls 99 times out of 100, if these are many: that
+    mean has the spread of this one, so theirs is √2 times as large. It is one point where all returns are equal, and
+    None of a single episode, which shows no spread.
     """
     widened = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
     state = run.state._replace(params=widened, opt_state={}, stats=(), non_trainable={})
     scores = dataclasses.replace(run, state=state, _acting=None).evaluate(episodes)
-    spread = NORMAL_99 * math.sqrt(2 / episodes) * scores.std
-    interval = max(scores.mean - spread, min(scores.returns)), min(scores.mean + spread, max(scores.returns))
-    found = {"mean": scores.mean, "interval": list(interval), "std": scores.std, "iqm": scores.iqm}
+    interval = None
+    if episodes > 1:
+        spread = NORMAL_99 * math.sqrt(2 / (episodes - 1)) * scores.std  # which divides by `episodes`
+        interval = [scores.mean - spread, scores.mean + spread]
+    found = {"mean": scores.mean, "interval": interval, "std": scores.std, "iqm": scores.iqm}
     found |= {"ci95": list(scores.ci95), "episodes": episodes, "cut": scores.cut, "seed": 0}
     return found | {"action": run.config.eval_action}
 

@@ -53,7 +53,8 @@ wmjax export RUN FILE.safetensors [--dtype float32|float16] [--seed N] [--action
 wmjax list  agents|envs|presets|pretrained [PATTERN]
 wmjax --version
 
-RUN is a run folder, a file of `wmjax export`, or pretrained:NAME, of those that `wmjax list pretrained` shows.
+RUN is a run folder; of eval, dream, record and export also a file of `wmjax export`, or pretrained:NAME, of those that
+`wmjax list pretrained` shows.
 `wmjax COMMAND --help` explains a command, `wmjax train AGENT --help` the fields of an agent with the preset's values.
 Compiled programs are kept in the user's cache folder; the variable WMJAX_CACHE names another, or turns that `off`."""
 

@@ -109,9 +109,11 @@ def _told_return(card: dict[str, Any]) -> str:
     found = card["return"]
     if found is None:
         return "return not measured"
+    told = f"return {found['mean']:.4g} over {found['episodes']} episodes, action {found['action']}"
+    if found["interval"] is None:
+        return told
     low, high = found["interval"]
-    of = f"over {found['episodes']} episodes, action {found['action']}"
-    return f"return {found['mean']:.4g} {of} (of as many others within [{low:.4g}, {high:.4g}] 99 times in 100)"
+    return f"{told} (of as many others within [{low:.4g}, {high:.4g}] 99 times in 100)"
 
 
 def _told_training(card: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +129,9 @@ def dream(argv: Sequence[str]) -> None:
     run.path.mkdir(exist_ok=True)  # of a file it is not there yet
     write_json(run.path / "dream.json", {"context": context, "horizon": horizon, "reconstruction": seen} | errors)
     title = run.title(named)
-    written = [figures.plot_horizon_errors(run.path / "dream.png", errors, context, title), run.path / "dream.json"]
+    written = [run.path / "dream.json"]
+    if errors.keys() > {"count"}:  # choices have no such error
+        written.insert(0, figures.plot_horizon_errors(run.path / "dream.png", errors, context, title))
     images = [name for name, x in result.truth.items() if x.dtype == "uint8" and x.ndim == 5]
     for name in images:
         suffix = figures.suffix(name, images)
@@ -163,22 +164,9 @@ def export(argv: Sequence[str]) -> None:
     print(f"wrote {file}: {parameters}, {amount(file.stat().st_size)}; digest {card['digest']}")
 
 
-def _labels(descriptions: Sequence[dict[str, Any]]) -> list[str]:
-    """Of each run: its agent and preset, and the changed fields that tell it from others of these."""
-    from wmjax.comparison.results import changes_of
-
-    changes = [{f"{name}={value}" for name, value in changes_of(d).items()} for d in descriptions]
-    kinds = [(d["agent"], d["env"], d["preset"]) for d in descriptions]
-    labels = []
-    for d, kind, own in zip(descriptions, kinds, changes, strict=True):
-        common = set.intersection(*(other for k, other in zip(kinds, changes, strict=True) if k == kind))
-        words = " ".join([d["agent"], d["preset"], *sorted(own - common)])
-        labels.append(textwrap.shorten(words, 80, placeholder=" ..."))
-    return labels
-
-
 def plot(argv: Sequence[str]) -> None:
     from wmjax import figures
+    from wmjax.comparison.results import label_of
     from wmjax.run_folder import members, read_description
 
     args = parse(PlotArgs, argv, "wmjax plot")
@@ -186,8 +174,8 @@ def plot(argv: Sequence[str]) -> None:
         raise UsageError("runs: missing; give at least one run folder")
     out, runs = None if args.out is None else figures.picture_path(args.out), []
     found = {path: read_description(path) for path in args.runs}
-    for path, label in zip(found, _labels(list(found.values())), strict=True):
-        d = found[path]
+    for path, d in found.items():
+        label = label_of(d, found.values())
         runs += [figures.Labelled(label, folder, d["env"] or "env") for folder in members(path, d).values() or [path]]
     quiet = lambda text: None  # what is damaged is said where it is drawn
     evolved = all(figures.fitness_curves(run.folder, say=quiet) for run in runs)

@@ -182,7 +182,7 @@ def group_runs(folders: Iterable[str | Path], names: Mapping[Path, str] | None =
     groups: list[Group] = []
     for key, runs in found.items():
         about = runs[0].description
-        label = labels[key] or _label(about, [other[0].description for other in found.values()])
+        label = labels[key] or label_of(about, [other[0].description for other in found.values()])
         if any((group.env, group.label) == (about["env"], label) for group in groups):
             label += f" steps={about['steps']}"
         runs = tuple(sorted(runs, key=lambda run: run.seed))
@@ -196,7 +196,7 @@ def _data(about: Mapping[str, Any]) -> str | None:
     return None if data is None else str(data.get("fingerprint"))
 
 
-def _label(about: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+def label_of(about: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> str:
     """The agent, and what tells its runs on this environment from others."""
     rivals = [other for other in others if (other["agent"], other["env"]) == (about["agent"], about["env"])]
     parts = [about["agent"]]

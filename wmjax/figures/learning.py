@@ -62,11 +62,16 @@ def training_line(folder: str | Path, **how: Any) -> Line:
 
 
 def over_runs(lines: Sequence[Line], points: int = POINTS) -> Curve:
-    """The mean of the lines of several runs, from where all have begun to where the first one ends."""
+    """The mean of the lines of several runs, from where all have begun to where the first one ends.
+
+    It has no points where one ends before another has begun.
+    """
     from wmjax.comparison import statistics  # which draws by what is here
 
     start, end = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
-    places = np.linspace(start, max(start, end), points)
+    if end < start:
+        return Curve(np.empty(0), np.empty(0), None, len(lines))
+    places = np.linspace(start, end, points)
     values = np.stack([np.interp(places, x, y) for x, y in lines], -1)  # [points, runs]
     interval = statistics.interval(statistics.mean, values[..., None], resamples=2000)
     return Curve(places, values.mean(-1), interval, len(lines))

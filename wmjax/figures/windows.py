@@ -85,13 +85,13 @@ def window_records(env: Env | HostEnv, context: int, horizon: int) -> tuple[int,
 def fitting(is_first: Array, context: int | None, horizon: int | None) -> tuple[int, int]:
     """Context and horizon, where None is for as many steps as fit into an episode of at least half of the streams.
 
-    Of a window that is shorter than `CONTEXT + HORIZON` a quarter is context. `is_first` is bool `[steps, streams]`.
+    Where both are, and episodes are shorter than `CONTEXT + HORIZON`, a quarter is context. `is_first` is bool
+    `[steps, streams]`.
     """
-    length = min(int(np.median(_room(is_first).max(0))), CONTEXT + HORIZON)
+    room = int(np.median(_room(is_first).max(0)))
     if context is None:
-        context = length // 4 if horizon is None else length - horizon
-        context = max(1, min(context, CONTEXT))
-    return context, max(1, min(length - context, HORIZON)) if horizon is None else horizon
+        context = max(1, min(room // 4 if horizon is None else room - horizon, CONTEXT))
+    return context, max(1, min(room - context, HORIZON)) if horizon is None else horizon
 
 
 def _room(is_first: Array) -> Array:
