@@ -69,6 +69,16 @@ def test_how_long_is_searched_is_the_environments_until_it_is_chosen(tmp_path, c
     assert config("--config", tmp_path / "c.yaml", "--env", "racing") == of("racing") | {"mean_every": 7}
 
 
+def test_what_a_file_says_that_names_no_environment_or_preset_is_kept_for_any(tmp_path, capsys):
+    small, racing = presets.resolve("dreamer_v3")[0], presets.resolve("world_models", "small", "racing")[0].evolve
+    (tmp_path / "a.yaml").write_text(f"agent: dreamer_v3\nsteps: 32000\nconfig: {{horizon: {small.horizon}}}\n")
+    said = yaml.safe_load(printed(capsys, "--config", tmp_path / "a.yaml", "--env", "pendulum", "--preset", "guide"))
+    assert (said["steps"], said["config"]["horizon"]) == (32_000, small.horizon)
+    (tmp_path / "b.yaml").write_text(f"agent: world_models\nconfig: {{evolve: {{rollouts: {racing.rollouts}}}}}\n")
+    said = yaml.safe_load(printed(capsys, "--config", tmp_path / "b.yaml", "--env", "catch"))
+    assert said["config"]["evolve"]["rollouts"] == racing.rollouts
+
+
 def test_arguments_of_the_files_environment_are_not_those_of_another(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("agent: dreamer_v3\nenv: gym:FrozenLake-v1\nenv_args: {is_slippery: false}\n")
     file = ("--config", tmp_path / "c.yaml")

@@ -72,8 +72,15 @@ def test_a_file_stands_for_its_run_and_writes_into_the_current_folder(loaded, fi
     monkeypatch.chdir(tmp_path)
     other = wmjax.load(file)
     assert (other.config, other.step, other.which, other.seed) == (loaded.config, 60, "latest", loaded.seed)
-    assert str(other.path) == "exported-agent" and not other.path.exists()
-    assert str(weights.outputs("pretrained:iris/catch")) == "pretrained-iris-catch"
+    assert str(other.path) == f"exported-agent-{weights.read(file).card['digest'][:8]}" and not other.path.exists()
+    assert str(weights.outputs("pretrained:iris/catch", "0" * 64)) == "pretrained-iris-catch"
+    other.path.write_text("precious")
+    with pytest.raises(wmjax.UsageError, match=r"exported-agent-.*is no folder"):
+        wmjax.load(file)
+    other.path.unlink()
+    other.path.symlink_to(tmp_path)
+    with pytest.raises(wmjax.UsageError, match=r"exported-agent-.*is no folder"):
+        wmjax.load(file)
 
 
 def test_half_precision_halves_the_file_and_can_overflow_by_name(loaded, file, tmp_path):
@@ -86,6 +93,18 @@ def test_half_precision_halves_the_file_and_can_overflow_by_name(loaded, file, t
     assert card["digest"] == checkpoint.digest(stored)
     with pytest.raises(wmjax.UsageError, match="cannot hold 'actor/kernel', which goes up to 70000; float32 can"):
         weights.narrowed({"actor": {"kernel": np.full(2, 7e4, np.float32)}}, "float16")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_neither_written_nor_read(value, file, tmp_path):
+    found = weights.read(file)
+    params = weights.load(found)
+    params["actor"]["mlp"]["linear0"]["kernel"] = params["actor"]["mlp"]["linear0"]["kernel"].at[0, 0].set(value)
+    with pytest.raises(wmjax.UsageError, match="'actor/mlp/linear0/kernel' holds numbers that are not finite"):
+        weights.narrowed(params, "float32")
+    weights.write(tmp_path / "bad.safetensors", jax.tree.map(np.asarray, params), found.description, found.card)
+    with pytest.raises(wmjax.UsageError, match="'actor/mlp/linear0/kernel' holds numbers that are not finite"):
+        weights.load(weights.read(tmp_path / "bad.safetensors"))
 
 
 def test_the_card_says_how_to_train_it_again_and_says_nothing_of_this_machine(run, file):

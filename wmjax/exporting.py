@@ -106,6 +106,7 @@ def export(
     description |= {"seeds": 1, "devices": 1, "parallel": None, "config": config}
     if description.get("data"):
         description["data"] = {name: value for name, value in description["data"].items() if name != "path"}
+    _new_file(path)  # something may have come there while episodes were played
     try:
         return weights.write(path, params, description, card)
     except OSError as error:

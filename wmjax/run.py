@@ -321,7 +321,7 @@ def load(
     made = make(description | {"devices": 1}, config, env, 1, start_timeout)
     if file is not None:
         state, card = _agent_of(file, made), file.card
-        name, step = weights.outputs(path), card["steps"]
+        name, step = weights.outputs(path, card["digest"]), card["steps"]
         return Run(name, description, config, made.agent, made.env, state, step=step, which=card["which"])
     inner = members(path, description)
     found = [_read_agent(folder, made.agent, which, member_description(saved, seed)) for seed, folder in inner.items()]

@@ -111,11 +111,20 @@ def locate(path: str | Path) -> Path | None:
     return path if path.suffix == SUFFIX and not path.is_dir() else None
 
 
-def outputs(path: str | Path) -> Path:
-    """Where evaluations and pictures of a file are written: a folder in the current one, which may not be there yet."""
+def outputs(path: str | Path, digest: str) -> Path:
+    """Where evaluations and pictures of a file are written: a folder in the current one, which may not be there yet.
+
+    Of a file that is not the package's it has the first digits of its digest: others may have the same name. Raises
+    `UsageError` where something else, or a link, has the name.
+    """
+    folder = Path(f"exported-{Path(path).stem}-{digest[:8]}")
     if str(path).startswith(PREFIX):
-        return Path("pretrained-" + str(path).removeprefix(PREFIX).replace("/", "-"))
-    return Path(f"exported-{Path(path).stem}")
+        folder = Path("pretrained-" + str(path).removeprefix(PREFIX).replace("/", "-"))
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(
+            f"run: what comes of {str(path)!r} is written to {str(folder)!r}, which is there and is no folder"
+        )
+    return folder
 
 
 def description_of(path: str | Path) -> dict[str, Any]:
@@ -283,6 +292,8 @@ def load(file: File) -> dict[str, PyTree]:
         with safe_open(file.path, "numpy") as opened:
             for name in file.tensors:
                 stored[name] = opened.get_tensor(name)
+                if not np.isfinite(stored[name]).all():
+                    raise _refused(file.path, f"its tensor {checks.show(name)} holds numbers that are not finite")
                 if checkpoint.sha256(stored[name]) != file.sha256.get(name):
                     raise _refused(
                         file.path, f"its tensor {checks.show(name)} does not match its SHA-256; it is damaged"
@@ -303,13 +314,18 @@ def load(file: File) -> dict[str, PyTree]:
 
 
 def narrowed(params: dict[str, PyTree], dtype: str) -> dict[str, PyTree]:
-    """Parameters as NumPy arrays of a dtype. Raises `UsageError`, naming the first, where it cannot hold one."""
+    """Parameters as NumPy arrays of a dtype.
+
+    Raises `UsageError`, naming the first, where it cannot hold one, or one is not finite.
+    """
     small = {}
     for name, x in checkpoint.paths(params).items():
         x = np.asarray(x)
         with np.errstate(over="ignore"):
             small[name] = x.astype(dtype, order="C")
-        if not (np.isfinite(small[name]) | ~np.isfinite(x)).all():
+        if not np.isfinite(x).all():
+            raise UsageError(f"run: its parameter {name!r} holds numbers that are not finite; nothing acts by them")
+        if not np.isfinite(small[name]).all():
             most = np.abs(x).max()
             raise UsageError(f"dtype: {dtype!r} cannot hold {name!r}, which goes up to {most:g}; float32 can")
     return nested(small)

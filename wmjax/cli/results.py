@@ -168,10 +168,14 @@ def plot(argv: Sequence[str]) -> None:
     from wmjax import figures
     from wmjax.comparison.results import label_of
     from wmjax.run_folder import members, read_description
+    from wmjax.weights import locate
 
     args = parse(PlotArgs, argv, "wmjax plot")
     if not args.runs:
         raise UsageError("runs: missing; give at least one run folder")
+    for path in args.runs:
+        if locate(path) is not None:
+            raise UsageError(f"runs: {str(path)!r} holds an agent and no curves; a run folder is valid")
     out, runs = None if args.out is None else figures.picture_path(args.out), []
     found = {path: read_description(path) for path in args.runs}
     for path, d in found.items():

@@ -97,17 +97,19 @@ def _moved(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a file says, where the command line names another preset or environment.
 
-    What is only the file's preset's, or its environment's, is then left out for that of the other one.
+    What is only the file's preset's, or its environment's, is then left out for that of the other one. Of a file that
+    names none, all is kept.
     """
     from wmjax import presets
 
-    own_preset, own_env = arguments.get("preset", presets.DEFAULT_PRESET), arguments.get("env")
-    own_config, settings = presets.resolve(agent, own_preset, own_env or presets.default_env(agent))
-    if preset not in (None, own_preset) or env not in (None, own_env):
+    own_preset, own_env = arguments.get("preset"), arguments.get("env")
+    moved = lambda named, own: own is not None and named not in (None, own)
+    if moved(preset, own_preset) or moved(env, own_env):
+        own_config, settings = presets.resolve(agent, own_preset or presets.DEFAULT_PRESET, own_env)
         fields = changes(own_config, replace(own_config, fields))
         own = settings._asdict()
         arguments = {name: value for name, value in arguments.items() if name not in own or value != own[name]}
-    if own_env is not None and env not in (None, own_env):
+    if moved(env, own_env):
         arguments.pop("env_args", None)
     return fields, arguments
 

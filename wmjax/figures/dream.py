@@ -36,7 +36,8 @@ def write_dream_gif(path: str | Path, result: OpenLoop, context: int, name: str,
     panel = enlarged(result.truth[name][:1, :1]).shape[2:4]
     count = max(1, min(WINDOWS, WIDEST // panel[1]))
     order = np.argsort(-result.valid.sum(0), kind="stable")[:count]
-    truth, model = (np.clip(x[name][:, order], 0, 255).astype(np.float32) for x in (result.truth, result.model))
+    shown = (np.nan_to_num(x[name][:, order].astype(np.float32)) for x in (result.truth, result.model))
+    truth, model = (np.clip(x, 0, 255) for x in shown)
     error = np.abs(truth - model).mean(-1) / 255  # [T, N, H, W]
     valid = np.concatenate([np.ones((context, len(order)), bool), result.valid[:, order]])
     top = scale_top(error[context:][valid[context:]])
@@ -51,6 +52,7 @@ def write_dream_gif(path: str | Path, result: OpenLoop, context: int, name: str,
 
 def scale_top(errors: np.ndarray) -> float:
     """Where the scale of errors ends: what one pixel in a hundred exceeds, rounded up to one digit, in [0.05, 1]."""
+    errors = errors[np.isfinite(errors)]
     high = float(np.quantile(errors, 0.99)) if errors.size else 1.0
     high = min(max(high, 0.05), 1.0)
     power = 10.0 ** math.floor(math.log10(high) + 1e-9)

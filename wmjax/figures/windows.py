@@ -153,7 +153,8 @@ def horizon_errors(result: OpenLoop, context: int) -> dict[str, Any]:
 
     Returns:
       For each observation: `model`, `repeat_last` (the last frame seen stays) and `mean_frame` (the mean over all
-      frames of all windows, which knows the test frames), lists over horizons 1, 2, ...; null where no window counts.
+      frames of all windows, which knows the test frames), lists over horizons 1, 2, ...; null where no window counts,
+      or a prediction is not finite.
       And `count`, how many windows do.
     """
     weight = result.valid / np.maximum(result.valid.sum(1, keepdims=True), 1)
@@ -169,7 +170,8 @@ def horizon_errors(result: OpenLoop, context: int) -> dict[str, Any]:
         report[name] = {}
         for kind, guess in guesses.items():
             error = np.square(later - guess).reshape(*later.shape[:2], -1).mean(-1)
-            report[name][kind] = [float(e) if n else None for e, n in zip((error * weight).sum(1), count, strict=True)]
+            errors = zip((error * weight).sum(1), count, strict=True)
+            report[name][kind] = [float(e) if n and np.isfinite(e) else None for e, n in errors]
     return report
 
 
