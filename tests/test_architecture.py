@@ -153,6 +153,7 @@ def test_each_outside_environment_library_is_imported_in_one_file_inside_functio
             top |= {node.module for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)}
             assert not any(module.split(".")[0] == name for module in top), f"{path} imports {name} at its top"
     assert where.pop("wandb", [Path("wandb_log.py")])[0].name == "wandb_log.py"
+    assert [path.name for path in where.pop("IPython")] == ["charts.py"]
     assert [path.name for path in where.pop("minari")] == ["minari_data.py"]
     assert all(len(paths) == 1 and paths[0].parent.name in ("envs", "suites") for paths in where.values()), where
 

@@ -149,6 +149,30 @@ def test_reconstructions_are_drawn_below_their_originals(tmp_path):
     assert errors["image"] == pytest.approx(np.mean([((255 - 40 * i) / 255) ** 2 for i in range(6)]), rel=1e-5)
 
 
+def test_a_strip_has_a_column_for_each_step_of_the_longest_window_and_marks_what_was_seen(tmp_path):
+    truth = np.zeros((3 + 20, 2, 32, 32, 3), np.uint8) + 10 * np.arange(23, dtype=np.uint8)[:, None, None, None, None]
+    model = np.float32(truth) + 5
+    valid = np.ones((20, 2), bool)
+    truth[:, 0], valid[4:, 0] = 255, False
+    result = figures.OpenLoop({"image": truth}, {"image": model}, valid)
+    figures.write_dream_strip(tmp_path / "strip.png", result, 3, "image")
+    strip = read(tmp_path / "strip.png").astype(int)
+    cell, middle = 96 + dream.GAP, dream.TOP + 48
+    columns = [dream.MARGIN + 48 + cell * i for i in range(10)]
+    steps = [1, 2, 3, 6, 8, 11, 14, 17, 19, 22]  # two of the context, and eight of the twenty predicted
+    assert strip[middle, columns, 0].tolist() == [10 * step for step in steps]
+    assert strip[middle + cell, columns, 0].tolist() == [10 * step + 5 for step in steps]
+    edges = strip[middle, [dream.MARGIN - 2 + cell * i for i in range(10)]].tolist()
+    assert edges == 2 * [list(frames.SEEN)] + 8 * [list(frames.PREDICTED)]
+
+
+def test_a_picture_is_shown_as_it_is_in_its_file(tmp_path):
+    frames.write_png(tmp_path / "x.png", frames.canvas(6, 4)[0])
+    assert figures.show(tmp_path / "x.png").data == (tmp_path / "x.png").read_bytes()
+    with pytest.raises(UsageError, match=r"none.png' is not a file"):
+        figures.show(tmp_path / "none.png")
+
+
 def test_errors_by_horizon_are_drawn_beside_two_guesses(tmp_path, monkeypatch):
     errors = figures.horizon_errors(windows(), 1)
     (axes,) = drawn(monkeypatch, figures.plot_horizon_errors, tmp_path / "p.png", errors, 1).axes

@@ -4,8 +4,8 @@
 the curves of training. `frames` draws animations, `charts` writes charts.
 """
 
-from wmjax.figures.charts import picture_path
-from wmjax.figures.dream import plot_horizon_errors, write_dream_gif, write_reconstructions
+from wmjax.figures.charts import picture_path, show
+from wmjax.figures.dream import plot_horizon_errors, write_dream_gif, write_dream_strip, write_reconstructions
 from wmjax.figures.episode import suffix, with_pictures, write_episode
 from wmjax.figures.learning import (
     Labelled,
@@ -36,10 +36,12 @@ __all__ = [
     "plot_learning_curves",
     "predictor",
     "reconstruction_errors",
+    "show",
     "suffix",
     "window_records",
     "with_pictures",
     "write_dream_gif",
+    "write_dream_strip",
     "write_episode",
     "write_reconstructions",
 ]

@@ -1,4 +1,4 @@
-"""Charts as files: where one may be written, and how it is."""
+"""Charts as files: where one may be written, how it is, and how a notebook shows it."""
 
 from __future__ import annotations
 
@@ -51,6 +51,23 @@ def save(figure: Any, path: Path) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: of TeX
         raise UsageError(f"out: {str(path)!r} cannot be written: {str(error).splitlines()[0]}") from None
     return path
+
+
+def show(path: str | Path) -> Any:
+    """A picture in a file, such as a PNG or a GIF, as the last line of a cell of a notebook shows it.
+
+    Raises `UsageError` where there is no such file, or without IPython.
+    """
+    path = checks.path("picture", path)
+    try:
+        from IPython.display import Image
+    except ImportError:
+        raise UsageError(
+            'show: needs IPython, which the extra `notebooks` brings: pip install "wmjax[notebooks]"'
+        ) from None
+    if not path.is_file():
+        raise UsageError(f"picture: {str(path)!r} is not a file")
+    return Image(filename=str(path))
 
 
 def plain(words: str) -> str:

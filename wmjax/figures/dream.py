@@ -18,6 +18,8 @@ WIDEST = 1100  # pixels of their panels together
 GRID_ROWS = 2  # of reconstructions
 GRID_COLUMNS = 4
 MILLISECONDS = 400  # for a step
+STRIP = 2, 8  # columns of a strip: of the context, and after it
+THUMB = 96  # pixels that a picture of a strip is at least wide
 MARGIN, SCALE, TOP, BOTTOM, GAP, EDGE = 122, 74, 78, 34, 10, 4  # pixels around panels, between them, of their frames
 ROWS = (  # in a context, and after it
     ("truth", "what happened", "what happened"),
@@ -119,6 +121,44 @@ def _draw_timeline(draw: Any, size: tuple[int, int], t: int, context: int, total
         pale = tuple(255 - (255 - c) // 4 for c in color)
         left = 14 + i * step
         draw.rectangle((left, height - 20, left + step - 3, height - 10), color if i <= t else pale)
+
+
+def write_dream_strip(
+    path: str | Path, result: OpenLoop, context: int, name: str, title: str = "", window: int = 0
+) -> None:
+    """Writes a PNG of one window, a column for each step: the rows of `write_dream_gif` as a still picture.
+
+    Of the context the last steps are shown, of a long prediction some that are evenly apart. `window` counts from the
+    one whose episode goes on longest.
+    """
+    before, after = STRIP
+    later = np.linspace(context, context + result.horizon - 1, min(result.horizon, after)).round().astype(int)
+    steps = [*range(max(0, context - before), context), *later]
+    column = np.argsort(-result.valid.sum(0), kind="stable")[window]
+    shown = (np.nan_to_num(x[name][steps, column].astype(np.float32)) for x in (result.truth, result.model))
+    truth, model = (np.clip(x, 0, 255) for x in shown)
+    error = np.abs(truth - model).mean(-1) / 255  # [C, H, W]
+    top = scale_top(error[-len(later) :])
+    heat = _heat_colors()[np.minimum(error / top * 255, 255).astype(int)]
+    rows = [frames.rgb(np.rint(x).astype(np.uint8)) for x in (truth, model)] + [heat]
+    times = -(-THUMB // truth.shape[2])
+    rows = [frames.repeated(row, times) for row in rows]
+    high, wide = rows[0].shape[1:3]
+    picture, draw = frames.canvas(MARGIN + len(steps) * (wide + GAP) + SCALE, TOP + 3 * (high + GAP))
+    draw.text((14, 8), frames.fitted(title, picture.size[0] - 28, 19, bold=True), INK, font(19, bold=True))
+    for number, (row, (word, *_)) in enumerate(zip(rows, ROWS, strict=True)):
+        y = TOP + number * (high + GAP)
+        draw.text((14, y + high // 2), word, INK, font(20, bold=True), anchor="lm")
+        for i, pixels in enumerate(row):
+            x, color = MARGIN + i * (wide + GAP), SEEN if steps[i] < context else PREDICTED
+            if number == 0:
+                told = f"sees {steps[i] + 1}" if steps[i] < context else f"+{steps[i] + 1 - context}"
+                draw.rectangle((x - EDGE, y - 34, x + wide + EDGE - 1, y - EDGE), color)
+                draw.text((x + wide // 2, y - 19), told, (255, 255, 255), font(17, bold=True), anchor="mm")
+            draw.rectangle((x - EDGE, y - EDGE, x + wide + EDGE - 1, y + high + EDGE - 1), color)
+            frames.paste(picture, pixels, x, y)
+    _draw_scale(picture, draw, MARGIN + len(steps) * (wide + GAP) + 6, TOP + 2 * (high + GAP), high, top)
+    frames.write_png(Path(path), picture)
 
 
 def write_reconstructions(path: str | Path, result: OpenLoop, context: int, name: str, title: str = "") -> None:
