@@ -88,7 +88,7 @@ def command_lines(rng: random.Random, folder: str) -> list[list[str]]:
     """Lines with one thing wrong in each: a value, its absence, or the spelling of an option."""
     commands = [
         (["train", agent, "--env", ENVS.get(agent, "catch")], [*flags(arguments.TrainArgs), *flags(config, "--agent.")])
-        for agent, (config, _) in AGENTS.items()
+        for agent, (config, *_) in AGENTS.items()
     ]
     commands += [
         (["eval", folder], [*flags(arguments.EvalArgs)]),

@@ -84,7 +84,7 @@ def test_the_same_agent_and_stream_give_the_same_updates_in_both_loops(tmp_path)
         lambda num_envs, *, stop=lambda: False, **options: ImageEnvs(num_envs, 4, None, stop),
         lambda action: action.argmax(-1).astype("int32"),
     )
-    config_class, make = AGENTS["dreamer_v3"]
+    config_class, make, _ = AGENTS["dreamer_v3"]
     agent = make(device_env.spec, config_class(**TINY))
     assert len(agent.recipe.stages) == 2
     iterations = [agent.recipe.stages[0].iterations, 10]

@@ -73,7 +73,7 @@ def test_the_table_leads_to_names_that_there_are():
     from wmjax.cli.arguments import EvalArgs, TrainArgs
 
     ours = {field.name for args in (TrainArgs, EvalArgs) for field in dataclasses.fields(args)}
-    for config, _ in AGENTS.values():
+    for config, *_ in AGENTS.values():
         for field in dataclasses.fields(config):
             ours.add(field.name)
             if dataclasses.is_dataclass(field.default):

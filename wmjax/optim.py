@@ -112,11 +112,10 @@ def weighted_sum(losses: dict[str, Array], scales: dict[str, float]) -> tuple[Ar
 
     Args:
       losses: terms of any shapes, float32.
-      scales: of the same names.
+      scales: by name; of a term that is not named, 1.
     """
-    assert losses.keys() == scales.keys(), (losses.keys(), scales.keys())
     means = {name: jnp.mean(value) for name, value in losses.items()}
-    total = sum(scales[name] * mean for name, mean in means.items())
+    total = sum(scales.get(name, 1.0) * mean for name, mean in means.items())
     return total, {f"loss/{name}": mean for name, mean in means.items()}
 
 

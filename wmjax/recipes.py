@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from wmjax.types import Recipe, Sampling, Stage, Update, UsageError
@@ -39,6 +40,35 @@ def check_bursts(config: Any, window: int) -> None:
         )
 
 
+def check_windows(config: Any, window: int) -> None:
+    """Raises `UsageError` where replay is too small for a window of every environment, or for one batch."""
+    if config.replay_capacity < config.num_envs * window:
+        raise UsageError(
+            f"replay_capacity must hold a window of length + 1 = {window} steps for each of the {config.num_envs} "
+            f"environments, {config.num_envs * window} in all, got {config.replay_capacity}"
+        )
+    if config.batch_size * config.length > config.replay_capacity:
+        raise UsageError(
+            f"batch_size * length must be at most replay_capacity={config.replay_capacity}, "
+            f"got {config.batch_size} * {config.length}"
+        )
+
+
+def ratio(config: Any) -> tuple[int, int]:
+    """Steps to collect per environment and updates to make, per iteration, so that `train_ratio` holds exactly.
+
+    Raises `UsageError` where that would be too many.
+    """
+    trained = config.batch_size * config.length
+    found = Fraction(config.train_ratio).limit_denominator(1024) * config.num_envs / trained
+    if not found or found.denominator > 4096:
+        raise UsageError(
+            f"train_ratio * num_envs / (batch_size * length) must be a simple fraction (updates per step of all "
+            f"environments), got {config.train_ratio} * {config.num_envs} / ({config.batch_size} * {config.length})"
+        )
+    return found.denominator, found.numerator
+
+
 def bursts(act: Callable, learn: Callable, sampling: Sampling, config: Any) -> Recipe:
     """Random actions, then some updates on them, then acting and learning in turns.
 
@@ -58,3 +88,21 @@ def bursts(act: Callable, learn: Callable, sampling: Sampling, config: Any) -> R
     if config.prefill:
         stages.insert(0, Stage("prefill", config.prefill // config.num_envs, 1, None))
     return Recipe(config.num_envs, config.replay_capacity, tuple(stages))
+
+
+def by_ratio(act: Callable, learn: Callable, sampling: Sampling, config: Any) -> Recipe:
+    """Steps by the policy, then acting and learning in turns, so many trained steps for each that is collected.
+
+    Args:
+      act, learn, sampling: as of `bursts`.
+      config: has `num_envs`, `replay_capacity`, `batch_size`, `length`, `grad_accum`, and what `ratio` reads; and
+        `prefill`, agent steps of all environments before anything is learned: as many, and one window of every
+        environment.
+
+    Source: DreamerV3, training loop of the authors' code.
+    """
+    collect, repeats = ratio(config)
+    update = Update("train", learn, repeats, config.batch_size, sampling, config.grad_accum)
+    prefill = max(-(-config.prefill // config.num_envs), config.length + 1)
+    stages = Stage("prefill", prefill, 1, act), Stage("train", None, collect, act, (update,))
+    return Recipe(config.num_envs, config.replay_capacity, stages)

@@ -28,7 +28,7 @@ from wmjax.loops.on_data import is_playable
 from wmjax.loops.parallel import tree_of_seed
 from wmjax.run_folder import BEST, CHECKPOINTS, member_description, members, read_description, say_edits, warn
 from wmjax.scores import Scores, record, summarize_seeds
-from wmjax.settings import Setup, check_idle, make, other_env
+from wmjax.settings import Setup, check_equations, check_idle, make, other_env
 from wmjax.types import Agent, AgentState, Array, Env, HostEnv, PyTree, TimeStep, UsageError
 
 FINAL_EPISODES = 100
@@ -55,6 +55,7 @@ class Run:
     members: tuple[Run, ...] = ()  # of several seeds: each as a run of its own
     step: int = 0  # env steps that the agent was trained for; of several seeds, the one trained longest
     which: str = "latest"  # the checkpoint, as in `load`
+    equations: Any = None  # the agent's own `Equations`, where they are not all the paper's
     planner: planning.PlannerConfig | None = None  # that acts in the place of the agent's policy; see `with_policy`
     _acting: Any = dataclasses.field(default=None, repr=False)
 
@@ -189,7 +190,7 @@ class Run:
                 raise UsageError(f"action: {action!r} is of the agent's own policy; leave it out with policy {name!r}")
             checks.choice("action", action, typing.get_args(typing.get_type_hints(type(self.config))["eval_action"]))
             config = dataclasses.replace(self.config, eval_action=action)
-            agent = AGENTS[self.description["agent"]][1](self.env.spec, config)
+            agent = AGENTS[self.description["agent"]][1](self.env.spec, config, equations=self.equations)
         return agent, where
 
     @property
@@ -279,6 +280,7 @@ def load(
     env_args: Mapping[str, Any] | None = None,
     start_timeout: float | None = None,
     trust_env: bool = False,
+    equations: Any = None,
 ) -> Run:
     """Reads a run. Where its newest checkpoint is damaged it warns, on standard error, and reads the one before.
 
@@ -292,6 +294,7 @@ def load(
       env_args: arguments of the environment that differ from those of the run.
       start_timeout: as for `train`.
       trust_env: whether the code that `config.json` names as the environment's may be imported and run.
+      equations: those that the run was trained with, where they are not all the paper's.
 
     Raises:
       UsageError: `path` is not a run folder, or has no checkpoint yet; or it is a file that is damaged, or whose
@@ -318,11 +321,14 @@ def load(
     saved, description = description, description | {"env_args": own_args | env_args}
     config = presets.saved_config(description)
     env = description["env"] if env is None else env
-    made = make(description | {"devices": 1}, config, env, 1, start_timeout)
+    check_equations(description["agent"], equations, description)
+    made = make(description | {"devices": 1}, config, env, 1, start_timeout, equations)
     if file is not None:
         state, card = _agent_of(file, made), file.card
         name, step = weights.outputs(path, card["digest"]), card["steps"]
-        return Run(name, description, config, made.agent, made.env, state, step=step, which=card["which"])
+        return Run(
+            name, description, config, made.agent, made.env, state, step=step, which=card["which"], equations=equations
+        )
     inner = members(path, description)
     found = [_read_agent(folder, made.agent, which, member_description(saved, seed)) for seed, folder in inner.items()]
     found = found or [_read_agent(path, made.agent, which, saved)]
@@ -330,7 +336,7 @@ def load(
         each = ", ".join(f"seed {seed} at {step:,}" for seed, (step, _) in zip(inner, found, strict=True))
         warn(f"warning: {path}: the seeds' newest checkpoints are not of one step: {each}")
     step, state = found[0]
-    run = Run(path, description, config, made.agent, made.env, state, step=step, which=which)
+    run = Run(path, description, config, made.agent, made.env, state, step=step, which=which, equations=equations)
     return _with_members(run, found) if inner else run
 
 
@@ -352,7 +358,8 @@ def _read_agent(path: Path, agent: Agent, which: str, description: dict[str, Any
 
 def run_of(made: Setup, path: Path, step: int, state: AgentState) -> Run:
     """The run in a folder, after so many env steps."""
-    run, count = Run(path, made.description, made.config, made.agent, made.env, state, step=step), len(made.seeds)
+    run = Run(path, made.description, made.config, made.agent, made.env, state, step=step, equations=made.equations)
+    count = len(made.seeds)
     return run if count == 1 else _with_members(run, [(step, tree_of_seed(state, i)) for i in range(count)])
 
 

@@ -92,6 +92,12 @@ def _object(name: str, value: Any) -> None:
         raise checks.invalid(name, value, "an object")
 
 
+def _texts(name: str, value: Any) -> None:
+    _object(name, value)
+    for key, text in value.items():
+        checks.text(f"{name}: {key}", text)
+
+
 # What raises `UsageError` where the value of a name is not valid; `OR_NULL` says where it may be null.
 SCHEMA: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("version", "agent", "env", "preset"), checks.text),
@@ -100,7 +106,7 @@ SCHEMA: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("image_size", "action_repeat", "steps"), checks.number),
     "config": _plain,
 }
-OPTIONAL = {"env_args": _object, "about": _object, "part_of_seeds": checks.flag, "data": _object}
+OPTIONAL = {"env_args": _object, "about": _object, "part_of_seeds": checks.flag, "data": _object, "equations": _texts}
 OR_NULL = {"env", "parallel", "image_size", "action_repeat", "env_args", "about", "data"}
 
 

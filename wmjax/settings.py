@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from wmjax.types import Agent, Env, EnvSpec, HostEnv, UsageError
 
 # Arguments of `train` that `setup` reads, besides those it names itself.
 ASKED = ("preset", "seed", "seeds", "steps", "devices", "parallel", "image_size", "action_repeat", "env_args")
-ASKED += ("start_timeout", "trust_env", "data", "skip_damaged", "memory_map")
+ASKED += ("start_timeout", "trust_env", "data", "skip_damaged", "memory_map", "equations")
 
 
 class Setup(NamedTuple):
@@ -38,6 +39,7 @@ class Setup(NamedTuple):
     env: Env | HostEnv  # takes what the agent emits
     steps: int  # env steps to train for
     data: Data | None = None  # what it is trained on instead of what it collects
+    equations: Any = None  # the agent's own `Equations`, where they are not all the paper's
     notes: tuple[str, ...] = ()  # on that, a line each
 
     @property
@@ -97,6 +99,8 @@ def setup(
     name = recorded or name
     config = replace(presets.starting_config(agent, asked.get("preset"), before, name), overrides or {})
     config.validate()
+    equations = asked.get("equations")
+    replaced = check_equations(agent, equations, before)
     preset = given("preset", presets.DEFAULT_PRESET)
     _, settings = presets.resolve(agent, preset, name)
     settings = settings._replace(**{field: said[field] for field in ("image_size", "action_repeat") if field in said})
@@ -117,9 +121,9 @@ def setup(
         "version": wmjax.__version__, "agent": agent, "env": name, "preset": preset, "seed": seed, "seeds": seeds,
         "devices": devices, "parallel": parallel if devices > 1 else None, "env_args": args, "image_size": image_size,
         "action_repeat": action_repeat, "steps": budget, "config": dataclasses.asdict(config),
-    }  # fmt: skip
+    } | ({"equations": replaced} if replaced else {})  # fmt: skip
     if source is None:
-        made = make(description, config, env, budget, asked.get("start_timeout"))
+        made = make(description, config, env, budget, asked.get("start_timeout"), equations)
     else:
         given_env = asked_env is not None or bool(before)
         made = _on_data(source, description, config, env, budget, asked, before, notes, given_env)
@@ -148,7 +152,8 @@ def _on_data(
         raise UsageError("memory_map: is not valid with several seeds or devices on data; one is")
     made = None
     try:
-        made = make(description, config, env, steps, asked.get("start_timeout")) if env is not None else None
+        how = asked.get("start_timeout"), asked.get("equations")
+        made = make(description, config, env, steps, *how) if env is not None else None
     except UsageError as error:
         if given_env:
             raise
@@ -159,9 +164,9 @@ def _on_data(
     data = stretches(source, spec, skip_damaged=skip, keep=not memory_map, say=notes.append)
     offline.check_same(data, before)
     description = description | {"data": offline.described(data, memory_map, skip)}
-    made = made or make(description, config, None, steps)
+    made = made or make(description, config, None, steps, equations=asked.get("equations"))
     axis_name = AXIS if description["devices"] > 1 else None
-    make_agent = lambda config: AGENTS[description["agent"]][1](made.env.spec, config, axis_name)
+    make_agent = lambda config: AGENTS[description["agent"]][1](made.env.spec, config, axis_name, made.equations)
     agent = offline.fitted(config, make_agent, data, description["devices"])
     check(agent)
     description = made.description | {"data": description["data"]}
@@ -184,7 +189,49 @@ def _check_learns(made: Setup) -> None:
         )
 
 
-def make(description: dict[str, Any], config: Any, env: Any, steps: int, start_timeout: float | None = None) -> Setup:
+def check_equations(agent: str, equations: Any, before: Mapping[str, Any]) -> dict[str, str]:
+    """Which equations are not the paper's, and the names of the functions that stand there: what `config.json` says.
+
+    Args:
+      agent, equations: as for `train`.
+      before: what `config.json` says of a run that is read back, if it is one.
+
+    Raises:
+      UsageError: they are not the agent's, one of them is no function, or a run that is read back has others.
+    """
+    kind, had = AGENTS[agent][2], before.get("equations") or {}
+    if equations is not None and not isinstance(equations, kind):
+        raise UsageError(
+            f"equations: {checks.show(equations)} is not valid; {kind.__module__}.Equations(NAME=function) is, with "
+            f"names of {', '.join(kind._fields)}"
+        )
+    found = {}
+    for name, paper in kind._field_defaults.items():
+        mine = paper if equations is None else getattr(equations, name)
+        if not callable(mine):
+            raise UsageError(f"equations: {name} is {checks.show(mine)}; a function is valid")
+        if mine is not paper:
+            function = mine.func if isinstance(mine, functools.partial) else mine
+            found[name] = f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
+    if before and found.keys() != had.keys():
+        said = lambda names: (
+            ", ".join(f"{name} ({function})" for name, function in names.items()) or "the paper's alone"
+        )
+        raise UsageError(
+            f"equations: the run was trained with {said(had)}, and given is {said(found)}; from Python, give the same "
+            "again (equations=...)"
+        )
+    return found
+
+
+def make(
+    description: dict[str, Any],
+    config: Any,
+    env: Any,
+    steps: int,
+    start_timeout: float | None = None,
+    equations: Any = None,
+) -> Setup:
     """The values that a description stands for; `env` None: its data alone says what the environment is."""
     if env is None:
         named, env = False, spec_alone(spec_of(description["data"]["spec"]))
@@ -196,7 +243,7 @@ def make(description: dict[str, Any], config: Any, env: Any, steps: int, start_t
             if description[field] > 1:
                 raise not_on_host(field, description[field])
     axis_name = AXIS if description["devices"] > 1 else None
-    factory = AGENTS[description["agent"]][1]
+    factory = functools.partial(AGENTS[description["agent"]][1], equations=equations)
     if isinstance(env, HostEnv) and (not named or description["image_size"] is None):
         env, size = _sized(env, lambda spec: factory(spec, config, axis_name))
         description = description | ({} if size is None else {"image_size": size})
@@ -204,7 +251,7 @@ def make(description: dict[str, Any], config: Any, env: Any, steps: int, start_t
     check(agent)
     if axis_name is not None:
         check(agent._replace(recipe=share(agent.recipe, description["devices"])))
-    return Setup(description, config, agent, env, steps)
+    return Setup(description, config, agent, env, steps, equations=equations)
 
 
 def not_on_host(field: str, value: int) -> UsageError:
@@ -275,7 +322,8 @@ def describe(made: Setup, path: Path | None) -> str:
     spread = f", {d['devices']} devices ({d['parallel']})" if d["devices"] > 1 else ""
     args = "".join(f", {name} {value}" for name, value in d["env_args"].items())
     on = d["env"] or ("an Env value" if is_playable(made.env) else "data")
-    head = f"{d['agent']} on {on}{args}{repeat}, preset {d['preset']}, {seeds}{spread}"
+    own = ", ".join(f"{name} by {function}" for name, function in d.get("equations", {}).items())
+    head = f"{d['agent']}{own and f' ({own})'} on {on}{args}{repeat}, preset {d['preset']}, {seeds}{spread}"
     shown = lambda value: "x".join(map(str, value)) if isinstance(value, list) else value
     fields = " ".join(f"{name}={shown(value)}" for name, value in told["config"].items())
     obs = ", ".join(f"{name} {space}" for name, space in made.env.spec.obs.items())

@@ -65,6 +65,7 @@ def train(
     max_restarts: int = DEFAULTS.max_restarts,
     start_timeout: float | None = None,
     trust_env: bool = False,
+    equations: Any = None,
     data: str | Path | None = None,
     skip_damaged: bool = False,
     memory_map: bool = False,
@@ -84,9 +85,8 @@ def train(
       seed, seeds: of everything that training draws, 0 by default; how many to train at once, in one program, from
         `seed` upwards, 1 by default. More than one, and more than one device, are for environments on the device.
       steps: env steps (frames over all environments; the record that begins an episode counts as a step), rounded up to
-        whole iterations; the preset's by default. No schedule depends on it, so a run may be resumed with more. Not for
-        agents all of whose stages have a length, such as World Models.
-      seconds: of wall time, those of earlier attempts too, after which it ends, saved and evaluated; None: no limit.
+        whole iterations; the preset's by default. A run may be resumed with more. Not for World Models.
+      seconds: of wall time, also of earlier attempts, after which it ends, saved and evaluated; None: no limit.
       devices, parallel: how many to spread the environments over, 1 by default; "shard_map" (default) or "pmap".
       out: the run folder; by default a new one under `runs/`.
       resume: go on with the run in `out`; the result is as if it had never stopped, byte for byte (on a GPU where
@@ -95,21 +95,21 @@ def train(
       image_size, action_repeat, env_args: of the environment; by default, and as far as not given, the preset's own.
       eval_every: env steps between evaluations of 16 episodes; a tenth of `steps` by default, 0 for none on the way.
       eval_envs: environments on the host that evaluations play in at once; by default as many as in training, at most
-        16 and never more than episodes; results do not depend on it. 0: in the place of those of training, which then
-        begin new episodes, for simulators of which no more may run at once.
+        16. 0: in the place of those of training, which then begin new episodes: where no more simulators may run.
       checkpoint_seconds: least time between two checkpoints, which are written in the background.
       max_skipped: updates in a row whose loss or gradient may be other than finite; each is skipped and counted.
       workers, worker_timeout, start_timeout, max_restarts: of the processes that step environments on the host: how
         many, one per processor by default; seconds for a step, after which one is replaced, and to begin episodes, 120
         by default; environments that may be lost within an hour before the run stops, with everything saved.
       trust_env: resume a run whose `config.json` names code of its own as its environment; not where `env` is given.
-      data, skip_damaged: fixed records to train on instead of what is collected, and whether those that cannot be used
-        are left out (`docs/offline.md`). `steps` then says how many updates, and `env` is for evaluation.
+      equations: the agent's `Equations`, with functions in the place of the paper's (`docs/equations.md`).
+      data, skip_damaged: fixed records to train on, and whether those that cannot be used are left out
+        (`docs/offline.md`). `steps` then says how many updates, and `env` is for evaluation.
       memory_map: read replay from its files instead of keeping it in memory; it may then be larger than memory.
       no_lock: train without a lock on the run folder, for file systems that have none.
       deterministic: the same bytes every time on a GPU, too, but slower; before JAX starts. A resumed run keeps it.
-      wandb, progress: a project of Weights & Biases that metrics are sent to, too; where lines of progress go: True for
-        standard output, False for nowhere, or a text stream, which may fail.
+      wandb: a project of Weights & Biases that metrics are sent to, too.
+      progress: where its lines go: True for standard output, False for nowhere, or a text stream, which may fail.
       callback: `callback(metrics, run)` is called with every line of progress, as in `metrics.jsonl`, and a `Run` whose
         arrays are valid until it returns. False, and an error, stop the run, which is saved first.
       overrides: fields of the agent's configuration.

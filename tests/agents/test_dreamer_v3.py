@@ -354,14 +354,15 @@ def test_reward_and_value_are_regressed_where_the_heads_say_so(kind, loss):
 def test_vectors_are_seen_and_predicted_as_they_are_without_symlog():
     space, x = Box(-1000.0, 1000.0, (3,)), jnp.array([[-300.0, 0.5, 20.0]])
     spec = EnvSpec({"vector": space}, Discrete(2))
-    see = lambda squashed: v3.networks(spec, dataclasses.replace(TINY_V3, symlog_vectors=squashed)).encoder
+    see = lambda squashed: v3.assemble(spec, dataclasses.replace(TINY_V3, symlog_vectors=squashed)).nets.encoder
     params = see(True).init(jax.random.key(0), {"vector": x})
     np.testing.assert_array_equal(
         see(False).apply(params, {"vector": symlog(x)}), see(True).apply(params, {"vector": x})
     )
-    np.testing.assert_allclose(v3._reconstruction(x - 2, x, space, False), [12.0], rtol=1e-4)
-    np.testing.assert_allclose(v3._reconstruction(symlog(x) - 2, x, space), [12.0], rtol=1e-4)
-    assert np.array_equal(v3._mean(x, space, False), x) and not np.array_equal(v3._mean(x, space, True), x)
+    raw = dataclasses.replace(TINY_V3, symlog_vectors=False)
+    np.testing.assert_allclose(v3.reconstruction_loss(x - 2, x, space, raw), [12.0], rtol=1e-4)
+    np.testing.assert_allclose(v3.reconstruction_loss(symlog(x) - 2, x, space, TINY_V3), [12.0], rtol=1e-4)
+    assert np.array_equal(codec.mean(x, space, False), x) and not np.array_equal(codec.mean(x, space, True), x)
 
 
 @pytest.mark.slow

@@ -105,7 +105,11 @@ def test_decoder_equals_the_authors(nets, section):
         close(out["cls"], nets["out/dec/logits_cls"], 1e-5)
         for name, space in spaces:
             target = jnp.asarray(nets[f"in/enc/{name}"])
-            close(v3._reconstruction(out[name], target, space), nets[f"out/dec/loss_{name}"], 1e-4)
+            close(
+                v3.reconstruction_loss(out[name], target, space, v3.DreamerV3Config()),
+                nets[f"out/dec/loss_{name}"],
+                1e-4,
+            )
 
 
 def rssm_of(nets, section):

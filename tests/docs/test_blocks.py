@@ -18,7 +18,7 @@ SHOWN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 PYTHON = [path for path in SHOWN if blocks(path, "python")]
 PARTS = re.findall(r"^wmjax (\w+)(.*?)(?=^wmjax |\Z)", HELP, re.DOTALL | re.MULTILINE)
 USAGE = {name: "".join(text for other, text in PARTS if other == name) for name, _ in PARTS}
-FIELDS = {name: {field.name for field in dataclasses.fields(config)} for name, (config, _) in AGENTS.items()}
+FIELDS = {name: {field.name for field in dataclasses.fields(config)} for name, (config, *_) in AGENTS.items()}
 
 
 def commands(path):

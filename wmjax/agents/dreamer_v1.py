@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -24,12 +25,12 @@ import jax.numpy as jnp
 
 from wmjax import checks, dreaming, optim, recipes
 from wmjax.nets import dreamer, spaces, strided_codec
-from wmjax.nets.dreamer import Parts
+from wmjax.nets.dreamer import Networks, Parts
 from wmjax.nets.mlp import call
 from wmjax.nets.rssm import LatentState, feature
 from wmjax.nets.spaces import action_size, choice_counts, choice_outputs
 from wmjax.ops import action_distributions, distributions, kl, latents, noise, returns
-from wmjax.ops.distributions import number
+from wmjax.ops.distributions import Number, number
 from wmjax.ops.masks import masked_mean
 from wmjax.ops.symlog import REWARD_TRANSFORMS
 from wmjax.types import Agent, AgentState, Array, EnvSpec, Metrics, Sampling, TimeStep, Trajectory, UsageError
@@ -139,11 +140,24 @@ def latent_kind(config: DreamerV1Config) -> latents.Kind:
     return latents.gaussian(config.stoch, lambda std: jax.nn.softplus(std) + config.min_std)
 
 
-def assemble(spec: EnvSpec, config: DreamerV1Config, axis_name: str | None = None) -> Parts:
-    """The modules for one environment, and the world model that they make."""
+def networks(spec: EnvSpec, config: DreamerV1Config, latent: latents.Kind) -> Networks:
+    """The modules for one environment."""
     # One layer for mean and deviation together, as in the code: its initial weights depend on its width.
     actions = choice_outputs(spec) or {"mean_std": 2 * action_size(spec)}
-    return dreamer.dense_parts(spec, config, axis_name, latent_kind(config), actions, "none", config.conv_activation)
+    return dreamer.dense_networks(spec, config, latent, actions, "none", config.conv_activation)
+
+
+def assemble(
+    spec: EnvSpec, config: DreamerV1Config, axis_name: str | None = None, equations: Equations | None = None
+) -> Parts:
+    """The modules for one environment, and the world model that they make."""
+    return dreamer.dense_parts(spec, config, axis_name, equations or Equations())
+
+
+def reward_dist(outputs: dict[str, Array], config: DreamerV1Config) -> Number:
+    """Distribution of the reward, `[...]`, from the outputs of its head: normal, with deviation 1."""
+    del config
+    return number(outputs)
 
 
 def policy_dist(parts: Parts, actor_params: dict, feat: Array):
@@ -173,6 +187,17 @@ class Whole(NamedTuple):
     counts: Array  # mean of `start_counts`
 
 
+def kl_loss(
+    posterior: latents.Latent, prior: latents.Latent, config: DreamerV1Config, axis_name: str | None, mean: Array | None
+) -> tuple[Array, Array]:
+    """The KL of latents `[T, B, Z]` above the free nats, a scalar; and the KL itself, `[T, B]`, to watch.
+
+    `axis_name` is the axis that the batch is spread over, and `mean` the mean KL of the batch that this is a part of.
+    """
+    free = dict(free_nats=config.free_nats, free_mode="avg")
+    return kl.kl_loss(posterior, prior, mode="plain", **free, axis_name=axis_name, mean=mean)
+
+
 def world_model_losses(
     parts: Parts, params: dict, states: LatentState, step: TimeStep, whole: Whole | None = None
 ) -> tuple[dict[str, Array], Metrics]:
@@ -185,23 +210,14 @@ def world_model_losses(
 
     Source: equation 10. Log-likelihoods are those of normal distributions with deviation 1, constants included.
     """
-    nets, config = parts.nets, parts.config
+    nets, config, equations = parts.nets, parts.config, parts.equations
     prior = parts.latent.dist(call(nets.rssm, params["rssm"], states.deter, method="prior"))
-    kl_term, kl_value = kl.kl_loss(
-        states.dist,
-        prior,
-        mode="plain",
-        free_nats=config.free_nats,
-        free_mode="avg",
-        axis_name=parts.axis_name,
-        mean=whole and whole.kl,
-    )
+    kl_term, kl_value = equations.kl(states.dist, prior, config, parts.axis_name, whole and whole.kl)
     feat = feature(states)
-    reward = REWARD_TRANSFORMS[config.reward_transform](step.reward)
-    losses = {"kl": kl_term, "reward": -number(call(nets.reward, params["reward"], feat)).log_prob(reward)}
+    reward = equations.reward(call(nets.reward, params["reward"], feat), config)
+    losses = {"kl": kl_term, "reward": -reward.log_prob(REWARD_TRANSFORMS[config.reward_transform](step.reward))}
     losses |= dreamer.continue_loss(parts, params, feat, step)
-    outputs = call(nets.decoder, params["decoder"], feat)
-    losses |= dreamer.decode_losses(parts, outputs, step, lambda *entry: -strided_codec.log_prob(*entry))
+    losses |= dreamer.decode_losses(parts, call(nets.decoder, params["decoder"], feat), step)
     metrics = {
         "kl": kl_value.mean(),
         "prior_entropy": prior.entropy().sum(-1).mean(),
@@ -247,7 +263,7 @@ def imagine_behavior(parts: Parts, params: dict, keys: Array, start: LatentState
     return Imagined(
         feat,
         action,
-        number(call(nets.reward, frozen["reward"], feat)).mean(),
+        parts.equations.reward(call(nets.reward, frozen["reward"], feat), config).mean(),
         dreamer.discount_of(nets, frozen, feat, config.discount),
         number(call(nets.critic, frozen["critic"], feat)).mean(),
     )
@@ -258,6 +274,11 @@ def targets(imagined: Imagined, config: DreamerV1Config) -> Array:
     return returns.state_returns(imagined.reward, imagined.discount, imagined.value, config.lambda_, config.bootstrap)
 
 
+def actor_objective(target: Array, entropy: Array, config: DreamerV1Config) -> Array:
+    """What the actor makes large at each state, `[H - 1, N]`: V + η H(π) (equation 7)."""
+    return target + config.entropy_scale * entropy if config.entropy_scale else target
+
+
 def behavior_losses(
     critic,
     entropy: Array,
@@ -266,6 +287,7 @@ def behavior_losses(
     config: DreamerV1Config,
     axis_name: str | None = None,
     whole: Whole | None = None,
+    equations: Equations | None = None,
 ) -> tuple[dict[str, Array], Metrics]:
     """Actor and critic losses on imagined trajectories, scalars.
 
@@ -280,12 +302,14 @@ def behavior_losses(
       counts: `[N]`, 0 for starts that do not count, else 1.
       axis_name: axis that the batch is spread over.
       whole: see `world_model_losses`.
+      equations: its `returns` and `actor` are used; None: the paper's.
 
     Source: equations 7 and 8. The actor's gradient is that of the returns, through values, rewards and dynamics.
     """
-    target = targets(imagined, config)
+    equations = equations or Equations()
+    target = equations.returns(imagined, config)
     weight = sg(returns.discount_weights_before(imagined.discount))[:-1]
-    objective = target + config.entropy_scale * entropy if config.entropy_scale else target
+    objective = equations.actor(target, entropy, config)
     mean = lambda x: masked_mean(x, counts, axis_name, whole and whole.counts)
     losses = {"actor": mean(-weight * objective), "critic": mean(-weight * critic.log_prob(sg(target)))}
     metrics = {
@@ -301,6 +325,23 @@ def behavior_losses(
 def start_counts(step: TimeStep, config: DreamerV1Config) -> Array:
     """Which steps imagination may start from, float32 `[T, B]`: nothing follows a terminal one."""
     return 1.0 - step.is_terminal if config.use_continue else jnp.ones(step.is_terminal.shape)
+
+
+class Equations(NamedTuple):
+    """What research changes, each a function that another may stand in for, as in `Equations(kl=mine)`.
+
+    What each takes and gives is said where it is defined, above; examples are in `docs/equations.md`.
+    """
+
+    latent: Callable = latent_kind  # (config) -> latents.Kind
+    networks: Callable = networks  # (spec, config, latent) -> Networks; fields that it adds see features, too
+    kl: Callable = kl_loss  # (posterior, prior, config, axis_name, mean) -> (scalar, [T, B])
+    reconstruction: Callable = dreamer.log_likelihood_loss  # (output, target, space, config) -> [T, B]
+    reward: Callable = reward_dist  # (outputs of the head, config) -> distribution
+    world_model: Callable = world_model_losses  # all terms of the world model; of names that are new, weighed 1
+    returns: Callable = targets  # (imagined, config) -> [H - 1, N]
+    actor: Callable = actor_objective  # (target, entropy, config) -> [H - 1, N]
+    behavior: Callable = behavior_losses  # the actor's and the critic's loss
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -330,7 +371,7 @@ def loss(
     _, states = dreaming.observe(
         model, params, key_observe, start, prev_action, embed, step.is_first, remat=config.remat
     )
-    losses, metrics = world_model_losses(parts, params, states, step, whole)
+    losses, metrics = parts.equations.world_model(parts, params, states, step, whole)
 
     # Imagination, from the last states of every sequence. The model gets no gradient from it.
     last = config.imagine_last or length
@@ -340,7 +381,7 @@ def loss(
     # Actor and critic. A policy's entropy costs another pass, so it is only watched at the first imagined state.
     feat = sg(imagined.feat[:-1])
     policy = policy_dist(parts, params["actor"], feat if config.entropy_scale else feat[:1])
-    behavior, more = behavior_losses(
+    behavior, more = parts.equations.behavior(
         number(call(nets.critic, params["critic"], feat)),
         policy_entropy(policy, noise.split(key_entropy, last).reshape(-1)),
         imagined,
@@ -348,6 +389,7 @@ def loss(
         config,
         parts.axis_name,
         whole,
+        parts.equations,
     )
     losses |= behavior
     total, means = optim.weighted_sum(losses, scales(parts))
@@ -401,13 +443,15 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
 # The agent
 
 
-def dreamer_v1(spec: EnvSpec, config: DreamerV1Config, axis_name: str | None = None) -> Agent:
+def dreamer_v1(
+    spec: EnvSpec, config: DreamerV1Config, axis_name: str | None = None, equations: Equations | None = None
+) -> Agent:
     """The agent for one environment; for arguments and errors see `wmjax.agents`."""
     config.validate()
     spaces.check_spec(spec, strided_codec.fits)
     if config.within_episode:
         checks.check_episodes(config.length, spec.max_episode_steps)
-    parts, counts = assemble(spec, config, axis_name), choice_counts(spec)
+    parts, counts = assemble(spec, config, axis_name, equations), choice_counts(spec)
 
     def init(key):
         params = dreamer.init_params(parts, feature, key)

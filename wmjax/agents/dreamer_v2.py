@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -23,12 +24,12 @@ import jax.numpy as jnp
 
 from wmjax import checks, dreaming, optim, recipes
 from wmjax.nets import dreamer, spaces, strided_codec
-from wmjax.nets.dreamer import Parts
+from wmjax.nets.dreamer import Networks, Parts
 from wmjax.nets.mlp import call
 from wmjax.nets.rssm import LatentState, feature
 from wmjax.nets.spaces import action_size, choice_counts, choice_outputs
 from wmjax.ops import action_distributions, distributions, kl, latents, noise, returns
-from wmjax.ops.distributions import number
+from wmjax.ops.distributions import Number, number
 from wmjax.ops.symlog import REWARD_TRANSFORMS
 from wmjax.types import Agent, AgentState, Array, EnvSpec, Metrics, Sampling, TimeStep, Trajectory, UsageError
 
@@ -159,22 +160,38 @@ def actor_gradient(spec: EnvSpec, config: DreamerV2Config) -> str:
 # Networks and world model
 
 
-def latent_kind(config: DreamerV2Config, draw: str = "sample") -> latents.Kind:
-    """What z is. `draw="mode"` takes the likeliest latents, as an option."""
+def latent_kind(config: DreamerV2Config) -> latents.Kind:
+    """What z is: categoricals, or normal latents, as `latent` of the configuration says."""
     if config.latent == "gaussian":
-        kind = latents.gaussian(config.stoch, lambda std: 2 * jax.nn.sigmoid(std / 2) + 0.1)
-    else:
-        sample = functools.partial(latents.Categorical.sample, estimator=config.latent_estimator)
-        kind = latents.categorical(config.stoch, config.classes, sample)
-    return kind._replace(draw=lambda dist, key: dist.mode()) if draw == "mode" else kind
+        return latents.gaussian(config.stoch, lambda std: 2 * jax.nn.sigmoid(std / 2) + 0.1)
+    sample = functools.partial(latents.Categorical.sample, estimator=config.latent_estimator)
+    return latents.categorical(config.stoch, config.classes, sample)
 
 
-def assemble(spec: EnvSpec, config: DreamerV2Config, axis_name: str | None = None, draw: str = "sample") -> Parts:
-    """The modules for one environment, and the world model that they make; `draw` as in `latent_kind`."""
+def networks(spec: EnvSpec, config: DreamerV2Config, latent: latents.Kind) -> Networks:
+    """The modules for one environment."""
     actions = choice_outputs(spec) or {name: action_size(spec) for name in ("mean", "std")}
-    return dreamer.dense_parts(
-        spec, config, axis_name, latent_kind(config, draw), actions, config.norm, config.activation, config.reward_head
-    )
+    return dreamer.dense_networks(spec, config, latent, actions, config.norm, config.activation)
+
+
+def assemble(
+    spec: EnvSpec,
+    config: DreamerV2Config,
+    axis_name: str | None = None,
+    equations: Equations | None = None,
+    draw: str = "sample",
+) -> Parts:
+    """The modules for one environment, and the world model that they make; of "mode", with the likeliest latents."""
+    equations = equations or Equations()
+    latent = equations.latent(config)
+    if draw == "mode":
+        latent = latent._replace(draw=lambda dist, key: dist.mode())
+    return dreamer.dense_parts(spec, config, axis_name, equations, latent)
+
+
+def reward_dist(outputs: dict[str, Array], config: DreamerV2Config) -> Number:
+    """Distribution of the reward, `[...]`, from the outputs of its head."""
+    return number(outputs, config.reward_head)
 
 
 def policy_dist(parts: Parts, actor_params: dict, feat: Array):
@@ -193,6 +210,18 @@ def critic_dist(parts: Parts, critic_params: dict, feat: Array):
 # Losses
 
 
+def kl_loss(
+    posterior: latents.Latent, prior: latents.Latent, config: DreamerV2Config, axis_name: str | None, mean: Array | None
+) -> tuple[Array, Array]:
+    """The balanced KL of latents `[T, B, S]` above the free nats, a scalar (algorithm 2); the KL, `[T, B]`, to watch.
+
+    `axis_name` is the axis that the batch is spread over, and `mean` the mean KL of the batch that this is a part of.
+    """
+    how = dict(mode=config.kl_mode, balance=config.kl_balance, forward=config.kl_forward)
+    free = dict(free_nats=config.free_nats, free_mode=config.free_mode)
+    return kl.kl_loss(posterior, prior, **how, **free, axis_name=axis_name, mean=mean)
+
+
 def world_model_losses(
     parts: Parts, params: dict, states: LatentState, step: TimeStep, batch_kl: Array | None = None
 ) -> tuple[dict[str, Array], Metrics]:
@@ -206,25 +235,14 @@ def world_model_losses(
     Source: equation 2; every head passes gradients into the model. Log-likelihoods are those of normal distributions
     with deviation 1, their constants included.
     """
-    nets, config = parts.nets, parts.config
+    nets, config, equations = parts.nets, parts.config, parts.equations
     prior = parts.latent.dist(call(nets.rssm, params["rssm"], states.deter, method="prior"))
-    kl_term, kl_value = kl.kl_loss(
-        states.dist,
-        prior,
-        mode=config.kl_mode,
-        balance=config.kl_balance,
-        free_nats=config.free_nats,
-        free_mode=config.free_mode,
-        forward=config.kl_forward,
-        axis_name=parts.axis_name,
-        mean=batch_kl,
-    )
+    kl_term, kl_value = equations.kl(states.dist, prior, config, parts.axis_name, batch_kl)
     feat = feature(states)
-    reward_dist = number(call(nets.reward, params["reward"], feat), config.reward_head)
-    losses = {"kl": kl_term, "reward": -reward_dist.log_prob(REWARD_TRANSFORMS[config.reward_transform](step.reward))}
+    reward = equations.reward(call(nets.reward, params["reward"], feat), config)
+    losses = {"kl": kl_term, "reward": -reward.log_prob(REWARD_TRANSFORMS[config.reward_transform](step.reward))}
     losses |= dreamer.continue_loss(parts, params, feat, step)
-    outputs = call(nets.decoder, params["decoder"], feat)
-    losses |= dreamer.decode_losses(parts, outputs, step, lambda *entry: -strided_codec.log_prob(*entry))
+    losses |= dreamer.decode_losses(parts, call(nets.decoder, params["decoder"], feat), step)
     metrics = {
         "kl": kl_value.mean(),
         "prior_entropy": prior.entropy().sum(-1).mean(),
@@ -273,7 +291,7 @@ def imagine_behavior(
     discount = dreamer.discount_of(nets, frozen, feat, config.discount)
     if nets.cont is not None:
         discount = jnp.concatenate([config.discount * (1.0 - is_terminal)[None], discount[1:]])
-    reward = number(call(nets.reward, frozen["reward"], feat), config.reward_head).mean()
+    reward = parts.equations.reward(call(nets.reward, frozen["reward"], feat), config).mean()
     value = critic_dist(parts, frozen["slow_critic"], feat).mean()
     return Imagined(feat, action, reward, discount, value)
 
@@ -286,8 +304,29 @@ def targets(imagined: Imagined, config: DreamerV2Config) -> Array:
     return returns.state_returns(imagined.reward, imagined.discount, imagined.value, config.lambda_, config.bootstrap)
 
 
+def actor_objective(
+    policy, action: Array, target: Array, value: Array, config: DreamerV2Config, actor_grad: str
+) -> Array:
+    """What the actor makes large at each state besides its entropy: J_k of `behavior_losses`, `[H - 1, N]`.
+
+    Args:
+      policy: distribution at the states 0 to H - 2; differentiated.
+      action: `[H - 1, N, A]`, drawn from it.
+      target, value: returns of the states that follow, and values of those before, `[H - 1, N]`.
+      actor_grad: reinforce, dynamics or both.
+    """
+    if actor_grad == "dynamics":
+        return target
+    objective = policy.log_prob(sg(action)) * sg(target - value)
+    return (
+        objective
+        if actor_grad == "reinforce"
+        else (config.actor_grad_mix * target + (1 - config.actor_grad_mix) * objective)
+    )
+
+
 def behavior_losses(
-    policy, critic, imagined: Imagined, config: DreamerV2Config, actor_grad: str
+    policy, critic, imagined: Imagined, config: DreamerV2Config, actor_grad: str, equations: Equations | None = None
 ) -> tuple[dict[str, Array], Metrics]:
     """Actor and critic losses on imagined trajectories.
 
@@ -303,22 +342,17 @@ def behavior_losses(
       critic: return distribution at the states 0 to H - 1; differentiated.
       imagined: from `imagine_behavior`.
       actor_grad: reinforce, dynamics or both.
+      equations: its `returns` and `actor` are used; None: the paper's.
 
     Returns:
       {"actor": [H - 1, N], "critic": [H, N]} and metrics.
 
     Source: equations 5 and 6. The last two states are not used by the actor.
     """
-    target = targets(imagined, config)
+    equations = equations or Equations()
+    target, before = equations.returns(imagined, config), imagined.value[:-2]
     weight = sg(returns.discount_weights_before(imagined.discount))
-    advantage = sg(target[1:] - imagined.value[:-2])
-    dynamics = target[1:]
-    if actor_grad == "dynamics":
-        objective = dynamics
-    else:
-        objective = policy.log_prob(sg(imagined.action[:-1])) * advantage
-        if actor_grad == "both":
-            objective = config.actor_grad_mix * dynamics + (1 - config.actor_grad_mix) * objective
+    objective = equations.actor(policy, imagined.action[:-1], target[1:], before, config, actor_grad)
     entropy = policy.entropy()
     losses = {
         "actor": -weight[:-2] * (objective + config.entropy_scale * entropy),
@@ -327,12 +361,29 @@ def behavior_losses(
     metrics = {
         "return_mean": target.mean(),
         "value_mean": imagined.value.mean(),
-        "advantage_size": jnp.abs(advantage).mean(),
+        "advantage_size": jnp.abs(target[1:] - before).mean(),
         "imagined_reward": imagined.reward.mean(),
         "imagined_cont": imagined.discount.mean() / config.discount,
         "policy_entropy": entropy.mean(),
     }
     return losses, metrics
+
+
+class Equations(NamedTuple):
+    """What research changes, each a function that another may stand in for, as in `Equations(kl=mine)`.
+
+    What each takes and gives is said where it is defined, above; examples are in `docs/equations.md`.
+    """
+
+    latent: Callable = latent_kind  # (config) -> latents.Kind
+    networks: Callable = networks  # (spec, config, latent) -> Networks; fields that it adds see features, too
+    kl: Callable = kl_loss  # (posterior, prior, config, axis_name, mean) -> (scalar, [T, B])
+    reconstruction: Callable = dreamer.log_likelihood_loss  # (output, target, space, config) -> [T, B]
+    reward: Callable = reward_dist  # (outputs of the head, config) -> distribution
+    world_model: Callable = world_model_losses  # all terms of the world model; of names that are new, weighed 1
+    returns: Callable = targets  # (imagined, config) -> [H, N]
+    actor: Callable = actor_objective  # (policy, action, target, value, config, actor_grad) -> [H - 1, N]
+    behavior: Callable = behavior_losses  # the actor's and the critic's loss
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -358,7 +409,7 @@ def world_model_loss(
     _, states = dreaming.observe(
         model, params, keys, start, prev_action, embed, step.is_first, remat=parts.config.remat
     )
-    losses, metrics = world_model_losses(parts, params, states, step, batch_kl)
+    losses, metrics = parts.equations.world_model(parts, params, states, step, batch_kl)
     total, means = optim.weighted_sum(losses, scales(parts))
     return total, (losses, states, metrics | means | {"loss/model": total})
 
@@ -381,12 +432,13 @@ def behavior_loss(
     acting = sg(trained["actor"]) if actor_grad == "reinforce" else trained["actor"]
     imagined = imagine_behavior(parts, params, acting, keys, start, is_terminal)
     feat = sg(imagined.feat)
-    losses, metrics = behavior_losses(
+    losses, metrics = parts.equations.behavior(
         policy_dist(parts, trained["actor"], feat[:-2]),
         critic_dist(parts, trained["critic"], feat[:-1]),
         imagined,
         parts.config,
         actor_grad,
+        parts.equations,
     )
     total, means = optim.weighted_sum(losses, {"actor": 1.0, "critic": 1.0})
     return total, (losses, metrics | means)
@@ -445,14 +497,16 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
 # The agent
 
 
-def dreamer_v2(spec: EnvSpec, config: DreamerV2Config, axis_name: str | None = None) -> Agent:
+def dreamer_v2(
+    spec: EnvSpec, config: DreamerV2Config, axis_name: str | None = None, equations: Equations | None = None
+) -> Agent:
     """The agent for one environment; for arguments and errors see `wmjax.agents`."""
     config.validate()
     spaces.check_spec(spec, strided_codec.fits)
     _check_dynamics(config, actor_gradient(spec, config))
     if config.within_episode:
         checks.check_episodes(config.length, spec.max_episode_steps)
-    parts, counts = assemble(spec, config, axis_name), choice_counts(spec)
+    parts, counts = assemble(spec, config, axis_name, equations), choice_counts(spec)
 
     def init(key):
         params = dreamer.init_params(parts, feature, key)
@@ -470,7 +524,7 @@ def dreamer_v2(spec: EnvSpec, config: DreamerV2Config, axis_name: str | None = N
             action = action_distributions.explore(key_noise, action, config.exploration, counts)
         return action
 
-    eval_model = assemble(spec, config, draw=config.eval_latent).model
+    eval_model = assemble(spec, config, None, equations, config.eval_latent).model
     acting = dreaming.acting(parts.model, choose, action_size(spec), eval_model=eval_model)
     ends = config.prioritize_ends
     sampling = Sampling(config.length, over=config.over, within_episode=config.within_episode, prioritize_ends=ends)

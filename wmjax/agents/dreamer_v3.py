@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from fractions import Fraction
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -32,23 +32,9 @@ from wmjax.nets.mlp import call
 from wmjax.nets.rssm import RSSM, LatentState
 from wmjax.nets.spaces import action_size, choice_outputs
 from wmjax.ops import distributions, kl, latents, noise, normalize, returns
-from wmjax.ops.distributions import number
-from wmjax.ops.symlog import symexp, symlog
-from wmjax.types import (
-    Agent,
-    AgentState,
-    Array,
-    Discrete,
-    EnvSpec,
-    Metrics,
-    Recipe,
-    Sampling,
-    Stage,
-    TimeStep,
-    Trajectory,
-    Update,
-    UsageError,
-)
+from wmjax.ops.distributions import Number, number
+from wmjax.ops.symlog import symlog
+from wmjax.types import Agent, AgentState, Array, Discrete, EnvSpec, Metrics, Sampling, TimeStep, Trajectory, UsageError
 
 sg = jax.lax.stop_gradient
 
@@ -187,18 +173,8 @@ class DreamerV3Config:
         if self.return_norm_low >= self.return_norm_high:
             raise UsageError(f"return_norm_low must be below return_norm_high, got {self.return_norm_low}")
         recipes.check_imagination(self)
-        window = self.length + 1
-        if self.replay_capacity < self.num_envs * window:
-            raise UsageError(
-                f"replay_capacity must hold a window of length + 1 = {window} steps for each of the {self.num_envs} "
-                f"environments, {self.num_envs * window} in all, got {self.replay_capacity}"
-            )
-        if self.batch_size * self.length > self.replay_capacity:
-            raise UsageError(
-                f"batch_size * length must be at most replay_capacity={self.replay_capacity}, "
-                f"got {self.batch_size} * {self.length}"
-            )
-        _schedule(self)
+        recipes.check_windows(self, self.length + 1)
+        recipes.ratio(self)
 
 
 RULES = {
@@ -209,23 +185,11 @@ RULES = {
 }
 
 
-def _schedule(config: DreamerV3Config) -> tuple[int, int]:
-    """Steps to collect per environment and updates to make, per iteration, so that `train_ratio` holds exactly."""
-    trained = config.batch_size * config.length
-    ratio = Fraction(config.train_ratio).limit_denominator(1024) * config.num_envs / trained
-    if not ratio or ratio.denominator > 4096:
-        raise UsageError(
-            f"train_ratio * num_envs / (batch_size * length) must be a simple fraction (updates per step of all "
-            f"environments), got {config.train_ratio} * {config.num_envs} / ({config.batch_size} * {config.length})"
-        )
-    return ratio.denominator, ratio.numerator
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Networks and world model
 
 
-def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
+def networks(spec: EnvSpec, config: DreamerV3Config, latent: latents.Kind) -> Networks:
     """The modules for one environment."""
     dims, dtype = config.dimensions, config.compute_dtype
     style = dict(norm=config.norm, activation=config.activation, dtype=dtype)
@@ -240,6 +204,7 @@ def networks(spec: EnvSpec, config: DreamerV3Config) -> Networks:
         prior_layers=config.prior_layers,
         posterior_layers=config.posterior_layers,
         cell=config.cell,
+        outputs=latent.outputs,
         **style,
     )
 
@@ -279,28 +244,29 @@ def latent_kind(config: DreamerV3Config) -> latents.Kind:
     return latents.categorical(config.dimensions.stoch, config.dimensions.classes, draw)
 
 
-def assemble(spec: EnvSpec, config: DreamerV3Config, axis_name: str | None = None) -> Parts:
+def assemble(
+    spec: EnvSpec, config: DreamerV3Config, axis_name: str | None = None, equations: Equations | None = None
+) -> Parts:
     """The modules for one environment, and the world model that they make."""
 
     def decode(params, state):
         outputs = call(nets.decoder, params["decoder"], *decoder_input(state))
-        return {name: _mean(outputs[name], space, config.symlog_vectors) for name, space in spec.obs.items()}
+        return {name: codec.mean(outputs[name], space, config.symlog_vectors) for name, space in spec.obs.items()}
 
-    nets, latent = networks(spec, config), latent_kind(config)
-    model = dreamer.world_model(nets, latent, feature, decode, config.discount, config.reward_head)
-    return Parts(spec, config, nets, latent, model, axis_name)
-
-
-def _mean(output: Array, space, squashed: bool) -> Array:
-    """What to expect of an observation's entry: images float32 in [0, 255]."""
-    if spaces.is_image(space):
-        return output * 255
-    if isinstance(space, Discrete):
-        return jnp.argmax(output, -1)
-    return symexp(output) if squashed else output
+    equations = equations or Equations()
+    latent = equations.latent(config)
+    nets = equations.networks(spec, config, latent)
+    reward = lambda outputs: equations.reward(outputs, config)
+    model = dreamer.world_model(nets, latent, feature, decode, config.discount, reward)
+    return Parts(spec, config, nets, latent, model, axis_name, equations)
 
 
-def critic_dists(parts: Parts, critic_params: dict, *feats: Array) -> list[distributions.Number]:
+def reward_dist(outputs: dict[str, Array], config: DreamerV3Config) -> Number:
+    """Distribution of the reward, `[...]`, from the outputs of its head."""
+    return number(outputs, config.reward_head)
+
+
+def critic_dists(parts: Parts, critic_params: dict, *feats: Array) -> list[Number]:
     """Distributions of the return, `[...]` each, of the critic or its slow copy, in one pass over all features."""
     rows = jnp.concatenate([feat.reshape(-1, feat.shape[-1]) for feat in feats])
     ((name, outputs),) = call(parts.nets.critic, critic_params, rows).items()
@@ -320,6 +286,25 @@ def policy_dist(parts: Parts, params: dict, feat: Array):
 # Losses
 
 
+def kl_losses(posterior: latents.Latent, prior: latents.Latent, config: DreamerV3Config) -> dict[str, Array]:
+    """The KL of latents `[T, B, S]` by what it trains, prior or posterior: {"dyn", "rep"} `[T, B]` (equation 5)."""
+    dyn, rep = kl.balanced_kl(posterior.logits, prior.logits, config.free_nats, config.unimix)
+    return {"dyn": dyn, "rep": rep}
+
+
+def reconstruction_loss(output: Array, target: Array, space, config: DreamerV3Config) -> Array:
+    """The decoder's loss on an entry of the observations, `[T, B]`: a squared error summed over the entry, without ½.
+
+    Images are compared in [0, 1], vectors through symlog, classes by their cross-entropy.
+    """
+    if isinstance(space, Discrete):
+        return optax.softmax_cross_entropy_with_integer_labels(output, target)
+    if spaces.is_image(space):
+        return jnp.sum((output - target.astype(jnp.float32) / 255) ** 2, (-3, -2, -1))
+    error = (output - (symlog(target) if config.symlog_vectors else target)) ** 2
+    return jnp.sum(error, -1) if space.shape else error
+
+
 def world_model_losses(
     parts: Parts, params: dict, states: LatentState, step: TimeStep
 ) -> tuple[dict[str, Array], Metrics]:
@@ -329,35 +314,49 @@ def world_model_losses(
       states: posterior states of the steps, `[T, B]`, with their gradients.
       step: the observations, rewards and flags to predict.
 
-    Source: equations 4 and 5; image and vector terms are squared errors summed over the entry, without ½.
+    Source: equations 4 and 5.
     """
-    nets, config = parts.nets, parts.config
+    nets, config, equations = parts.nets, parts.config, parts.equations
     prior = parts.latent.dist(call(nets.rssm, params["rssm"], states.deter, method="prior"))
-    dyn, rep = kl.balanced_kl(states.dist.logits, prior.logits, config.free_nats, config.unimix)
     feat = feature(states)
-    cont = dreamer.continue_loss(parts, params, feat, step)
-    reward = number(call(nets.reward, params["reward"], feat), config.reward_head)
-    losses = {"dyn": dyn, "rep": rep, "reward": -reward.log_prob(step.reward)} | cont
-    outputs = call(nets.decoder, params["decoder"], *decoder_input(states))
-    reconstruction = functools.partial(_reconstruction, squashed=config.symlog_vectors)
-    losses |= dreamer.decode_losses(parts, outputs, step, reconstruction)
-    dists = {"prior_entropy": prior, "posterior_entropy": states.dist}
-    mixed = {name: distributions.OneHotCategorical(dist.logits, config.unimix) for name, dist in dists.items()}
-    return losses, {name: jnp.mean(jnp.sum(dist.entropy(), -1)) for name, dist in mixed.items()}
+    reward = equations.reward(call(nets.reward, params["reward"], feat), config)
+    losses = equations.kl(states.dist, prior, config) | {"reward": -reward.log_prob(step.reward)}
+    losses |= dreamer.continue_loss(parts, params, feat, step)
+    losses |= dreamer.decode_losses(parts, call(nets.decoder, params["decoder"], *decoder_input(states)), step)
+    entropies = {"prior_entropy": prior, "posterior_entropy": states.dist}
+    return losses, {name: jnp.mean(jnp.sum(_entropy(dist, config), -1)) for name, dist in entropies.items()}
 
 
-def _reconstruction(output: Array, target: Array, space, squashed: bool = True) -> Array:
-    if isinstance(space, Discrete):
-        return optax.softmax_cross_entropy_with_integer_labels(output, target)
-    if spaces.is_image(space):
-        return jnp.sum((output - target.astype(jnp.float32) / 255) ** 2, (-3, -2, -1))
-    error = (output - (symlog(target) if squashed else target)) ** 2
-    return jnp.sum(error, -1) if space.shape else error
+def _entropy(dist: latents.Latent, config: DreamerV3Config) -> Array:
+    """In nats, of each latent `[T, B, S]`, of categorical ones after the uniform mix."""
+    if isinstance(dist, latents.Categorical):
+        return distributions.OneHotCategorical(dist.logits, config.unimix).entropy()
+    return dist.entropy()
+
+
+def return_target(reward: Array, cont: Array, value: Array, config: DreamerV3Config) -> Array:
+    """λ-returns R of the states 0 to H - 1, `[H, N]`, from what is predicted at 0 to H (equation 7).
+
+    The discount is in `cont`; reward and continue of the start are not used.
+    """
+    return returns.lambda_returns(reward[1:], cont[1:], value[1:], config.lambda_)
+
+
+def actor_objective(policy, action: Array, advantage: Array, config: DreamerV3Config) -> tuple[Array, Array]:
+    """What the actor makes large at the states 0 to H - 1, `[H, N]`: log π(a) sg(A) + η H(π); and H(π) (equation 11).
+
+    Args:
+      policy: distribution at the H + 1 states; differentiated.
+      action: `[H, N, A]`, drawn from it.
+      advantage: (R - v) / S, `[H, N]`.
+    """
+    log_prob, entropy = policy.log_prob(sg(_with_last(action)))[:-1], policy.entropy()[:-1]
+    return log_prob * sg(advantage) + config.entropy_scale * entropy, entropy
 
 
 def imagination_losses(
     policy, action: Array, reward: Array, cont: Array, critic, slow_critic, scale_state, config, axis_name=None,
-    batch_returns=None,
+    batch_returns=None, equations=None,
 ):  # fmt: skip
     """Actor and critic losses on imagined trajectories, time-major, the start state first.
 
@@ -373,50 +372,37 @@ def imagination_losses(
       config: `DreamerV3Config`.
       axis_name: axis that the batch is spread over.
       batch_returns: of the whole batch, any shape, where this is a part of it; None: the returns here.
+      equations: its `returns` and `actor` are used; None: the paper's.
 
     Returns:
       losses {"actor", "critic"} `[H, N]`, the returns `[H, N]`, the new normalizer, metrics.
 
     Source: equations 6 to 11. Unlike V2, the weight of the start includes its own predicted continue.
     """
+    equations = equations or Equations()
     value = critic.mean()
-    target = sg(returns.lambda_returns(reward[1:], cont[1:], value[1:], config.lambda_))
+    target = sg(equations.returns(reward, cont, value, config))
     rule = config.return_norm_rate, config.return_norm_low, config.return_norm_high
     whole = target if batch_returns is None else batch_returns
     scale_state = normalize.update(scale_state, whole, *rule, axis_name)
     scale = normalize.scale(scale_state, config.return_norm_limit)
     advantage = (target - value[:-1]) / scale
     weight = sg(returns.discount_weights(cont)[:-1])
-    log_prob, entropy = policy.log_prob(sg(_with_last(action)))[:-1], policy.entropy()[:-1]
-    actor = -weight * (log_prob * sg(advantage) + config.entropy_scale * entropy)
+    objective, entropy = equations.actor(policy, action, advantage, config)
     critic_target = _with_last(target)
     critic_loss = -critic.log_prob(critic_target)[:-1]
     slow_loss = -critic.log_prob(sg(slow_critic.mean()))[:-1]
-    losses = {"actor": actor, "critic": weight * (critic_loss + config.slow_critic_scale * slow_loss)}
-    metrics = {
-        "return_mean": jnp.mean(target),
-        "return_scale": scale,
-        "value_mean": jnp.mean(value),
-        "advantage_size": jnp.mean(jnp.abs(advantage)),
-        "imagined_reward": jnp.mean(reward),
-        "imagined_cont": jnp.mean(cont),
-        "policy_entropy": jnp.mean(entropy),
-    }
+    losses = {"actor": -weight * objective, "critic": weight * (critic_loss + config.slow_critic_scale * slow_loss)}
+    means = {"return_mean": target, "value_mean": value, "advantage_size": jnp.abs(advantage)}
+    means |= {"imagined_reward": reward, "imagined_cont": cont, "policy_entropy": entropy}
+    metrics = {name: jnp.mean(x) for name, x in means.items()} | {"return_scale": scale}
     return losses, target, scale_state, metrics
 
 
 def scales(parts: Parts) -> dict[str, float]:
     """The factor of each loss term in the total."""
-    config = parts.config
-    return dreamer.decode_scales(parts) | {
-        "dyn": config.dyn_scale,
-        "rep": config.rep_scale,
-        "reward": config.reward_scale,
-        "cont": config.cont_scale,
-        "actor": config.actor_scale,
-        "critic": config.critic_scale,
-        "replay_critic": config.replay_critic_scale,
-    }
+    terms = ("dyn", "rep", "reward", "cont", "actor", "critic", "replay_critic")
+    return dreamer.decode_scales(parts) | {name: getattr(parts.config, f"{name}_scale") for name in terms}
 
 
 def _with_last(x: Array) -> Array:
@@ -440,6 +426,23 @@ def replay_critic_loss(critic, slow_critic, step: TimeStep, bootstrap: Array, co
     target = sg(returns.lambda_returns(step.reward[1:], cont[1:], bootstrap[1:], lambda_[1:]))
     loss = -critic.log_prob(_with_last(target)) - config.slow_critic_scale * critic.log_prob(sg(slow_critic.mean()))
     return ((1.0 - step.is_last) * loss)[:-1]
+
+
+class Equations(NamedTuple):
+    """What research changes, each a function that another may stand in for, as in `Equations(kl=mine)`.
+
+    What each takes and gives is said where it is defined, above; examples are in `docs/equations.md`.
+    """
+
+    latent: Callable = latent_kind  # (config) -> latents.Kind, z of shape [..., S, K]
+    networks: Callable = networks  # (spec, config, latent) -> Networks; fields that it adds see features, too
+    kl: Callable = kl_losses  # (posterior, prior, config) -> {name: [T, B]}
+    reconstruction: Callable = reconstruction_loss  # (output, target, space, config) -> [T, B]
+    reward: Callable = reward_dist  # (outputs of the head, config) -> distribution
+    world_model: Callable = world_model_losses  # all terms of the world model; of names that are new, weighed 1
+    returns: Callable = return_target  # (reward, cont, value, config) -> [H, N]
+    actor: Callable = actor_objective  # (policy, action, advantage, config) -> [H, N] and entropies [H, N]
+    behavior: Callable = imagination_losses  # the actor's and the critic's loss
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -474,7 +477,7 @@ def loss(
     _, states = dreaming.observe(
         model, params, key_observe, start, prev_action, embed, step.is_first, remat=config.remat
     )
-    losses, metrics = world_model_losses(parts, params, states, step)
+    losses, metrics = parts.equations.world_model(parts, params, states, step)
 
     # Imagination, from the last states of every sequence. Neither the model nor its states get gradients from it.
     last = config.imagine_last or length
@@ -491,10 +494,10 @@ def loss(
     replayed, tail = jax.tree.map(lambda x: x[-last:], (feature(states), step))
     critic, replay_critic = critic_dists(parts, params["critic"], feat, replayed)
     slow_critic, replay_slow_critic = critic_dists(parts, frozen["slow_critic"], feat, sg(replayed))
-    behavior, imagined_returns, return_norm, more = imagination_losses(
+    behavior, imagined_returns, return_norm, more = parts.equations.behavior(
         policy_dist(parts, params, feat),
         action,
-        number(call(nets.reward, frozen["reward"], feat), config.reward_head).mean(),
+        parts.equations.reward(call(nets.reward, frozen["reward"], feat), config).mean(),
         dreamer.discount_of(nets, frozen, feat, config.discount),
         critic,
         slow_critic,
@@ -502,6 +505,7 @@ def loss(
         config,
         parts.axis_name,
         batch_returns,
+        parts.equations,
     )
 
     bootstrap = imagined_returns[0].reshape(last, batch)
@@ -528,7 +532,7 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
     """
     config, before = parts.config, state.non_trainable
     step = jax.tree.map(lambda x: x[1:], trajectory.step)
-    start = unpack_latent(jax.tree.map(lambda x: x[0], trajectory.latent), config)
+    start = unpack_latent(parts, jax.tree.map(lambda x: x[0], trajectory.latent))
     keys = noise.row_keys(key, step.reward.shape[1], parts.axis_name)
     args = keys, start, trajectory.action[:-1], step
     batch, batch_returns = optim.Microbatches(args, (0, 0, 1, 1), config.grad_accum, aux_axes=(1, None)), None
@@ -546,37 +550,36 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
     params, (states, stats) = done.params["all"], done.aux
     slow_critic = optim.soft_update(params["critic"], before["slow_critic"], config.slow_critic_rate)
     latent = jax.tree.map(
-        lambda old, new: jnp.concatenate([old[:1], new]), trajectory.latent, pack_latent(states, config)
+        lambda old, new: jnp.concatenate([old[:1], new]), trajectory.latent, pack_latent(parts, states)
     )
     new = AgentState(params, done.opt_state, stats, state.step + 1, {"slow_critic": slow_critic})
     norms = {"grad_norm": done.grad_norm["all"], "update_norm": done.update_norm["all"]}
     return new, done.metrics | norms, latent
 
 
-def pack_latent(state: LatentState, config: DreamerV3Config) -> dict[str, Array]:
-    """What replay keeps of a state: `deter` `[..., D]`, and the class of each latent, uint8 `[..., S]`."""
-    return {
-        "deter": sg(state.deter).astype(config.latent_dtype),
-        "stoch": jnp.argmax(state.stoch, -1).astype(jnp.uint8),
-    }
+def pack_latent(parts: Parts, state: LatentState) -> dict[str, Array]:
+    """What replay keeps of a state: `deter` `[..., D]`, and of z what its kind says: a byte of each latent."""
+    return {"deter": sg(state.deter).astype(parts.config.latent_dtype), "stoch": parts.latent.pack(sg(state.stoch))}
 
 
-def unpack_latent(latent: dict[str, Array], config: DreamerV3Config) -> LatentState:
-    """The state that `pack_latent` kept, its logits unknown (zero)."""
-    stoch = jax.nn.one_hot(latent["stoch"], config.dimensions.classes, dtype=config.compute_dtype)
-    dist = latents.Categorical(jnp.zeros(stoch.shape, jnp.float32))
-    return LatentState(latent["deter"].astype(config.compute_dtype), stoch, dist)
+def unpack_latent(parts: Parts, latent: dict[str, Array]) -> LatentState:
+    """The state that `pack_latent` kept, its distribution unknown (zero)."""
+    dtype = parts.config.compute_dtype
+    dist = parts.model.init_state({}, latent["deter"].shape[0]).dist
+    return LatentState(latent["deter"].astype(dtype), parts.latent.unpack(latent["stoch"]).astype(dtype), dist)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The agent
 
 
-def dreamer_v3(spec: EnvSpec, config: DreamerV3Config, axis_name: str | None = None) -> Agent:
+def dreamer_v3(
+    spec: EnvSpec, config: DreamerV3Config, axis_name: str | None = None, equations: Equations | None = None
+) -> Agent:
     """The agent for one environment; for arguments and errors see `wmjax.agents`."""
     config.validate()
     spaces.check_spec(spec, None if config.stem == "flat" else lambda side: codec.image_stages(side) is not None)
-    parts = assemble(spec, config, axis_name)
+    parts = assemble(spec, config, axis_name, equations)
 
     def init(key):
         params = dreamer.init_params(parts, feature, key, decoder_input)
@@ -588,12 +591,7 @@ def dreamer_v3(spec: EnvSpec, config: DreamerV3Config, axis_name: str | None = N
         # The paper samples in evaluation too.
         return dist.sample(seed=key) if explore or config.eval_action == "sample" else dist.mode()
 
-    pack = functools.partial(pack_latent, config=config)
-    acting = dreaming.acting(parts.model, choose, action_size(spec), latent=pack)
-    collect, repeats = _schedule(config)
+    acting = dreaming.acting(parts.model, choose, action_size(spec), latent=functools.partial(pack_latent, parts))
     sampling = Sampling(config.length, context=1, online=config.online)
-    learn = Update("train", functools.partial(update, parts), repeats, config.batch_size, sampling, config.grad_accum)
-    # Enough for a first batch, and for one window of every environment.
-    prefill = max(-(-config.prefill // config.num_envs), config.length + 1)
-    stages = Stage("prefill", prefill, 1, acting.act), Stage("train", None, collect, acting.act, (learn,))
-    return Agent(init, *acting, parts.model, Recipe(config.num_envs, config.replay_capacity, stages))
+    recipe = recipes.by_ratio(acting.act, functools.partial(update, parts), sampling, config)
+    return Agent(init, *acting, parts.model, recipe)

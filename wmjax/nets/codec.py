@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from wmjax.nets.conv import After, Conv, UpsampleConv, along
 from wmjax.nets.heads import vector_heads
 from wmjax.nets.mlp import ACTIVATIONS, MLP, BlockLinear, Linear, Norm, normalize, normed, truncated_normal_in
-from wmjax.nets.spaces import Spaces, read_obs, split_images, split_spaces
+from wmjax.nets.spaces import Spaces, is_image, read_obs, split_images, split_spaces
 from wmjax.ops import contracts
-from wmjax.ops.symlog import symlog
-from wmjax.types import Array
+from wmjax.ops.symlog import symexp, symlog
+from wmjax.types import Array, Discrete, Space
 
 MULTIPLIERS = (2, 3, 4, 4)  # channels of a stage / depth
 SMALLEST, LARGEST = 4, 16  # side of the last feature map
@@ -40,6 +40,15 @@ def stage_channels(side: int, depth: int) -> tuple[int, ...]:
     before = image_stages(side) - 1
     multipliers = (MULTIPLIERS + MULTIPLIERS[-1:] * before)[:before] + MULTIPLIERS[-1:]
     return tuple(depth * multiplier for multiplier in multipliers)
+
+
+def mean(output: Array, space: Space, squash: bool) -> Array:
+    """What to expect of an entry: images float32 in [0, 255], vectors out of symlog, the likeliest Discrete choice."""
+    if is_image(space):
+        return output * 255
+    if isinstance(space, Discrete):
+        return jnp.argmax(output, -1)
+    return symexp(output) if squash else output
 
 
 def _normed_after(features: int, norm: str, activation: str, name: str) -> After:

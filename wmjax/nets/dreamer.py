@@ -45,6 +45,7 @@ class Parts(NamedTuple):
     latent: latents.Kind
     model: WorldModel
     axis_name: str | None = None  # that batches are spread over
+    equations: Any = None  # the agent's own `Equations`
 
 
 def embed_size(encoder: nn.Module, spec: EnvSpec) -> int:
@@ -71,7 +72,7 @@ def init_params(parts: Parts, feat: Callable, key: Array, decoder_input: Callabl
 
 def world_model(
     nets: Networks, latent: latents.Kind, feat: Callable, decode: Callable, discount: float,
-    reward_head: str = "normal", reward_back: Callable = lambda reward: reward,
+    reward_dist: Callable = number, reward_back: Callable = lambda reward: reward,
 ) -> WorldModel:  # fmt: skip
     """The learned environment; `State` is `LatentState`.
 
@@ -80,7 +81,7 @@ def world_model(
       feat: `State -> [..., F]`, what the heads see.
       decode: as `WorldModel.decode`.
       discount: that the continue head was trained with, in (0, 1].
-      reward_head: see `ops.distributions.number`.
+      reward_dist: from the outputs of the reward head to the distribution that they describe.
       reward_back: from what the head was trained on to the reward; of a mean it gives no mean, but what lies there.
     """
     rssm = lambda method, params, *args: call(nets.rssm, params["rssm"], *args, method=method)
@@ -111,31 +112,22 @@ def world_model(
         x = feat(state)
         # The head was trained on P(not terminal) times the discount.
         cont = jnp.minimum(1.0, discount_of(nets, params, x, discount) / discount)
-        return reward_back(number(call(nets.reward, params["reward"], x), reward_head).mean()), cont
+        return reward_back(reward_dist(call(nets.reward, params["reward"], x)).mean()), cont
 
     return WorldModel(init_state, encode, observe, imagine, predict, decode)
 
 
-def dense_parts(
-    spec: EnvSpec,
-    config: Any,
-    axis_name: str | None,
-    latent: latents.Kind,
-    actions: dict[str, int],
-    norm: str,
-    conv_activation: str,
-    reward_head: str = "normal",
-) -> Parts:
-    """The parts of DreamerV1 and DreamerV2: strided convolutions around a `DenseRSSM`.
+def dense_networks(
+    spec: EnvSpec, config: Any, latent: latents.Kind, actions: dict[str, int], norm: str, conv_activation: str
+) -> Networks:
+    """The modules of DreamerV1 and DreamerV2: strided convolutions around a `DenseRSSM`.
 
     Args:
       config: has their fields `depth`, `units`, `vector_layers`, `encoder_padding`, `embed`, `deter`, `hidden`, `cell`,
-        `input_layer`, `activation`, `compute_dtype`, `use_continue`, `reward_transform`, and `NAME_layers` of each
-        head.
+        `input_layer`, `activation`, `compute_dtype`, `use_continue`, and `NAME_layers` of each head.
       latent: what z is.
       actions: outputs of the actor.
       norm, conv_activation: of all layers but the GRU, and after convolutions.
-      reward_head: see `ops.distributions.number`.
     """
     style = dict(norm=norm, activation=config.activation, dtype=config.compute_dtype)
     coder = dict(
@@ -148,7 +140,7 @@ def dense_parts(
     def head(outputs, layers):
         return Head(tuple(outputs.items()), (config.units,) * layers, init_kind="glorot", **style)
 
-    nets = Networks(
+    return Networks(
         encoder=encoder,
         rssm=DenseRSSM(config.deter, config.hidden, latent.outputs, embed, config.cell, config.input_layer, **style),
         decoder=strided_codec.StridedDecoder(**coder),
@@ -158,13 +150,28 @@ def dense_parts(
         critic=head({"mean": 1}, config.critic_layers),
     )
 
+
+def dense_parts(
+    spec: EnvSpec, config: Any, axis_name: str | None, equations: Any, latent: latents.Kind | None = None
+) -> Parts:
+    """The parts of DreamerV1 and DreamerV2.
+
+    Args:
+      config: has their fields `discount` and `reward_transform`.
+      equations: has their `networks`, `latent` and `reward`.
+      latent: what z is; None: what the equations say.
+    """
+
     def decode(params, state):
         outputs = call(nets.decoder, params["decoder"], feature(state))
         return {name: strided_codec.mean(outputs[name], space) for name, space in spec.obs.items()}
 
+    latent = equations.latent(config) if latent is None else latent
+    nets = equations.networks(spec, config, latent)
+    reward_dist = lambda outputs: equations.reward(outputs, config)
     back = REWARDS_BACK[config.reward_transform]
-    model = world_model(nets, latent, feature, decode, config.discount, reward_head, back)
-    return Parts(spec, config, nets, latent, model, axis_name)
+    model = world_model(nets, latent, feature, decode, config.discount, reward_dist, back)
+    return Parts(spec, config, nets, latent, model, axis_name, equations)
 
 
 def discount_of(nets: Networks, params: dict, feat: Array, discount: float) -> Array:
@@ -185,15 +192,19 @@ def continue_loss(parts: Parts, params: dict, feat: Array, step: TimeStep) -> di
     return {"cont": -bernoulli_log_prob(logits, parts.config.discount * (1.0 - step.is_terminal))}
 
 
-def decode_losses(parts: Parts, outputs: dict[str, Array], step: TimeStep, loss: Callable) -> dict[str, Array]:
-    """The loss `[T, B]` on each entry of the observations, as `decode/ENTRY`.
+def decode_losses(parts: Parts, outputs: dict[str, Array], step: TimeStep) -> dict[str, Array]:
+    """The loss `[T, B]` on each entry of the observations, as `decode/ENTRY`: `equations.reconstruction`.
 
-    Args:
-      outputs: what the decoder makes of the states, by entry.
-      loss: `(output, target, space) -> [T, B]`.
+    `outputs` is what the decoder makes of the states, by entry.
     """
-    entries = parts.spec.obs.items()
-    return {f"decode/{name}": loss(outputs[name], step.obs[name], space) for name, space in entries}
+    loss = lambda name, space: parts.equations.reconstruction(outputs[name], step.obs[name], space, parts.config)
+    return {f"decode/{name}": loss(name, space) for name, space in parts.spec.obs.items()}
+
+
+def log_likelihood_loss(output: Array, target: Array, space: Any, config: Any) -> Array:
+    """DreamerV1's and DreamerV2's loss on an entry: -ln N(target; output, 1), or the cross-entropy of a class."""
+    del config
+    return -strided_codec.log_prob(output, target, space)
 
 
 def decode_scales(parts: Parts) -> dict[str, float]:

@@ -67,6 +67,7 @@ class RSSM(nn.Module):
       blocks: block count of the GRU; must divide `deter`.
       prior_layers, posterior_layers: hidden layers of the two.
       cell: `block_gru` (DreamerV3) or `gru` (one layer-normed GRU on [h, z, a], DreamerV2).
+      outputs: numbers that describe the latents of one state; None: S K, a logit for each class.
     """
 
     deter: int
@@ -82,12 +83,13 @@ class RSSM(nn.Module):
     norm: str = "rms"
     activation: str = "silu"
     dtype: str = "float32"
+    outputs: int | None = None
 
     everything = _everything
 
     def setup(self):
         self.act = ACTIVATIONS[self.activation]
-        logits = self.stoch * self.classes
+        logits = self.stoch * self.classes if self.outputs is None else self.outputs
         if self.cell == "block_gru":
             self.dynin = [Linear(self.hidden, dtype=self.dtype) for _ in range(3)]
             self.dynin_norm = [Norm(self.norm) for _ in range(3)]

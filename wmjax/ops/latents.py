@@ -112,11 +112,19 @@ class Kind(NamedTuple):
     outputs: int  # numbers that describe the latents of one state
     dist: Callable[[Array], Latent]  # from these numbers, `[..., outputs]`
     draw: Callable[[Latent, Array], Array]  # (distribution, key) -> z
+    pack: Callable[[Array], Array] = lambda z: z  # what replay keeps of z
+    unpack: Callable[[Array], Array] = lambda packed: packed  # and z of that, float32
 
 
 def categorical(stoch: int, classes: int, draw: Callable[[Categorical, Array], Array] = Categorical.sample) -> Kind:
-    """Latents of some classes each; the numbers are their logits."""
-    return Kind(stoch * classes, lambda raw: Categorical(raw.reshape(*raw.shape[:-1], stoch, classes)), draw)
+    """Latents of at most 256 classes each; the numbers are their logits, and replay keeps a byte of each latent."""
+    return Kind(
+        stoch * classes,
+        lambda raw: Categorical(raw.reshape(*raw.shape[:-1], stoch, classes)),
+        draw,
+        pack=lambda z: jnp.argmax(z, -1).astype(jnp.uint8),
+        unpack=lambda packed: jax.nn.one_hot(packed, classes, dtype=jnp.float32),
+    )
 
 
 def gaussian(stoch: int, std: Callable[[Array], Array]) -> Kind:

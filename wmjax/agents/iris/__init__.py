@@ -14,13 +14,15 @@ Read `config`, `modules` (the networks), `tokenizer`, `dynamics` (the world mode
 `agent` (acting, and the schedule).
 """
 
-from wmjax.agents.iris.agent import iris, recipe
+from wmjax.agents.iris.agent import Equations, iris, recipe
+from wmjax.agents.iris.behavior import actor_critic_losses, lambda_returns
 from wmjax.agents.iris.config import IRISConfig
 from wmjax.agents.iris.dynamics import generate, start_state, world_model, world_model_losses
 from wmjax.agents.iris.modules import Networks, init_params, networks
-from wmjax.agents.iris.tokenizer import decode, encode
+from wmjax.agents.iris.tokenizer import decode, encode, reconstruction_loss, tokenizer_losses
 
 __all__ = [
-    "IRISConfig", "Networks", "decode", "encode", "generate", "init_params", "iris", "networks", "recipe",
-    "start_state", "world_model", "world_model_losses",
+    "Equations", "IRISConfig", "Networks", "actor_critic_losses", "decode", "encode", "generate", "init_params", "iris",
+    "lambda_returns", "networks", "recipe", "reconstruction_loss", "start_state", "tokenizer_losses", "world_model",
+    "world_model_losses",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,20 @@ from wmjax.nets.actor_critic import zero_memory
 from wmjax.nets.mlp import call
 from wmjax.ops import distributions, vq
 from wmjax.types import Agent, AgentState, EnvSpec, Recipe, Stage, Update
+
+
+class Equations(NamedTuple):
+    """What research changes, each a function that another may stand in for, as in `Equations(returns=mine)`.
+
+    What each takes and gives is said where it is defined; examples are in `docs/equations.md`.
+    """
+
+    networks: Callable = networks  # (spec, config) -> Networks
+    reconstruction: Callable = tokenizer.reconstruction_loss  # (image, reconstruction, config) -> [B]
+    tokenizer: Callable = tokenizer.tokenizer_losses  # all terms of the tokenizer; of names that are new, weighed 1
+    world_model: Callable = dynamics.world_model_losses  # all terms of the transformer
+    returns: Callable = behavior.lambda_returns  # (reward, end, value, discount, lambda_) -> [H, B]
+    behavior: Callable = behavior.actor_critic_losses  # the actor's, the critic's, and the entropy's
 
 
 def recipe(config: IRISConfig, act: Callable, updates: tuple[Update, ...]) -> Recipe:
@@ -32,7 +47,7 @@ def recipe(config: IRISConfig, act: Callable, updates: tuple[Update, ...]) -> Re
     return Recipe(config.num_envs, config.replay_capacity, tuple(stages))
 
 
-def iris(spec: EnvSpec, config: IRISConfig, axis_name: str | None = None) -> Agent:
+def iris(spec: EnvSpec, config: IRISConfig, axis_name: str | None = None, equations: Equations | None = None) -> Agent:
     """The agent for one environment, of one square uint8 image and Discrete actions; see `wmjax.agents`."""
     config.validate()
     if config.perceptual == "random_features":
@@ -41,7 +56,8 @@ def iris(spec: EnvSpec, config: IRISConfig, axis_name: str | None = None) -> Age
             stacklevel=2,
         )
     name = image_name(spec, config)
-    nets = networks(spec, config)
+    equations = equations or Equations()
+    nets = equations.networks(spec, config)
     model = dynamics.world_model(nets, spec, config)
 
     def init(key):
@@ -72,8 +88,8 @@ def iris(spec: EnvSpec, config: IRISConfig, axis_name: str | None = None) -> Age
         return memory, action, ()
 
     updates = (
-        tokenizer.make_update(nets, spec, config, axis_name),
-        dynamics.make_update(nets, spec, config, axis_name),
-        behavior.make_update(nets, model, spec, config, axis_name),
+        tokenizer.make_update(nets, spec, config, axis_name, equations),
+        dynamics.make_update(nets, spec, config, axis_name, equations),
+        behavior.make_update(nets, model, spec, config, axis_name, equations),
     )
     return Agent(init, policy_carry, policy, policy_carry, act, model, recipe(config, act, updates))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +17,9 @@ from wmjax.nets.mlp import call
 from wmjax.ops import distributions, noise, returns
 from wmjax.ops.scan import scan
 from wmjax.types import Array, EnvSpec, Sampling, Update, WorldModel
+
+if TYPE_CHECKING:
+    from wmjax.agents.iris.agent import Equations
 
 sg = jax.lax.stop_gradient
 
@@ -56,8 +62,9 @@ def lambda_returns(reward: Array, end: Array, value: Array, discount: float, lam
 
 
 def actor_critic_losses(
-    logits: Array, value: Array, action: Array, reward: Array, end: Array, config: IRISConfig
-) -> tuple[dict[str, Array], Array]:
+    logits: Array, value: Array, action: Array, reward: Array, end: Array, config: IRISConfig,
+    targets: Callable = lambda_returns,
+) -> tuple[dict[str, Array], Array]:  # fmt: skip
     """Losses on imagined trajectories, of which the last frame only supplies a value.
 
         L_actor = -mean log π(aₜ) (Gₜ - Vₜ),   L_critic = mean (Vₜ - Gₜ)²,   L_entropy = -η mean H(πₜ)
@@ -66,13 +73,14 @@ def actor_critic_losses(
       logits, value: `[H, B, A]` and `[H, B]`; differentiated.
       action: one-hot `[H - 1, B, A]`.
       reward, end: `[H - 1, B]`. What comes after a drawn end still counts; only the returns are cut there.
+      targets: a function as `lambda_returns`.
 
     Returns:
       Scalars, and the targets `[H, B]`.
 
     Source: appendix B, equations 7 and 8.
     """
-    target = sg(lambda_returns(reward, end, value, config.discount, config.lambda_))
+    target = sg(targets(reward, end, value, config.discount, config.lambda_))
     policy = distributions.OneHotCategorical(logits[:-1])
     advantage = sg(target - value)[:-1]
     losses = {
@@ -83,7 +91,9 @@ def actor_critic_losses(
     return losses, target
 
 
-def make_update(nets: Networks, model: WorldModel, spec: EnvSpec, config: IRISConfig, axis_name: str | None) -> Update:
+def make_update(
+    nets: Networks, model: WorldModel, spec: EnvSpec, config: IRISConfig, axis_name: str | None, equations: Equations
+) -> Update:
     """Steps on `[burn_in + 1, B]` records, padded at the beginning; imagination starts from the last one.
 
     Imagination is rolled out without gradients first, then the actor-critic runs over its frames again with them: the
@@ -107,7 +117,9 @@ def make_update(nets: Networks, model: WorldModel, spec: EnvSpec, config: IRISCo
 
         def objective(weights, memory, frames, dream):
             logits, value = replay_frames(nets, weights, memory, frames)
-            losses, target = actor_critic_losses(logits, value, dream.action, dream.reward, dream.end, config)
+            losses, target = equations.behavior(
+                logits, value, dream.action, dream.reward, dream.end, config, equations.returns
+            )
             metrics = {
                 "return_mean": jnp.mean(target),
                 "value_mean": jnp.mean(value),
@@ -116,7 +128,7 @@ def make_update(nets: Networks, model: WorldModel, spec: EnvSpec, config: IRISCo
                 "policy_entropy": jnp.mean(distributions.OneHotCategorical(logits).entropy()),
             }
             scales = {"actor": config.actor_scale, "critic": config.critic_scale, "entropy": 1.0}
-            return {name: scales[name] * loss for name, loss in losses.items()}, (metrics, ())
+            return {name: scales.get(name, 1.0) * loss for name, loss in losses.items()}, (metrics, ())
 
         args = memory, frames, dream
         new, metrics, _ = descend("actor_critic", objective, state, config, axis_name, args, (0, 1, 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from wmjax.ops import noise
 from wmjax.ops.masks import masked_mean
 from wmjax.ops.scan import scan
 from wmjax.types import Array, EnvSpec, PyTree, Sampling, Update, WorldModel
+
+if TYPE_CHECKING:
+    from wmjax.agents.iris.agent import Equations
 
 
 class IRISState(NamedTuple):
@@ -261,7 +264,9 @@ def _sign(reward: Array) -> Array:
     return jnp.sign(reward).astype(jnp.int32)
 
 
-def make_update(nets: Networks, spec: EnvSpec, config: IRISConfig, axis_name: str | None) -> Update:
+def make_update(
+    nets: Networks, spec: EnvSpec, config: IRISConfig, axis_name: str | None, equations: Equations
+) -> Update:
     """Steps on `[L + 1, B]` records, padded at the end; the last one only supplies what followed the one before."""
     name = image_name(spec, config)
     batch_first = lambda x: jnp.swapaxes(x, 0, 1)
@@ -278,7 +283,7 @@ def make_update(nets: Networks, spec: EnvSpec, config: IRISConfig, axis_name: st
 
         def objective(weights, keys, tokens, action, *outcome):
             logits = call(nets.world_model, weights, tokens, action, _sign(outcome[0]), keys)
-            return world_model_losses(logits, tokens, *outcome, axis_name, shares), ({}, ())
+            return equations.world_model(logits, tokens, *outcome, axis_name, shares), ({}, ())
 
         args = keys, tokens, action, reward, end, seen, acted
         new, metrics, _ = descend("world_model", objective, state, config, axis_name, args, (0,) * len(args))

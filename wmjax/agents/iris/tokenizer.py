@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +14,9 @@ from wmjax.nets import perceptual, vqgan
 from wmjax.nets.mlp import call
 from wmjax.ops import noise, vq
 from wmjax.types import Array, EnvSpec, Metrics, Sampling, Update
+
+if TYPE_CHECKING:
+    from wmjax.agents.iris.agent import Equations
 
 sg = jax.lax.stop_gradient
 
@@ -59,9 +65,12 @@ def reconstruction_loss(x: Array, y: Array, config: IRISConfig) -> Array:
 
 
 def tokenizer_losses(
-    nets: Networks, config: IRISConfig, params: dict, keys: Array, image: Array
-) -> tuple[dict[str, Array], tuple[Array, Array]]:
+    nets: Networks, config: IRISConfig, params: dict, keys: Array, image: Array,
+    reconstruction: Callable = reconstruction_loss,
+) -> tuple[dict[str, Array], tuple[Array, Array]]:  # fmt: skip
     """Each term of the tokenizer's loss on images uint8 `[B, H, W, C]`, unscaled; `keys` `[B]`.
+
+    `reconstruction` is a function as `reconstruction_loss`.
 
     Returns:
       Scalars, and (latents `[B, h, w, E]`, tokens `[B, h, w]`) without gradient. The codebook learns from "codebook"
@@ -80,7 +89,7 @@ def tokenizer_losses(
     losses = {
         "codebook": codebook_loss,
         "commit": commit,
-        "recon": reconstruction_loss(x, y, config).mean(),
+        "recon": reconstruction(x, y, config).mean(),
         "perceptual": perceptual.loss(config.perceptual, x, y, config.lpips_weights, keys, config.lpips_dropout).mean(),
     }
     return losses, (sg(z), tokens)
@@ -123,7 +132,9 @@ def follow_codebook(
     return state, codebook, metrics
 
 
-def make_update(nets: Networks, spec: EnvSpec, config: IRISConfig, axis_name: str | None) -> Update:
+def make_update(
+    nets: Networks, spec: EnvSpec, config: IRISConfig, axis_name: str | None, equations: Equations
+) -> Update:
     """Steps on frames `[1, B]`, all of them real."""
     name, scales = image_name(spec, config), loss_scales(config)
 
@@ -133,8 +144,10 @@ def make_update(nets: Networks, spec: EnvSpec, config: IRISConfig, axis_name: st
         keys = noise.row_keys(key_rows, image.shape[0], axis_name)
 
         def objective(weights, keys, image):
-            losses, aux = tokenizer_losses(nets, config, {"tokenizer": weights}, keys, image)
-            return {name: scales[name] * loss for name, loss in losses.items() if scales[name]}, ({}, aux)
+            params = {"tokenizer": weights}
+            losses, aux = equations.tokenizer(nets, config, params, keys, image, equations.reconstruction)
+            factors = {name: scales.get(name, 1.0) for name in losses}
+            return {name: factors[name] * loss for name, loss in losses.items() if factors[name]}, ({}, aux)
 
         new, metrics, (z, tokens) = descend("tokenizer", objective, state, config, axis_name, (keys, image), (0, 0))
         weights = new.params["tokenizer"]

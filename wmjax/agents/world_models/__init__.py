@@ -14,8 +14,13 @@ Read `config`, `modules` (the networks), `vision` (V), `memory` (M, and the worl
 search for it), `collection` (of the first records) and `agent` (acting, and the stages).
 """
 
-from wmjax.agents.world_models.agent import init_params, world_models
+from wmjax.agents.world_models.agent import Equations, init_params, world_models
 from wmjax.agents.world_models.config import EvolveConfig, WorldModelsConfig
+from wmjax.agents.world_models.memory import memory_loss
 from wmjax.agents.world_models.modules import Networks, networks
+from wmjax.agents.world_models.vision import kl_floor, reconstruction_loss, vision_loss
 
-__all__ = ["EvolveConfig", "Networks", "WorldModelsConfig", "init_params", "networks", "world_models"]
+__all__ = [
+    "Equations", "EvolveConfig", "Networks", "WorldModelsConfig", "init_params", "kl_floor", "memory_loss", "networks",
+    "reconstruction_loss", "vision_loss", "world_models",
+]  # fmt: skip

@@ -22,6 +22,19 @@ from wmjax.types import Agent, AgentState, Array, EnvSpec, Evolve, Recipe, Sampl
 ENCODE_LENGTH = 16  # steps of a window that is encoded at once, of every environment
 
 
+class Equations(NamedTuple):
+    """What research changes, each a function that another may stand in for, as in `Equations(kl=mine)`.
+
+    What each takes and gives is said where it is defined; examples are in `docs/equations.md`.
+    """
+
+    networks: Callable = networks  # (spec, config) -> Networks
+    reconstruction: Callable = vision.reconstruction_loss  # (output, target, config) -> [B]
+    kl: Callable = vision.kl_floor  # (mu, logvar, tolerance) -> the KL to watch and the loss, [B] each
+    vision: Callable = vision.vision_loss  # the whole loss of V
+    memory: Callable = memory.memory_loss  # the whole loss of M
+
+
 def init_params(nets: Networks, spec: EnvSpec, config: WorldModelsConfig, key: Array) -> dict:
     """Parameters of V and M, and a controller of zeros: x0 of the search."""
     (space,) = spec.obs.values()
@@ -44,7 +57,9 @@ class ActCarry(NamedTuple):
     collector: tuple  # the memory of the collection policy, [B, ...]
 
 
-def world_models(spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None = None) -> Agent:
+def world_models(
+    spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None = None, equations: Equations | None = None
+) -> Agent:
     """The agent for one environment, of one square uint8 image of 64, 80, 96, ... pixels; see `wmjax.agents`.
 
     Actions are Discrete or float32 Box actions of rank 1. Populations, too, are spread over `axis_name`.
@@ -56,7 +71,8 @@ def world_models(spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None
             "dream_reward: 'survival' pays 1 for each step of a dream, which is not what this task pays; "
             "'predicted' is valid, with reward_head mse or gaussian"
         )
-    nets = networks(spec, config)
+    equations = equations or Equations()
+    nets = equations.networks(spec, config)
     model = memory.world_model(nets, spec, config)
     layers, collecting = controller.controller_layers(spec, config), collector(spec, config)
     evolve = controller.evolve(spec, config, model)
@@ -106,9 +122,9 @@ def world_models(spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None
         return carry._replace(collector=going), action, {"mu": latent, "logvar": latent}
 
     updates = {
-        "vision": vision.make_update(nets, spec, config, axis_name),
+        "vision": vision.make_update(nets, spec, config, axis_name, equations),
         "encode": vision.make_encoding(model, config, axis_name),
-        "memory": memory.make_update(nets, config, axis_name),
+        "memory": memory.make_update(nets, config, axis_name, equations),
     }
     return Agent(init, policy_carry, policy, act_carry, act, model, recipe(config, collect, act, updates, evolve))
 

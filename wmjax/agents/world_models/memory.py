@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from wmjax.ops import distributions, noise
 from wmjax.ops.masks import masked_mean
 from wmjax.ops.scan import scan
 from wmjax.types import Array, EnvSpec, Metrics, TimeStep, WorldModel
+
+if TYPE_CHECKING:
+    from wmjax.agents.world_models.agent import Equations
 
 
 class State(NamedTuple):
@@ -166,7 +169,7 @@ def optimizer(config: WorldModelsConfig) -> optax.GradientTransformation:
     return optim.flat(optax.chain(clip[config.clip](config.clip_limit), optax.adam(schedule)))
 
 
-def make_update(nets: Networks, config: WorldModelsConfig, axis_name: str | None) -> Callable:
+def make_update(nets: Networks, config: WorldModelsConfig, axis_name: str | None, equations: Equations) -> Callable:
     """`Update.fn`: one step of M on `[T + 1, B]` records that were encoded before."""
 
     def update(state, key, trajectory):
@@ -183,7 +186,7 @@ def make_update(nets: Networks, config: WorldModelsConfig, axis_name: str | None
         step = trajectory.step._replace(obs={})
         batch = optim.Microbatches((start, z, trajectory.action, step), (0, 1, 1, 1), config.grad_accum)
         share = jnp.mean(~step.is_first[1:], dtype=jnp.float32)
-        objective = lambda modules, *part: memory_loss(nets, config, modules["memory"], *part, axis_name, share)
+        objective = lambda modules, *part: equations.memory(nets, config, modules["memory"], *part, axis_name, share)
         params = {"memory": state.params["memory"]}
         done = optim.descend(objective, {"memory": optimizer(config)}, state.opt_state, params, axis_name, batch)
         if config.memory_stateful:

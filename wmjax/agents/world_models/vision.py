@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from wmjax.nets import perceptual
 from wmjax.nets.mlp import call
 from wmjax.ops import noise
 from wmjax.types import Array, EnvSpec, Metrics, WorldModel
+
+if TYPE_CHECKING:
+    from wmjax.agents.world_models.agent import Equations
 
 
 def sample_latent(key: Array, mu: Array, logvar: Array) -> Array:
@@ -34,20 +38,28 @@ def kl_floor(mu: Array, logvar: Array, tolerance: float) -> tuple[Array, Array]:
     return value, jnp.maximum(value, tolerance * mu.shape[-1])
 
 
+def reconstruction_loss(output: Array, target: Array, config: WorldModelsConfig) -> Array:
+    """Squared errors of images `[B, H, W, C]` in [0, 1], summed over the picture: `[B]`."""
+    del config
+    return jnp.sum((output - target) ** 2, (-3, -2, -1))
+
+
 def vision_loss(
-    nets: Networks, config: WorldModelsConfig, params: dict, key: Array, image: Array, axis_name: str | None = None
-) -> tuple[Array, tuple[Metrics, tuple]]:
+    nets: Networks, config: WorldModelsConfig, params: dict, key: Array, image: Array, axis_name: str | None = None,
+    reconstruction: Callable = reconstruction_loss, kl_term: Callable = kl_floor,
+) -> tuple[Array, tuple[Metrics, tuple]]:  # fmt: skip
     """V's loss, averaged over images uint8 `[B, H, W, C]`: squared errors summed over the picture, plus β KL.
 
     `key` are keys `[B]`, consumed; `axis_name` is the axis that the batch is spread over. The images are one part of
-    `config.grad_accum` of a batch.
+    `config.grad_accum` of a batch. `reconstruction` and `kl_term` are functions as `reconstruction_loss` and
+    `kl_floor`.
     """
     encode = lambda weights, image: call(nets.encoder, weights, image)
     mu, logvar = (jax.checkpoint(encode) if config.remat else encode)(params["encoder"], image)
     output = call(nets.decoder, params["decoder"], sample_latent(key, mu, logvar))
     target = image.astype(jnp.float32) / 255
-    recon = jnp.sum((output - target) ** 2, (-3, -2, -1))
-    kl, floored = kl_floor(mu, logvar, config.kl_tolerance)
+    recon = reconstruction(output, target, config)
+    kl, floored = kl_term(mu, logvar, config.kl_tolerance)
     loss = config.recon_scale * recon + config.beta * floored
     metrics = {"recon": jnp.mean(recon), "kl": jnp.mean(kl)}
     if config.perceptual != "none":
@@ -66,7 +78,9 @@ def optimizer(config: WorldModelsConfig) -> optax.GradientTransformation:
     return optim.flat(optax.adam(config.vision_learning_rate))
 
 
-def make_update(nets: Networks, spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None) -> Callable:
+def make_update(
+    nets: Networks, spec: EnvSpec, config: WorldModelsConfig, axis_name: str | None, equations: Equations
+) -> Callable:
     """`Update.fn`: one step of V on the images of `[T, B]` records."""
     name = check_spec(spec)
 
@@ -76,7 +90,8 @@ def make_update(nets: Networks, spec: EnvSpec, config: WorldModelsConfig, axis_n
         keys = noise.split(keys, image.shape[0]).reshape(-1)  # [T * B]
         image = image.reshape(-1, *image.shape[2:])
 
-        objective = lambda modules, *part: vision_loss(nets, config, modules["vision"], *part, axis_name)
+        terms = equations.reconstruction, equations.kl
+        objective = lambda modules, *part: equations.vision(nets, config, modules["vision"], *part, axis_name, *terms)
         batch = optim.Microbatches((keys, image), (0, 0), config.grad_accum)
         params = {"vision": {name: state.params[name] for name in ("encoder", "decoder")}}
         done = optim.descend(objective, {"vision": optimizer(config)}, state.opt_state, params, axis_name, batch)
