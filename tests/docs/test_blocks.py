@@ -95,6 +95,7 @@ def test_python_of_a_page_runs(path, runs, tmp_path, monkeypatch):
         "__name__": path.stem,
     }
     for code in blocks(path, "python"):
-        code = re.sub(r'wmjax\.load\("(runs/line)"', rf'wmjax.load("{tmp_path}/\1"', code)
+        here = lambda found: f'wmjax.load("{tmp_path / found[1] if (tmp_path / found[1]).exists() else found[1]}"'
+        code = re.sub(r'wmjax\.load\("(runs/\w+)"', here, code)
         code = re.sub(r"episodes=\d+", "episodes=2", code)
         exec(compile(code, path.name, "exec"), names)  # blocks follow each other

@@ -373,6 +373,14 @@ def _check(name: str, value: Any) -> None:
             checks.number(name, one)
 
 
+# What tyro says of text that is no number, with the type that was asked of `int`, `float` or a union.
+NO_NUMBER = re.compile(
+    r"Error parsing (?P<flag>--\S+): (?:(?P<whole>invalid literal for int\(\) with base 10)|could not convert string "
+    r"to float|no type matching (?P<kinds>(?:\{None\}\|)?(?:INT|FLOAT)) could be instantiated from)"
+    r"(?:: | \[)(?P<value>'[^']*')"
+)
+
+
 def _one_line(box: str) -> str:
     """What is wrong, out of tyro's box of a title, what is wrong, and help texts, with rules between them."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
@@ -385,6 +393,9 @@ def _one_line(box: str) -> str:
         else:
             words.append(line)
     line = " ".join(" ".join(words).split()) or "arguments are not valid"
+    if number := NO_NUMBER.match(line):
+        whole = number["whole"] or "INT" in (number["kinds"] or "")
+        return f"{number['flag']}: {number['value']:.80} is not valid; a {'whole ' if whole else ''}number is"
     return line if len(line) <= 800 else f"{line[:400]} ... {line[-400:]}"  # the value may be a long one
 
 
