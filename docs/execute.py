@@ -31,8 +31,9 @@ def execute(path: Path, **environment: str) -> Any:
     environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)} | environment
     with tempfile.TemporaryDirectory() as folder:
         client = nbclient.NotebookClient(
-            notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": folder}}, record_timing=False
-        )
+            notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": folder}},
+            record_timing=False, coalesce_streams=True,
+        )  # fmt: skip
         client.execute(env=environment)
     return notebook
 

@@ -36,7 +36,6 @@ import optax
 import wmjax
 from wmjax import dreaming, figures, planning
 from wmjax.agents import dreamer_v3 as v3
-from wmjax.nets import dreamer
 
 STEPS = int(os.environ.get("WMJAX_NOTEBOOK_STEPS", 100))  # of the search for actions
 CONTEXT, HORIZON, DREAMS = 4, 30, 16
@@ -130,19 +129,21 @@ print(inspect.getsource(v3.latent_kind))
 # %% [markdown]
 # So there are two things to check.
 #
-# 1. *Is the chain rule right?* We replace the draw by the probabilities themselves. Such a dream is smooth, and its
-#    gradient has to equal finite differences up to rounding.
+# 1. *Is the chain rule right?* We replace the draw by the probabilities themselves, for what latents are is an equation
+#    of the agent, and an argument (`docs/equations.md`). Such a dream is smooth, and its gradient has to equal finite
+#    differences up to rounding.
 # 2. *What is the straight-through gradient worth?* We compare it with finite differences of the mean over sampled
 #    dreams, with steps so large (0.1) that the jumps of single draws average out. It is biased; the cosine says how
 #    much.
 
-# %%
-parts = v3.assemble(env.spec, run.config)
-probabilities = parts.latent._replace(draw=lambda dist, key: jax.nn.softmax(dist.logits))
-smooth = dreamer.world_model(
-    parts.nets, probabilities, v3.feature, model.decode, run.config.discount, run.config.reward_head
-)
 
+# %%
+def probabilities(config):
+    """The paper's latents, which are not drawn."""
+    return v3.latent_kind(config)._replace(draw=lambda dist, key: jax.nn.softmax(dist.logits))
+
+
+smooth = v3.dreamer_v3(env.spec, run.config, equations=v3.Equations(latent=probabilities)).model
 checks = {"probabilities, step 0.01": (smooth, 0.01), "straight-through, step 0.1": (model, 0.1)}
 fig, axes = plt.subplots(1, 2, figsize=(11, 3), sharey=True)
 for axis, (name, (dreamed, size)) in zip(axes, checks.items(), strict=True):

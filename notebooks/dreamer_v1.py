@@ -11,114 +11,142 @@
 # %% [markdown]
 # # DreamerV1: learn to act by differentiating a dream
 #
-# The paper's idea in one line: imagine 15 steps with a learned model, add up what they are worth, and follow the
-# gradient of that number through values, rewards, dynamics and actions into the actor. Everything below runs on a
-# laptop's CPU. `STEPS` is the budget in environment steps (frames): with the registered budget the agent learns to
-# swing a pendulum up from pixels; the default here only shows the mechanics.
+# Hafner, Lillicrap, Ba, Norouzi, *Dream to Control* ([arXiv 1912.01603](https://arxiv.org/abs/1912.01603)). The code is
+# one file, `wmjax/agents/dreamer_v1.py`; its page is `docs/papers/dreamer_v1.md`.
+#
+# ## The idea
+#
+# A state has a recurrent part $h_t$ and a stochastic part $s_t$, a normal distribution:
+#
+# $$h_t = f(h_{t-1}, s_{t-1}, a_{t-1}), \qquad s_t \sim q(s_t \mid h_t, x_t), \qquad
+# \hat s_t \sim p(\hat s_t \mid h_t).$$
+#
+# The model explains pictures and rewards, while the posterior $q$, which sees the picture, stays close to the prior
+# $p$, which does not:
+#
+# $$L = -\ln p(x_t \mid h_t, s_t) - \ln p(r_t \mid h_t, s_t)
+# + \beta \max\big(\mathrm{free},\, \mathrm{KL}[q \Vert p]\big).$$
+#
+# The actor then follows the model into the future without pictures. Each imagined state is worth
+#
+# $$V_k = r_k + \gamma_k \big[(1 - \lambda)\, v(s_{k+1}) + \lambda V_{k+1}\big],$$
+#
+# and since draws are $s = \mu + \sigma \epsilon$ and all else is smooth, $V$ is a differentiable function of the
+# actor's parameters $\phi$: the actor's loss is $-\sum_k V_k$ itself, and its gradient passes through values, rewards,
+# dynamics and actions. The critic regresses $v$ on $\mathrm{sg}(V)$.
 
 # %%
 import dataclasses
+import functools
+import inspect
 import os
 import tempfile
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 
 import wmjax
-from wmjax import dreaming
+from wmjax import dreaming, figures, weights
 from wmjax.agents import dreamer_v1 as v1
-from wmjax.loops import device
-from wmjax.loops.rollout import Position, rollout
+from wmjax.nets.mlp import call
+from wmjax.ops import distributions, kl, returns
 from wmjax.types import Trajectory
 
-STEPS = int(os.environ.get("WMJAX_NOTEBOOK_STEPS", 8000))
-IMAGE_SIZE = int(os.environ.get("WMJAX_NOTEBOOK_SIZE", 32))
+PRETRAINED = "dreamer_v1/catch"
+STEPS = int(os.environ.get("WMJAX_NOTEBOOK_STEPS", 200))  # of gradient, of what is trained here
+SHORT = dict(steps=600 + 8 * STEPS, image_size=32, prefill=512, eval_every=0, progress=False)
 folder = tempfile.mkdtemp()
 
 # %% [markdown]
-# ## Train
-# A run is a folder. `wmjax.train` is what the command line calls.
+# ## The equations in the package
+#
+# The KL above its free nats, and the returns of imagined states, a scan from the end:
 
 # %%
-run = wmjax.train(
-    "dreamer_v1", "pendulum", steps=STEPS, image_size=IMAGE_SIZE, seed=0, out=f"{folder}/pendulum", progress=False
-)
-scores = run.evaluate(episodes=16)
-print(f"mean return {scores.mean:.0f} over {scores.episodes} episodes (random: about -1200, good: about -150)")
+print(inspect.getsource(kl.kl_loss))
+print(inspect.getsource(returns.state_returns))
 
 # %% [markdown]
-# ## Reconstructions and dreams
-# The model sees the first four frames and predicts the rest from the actions alone. Its latents are Gaussian, so a
-# dream blurs where the model is unsure.
+# The actor followed through imagination. What comes out is differentiable in `params["actor"]`:
 
 # %%
-agent, env, params = run.agent, run.env, run.state.variables
-CONTEXT, SHOWN = 4, 12
-
-
-@jax.jit
-def play(params, key):
-    env_state, step = jax.vmap(env.reset)(jax.random.split(key, 4))
-    start = Position(env_state, step, agent.act_carry(params, 4))
-    _, record = rollout(partial(agent.act, explore=True), env, params, key, start, SHOWN)
-    return Trajectory(record.step, record.action, jnp.ones(record.step.reward.shape, bool), record.latent)
-
-
-trajectory = play(params, jax.random.key(1))
-predicted = jax.jit(lambda p, k, t: dreaming.open_loop(agent.model, p, k, t, CONTEXT))(
-    params, jax.random.key(2), trajectory
-)
-figure, axes = plt.subplots(2, SHOWN, figsize=(13, 2.6))
-for t in range(SHOWN):
-    axes[0, t].imshow(np.asarray(trajectory.step.obs["image"][t, 0]))
-    axes[1, t].imshow(np.asarray(predicted["image"][t, 0]).astype(np.uint8))
-    axes[0, t].set_title("seen" if t < CONTEXT else "dreamed", fontsize=8)
-for axis in axes.ravel():
-    axis.axis("off")
-figure.suptitle("truth above, model below")
-figure.savefig(f"{folder}/dream.png")
-plt.close(figure)
+print(inspect.getsource(v1.imagine_behavior))
+print(inspect.getsource(v1.behavior_losses))
 
 # %% [markdown]
-# ## The gradient through the dream
-# `imagine_behavior` follows the actor through imagination and is differentiable in the actor's parameters. The same
-# gradient can be taken with respect to the actions: it says how each of them should have been different. Finite
-# differences agree, because the noise of the latents is a function of the key.
+# ## A trained run
+#
+# The one that comes with the package, if it does; else a short one, which has seen little yet.
 
 # %%
-start = agent.model.init_state(params, 4)
-
-
-@jax.jit
-def imagined_return(actions):
-    policy, carry = dreaming.given_actions(actions)
-    _, states, _ = dreaming.imagine(agent.model, params, jax.random.key(0), start, policy, 6, policy_carry=carry)
-    reward, _ = agent.model.predict(params, states)
-    return reward[1:].sum()
-
-
-actions = jnp.zeros((6, 4, 1))
-gradient = jax.grad(imagined_return)(actions)
-print("how the imagined return of a start changes with each of its six actions:", gradient[:, 0, 0].round(4))
-nudge = jnp.zeros_like(actions).at[0, 0, 0].set(1e-2)
-finite = (imagined_return(actions + nudge) - imagined_return(actions - nudge)) / 2e-2
-print(f"first action, by finite differences: {finite:.4f}, by the chain rule: {gradient[0, 0, 0]:.4f}")
+if PRETRAINED in weights.pretrained():
+    run = wmjax.load(f"pretrained:{PRETRAINED}")
+else:
+    run = wmjax.train("dreamer_v1", "catch", out=f"{folder}/run", **SHORT)
+scores = run.evaluate(episodes=32)
+print(f"{run.title()}: mean return {scores.mean:.2f} over {scores.episodes} episodes (random play: -0.6, best: 1)")
 
 # %% [markdown]
-# ## Change one equation
-# The actor climbs `targets`: λ-returns that end in the value of the last imagined state. Here is the agent whose
-# returns are plain sums of imagined rewards instead, without values: replace the function, make the agent, train.
-# (This one is an option, too: `bootstrap=False, lambda_=1`.)
+# ## What it sees
+#
+# `figures.open_loop` plays episodes, lets the model see the first steps of each, and has it predict the rest from the
+# actions alone. First the frames that it saw:
 
 # %%
-lambda_targets = v1.targets
+env, params = run.env, run.state.variables
+seen = figures.open_loop(run.agent, env, params, jax.random.key(1))
+figures.write_reconstructions(f"{folder}/seen.png", seen, seen.context, "image", run.title())
+figures.show(f"{folder}/seen.png")
+
+# %% [markdown]
+# ## What it dreams
+#
+# Green: the model sees the frame. Orange: it sees nothing but the actions.
+
+# %%
+figures.write_dream_strip(f"{folder}/dream.png", seen, seen.context, "image", run.title())
+figures.show(f"{folder}/dream.png")
+
+# %% [markdown]
+# The error over all such windows, beside two guesses that know no dynamics:
+
+# %%
+errors = figures.horizon_errors(seen, seen.context)
+figures.plot_horizon_errors(f"{folder}/errors.png", errors, seen.context, run.title())
+figures.show(f"{folder}/errors.png")
+
+# %% [markdown]
+# ## What it is not sure of
+#
+# Latents are drawn, so the same actions may be dreamed in several ways. Here are three dreams of one episode, by three
+# keys; where the model does not know, they differ.
+
+# %%
+records = figures.play(run.agent, env, params, jax.random.key(2), 16, 9)
+batch = Trajectory(records.step, records.action, jnp.ones(records.action.shape[:2], bool), ())
+dream = jax.jit(lambda params, key: dreaming.open_loop(run.agent.model, params, key, batch, 2)["image"])
+rows = {"truth": records.step.obs["image"]} | {f"dream {i}": dream(params, jax.random.key(i)) for i in range(3)}
+fig, axes = plt.subplots(len(rows), 9, figsize=(10, 4.7))
+for row, (name, pictures) in zip(axes, rows.items(), strict=True):
+    for t, axis in enumerate(row):
+        axis.imshow(np.clip(pictures[t, 0], 0, 255).astype(np.uint8))
+        axis.set(xticks=[], yticks=[], title=("sees" if t < 2 else f"+{t - 1}") if row is axes[0] else "")
+    row[0].set_ylabel(name)
+
+# %% [markdown]
+# ## Change an equation
+#
+# `v1.Equations` holds the functions of the paper; each of them may be another one. The actor climbs λ-returns, which
+# end in the value of the last imagined state. Here are plain sums of imagined rewards instead, which know nothing
+# beyond the horizon.
 
 
+# %%
 def plain_sums(imagined, config):
-    """Discounted sums of the rewards up to the horizon."""
+    """Discounted sums of imagined rewards up to the horizon, `[H - 1, N]`."""
 
     def add(later, now):
         total = now[0] + now[1] * later
@@ -128,17 +156,64 @@ def plain_sums(imagined, config):
     return jax.lax.scan(add, reward[-1], (reward[:-1], discount[:-1]), reverse=True)[1]
 
 
-v1.targets = plain_sums
-try:
-    mine = v1.dreamer_v1(env.spec, dataclasses.replace(run.config, prefill=20 * run.config.num_envs))
-    state = jax.jit(lambda key: device.init(mine, env, key))(jax.random.key(0))
-    prefill, train = mine.recipe.stages
-    state, _ = device.compile_stage(mine, env, prefill)(state, prefill.iterations)
-    learn = device.compile_stage(mine, env, train)  # one compiled program: acting, replay and learning
-    state, before = learn(device.next_stage(state), 2)
-    state, after = learn(state, max(20, STEPS // 100))
-finally:
-    v1.targets = lambda_targets
-print(f"image loss: {before['train/loss/decode/image']:.0f} -> {after['train/loss/decode/image']:.0f}")
-print(f"imagined return over {run.config.horizon} steps: {after['train/return_mean']:.1f}")
-assert after["train/loss/decode/image"] < before["train/loss/decode/image"]
+# %% [markdown]
+# `wmjax.train("dreamer_v1", "catch", equations=v1.Equations(returns=plain_sums))` trains a run with it. To see the
+# effect in seconds we train actors alone, from new parameters, in the dreams of the run's world model. This is all
+# there is to it:
+
+
+# %%
+@jax.jit
+def filtered(params, records, key):
+    """The posterior states `[T, B]` of records, which dreams begin from."""
+    model, step = run.agent.model, records.step
+    prev_action = jnp.concatenate([jnp.zeros_like(records.action[:1]), records.action[:-1]])
+    embed, start = model.encode(params, step.obs), model.init_state(params, step.reward.shape[1])
+    return dreaming.observe(model, params, key, start, prev_action, embed, step.is_first)[1]
+
+
+start = dreaming.last_steps(filtered(params, records, jax.random.key(3)), 8)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def learned(equations, params, start, key):
+    """An actor and a critic after `STEPS` steps of Adam, the mean imagined reward on the way, and V at the end."""
+    parts = v1.assemble(env.spec, run.config, equations=equations)
+    optimizer, size = optax.adam(1e-3), len(start.deter)
+
+    def loss(trained, key):
+        imagined = v1.imagine_behavior(parts, params | trained, jax.random.split(key, size), start)
+        feat = jax.lax.stop_gradient(imagined.feat[:-1])
+        critic = distributions.number(call(parts.nets.critic, trained["critic"], feat))
+        entropy = v1.policy_entropy(v1.policy_dist(parts, trained["actor"], feat), jax.random.split(key, size))
+        losses, metrics = v1.behavior_losses(critic, entropy, imagined, jnp.ones(size), run.config, equations=equations)
+        return losses["actor"] + losses["critic"], (metrics["imagined_reward"], equations.returns(imagined, run.config))
+
+    def descend(carry, key):
+        trained, state = carry
+        gradient, (reward, target) = jax.grad(loss, has_aux=True)(trained, key)
+        updates, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(trained, updates), state), (reward, target.mean(1))
+
+    trained = {name: run.agent.init(key).params[name] for name in ("actor", "critic")}
+    (trained, _), (rewards, targets) = jax.lax.scan(
+        descend, (trained, optimizer.init(trained)), jax.random.split(key, STEPS)
+    )
+    return trained, rewards, targets[-1]
+
+
+fig, axes = plt.subplots(1, 2, figsize=(10, 3))
+for name, equations in {"λ-returns": v1.Equations(), "plain sums": v1.Equations(returns=plain_sums)}.items():
+    trained, rewards, worth = learned(equations, params, start, jax.random.key(0))
+    axes[0].plot(rewards, label=name)
+    axes[1].plot(np.arange(1, len(worth) + 1), worth, "-o", label=name)
+    acting = dataclasses.replace(run, state=run.state._replace(params=params | trained))
+    print(f"{name}: imagined reward {rewards[-1]:.3f} a step, real return {acting.evaluate(episodes=64).mean:.2f}")
+axes[0].set(xlabel="step of gradient", ylabel="mean imagined reward")
+axes[1].set(xlabel="imagined state $k$", ylabel="$V_k$ at the end")
+axes[0].legend()
+plt.show()
+
+# %% [markdown]
+# `bootstrap=False, lambda_=1` is the same as an option. What else may be changed: `docs/equations.md`. The gradient
+# with respect to the actions and the initial state has a notebook of its own, `differentiate_through_a_dream`.

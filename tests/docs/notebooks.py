@@ -24,6 +24,9 @@ def load_tool() -> Any:
 
 tool = load_tool()
 NOTEBOOKS = tool.NOTEBOOKS
+# Not executed yet: their cells are stored without outputs.
+WAITING = ("dreamer_v1", "dreamer_v2", "dreamer_v3", "world_models")
+STORED = [path for path in NOTEBOOKS if path.stem not in WAITING]
 
 
 def text(lines: str | list[str]) -> str:
@@ -36,15 +39,15 @@ def outputs(notebook: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
 
 
-def pictures(notebook: Mapping[str, Any]) -> list[np.ndarray]:
-    """The pictures it shows, uint8 `[H, W, 3]`."""
+def pictures(notebook: Mapping[str, Any]) -> list[Image.Image]:
+    """The pictures it shows."""
     shown = [text(output["data"]["image/png"]) for output in outputs(notebook) if "image/png" in output.get("data", ())]
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")) for data in shown]
+    return [Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB") for data in shown]
 
 
 def check_pictures(notebook: Mapping[str, Any]) -> None:
-    """They are more than paper with words on it: large, and of many colors or with much that is not white."""
+    """They are more than paper with words on it: large, of many colors, and far from constant."""
     for picture in pictures(notebook):
-        assert min(picture.shape[:2]) >= 100, picture.shape
-        assert picture.std() > 10, picture.std()
-        assert len(np.unique(picture.reshape(-1, 3), axis=0)) >= 16
+        assert min(picture.size) >= 100, picture.size
+        assert picture.getcolors(15) is None
+        assert np.std(picture) > 10
