@@ -118,7 +118,7 @@ def train(args: Args) -> None:
 
 
 def draw(args: Args) -> None:
-    """A row of panels for each run: return, what it thinks of misses, next frames, the actor's entropy."""
+    """A row of panels for each run: return, what the model is like, how well it predicts, the actor's entropy."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -126,19 +126,12 @@ def draw(args: Args) -> None:
 
     figure, axes = plt.subplots(len(args.out), 4, figsize=(14, 2.6 * len(args.out)), squeeze=False, sharex=True)
     for row, path in zip(axes, args.out, strict=True):
-        found = [json.loads(line) for line in (path / FILE).read_text().splitlines()]
-        lines = read_metrics(path)
-        config = json.loads((path / "config.json").read_text())
+        lines, config = read_metrics(path), json.loads((path / "config.json").read_text())
         series = partial(_series, lines)
         row[0].plot(*series("episode/return"), color="0.7", label="collected")
         row[0].plot(*series("eval/return"), color="C0", label="evaluated")
-        row[0].set_ylabel(f"return, seed {config['seed']}\nreplay of {config['config']['replay_capacity']:,} steps")
-        for name, color in (("reward_if_missed", "C3"), ("reward_if_caught", "C2")):
-            row[1].plot([x["step"] for x in found], [x[name] for x in found], color, label=name.replace("_", " "))
-        row[1].set_ylabel("expected reward,\nrandom play")
-        for name, color in (("reconstruction", "C1"), ("next_frame", "C4")):
-            row[2].semilogy([x["step"] for x in found], [x[name] for x in found], color, label=name.replace("_", " "))
-        row[2].set_ylabel("squared error,\nrandom play")
+        row[0].set_ylabel(f"return, seed {config['seed']}")
+        (_of_probe if (path / FILE).exists() else _of_tokenizer)(row, path, series)
         entropy = next((name for x in lines for name in x if name.endswith("policy_entropy")), "")
         row[3].plot(*series(entropy), color="C5", label="entropy of the policy")
         row[3].plot(*series(entropy.replace("policy_entropy", "imagined_reward")), color="C6", label="imagined reward")
@@ -151,6 +144,28 @@ def draw(args: Args) -> None:
     figure.tight_layout()
     figure.savefig(args.draw, dpi=110)
     print(f"wrote {args.draw}")
+
+
+def _of_probe(row: Any, path: Path, series: Callable) -> None:
+    """What `train` wrote down."""
+    del series
+    found = [json.loads(line) for line in (path / FILE).read_text().splitlines()]
+    for name, color in (("reward_if_missed", "C3"), ("reward_if_caught", "C2")):
+        row[1].plot([x["step"] for x in found], [x[name] for x in found], color, label=name.replace("_", " "))
+    row[1].set_ylabel("expected reward,\nrandom play")
+    for name, color in (("reconstruction", "C1"), ("next_frame", "C4")):
+        row[2].semilogy([x["step"] for x in found], [x[name] for x in found], color, label=name.replace("_", " "))
+    row[2].set_ylabel("squared error,\nrandom play")
+
+
+def _of_tokenizer(row: Any, path: Path, series: Callable) -> None:
+    """Of any run of IRIS, from its metrics."""
+    del path
+    for name, color in (("recon", "C1"), ("commit", "C3")):
+        row[1].semilogy(*series(f"tokenizer/loss/{name}"), color, label=name)
+    row[1].set_ylabel("loss of the tokenizer")
+    row[2].semilogy(*series("world_model/loss/frame"), "C4", label="next token")
+    row[2].set_ylabel("loss of the\nworld model, nats")
 
 
 def _series(lines: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
