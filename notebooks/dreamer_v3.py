@@ -157,8 +157,8 @@ def smooth(parts, params, states, step):
 
 # %% [markdown]
 # `wmjax.train("dreamer_v3", "catch", equations=v3.Equations(world_model=smooth))` trains a run with it. To see the
-# effect in seconds we train world models alone, from new parameters, on the records of a few episodes. This is all
-# there is to it:
+# effect in seconds we train its world model alone a little further, on the records of a few episodes. This is all there
+# is to it:
 
 # %%
 records = figures.play(run.agent, env, params, jax.random.key(2), 16, 10)
@@ -173,7 +173,7 @@ def filtered(model, params, records, key):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def learned(equations, records, key):
+def learned(equations, params, records, key):
     """Parameters of a world model after `STEPS` steps of Adam, what it reconstructs, and how far h moves in a step."""
     agent = v3.dreamer_v3(env.spec, run.config, equations=equations)
     parts = v3.assemble(env.spec, run.config, equations=equations)
@@ -188,7 +188,6 @@ def learned(equations, records, key):
         updates, state = optimizer.update(jax.grad(loss)(params, key), state)
         return (optax.apply_updates(params, updates), state), None
 
-    params = agent.init(key).params
     (params, _), _ = jax.lax.scan(descend, (params, optimizer.init(params)), jax.random.split(key, STEPS))
     states = filtered(agent.model, params, records, key)
     moves = jnp.square(jnp.diff(states.deter, axis=0)).sum(-1).mean()
@@ -202,7 +201,7 @@ changes = {
     "smooth": v3.Equations(world_model=smooth),
 }
 for name, equations in changes.items():
-    rows[name], moves = learned(equations, records, jax.random.key(0))
+    rows[name], moves = learned(equations, params, records, jax.random.key(0))
     error = (rows[name] - rows["truth"]) / 255
     print(f"{name:9s} squared error {jnp.square(error).mean():.4f}, absolute {jnp.abs(error).mean():.4f}; ", end="")
     print(f"h moves by {moves:.2f}")

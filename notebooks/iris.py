@@ -162,7 +162,7 @@ def worst(x, y, config):
 # %% [markdown]
 # `wmjax.train("iris", equations=iris.Equations(reconstruction=worst))` trains a run with it. To see the tokenizer alone
 # we take its update out of the agent's recipe, and make some steps on the frames above, from new parameters or from
-# given ones. After so few updates pictures are still dark; with the second loss it begins to show where the ball is.
+# given ones.
 
 # %%
 frames = image.reshape(1, -1, *image.shape[2:])
@@ -184,7 +184,7 @@ def learned(equations=None, weights=None, **fields):
             state, metrics, _ = update.fn(state, key, batch)
             return state, metrics["perplexity"]
 
-        return jax.lax.scan(step, state, jax.random.split(key, max(2, STEPS // 20)))
+        return jax.lax.scan(step, state, jax.random.split(key, max(2, STEPS // 5)))
 
     state, perplexity = train(jax.random.key(0), batch)
     return state.params, perplexity
