@@ -49,7 +49,7 @@ import numpy as np
 import optax
 
 import wmjax
-from wmjax import dreaming, figures, weights
+from wmjax import dreaming, figures
 from wmjax.agents import dreamer_v1 as v1
 from wmjax.nets.mlp import call
 from wmjax.ops import distributions, kl, returns
@@ -57,7 +57,6 @@ from wmjax.types import Trajectory
 
 PRETRAINED = "dreamer_v1/catch"
 STEPS = int(os.environ.get("WMJAX_NOTEBOOK_STEPS", 200))  # of gradient, of what is trained here
-SHORT = dict(steps=600 + 8 * STEPS, image_size=32, prefill=512, eval_every=0, progress=False)
 folder = tempfile.mkdtemp()
 
 # %% [markdown]
@@ -79,13 +78,10 @@ print(inspect.getsource(v1.behavior_losses))
 # %% [markdown]
 # ## A trained run
 #
-# The one that comes with the package, if it does; else a short one, which has seen little yet.
+# One comes with the package; `wmjax list pretrained` says by which command it was trained.
 
 # %%
-if PRETRAINED in weights.pretrained():
-    run = wmjax.load(f"pretrained:{PRETRAINED}")
-else:
-    run = wmjax.train("dreamer_v1", "catch", out=f"{folder}/run", **SHORT)
+run = wmjax.load(f"pretrained:{PRETRAINED}")
 scores = run.evaluate(episodes=32)
 print(f"{run.title()}: mean return {scores.mean:.2f} over {scores.episodes} episodes (random play: -0.6, best: 1)")
 

@@ -49,14 +49,13 @@ import numpy as np
 import optax
 
 import wmjax
-from wmjax import dreaming, figures, optim, weights
+from wmjax import dreaming, figures, optim
 from wmjax.agents import dreamer_v2 as v2
 from wmjax.nets.mlp import call
 from wmjax.ops import distributions, kl
 
 PRETRAINED = "dreamer_v2/catch"
 STEPS = int(os.environ.get("WMJAX_NOTEBOOK_STEPS", 150))  # of gradient, of what is trained here
-SHORT = dict(steps=600 + 8 * STEPS, image_size=32, prefill=512, eval_every=0, progress=False)
 folder = tempfile.mkdtemp()
 
 # %% [markdown]
@@ -77,13 +76,10 @@ print(inspect.getsource(v2.actor_objective))
 # %% [markdown]
 # ## A trained run
 #
-# The one that comes with the package, if it does; else a short one, which has seen little yet.
+# One comes with the package; `wmjax list pretrained` says by which command it was trained.
 
 # %%
-if PRETRAINED in weights.pretrained():
-    run = wmjax.load(f"pretrained:{PRETRAINED}")
-else:
-    run = wmjax.train("dreamer_v2", "catch", out=f"{folder}/run", **SHORT)
+run = wmjax.load(f"pretrained:{PRETRAINED}")
 scores = run.evaluate(episodes=32)
 print(f"{run.title()}: mean return {scores.mean:.2f} over {scores.episodes} episodes (random play: -0.6, best: 1)")
 

@@ -44,14 +44,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import wmjax
-from wmjax import figures, weights
+from wmjax import figures
 from wmjax.agents import iris
 from wmjax.agents.iris import behavior, dynamics, tokenizer
 from wmjax.ops import vq
 from wmjax.types import Trajectory
 
 PRETRAINED = "iris/catch"
-STEPS = int(os.environ.get("WMJAX_NOTEBOOK_STEPS", 3000))  # env steps of what is trained here
+STEPS = int(os.environ.get("WMJAX_NOTEBOOK_STEPS", 600))  # of gradient, of what is trained here
 folder = tempfile.mkdtemp()
 
 # %% [markdown]
@@ -80,16 +80,10 @@ print(inspect.getsource(behavior.actor_critic_losses))
 # %% [markdown]
 # ## A trained run
 #
-# The one that comes with the package, if it does; else a short one, whose schedule is cut to its few steps: a phase of
-# the tokenizer, then of the world model too, then of all three.
+# One comes with the package; `wmjax list pretrained` says by which command it was trained.
 
 # %%
-if PRETRAINED in weights.pretrained():
-    run = wmjax.load(f"pretrained:{PRETRAINED}")
-else:
-    epochs = STEPS // 128  # of 16 environments and 8 steps of each
-    phases = dict(tokenizer_after=1, world_model_after=1 + epochs // 2, actor_critic_after=max(3, epochs - 2))
-    run = wmjax.train("iris", "catch", steps=STEPS, out=f"{folder}/run", eval_every=0, progress=False, **phases)
+run = wmjax.load(f"pretrained:{PRETRAINED}")
 scores = run.evaluate(episodes=32)
 print(f"{run.title()}: mean return {scores.mean:.2f} over {scores.episodes} episodes (random play: -0.6, best: 1)")
 
@@ -184,7 +178,7 @@ def learned(equations=None, weights=None, **fields):
             state, metrics, _ = update.fn(state, key, batch)
             return state, metrics["perplexity"]
 
-        return jax.lax.scan(step, state, jax.random.split(key, max(2, STEPS // 5)))
+        return jax.lax.scan(step, state, jax.random.split(key, STEPS))
 
     state, perplexity = train(jax.random.key(0), batch)
     return state.params, perplexity

@@ -44,14 +44,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import wmjax
-from wmjax import dreaming, evolution, figures, presets, weights
+from wmjax import dreaming, evolution, figures
 from wmjax.agents import world_models as wm
 from wmjax.agents.world_models import controller, memory, vision
 from wmjax.ops import mixture
 from wmjax.types import Trajectory
 
 PRETRAINED = "world_models/catch"
-STEPS = int(os.environ.get("WMJAX_NOTEBOOK_STEPS", 4096))  # env steps of what is trained here
+STEPS = int(os.environ.get("WMJAX_NOTEBOOK_STEPS", 200))  # of gradient, of what is trained here
 folder = tempfile.mkdtemp()
 
 # %% [markdown]
@@ -73,20 +73,11 @@ print(inspect.getsource(controller.controller))
 # %% [markdown]
 # ## A trained run
 #
-# The one that comes with the package, if it does; else a short one, which is evolved in the dream alone: after the
-# records are collected no step of the environment is taken.
+# One comes with the package; `wmjax list pretrained` says by which command it was trained. Its stages follow each
+# other: records are collected, V learns, then M, and then C is evolved.
 
 # %%
-if PRETRAINED in weights.pretrained():
-    run = wmjax.load(f"pretrained:{PRETRAINED}")
-else:
-    small, _ = presets.resolve("world_models", "small", "catch")
-    search = dict(where="dream", population=16, rollouts=8, generations=10, mean_rollouts=64, horizon=9)
-    run = wmjax.train(
-        "world_models", "catch", out=f"{folder}/run", progress=False, collect_steps=STEPS, replay_capacity=STEPS,
-        vision_updates=STEPS // 10, memory_updates=STEPS // 10, memory_length=9,
-        evolve=dataclasses.replace(small.evolve, **search),
-    )  # fmt: skip
+run = wmjax.load(f"pretrained:{PRETRAINED}")
 for stage in run.agent.recipe.stages:
     print(f"stage {stage.name}: {stage.iterations} iterations, each with {len(stage.updates)} kinds of updates")
 scores = run.evaluate(episodes=64)
@@ -179,7 +170,7 @@ def learned(equations):
     @jax.jit
     def train(key, frames):
         step = lambda state, key: update.fn(state, key, frames)[:2]
-        state, _ = jax.lax.scan(step, agent.init(key), jax.random.split(key, max(2, STEPS // 20)))
+        state, _ = jax.lax.scan(step, agent.init(key), jax.random.split(key, STEPS))
         z = agent.model.encode(state.params, {"image": shown})["mu"]
         state_of = agent.model.init_state(state.params, len(shown))._replace(z=z)
         return agent.model.decode(state.params, state_of)["image"]
