@@ -25,7 +25,7 @@ AGENTS = {
 }
 CONTEXT, HORIZON, EPISODES = 2, 8, 2
 TIMES, GAP, TOP, BOTTOM, EDGE = 2, 10, 74, 14, 3  # enlargement; pixels between panels, above and below, of frames
-SEED = 5
+SEED = 7
 
 
 def dreams() -> tuple[np.ndarray, dict[str, np.ndarray]]:

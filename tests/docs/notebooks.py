@@ -25,7 +25,7 @@ def load_tool() -> Any:
 tool = load_tool()
 NOTEBOOKS = tool.NOTEBOOKS
 # Not executed yet: their cells are stored without outputs.
-WAITING = ("dreamer_v2",)
+WAITING = ()
 STORED = [path for path in NOTEBOOKS if path.stem not in WAITING]
 
 
