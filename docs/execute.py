@@ -74,6 +74,7 @@ def main(names: list[str]) -> None:
         import nbclient  # noqa: F401
     except ImportError as error:
         sys.exit(f'{error.name} is not installed; the extra `notebooks` brings it: pip install -e ".[notebooks]"')
+    os.environ.pop("WMJAX_NOTEBOOK_STEPS", None)  # what is stored is no toy
     for name in names or known:
         write(execute(known[name]), known[name].with_suffix(".ipynb"))
         print(f"wrote notebooks/{name}.ipynb")

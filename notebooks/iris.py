@@ -154,9 +154,9 @@ def worst(x, y, config):
 
 
 # %% [markdown]
-# `wmjax.train("iris", equations=iris.Equations(reconstruction=worst))` trains a run with it. To see the tokenizer alone
-# we take its update out of the agent's recipe, and make some steps on the frames above, from new parameters or from
-# given ones.
+# `wmjax.train("iris", "catch", equations=iris.Equations(reconstruction=worst))` trains a run with it. To see the
+# tokenizer alone we take its update out of the agent's recipe, and make some steps on the frames above, from new
+# parameters or from given ones.
 
 # %%
 frames = image.reshape(1, -1, *image.shape[2:])

@@ -152,8 +152,8 @@ def bright(output, target, config):
 
 
 # %% [markdown]
-# `wmjax.train("world_models", equations=wm.Equations(reconstruction=bright))` trains a run with it. To see V alone we
-# take its update out of the agent's recipe, and make some steps on the frames of a few episodes.
+# `wmjax.train("world_models", "catch", equations=wm.Equations(reconstruction=bright))` trains a run with it. To see V
+# alone we take its update out of the agent's recipe, and make some steps on the frames of a few episodes.
 
 
 # %%

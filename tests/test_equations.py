@@ -1,5 +1,6 @@
 """Functions of the user's in the place of the paper's: every one is used, written down, and asked for again."""
 
+import dataclasses
 import functools
 import inspect
 
@@ -87,8 +88,49 @@ def test_a_run_says_which_equations_are_not_the_papers():
     assert made.description["equations"] == {"kl": "tests.test_equations.halved"}
     assert "dreamer_v3 (kl by tests.test_equations.halved) on catch" in settings.describe(made, None)
     assert "equations" not in settings.setup("dreamer_v3", "catch", equations=v3.Equations()).description
-    with pytest.raises(wmjax.UsageError, match=r"equations: the run was trained with kl \(tests.*given is the paper's"):
+    with pytest.raises(wmjax.UsageError, match=r"equations: the run was trained with kl \(tests.*; from Python, give"):
         settings.setup("dreamer_v3", before=made.description)
+    half = settings.setup("dreamer_v3", "catch", equations=v3.Equations(kl=functools.partial(halved, config=0.5)))
+    assert half.description["equations"] == {"kl": "tests.test_equations.halved(config=0.5)"}
+
+
+def traced(equations, **fields):
+    """The losses and metrics of an update, by their shapes."""
+    env = agent_actions(make_env("catch", image_size=16))
+    agent = v3.dreamer_v3(env.spec, dataclasses.replace(TINY_V3, **fields), None, equations)
+    state = jax.eval_shape(lambda key: device.init(agent, env, key), jax.random.key(0))
+    return jax.eval_shape(device.make_stage(agent, env, agent.recipe.stages[-1]), state, jnp.int32(1))
+
+
+def named(name):
+    """The paper's world model, with a term of that name more."""
+
+    def losses(parts, params, states, step):
+        terms, metrics = v3.world_model_losses(parts, params, states, step)
+        return terms | {name: jnp.ones(step.reward.shape)}, metrics
+
+    return losses
+
+
+@pytest.mark.parametrize(
+    "equations, said",
+    [
+        (v3.Equations(world_model=named("critic")), "equations: the term 'critic' is there already"),
+        (v3.Equations(reconstruction=lambda output, target, space, config: output), "reconstruction gives .*16, 16, 3"),
+        (v3.Equations(actor=lambda *args: (jnp.zeros(()), jnp.zeros(()))), r"equations: actor gives \[\], and has to"),
+        (
+            v3.Equations(networks=lambda *args: v3.networks(*args)._replace(decoder=None)),
+            "equations: networks gives no 'decoder'",
+        ),
+    ],
+)
+def test_what_an_equation_gives_is_held_against_what_it_has_to_give(equations, said):
+    with pytest.raises(wmjax.UsageError, match=said):
+        traced(equations)
+
+
+def test_a_term_of_its_own_is_among_the_metrics():
+    assert "train/loss/own" in traced(v3.Equations(world_model=named("own")))[1]
 
 
 @pytest.mark.slow
@@ -99,14 +141,17 @@ def test_a_run_with_an_equation_of_its_own_is_trained_resumed_loaded_and_exporte
     papers = wmjax.train("dreamer_v3", "catch", steps=60, **how | {"out": tmp_path / "papers"})
     assert any(map(np.any, jax.tree.leaves(jax.tree.map(np.subtract, first.state.params, papers.state.params))))
     assert read_description(folder)["equations"] == {"kl": "tests.test_equations.halved"}
-    for wrong in (None, v3.Equations(returns=v3.return_target), v3.Equations(actor=lambda *a: v3.actor_objective(*a))):
-        with pytest.raises(wmjax.UsageError, match=r"equations: the run was trained with kl"):
-            wmjax.load(folder, equations=wrong)
+    for wrong in (None, v3.Equations(actor=lambda *a: v3.actor_objective(*a))):
         with pytest.raises(wmjax.UsageError, match=r"equations: the run was trained with kl"):
             wmjax.train("dreamer_v3", resume=True, out=folder, steps=80, equations=wrong, progress=False)
-    with pytest.raises(wmjax.UsageError, match=r"equations: the run was trained with the paper's alone"):
+    with pytest.raises(wmjax.UsageError, match=r"equations: the run was trained with the paper's kl; leave it"):
         wmjax.load(tmp_path / "papers", equations=mine)
-    run = wmjax.load(folder, equations=mine)
-    assert run.evaluate(2, action="mode").episodes == 2 and run.equations is mine
+    for given in (None, mine):  # what acts and dreams does not depend on a loss
+        run = wmjax.load(folder, equations=given)
+        assert run.evaluate(2, action="mode").episodes == 2 and run.equations is given
+    wrong = v3.Equations(kl=lambda posterior, prior, config: posterior.unknown)
+    with pytest.raises(AttributeError, match="unknown"):
+        wmjax.train("dreamer_v3", "catch", steps=60, equations=wrong, **how | {"out": tmp_path / "wrong"})
+    assert not (tmp_path / "wrong").exists()
     resumed = wmjax.train("dreamer_v3", resume=True, out=folder, steps=80, equations=mine, progress=False)
     assert resumed.step > first.step

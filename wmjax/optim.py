@@ -119,6 +119,22 @@ def weighted_sum(losses: dict[str, Array], scales: dict[str, float]) -> tuple[Ar
     return total, {f"loss/{name}": mean for name, mean in means.items()}
 
 
+def all_terms(*losses: dict[str, Array]) -> dict[str, Array]:
+    """The terms of several losses together. Raises `UsageError` where two have one name: one would be lost."""
+    found: dict[str, Array] = {}
+    for terms in losses:
+        if twice := sorted(found.keys() & terms.keys()):
+            raise UsageError(f"equations: the term {twice[0]!r} is there already; another name is valid")
+        found |= terms
+    return found
+
+
+def check_term(name: str, value: Array, shape: tuple[int, ...]) -> None:
+    """Raises `UsageError` where what an equation gives is not of its shape: a mean would hide it."""
+    if jnp.shape(value) != shape:
+        raise UsageError(f"equations: {name} gives {list(jnp.shape(value))}, and has to give {list(shape)}")
+
+
 def pmean(tree: PyTree, axis_name: str | None) -> PyTree:
     """The mean of each leaf over devices, `jax.lax.pmean`; the tree itself where `axis_name` is None."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

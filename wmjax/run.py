@@ -294,7 +294,8 @@ def load(
       env_args: arguments of the environment that differ from those of the run.
       start_timeout: as for `train`.
       trust_env: whether the code that `config.json` names as the environment's may be imported and run.
-      equations: those that the run was trained with, where they are not all the paper's.
+      equations: those that the run was trained with, where they are not all the paper's; those of losses alone may be
+        left out.
 
     Raises:
       UsageError: `path` is not a run folder, or has no checkpoint yet; or it is a file that is damaged, or whose
@@ -321,7 +322,10 @@ def load(
     saved, description = description, description | {"env_args": own_args | env_args}
     config = presets.saved_config(description)
     env = description["env"] if env is None else env
-    check_equations(description["agent"], equations, description)
+    given = check_equations(description["agent"], equations, description, ("networks", "latent", "reward"))
+    for name, function in (description.get("equations") or {}).items():
+        if given.get(name, function) != function:
+            warn(f"warning: {path}: its {name} was {function!r} while it was trained, and given is {given[name]!r}")
     made = make(description | {"devices": 1}, config, env, 1, start_timeout, equations)
     if file is not None:
         state, card = _agent_of(file, made), file.card

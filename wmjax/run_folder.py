@@ -95,6 +95,8 @@ def _object(name: str, value: Any) -> None:
 def _texts(name: str, value: Any) -> None:
     _object(name, value)
     for key, text in value.items():
+        if not key.isidentifier() or len(key) > 80:
+            raise checks.invalid(name, key, "short names")
         checks.text(f"{name}: {key}", text)
 
 

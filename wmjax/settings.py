@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,12 +189,15 @@ def _check_learns(made: Setup) -> None:
         )
 
 
-def check_equations(agent: str, equations: Any, before: Mapping[str, Any]) -> dict[str, str]:
+def check_equations(
+    agent: str, equations: Any, before: Mapping[str, Any], needed: Collection[str] | None = None
+) -> dict[str, str]:
     """Which equations are not the paper's, and the names of the functions that stand there: what `config.json` says.
 
     Args:
       agent, equations: as for `train`.
       before: what `config.json` says of a run that is read back, if it is one.
+      needed: the fields that have to be given again, if they were replaced; None: all of them.
 
     Raises:
       UsageError: they are not the agent's, one of them is no function, or a run that is read back has others.
@@ -211,17 +214,27 @@ def check_equations(agent: str, equations: Any, before: Mapping[str, Any]) -> di
         if not callable(mine):
             raise UsageError(f"equations: {name} is {checks.show(mine)}; a function is valid")
         if mine is not paper:
-            function = mine.func if isinstance(mine, functools.partial) else mine
-            found[name] = f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
-    if before and found.keys() != had.keys():
-        said = lambda names: (
-            ", ".join(f"{name} ({function})" for name, function in names.items()) or "the paper's alone"
-        )
-        raise UsageError(
-            f"equations: the run was trained with {said(had)}, and given is {said(found)}; from Python, give the same "
-            "again (equations=...)"
-        )
+            found[name] = _function_name(mine)
+    if not before:
+        return found
+    if unknown := sorted(had.keys() - set(kind._fields)):
+        raise UsageError(f"equations: the run has {unknown[0]!r}, which this version's {agent} has not")
+    missing = [name for name in had if name not in found and (needed is None or name in needed)]
+    if missing:
+        said = ", ".join(f"{name} ({had[name]})" for name in missing)
+        raise UsageError(f"equations: the run was trained with {said}; from Python, give that again (equations=...)")
+    if more := sorted(found.keys() - had.keys()):
+        raise UsageError(f"equations: the run was trained with the paper's {more[0]}; leave it as it is")
     return found
+
+
+def _function_name(function: Any) -> str:
+    """Module and name; of a `functools.partial`, with what is given to it."""
+    if isinstance(function, functools.partial):
+        given = [*map(checks.show, function.args), *(f"{k}={checks.show(v)}" for k, v in function.keywords.items())]
+        return f"{_function_name(function.func)}({', '.join(given)})"[:200]
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', type(function).__module__)}.{name}"[:200]
 
 
 def make(

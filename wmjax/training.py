@@ -12,17 +12,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from wmjax import checks, determinism, estimate
 from wmjax.agents import AGENTS
 from wmjax.cache import enable_compilation_cache
-from wmjax.loops import checkpoint, memory, wandb_log
+from wmjax.loops import checkpoint, device, memory, wandb_log
 from wmjax.loops.display import Display
 from wmjax.loops.driver import Driver, Interrupted, Plan, evaluation_key
 from wmjax.loops.host.loop import HostLoop
 from wmjax.loops.host.rollout import DEFAULTS, Options
-from wmjax.loops.on_data import OnData, is_playable
+from wmjax.loops.on_data import OnData, is_playable, spec_alone
 from wmjax.loops.parallel import BACKENDS, Programs, programs
 from wmjax.loops.signals import catch_signals
 from wmjax.loops.usage import noting_usage
@@ -146,6 +148,8 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
     seconds = checks.optional("seconds", asked["seconds"])
     if callback is not None and not callable(callback):
         raise checks.invalid("callback", callback, "a function (metrics, run)")
+    if made.description.get("equations"):
+        _trace(made)
     with contextlib.ExitStack() as stack:
         stack.enter_context(memory.running_out())
         display = stack.enter_context(_display(asked["progress"]))
@@ -164,6 +168,16 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
         _evaluate_end(made, run, driver, display)
         display.say(f"state sha256 {digest}")
     return run
+
+
+def _trace(made: Setup) -> None:
+    """Traces every update, so that an error in an equation of the user's comes before there is a run folder."""
+    env = spec_alone(made.env.spec)
+    agent = AGENTS[made.description["agent"]][1](env.spec, made.config, None, made.equations)
+    state = jax.eval_shape(partial(device.init, agent, env), jax.random.key(0))
+    for stage in agent.recipe.stages:
+        if stage.updates:
+            jax.eval_shape(device.make_stage(agent, env, stage._replace(collect=0)), state, jnp.int32(1))
 
 
 def _stops_after(seconds: float, told: Callable[[dict[str, Any], Any], Any] | None) -> Callable[..., Any]:

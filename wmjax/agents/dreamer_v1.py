@@ -206,7 +206,11 @@ def world_model_losses(
     Args:
       states: posterior states of the steps, `[T, B]`, with their gradients.
       step: the observations, rewards and flags to predict.
+      parts, params: of the agent, and the parameters of its modules by name.
       whole: of the batch that this is a part of; None: this is all of it.
+
+    Returns:
+      The terms, and scalars to watch, of which `kl` has to be one.
 
     Source: equation 10. Log-likelihoods are those of normal distributions with deviation 1, constants included.
     """
@@ -380,7 +384,8 @@ def loss(
 
     # Actor and critic. A policy's entropy costs another pass, so it is only watched at the first imagined state.
     feat = sg(imagined.feat[:-1])
-    policy = policy_dist(parts, params["actor"], feat if config.entropy_scale else feat[:1])
+    everywhere = config.entropy_scale or parts.equations[-2:] != Equations()[-2:]  # what takes the entropy
+    policy = policy_dist(parts, params["actor"], feat if everywhere else feat[:1])
     behavior, more = parts.equations.behavior(
         number(call(nets.critic, params["critic"], feat)),
         policy_entropy(policy, noise.split(key_entropy, last).reshape(-1)),
@@ -391,7 +396,7 @@ def loss(
         whole,
         parts.equations,
     )
-    losses |= behavior
+    losses = optim.all_terms(losses, behavior)
     total, means = optim.weighted_sum(losses, scales(parts))
     metrics |= more | means | {"loss/model": total - means["loss/actor"] - means["loss/critic"]}
     return total, (losses, states, imagined, metrics)

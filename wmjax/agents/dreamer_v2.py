@@ -230,7 +230,11 @@ def world_model_losses(
     Args:
       states: posterior states of the steps, `[T, B]`, with their gradients.
       step: the observations, rewards and flags to predict.
+      parts, params: of the agent, and the parameters of its modules by name.
       batch_kl: the mean KL of the whole batch, where this is a part of it; see `mean` of `kl.kl_loss`.
+
+    Returns:
+      The terms, and scalars to watch, of which `kl` has to be one.
 
     Source: equation 2; every head passes gradients into the model. Log-likelihoods are those of normal distributions
     with deviation 1, their constants included.
@@ -429,7 +433,8 @@ def behavior_loss(
     """
     actor_grad = actor_gradient(parts.spec, parts.config)
     # REINFORCE needs no gradient through the rollout: without it nothing of the rollout has to be stored.
-    acting = sg(trained["actor"]) if actor_grad == "reinforce" else trained["actor"]
+    alone = actor_grad == "reinforce" and parts.equations[-3:] == Equations()[-3:]  # what takes the returns
+    acting = sg(trained["actor"]) if alone else trained["actor"]
     imagined = imagine_behavior(parts, params, acting, keys, start, is_terminal)
     feat = sg(imagined.feat)
     losses, metrics = parts.equations.behavior(
@@ -464,7 +469,8 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
         total, (_, states, metrics) = world_model_loss(parts, groups["model"], *part, batch_kl=batch_kl)
         return total, (metrics, states)
 
-    if config.grad_accum > 1 and config.free_nats and config.free_mode == "avg":
+    own = parts.equations.kl is not kl_loss
+    if config.grad_accum > 1 and (own or (config.free_nats and config.free_mode == "avg")):
         # Whether the KL counts is decided by its mean over the whole batch, which comes first then.
         batch_kl = batch.each(lambda *part: world_model_loss(parts, trained["model"], *part)[1][-1]["kl"]).mean()
     world = optim.descend(model_objective, chains, state.opt_state, {"model": trained.pop("model")}, axis_name, batch)

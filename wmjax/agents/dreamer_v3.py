@@ -256,6 +256,7 @@ def assemble(
     equations = equations or Equations()
     latent = equations.latent(config)
     nets = equations.networks(spec, config, latent)
+    dreamer.check_networks(nets)
     reward = lambda outputs: equations.reward(outputs, config)
     model = dreamer.world_model(nets, latent, feature, decode, config.discount, reward)
     return Parts(spec, config, nets, latent, model, axis_name, equations)
@@ -295,7 +296,7 @@ def kl_losses(posterior: latents.Latent, prior: latents.Latent, config: DreamerV
 def reconstruction_loss(output: Array, target: Array, space, config: DreamerV3Config) -> Array:
     """The decoder's loss on an entry of the observations, `[T, B]`: a squared error summed over the entry, without ½.
 
-    Images are compared in [0, 1], vectors through symlog, classes by their cross-entropy.
+    Of images `[T, B, H, W, C]` the output is in [0, 1] and the target uint8; vectors go through symlog first.
     """
     if isinstance(space, Discrete):
         return optax.softmax_cross_entropy_with_integer_labels(output, target)
@@ -324,14 +325,15 @@ def world_model_losses(
     losses |= dreamer.continue_loss(parts, params, feat, step)
     losses |= dreamer.decode_losses(parts, call(nets.decoder, params["decoder"], *decoder_input(states)), step)
     entropies = {"prior_entropy": prior, "posterior_entropy": states.dist}
-    return losses, {name: jnp.mean(jnp.sum(_entropy(dist, config), -1)) for name, dist in entropies.items()}
+    return losses, {name: jnp.mean(_entropy(dist, config)) for name, dist in entropies.items()}
 
 
 def _entropy(dist: latents.Latent, config: DreamerV3Config) -> Array:
-    """In nats, of each latent `[T, B, S]`, of categorical ones after the uniform mix."""
+    """In nats, of all latents together, `[T, B]`; of categorical ones after the uniform mix."""
     if isinstance(dist, latents.Categorical):
-        return distributions.OneHotCategorical(dist.logits, config.unimix).entropy()
-    return dist.entropy()
+        dist = distributions.OneHotCategorical(dist.logits, config.unimix)
+    entropy = dist.entropy()
+    return jnp.sum(entropy, tuple(range(2, entropy.ndim)))
 
 
 def return_target(reward: Array, cont: Array, value: Array, config: DreamerV3Config) -> Array:
@@ -346,12 +348,12 @@ def actor_objective(policy, action: Array, advantage: Array, config: DreamerV3Co
     """What the actor makes large at the states 0 to H - 1, `[H, N]`: log π(a) sg(A) + η H(π); and H(π) (equation 11).
 
     Args:
-      policy: distribution at the H + 1 states; differentiated.
+      policy: distribution at the H + 1 states, of which the last does not count; differentiated.
       action: `[H, N, A]`, drawn from it.
-      advantage: (R - v) / S, `[H, N]`.
+      advantage: (R - v) / S, `[H, N]`, without gradient.
     """
-    log_prob, entropy = policy.log_prob(sg(_with_last(action)))[:-1], policy.entropy()[:-1]
-    return log_prob * sg(advantage) + config.entropy_scale * entropy, entropy
+    log_prob, entropy = policy.log_prob(sg(with_last(action)))[:-1], policy.entropy()[:-1]
+    return log_prob * advantage + config.entropy_scale * entropy, entropy
 
 
 def imagination_losses(
@@ -386,10 +388,11 @@ def imagination_losses(
     whole = target if batch_returns is None else batch_returns
     scale_state = normalize.update(scale_state, whole, *rule, axis_name)
     scale = normalize.scale(scale_state, config.return_norm_limit)
-    advantage = (target - value[:-1]) / scale
+    advantage = sg(target - value[:-1]) / scale
     weight = sg(returns.discount_weights(cont)[:-1])
     objective, entropy = equations.actor(policy, action, advantage, config)
-    critic_target = _with_last(target)
+    optim.check_term("actor", objective, advantage.shape)
+    critic_target = with_last(target)
     critic_loss = -critic.log_prob(critic_target)[:-1]
     slow_loss = -critic.log_prob(sg(slow_critic.mean()))[:-1]
     losses = {"actor": -weight * objective, "critic": weight * (critic_loss + config.slow_critic_scale * slow_loss)}
@@ -405,7 +408,7 @@ def scales(parts: Parts) -> dict[str, float]:
     return dreamer.decode_scales(parts) | {name: getattr(parts.config, f"{name}_scale") for name in terms}
 
 
-def _with_last(x: Array) -> Array:
+def with_last(x: Array) -> Array:
     """Repeats the last entry of the time axis: distributions cover one step more than the losses."""
     return jnp.concatenate([x, x[-1:]])
 
@@ -424,7 +427,7 @@ def replay_critic_loss(critic, slow_critic, step: TimeStep, bootstrap: Array, co
     cont = config.discount * (1.0 - step.is_terminal)
     lambda_ = config.lambda_ * (1.0 - step.is_last)
     target = sg(returns.lambda_returns(step.reward[1:], cont[1:], bootstrap[1:], lambda_[1:]))
-    loss = -critic.log_prob(_with_last(target)) - config.slow_critic_scale * critic.log_prob(sg(slow_critic.mean()))
+    loss = -critic.log_prob(with_last(target)) - config.slow_critic_scale * critic.log_prob(sg(slow_critic.mean()))
     return ((1.0 - step.is_last) * loss)[:-1]
 
 
@@ -511,7 +514,7 @@ def loss(
     bootstrap = imagined_returns[0].reshape(last, batch)
     replay_loss = replay_critic_loss(replay_critic, replay_slow_critic, tail, bootstrap, config)
 
-    losses |= behavior | {"replay_critic": replay_loss}
+    losses = optim.all_terms(losses, behavior, {"replay_critic": replay_loss})
     total, means = optim.weighted_sum(losses, scales(parts))
     metrics |= more | means | {"loss": total}
     return total, (losses, states, {"return_norm": return_norm}, metrics, imagined_returns)

@@ -169,7 +169,7 @@ def group_runs(folders: Iterable[str | Path], names: Mapping[Path, str] | None =
             raise UsageError(f"runs: {str(folder)!r} was trained on {on}, which has no name to compare under")
         name = (names or {}).get(folder)
         own = {key: about[key] for key in ("agent", "env", "preset", "image_size", "action_repeat", "steps")}
-        own["data"] = _data(about)
+        own |= {"data": _data(about), "equations": about.get("equations") or {}}
         key = json.dumps([own, about.get("env_args") or {}, changes_of(about), name], sort_keys=True)
         labels[key] = name
         for run in runs:
@@ -203,6 +203,7 @@ def label_of(about: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> s
     if len({other["preset"] for other in rivals}) > 1:
         parts.append(about["preset"])
     parts += [f"{name}={value}" for name, value in changes_of(about).items()]
+    parts += [f"{name}={function}" for name, function in (about.get("equations") or {}).items()]
     for field in ("image_size", "action_repeat", "steps"):
         if len({other[field] for other in rivals}) > 1:
             parts.append(f"{field}={about[field]}")

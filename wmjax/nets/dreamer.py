@@ -21,7 +21,7 @@ from wmjax.nets.spaces import action_size, is_image, zero_obs
 from wmjax.ops import latents
 from wmjax.ops.distributions import bernoulli_log_prob, number
 from wmjax.ops.symlog import REWARDS_BACK
-from wmjax.types import Array, EnvSpec, TimeStep, WorldModel
+from wmjax.types import Array, EnvSpec, TimeStep, UsageError, WorldModel
 
 
 class Networks(NamedTuple):
@@ -46,6 +46,17 @@ class Parts(NamedTuple):
     model: WorldModel
     axis_name: str | None = None  # that batches are spread over
     equations: Any = None  # the agent's own `Equations`
+
+
+def check_networks(nets: Any) -> None:
+    """Raises `UsageError` where `networks` of the user's lacks a module that the agent needs, or names one wrongly."""
+    for name in Networks._fields:
+        if getattr(nets, name, None) is None and name != "cont":
+            raise UsageError(
+                f"equations: networks gives no {name!r}; {', '.join(Networks._fields)} are valid, and more"
+            )
+    if not hasattr(nets, "cont") or hasattr(nets, "slow_critic"):
+        raise UsageError("equations: networks needs a 'cont' (None: there is none), and no 'slow_critic'")
 
 
 def embed_size(encoder: nn.Module, spec: EnvSpec) -> int:
@@ -168,6 +179,7 @@ def dense_parts(
 
     latent = equations.latent(config) if latent is None else latent
     nets = equations.networks(spec, config, latent)
+    check_networks(nets)
     reward_dist = lambda outputs: equations.reward(outputs, config)
     back = REWARDS_BACK[config.reward_transform]
     model = world_model(nets, latent, feature, decode, config.discount, reward_dist, back)
@@ -197,12 +209,21 @@ def decode_losses(parts: Parts, outputs: dict[str, Array], step: TimeStep) -> di
 
     `outputs` is what the decoder makes of the states, by entry.
     """
-    loss = lambda name, space: parts.equations.reconstruction(outputs[name], step.obs[name], space, parts.config)
-    return {f"decode/{name}": loss(name, space) for name, space in parts.spec.obs.items()}
+    losses = {}
+    for name, space in parts.spec.obs.items():
+        loss = parts.equations.reconstruction(outputs[name], step.obs[name], space, parts.config)
+        if loss.shape != step.reward.shape:
+            shapes = f"gives {list(loss.shape)} for {name!r}, and has to give {list(step.reward.shape)}"
+            raise UsageError(f"equations: reconstruction {shapes}: a number for each step")
+        losses[f"decode/{name}"] = loss
+    return losses
 
 
 def log_likelihood_loss(output: Array, target: Array, space: Any, config: Any) -> Array:
-    """DreamerV1's and DreamerV2's loss on an entry: -ln N(target; output, 1), or the cross-entropy of a class."""
+    """DreamerV1's and DreamerV2's loss on an entry, `[T, B]`: -ln N(target; output, 1), or a class's cross-entropy.
+
+    Of images `[T, B, H, W, C]` the output is compared with target / 255 - ½, the target being uint8.
+    """
     del config
     return -strided_codec.log_prob(output, target, space)
 
