@@ -9,7 +9,21 @@ import numpy as np
 import pytest
 
 from tests.contracts import KEY, check_that_wrong_arguments_are_named, floats, function_of, ints, public_functions
-from wmjax.nets import actor_critic, codec, conv, gru, heads, mdn, mlp, rssm, strided_codec, transformer, vae, vqgan
+from wmjax.nets import (
+    actor_critic,
+    codec,
+    conv,
+    dreamer,
+    gru,
+    heads,
+    mdn,
+    mlp,
+    rssm,
+    strided_codec,
+    transformer,
+    vae,
+    vqgan,
+)
 from wmjax.nets.perceptual import random_stack
 from wmjax.replay import device, host, windows
 from wmjax.types import Box, Discrete, EnvSpec, Sampling, TimeStep, Trajectory, WorldModel
@@ -127,6 +141,11 @@ RIGHT = {
     "nets.strided_codec.StridedEncoder": (of(strided_codec.StridedEncoder(ENTRIES, 2, (8,))), dict(obs=OBS)),
     "nets.strided_codec.StridedDecoder": (of(strided_codec.StridedDecoder(ENTRIES, 2, (8,))), dict(feat=floats(B, D))),
     "nets.strided_codec.log_prob": dict(output=floats(B, 4), target=ints(B), space=Discrete(4)),
+    "nets.dreamer.log_likelihood_loss": (
+        lambda **given: dreamer.log_likelihood_loss(**given, config=None),
+        dict(output=floats(B, 4), target=ints(B), space=Discrete(4)),
+    ),
+    "nets.codec.mean": dict(output=floats(B, 3), space=Box(-1, 1, (3,)), squash=True),
     "nets.strided_codec.mean": dict(output=floats(B, 3), space=Box(-1, 1, (3,))),
     "nets.transformer.restart": dict(
         cache=CACHE, fresh=jax.tree.map(lambda x: x[:, :, :3] if x.ndim > 1 else x, CACHE), where=bools(B)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from wmjax.nets.conv import After, Conv, UpsampleConv, along
 from wmjax.nets.heads import vector_heads
 from wmjax.nets.mlp import ACTIVATIONS, MLP, BlockLinear, Linear, Norm, normalize, normed, truncated_normal_in
-from wmjax.nets.spaces import Spaces, is_image, read_obs, split_images, split_spaces
+from wmjax.nets.spaces import Spaces, is_image, output_shape, read_obs, split_images, split_spaces
 from wmjax.ops import contracts
 from wmjax.ops.symlog import symexp, symlog
 from wmjax.types import Array, Discrete, Space
@@ -44,6 +44,7 @@ def stage_channels(side: int, depth: int) -> tuple[int, ...]:
 
 def mean(output: Array, space: Space, squash: bool) -> Array:
     """What to expect of an entry: images float32 in [0, 255], vectors out of symlog, the likeliest Discrete choice."""
+    contracts.floating(*output_shape(space), output=output)
     if is_image(space):
         return output * 255
     if isinstance(space, Discrete):
