@@ -77,7 +77,7 @@ def runs(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.stem)
 def test_python_of_a_page_runs(path, runs, tmp_path, monkeypatch):
-    train = wmjax.train
+    train, load = wmjax.train, wmjax.load
 
     def short(agent="dreamer_v3", env=None, **given):
         """As it is called, for fewer steps, with a smaller agent, and where nothing is."""
@@ -88,6 +88,8 @@ def test_python_of_a_page_runs(path, runs, tmp_path, monkeypatch):
     (runs / "data").mkdir(exist_ok=True)
     monkeypatch.chdir(runs)
     monkeypatch.setattr(wmjax, "train", short)
+    trained_here = lambda path: tmp_path / path if (tmp_path / path).exists() else path
+    monkeypatch.setattr(wmjax, "load", lambda path, **given: load(trained_here(path), **given))
     names = {
         "wmjax": wmjax,
         "my_episodes": [Episode] * 20,
@@ -95,7 +97,5 @@ def test_python_of_a_page_runs(path, runs, tmp_path, monkeypatch):
         "__name__": path.stem,
     }
     for code in blocks(path, "python"):
-        here = lambda found: f'wmjax.load("{tmp_path / found[1] if (tmp_path / found[1]).exists() else found[1]}"'
-        code = re.sub(r'wmjax\.load\("(runs/\w+)"', here, code)
         code = re.sub(r"episodes=\d+", "episodes=2", code)
         exec(compile(code, path.name, "exec"), names)  # blocks follow each other
