@@ -129,12 +129,6 @@ def all_terms(*losses: dict[str, Array]) -> dict[str, Array]:
     return found
 
 
-def check_term(name: str, value: Array, shape: tuple[int, ...]) -> None:
-    """Raises `UsageError` where what an equation gives is not of its shape: a mean would hide it."""
-    if jnp.shape(value) != shape:
-        raise UsageError(f"equations: {name} gives {list(jnp.shape(value))}, and has to give {list(shape)}")
-
-
 def pmean(tree: PyTree, axis_name: str | None) -> PyTree:
     """The mean of each leaf over devices, `jax.lax.pmean`; the tree itself where `axis_name` is None."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

@@ -384,7 +384,7 @@ def loss(
 
     # Actor and critic. A policy's entropy costs another pass, so it is only watched at the first imagined state.
     feat = sg(imagined.feat[:-1])
-    everywhere = config.entropy_scale or parts.equations[-2:] != Equations()[-2:]  # what takes the entropy
+    everywhere = config.entropy_scale or not dreamer.are_papers(parts.equations, "actor", "behavior")
     policy = policy_dist(parts, params["actor"], feat if everywhere else feat[:1])
     behavior, more = parts.equations.behavior(
         number(call(nets.critic, params["critic"], feat)),

@@ -433,7 +433,7 @@ def behavior_loss(
     """
     actor_grad = actor_gradient(parts.spec, parts.config)
     # REINFORCE needs no gradient through the rollout: without it nothing of the rollout has to be stored.
-    alone = actor_grad == "reinforce" and parts.equations[-3:] == Equations()[-3:]  # what takes the returns
+    alone = actor_grad == "reinforce" and dreamer.are_papers(parts.equations, "returns", "actor", "behavior")
     acting = sg(trained["actor"]) if alone else trained["actor"]
     imagined = imagine_behavior(parts, params, acting, keys, start, is_terminal)
     feat = sg(imagined.feat)
@@ -469,7 +469,7 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
         total, (_, states, metrics) = world_model_loss(parts, groups["model"], *part, batch_kl=batch_kl)
         return total, (metrics, states)
 
-    own = parts.equations.kl is not kl_loss
+    own = not dreamer.are_papers(parts.equations, "kl")
     if config.grad_accum > 1 and (own or (config.free_nats and config.free_mode == "avg")):
         # Whether the KL counts is decided by its mean over the whole batch, which comes first then.
         batch_kl = batch.each(lambda *part: world_model_loss(parts, trained["model"], *part)[1][-1]["kl"]).mean()

@@ -391,7 +391,7 @@ def imagination_losses(
     advantage = sg(target - value[:-1]) / scale
     weight = sg(returns.discount_weights(cont)[:-1])
     objective, entropy = equations.actor(policy, action, advantage, config)
-    optim.check_term("actor", objective, advantage.shape)
+    dreamer.check_shape("actor", jnp.shape(objective), advantage.shape)
     critic_target = with_last(target)
     critic_loss = -critic.log_prob(critic_target)[:-1]
     slow_loss = -critic.log_prob(sg(slow_critic.mean()))[:-1]

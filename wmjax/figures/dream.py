@@ -38,9 +38,7 @@ def write_dream_gif(path: str | Path, result: OpenLoop, context: int, name: str,
     panel = enlarged(result.truth[name][:1, :1]).shape[2:4]
     count = max(1, min(WINDOWS, WIDEST // panel[1]))
     order = np.argsort(-result.valid.sum(0), kind="stable")[:count]
-    shown = (np.nan_to_num(x[name][:, order].astype(np.float32)) for x in (result.truth, result.model))
-    truth, model = (np.clip(x, 0, 255) for x in shown)
-    error = np.abs(truth - model).mean(-1) / 255  # [T, N, H, W]
+    truth, model, error = _compared(result.truth[name][:, order], result.model[name][:, order])
     valid = np.concatenate([np.ones((context, len(order)), bool), result.valid[:, order]])
     top = scale_top(error[context:][valid[context:]])
     colors = _heat_colors()
@@ -50,6 +48,12 @@ def write_dream_gif(path: str | Path, result: OpenLoop, context: int, name: str,
         rows = [frames.rgb(np.rint(x).astype(np.uint8)) for x in (truth[t], model[t])] + [heat]
         pictures.append(_dream_frame(rows, valid[t], t, context, len(truth), top, title))
     return frames.write_animation(Path(path), pictures, MILLISECONDS)
+
+
+def _compared(truth: np.ndarray, model: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pictures `[..., H, W, C]`, float32 in [0, 255], and their error `[..., H, W]` in [0, 1]."""
+    truth, model = (np.clip(np.nan_to_num(x.astype(np.float32)), 0, 255) for x in (truth, model))
+    return truth, model, np.abs(truth - model).mean(-1) / 255
 
 
 def scale_top(errors: np.ndarray) -> float:
@@ -135,9 +139,7 @@ def write_dream_strip(
     later = np.linspace(context, context + result.horizon - 1, min(result.horizon, after)).round().astype(int)
     steps = [*range(max(0, context - before), context), *later]
     column = np.argsort(-result.valid.sum(0), kind="stable")[window]
-    shown = (np.nan_to_num(x[name][steps, column].astype(np.float32)) for x in (result.truth, result.model))
-    truth, model = (np.clip(x, 0, 255) for x in shown)
-    error = np.abs(truth - model).mean(-1) / 255  # [C, H, W]
+    truth, model, error = _compared(result.truth[name][steps, column], result.model[name][steps, column])
     top = scale_top(error[-len(later) :])
     heat = _heat_colors()[np.minimum(error / top * 255, 255).astype(int)]
     rows = [frames.rgb(np.rint(x).astype(np.uint8)) for x in (truth, model)] + [heat]

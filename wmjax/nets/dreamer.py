@@ -48,6 +48,17 @@ class Parts(NamedTuple):
     equations: Any = None  # the agent's own `Equations`
 
 
+def are_papers(equations: Any, *names: str) -> bool:
+    """Whether these fields of an agent's `Equations` are all the paper's."""
+    return all(getattr(equations, name) is equations._field_defaults[name] for name in names)
+
+
+def check_shape(name: str, found: tuple[int, ...], shape: tuple[int, ...], of: str = "") -> None:
+    """Raises `UsageError` where what an equation gives is not of its shape: a mean would hide it."""
+    if found != shape:
+        raise UsageError(f"equations: {name} gives {list(found)}{of}, and has to give {list(shape)}")
+
+
 def check_networks(nets: Any) -> None:
     """Raises `UsageError` where `networks` of the user's lacks a module that the agent needs, or names one wrongly."""
     for name in Networks._fields:
@@ -212,9 +223,7 @@ def decode_losses(parts: Parts, outputs: dict[str, Array], step: TimeStep) -> di
     losses = {}
     for name, space in parts.spec.obs.items():
         loss = parts.equations.reconstruction(outputs[name], step.obs[name], space, parts.config)
-        if loss.shape != step.reward.shape:
-            shapes = f"gives {list(loss.shape)} for {name!r}, and has to give {list(step.reward.shape)}"
-            raise UsageError(f"equations: reconstruction {shapes}: a number for each step")
+        check_shape("reconstruction", loss.shape, step.reward.shape, f" for {name!r}")
         losses[f"decode/{name}"] = loss
     return losses
 
