@@ -36,11 +36,12 @@ ALLOWED = {
     "episodes": {"types", "checks", "files", "run_folder", "replay", "loops", "envs", "suites"},
     "fields": {"checks", "names"},
     "presets": {"agents", "names", "fields"},
+    "authors": {"types", "checks", "files", "agents"},
     "weights": {"types", "checks", "files", "names", "run_folder", "loops"},
 }
 # May import everything.
 TOP = {"__init__", "__main__", "comparison", "settings", "estimate", "sizing", "run", "training", "figures", "cli"}
-TOP |= {"exporting", "offline", "recording"}
+TOP |= {"exporting", "importing", "offline", "recording"}
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "chex", "distrax", "orbax", "tyro", "rich", "tensorboardX"}
 CORE |= {"matplotlib", "PIL", "evosax", "filelock", "safetensors", "yaml"}
 FILES = sorted(PACKAGE.rglob("*.py"))

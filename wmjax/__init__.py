@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wmjax.dreaming import dream_env, imagine, observe, open_loop
     from wmjax.envs import EnvInfo, env_names, make_env
     from wmjax.exporting import export, load_params
+    from wmjax.importing import import_weights
     from wmjax.loops.checkpoint import CheckpointCorruptError
     from wmjax.loops.driver import Interrupted
     from wmjax.raw_env import Outcome, RawEnv, action_repeat, auto_reset, time_limit
@@ -40,6 +41,7 @@ _HOME = {
     **dict.fromkeys("dream_env imagine observe open_loop".split(), "dreaming"),
     **dict.fromkeys("EnvInfo env_names make_env".split(), "envs"),
     **dict.fromkeys("export load_params".split(), "exporting"),
+    "import_weights": "importing",
     **dict.fromkeys("Outcome RawEnv action_repeat auto_reset time_limit".split(), "raw_env"),
     "CheckpointCorruptError": "loops.checkpoint",
     "Interrupted": "loops.driver",
@@ -59,8 +61,8 @@ __all__ = [
     "Agent", "AgentState", "Box", "CheckpointCorruptError", "Discrete", "Env", "EnvInfo", "EnvSpec", "HostEnv",
     "Interrupted", "MultiDiscrete", "Outcome", "Plan", "RawEnv", "Recipe", "Run", "RunError", "Sampling", "Scores",
     "Stage", "TimeStep", "Trajectory", "Update", "UsageError", "WorldModel", "ablate", "action_repeat", "auto_reset",
-    "compare", "dream_env", "enable_compilation_cache", "env_names", "export", "imagine", "load", "load_params",
-    "make_env", "observe", "open_loop", "plan", "read_config", "record", "time_limit", "train",
+    "compare", "dream_env", "enable_compilation_cache", "env_names", "export", "imagine", "import_weights", "load",
+    "load_params", "make_env", "observe", "open_loop", "plan", "read_config", "record", "time_limit", "train",
 ]  # fmt: skip
 
 

@@ -181,6 +181,8 @@ def _command(description: Mapping[str, Any], config: dict[str, Any]) -> str:
     from wmjax.comparison.results import changes_of
 
     d, data = description, description.get("data")
+    if origin := d.get("origin"):
+        return f"none: imported by wmjax import {d['agent']}, of {checks.show(origin.get('source'))[1:-1]}"
     if d.get("equations"):
         return f"none: from Python, by wmjax.train(..., equations=...) with {', '.join(d['equations'].values())}"
     words = ["wmjax", "train", d["agent"]] + (["--env", d["env"]] if d["env"] else [])

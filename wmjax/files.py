@@ -49,6 +49,15 @@ def read(path: Path, limit: int) -> bytes:
     return data
 
 
+def part(path: Path, offset: int, size: int) -> bytes:
+    """Bytes of a file. Raises `OSError` where it is not a regular one, or does not have so many there any more."""
+    with open_regular(path) as file:
+        if offset + size > os.fstat(file.fileno()).st_size:
+            raise OSError(errno.EIO, "it has become shorter", str(path))
+        file.seek(offset)
+        return file.read(size)
+
+
 def parse_json(data: bytes) -> Any:
     """What JSON in UTF-8 says, a byte order mark before it or not.
 

@@ -354,7 +354,10 @@ def _read_agent(path: Path, agent: Agent, which: str, description: dict[str, Any
     folder = path / (CHECKPOINTS if which == "latest" else BEST)
     if checkpoint.latest(folder) is None:
         raise UsageError(f"run: {str(path)!r} has no checkpoint in {folder.name}/ yet")
-    template = {"agent": jax.eval_shape(agent.init, jax.random.key(0))}
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    if description.get("origin"):  # of an agent that was imported there are parameters alone
+        state = state._replace(opt_state={}, stats=())
+    template = {"agent": state}
     step, saved = checkpoint.restore_newest(folder, template, warn)
     say_edits(path, description, checkpoint.info(folder, step), warn)
     return step, saved["agent"]

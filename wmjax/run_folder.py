@@ -108,7 +108,8 @@ SCHEMA: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("image_size", "action_repeat", "steps"), checks.number),
     "config": _plain,
 }
-OPTIONAL = {"env_args": _object, "about": _object, "part_of_seeds": checks.flag, "data": _object, "equations": _texts}
+OPTIONAL = {"env_args": _object, "about": _object, "part_of_seeds": checks.flag, "data": _object, "equations": _texts,
+    "origin": _object}  # fmt: skip
 OR_NULL = {"env", "parallel", "image_size", "action_repeat", "env_args", "about", "data"}
 
 
@@ -179,6 +180,12 @@ def _json(value: Any) -> bytes:
 # Training in it
 
 
+def check_new(path: Path) -> None:
+    """Raises `UsageError` where a path is not that of a new folder, or of an empty one."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"out: {str(path)!r} exists and is not empty; give another folder, or resume the run in it")
+
+
 @contextlib.contextmanager
 def open_folder(
     out: str | Path | None,
@@ -207,8 +214,8 @@ def open_folder(
     if resume:
         read_description(out)
     path = Path(out) if out is not None else _new_folder(description)
-    if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"out: {str(path)!r} exists and is not empty; give another folder, or resume the run in it")
+    if not resume:
+        check_new(path)
     if len(_json(description)) > CONFIG_BYTES:
         raise UsageError(f"env_args: too long for {CONFIG}, which has at most {CONFIG_BYTES:,} bytes")
     _check_names(path, description)
@@ -347,6 +354,8 @@ def _check_resumable(description: dict[str, Any], path: Path, fits: Callable[[Pa
     before = read_description(path)
     if before.get("part_of_seeds"):
         raise UsageError(f"resume: {str(path)!r} has the agent of one seed only; resume the run it is part of")
+    if before.get("origin"):
+        raise UsageError(f"resume: {str(path)!r} was imported; it has no replay and no optimizer's state to go on with")
     changed = _differences(before, description)
     listed = ", ".join(f"{name} is {old!r}, not {new!r}" for name, (old, new) in changed.items())
     if fixed := sorted(changed.keys() & set(IDENTITY)):

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -277,16 +278,21 @@ def check_shapes(file: File, template: dict[str, PyTree]) -> None:
         raise _refused(file.path, f"it holds the tensor {checks.show(min(more))} too, which is none that {of}")
 
 
+def check_memory(tensors: Iterable[Any], times: int, refuse: Callable[[str], UsageError]) -> None:
+    """Raises what `refuse` makes of the reason where so many times the size of tensors does not fit in memory."""
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in tensors)
+    free = memory.available_bytes()
+    if free is not None and times * size > memory.SPARE * free:
+        words = f"its tensors take {memory.amount(size)} and {memory.amount(free)} of memory are free"
+        raise refuse(f"{words}; {times} times their size is needed to read them")
+
+
 def load(file: File) -> dict[str, PyTree]:
     """The parameters of a file, float32, in nested dictionaries.
 
     Raises `UsageError` where they would not fit in memory, or a tensor is not what was written.
     """
-    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in file.tensors.values())
-    free = memory.available_bytes()
-    if free is not None and 3 * size > memory.SPARE * free:
-        words = f"its tensors take {memory.amount(size)} and {memory.amount(free)} of memory are free"
-        raise _refused(file.path, f"{words}; three times their size is needed to read them")
+    check_memory(file.tensors.values(), 3, partial(_refused, file.path))
     stored = {}
     try:
         with safe_open(file.path, "numpy") as opened:

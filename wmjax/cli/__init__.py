@@ -50,6 +50,8 @@ wmjax compare --out DIR [--agents all|NAME,...] [--env NAME ...] [--seeds N] [--
 wmjax ablate AGENT --out DIR [--env NAME] [--only NAME,...] and options of compare
 wmjax export RUN FILE.safetensors [--dtype float32|float16] [--seed N] [--action sample|mode] [--episodes N]
                   [--env NAME] [--env-arg NAME VALUE ...] [--which latest|best] [--start-timeout S] [--trust-env]
+wmjax import AGENT PATH --out RUN [--env NAME] [--preset NAME] [--steps N] [--image-size N] [--action-repeat N]
+                  [--env-arg NAME VALUE ...] [--start-timeout S] [--agent.FIELD VALUE ...]
 wmjax list  agents|envs|presets|pretrained [PATTERN]
 wmjax --version
 
@@ -69,6 +71,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "compare": compare.compare,
     "ablate": compare.ablate,
     "export": results.export,
+    "import": results.import_weights,
     "list": lists.list_names,
 }
 

@@ -261,6 +261,33 @@ class ExportArgs:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImportArgs:
+    """Make a run folder of what a paper's authors have trained. Their files are read as data: nothing in them is run.
+
+    The configuration follows from the layers where they tell it, else from the preset and the fields that are given.
+    """
+
+    path: Annotated[tyro.conf.Positional[Path | None], unless_given("has to be given", "PATH")] = None
+    """Of iris the file, of dreamer_v3 the folder of a run or checkpoint or its agent.pkl, of world_models the folder
+    that vae/, rnn/ and log/ are in."""
+    out: Annotated[Path | None, unless_given("has to be given", "RUN")] = None
+    """Run folder; not there yet, or empty."""
+    env: Annotated[str | None, unless_given("of world_models what its files are of", "NAME")] = None
+    """What the agent was trained in, see `wmjax list envs`."""
+    preset: Annotated[str | None, unless_given("the authors'", "NAME")] = None
+    """Configuration, where the layers do not tell it."""
+    steps: Annotated[int | None, unless_given("what the files say, or 0")] = None
+    """Env steps that it was trained for."""
+    image_size: Annotated[int | None, unless_given("what the layers are made for")] = None
+    """Side of the pictures in pixels."""
+    action_repeat: Annotated[int | None, unless_given("the preset's")] = None
+    """Steps of the environment that each action is taken for."""
+    env_arg: EnvArgs = ()
+    """An argument of the environment; may be given again for others."""
+    start_timeout: Start = None
+
+
+@dataclasses.dataclass(frozen=True)
 class PlotArgs:
     """Draw learning curves, a panel for each environment: returns of evaluations, those of training pale behind them.
 

@@ -1,4 +1,4 @@
-"""`wmjax eval`, `wmjax dream`, `wmjax record`, `wmjax export`, `wmjax plot`: what came of runs."""
+"""`wmjax eval`, `wmjax dream`, `wmjax record`, `wmjax export`, `wmjax import`, `wmjax plot`: what came of runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wmjax.cli.arguments import DreamArgs, EvalArgs, ExportArgs, PlotArgs, RecordArgs, env_args, parse, parse_eval
+from wmjax.cli.arguments import (
+    DreamArgs,
+    EvalArgs,
+    ExportArgs,
+    ImportArgs,
+    PlotArgs,
+    RecordArgs,
+    changes,
+    env_args,
+    explain,
+    parse,
+    parse_eval,
+    parse_with_fields,
+    split_agent,
+    value_of,
+)
 from wmjax.types import UsageError
 
 
@@ -162,6 +177,31 @@ def export(argv: Sequence[str]) -> None:
         print(f"return {card['return']['mean']:.3f} over {card['return']['episodes']} episodes")
     parameters = f"{card['parameters']:,} parameters of {card['dtype']}"
     print(f"wrote {file}: {parameters}, {amount(file.stat().st_size)}; digest {card['digest']}")
+
+
+def import_weights(argv: Sequence[str]) -> None:
+    from wmjax import presets
+    from wmjax.importing import LAYOUTS
+    from wmjax.importing import import_weights as write
+    from wmjax.names import nearest
+
+    agent, argv = split_agent(argv, ImportArgs)
+    if agent is None:
+        explain(ImportArgs, argv, "wmjax import", list(LAYOUTS))
+        raise UsageError(f"agent: missing; valid are {', '.join(LAYOUTS)}")
+    if agent not in LAYOUTS:
+        raise nearest("agent", agent, LAYOUTS)
+    preset = value_of("--preset", argv)
+    config, _ = presets.resolve(agent, LAYOUTS[agent].PRESET if preset is None else preset)
+    args = parse_with_fields(ImportArgs, config, argv, f"wmjax import {agent}")
+    if args.path is None:
+        raise UsageError("path: missing; what the authors have saved")
+    if args.out is None:
+        raise UsageError("out: missing; the run folder to write, --out RUN")
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(ImportArgs)}
+    given["env_args"] = env_args(given.pop("env_arg")) or None
+    origin = write(agent, **given, say=print, **changes(config, args.agent))
+    print(f"wrote {args.out}: {origin['parameters']:,} parameters; digest {origin['digest']}")
 
 
 def plot(argv: Sequence[str]) -> None:

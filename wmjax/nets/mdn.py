@@ -5,6 +5,8 @@ Source: Ha & Schmidhuber 2018, appendix "Recurrent neural network"; cells and la
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,7 @@ class MDNRNN(nn.Module):
     layer_norm: bool = False  # of each gate and the cell state that is put out: TensorFlow's LayerNormBasicLSTMCell
     forget_bias: float = 1.0
     dtype: str = "float32"  # of the matrix products; the state, what is made of gates, and outputs are float32
+    action_map: Callable[[Array], Array] | None = None  # of actions before they are fed in; None: as they are
 
     def setup(self):
         self.inputs_size = self.latent + self.action + self.restart_input
@@ -60,6 +63,7 @@ class MDNRNN(nn.Module):
         contracts.leading(z.ndim - 1, z=z, action=action)
         contracts.exactly(*z.shape[:-1], is_first=is_first)
         contracts.booleans(is_first=is_first)
+        action = action if self.action_map is None else self.action_map(action)
         parts = [z, action, *([is_first[..., None].astype(z.dtype)] if self.restart_input else [])]
         gates = self._product(jnp.concatenate(parts, -1), self.kernel[: self.inputs_size])
         return gates if self.layer_norm else gates + self.bias

@@ -12,13 +12,14 @@ import optax
 import pytest
 
 from tests.agents.closeness import close, flatten
-from tests.agents.iris.weights import ACTOR_CRITIC, TOKENIZER, WORLD_MODEL, our_name, our_value, tree
+from tests.agents.iris.weights import tree
 from tests.nets.test_transformer import kept_positions
 from tests.parity import Fixture, load
 from wmjax.agents import iris
 from wmjax.agents.iris import behavior, dynamics
 from wmjax.agents.iris.modules import optimizers
 from wmjax.agents.iris.tokenizer import loss_scales, tokenizer_losses
+from wmjax.authors.iris import ACTOR_CRITIC, TOKENIZER, WORLD_MODEL, channels_of, grid_of, our_name, our_value
 from wmjax.nets import transformer, vqgan
 from wmjax.nets.actor_critic import ActorCritic, Memory
 from wmjax.nets.mlp import call
@@ -349,18 +350,11 @@ def actor():
     )  # fmt: skip
     side, channels = data["fwd_in/frames_u8"].shape[-1], data["fwd_in/frames_u8"].shape[-3]
     nets = iris.networks(spec_of(side, channels, int(number("num_actions"))), config)
-    return data, nets, config, {"actor_critic": tree(ACTOR_CRITIC, data.tree("w"), grid_of(data.tree("w")))}
+    return data, nets, config, {"actor_critic": tree(ACTOR_CRITIC, data.tree("w"), grid_of(shapes_of(data.tree("w"))))}
 
 
-def grid_of(weights):
-    """Side of the feature map that the LSTM sees."""
-    return round((weights["lstm.weight_ih"].shape[1] / channels_of(weights)[-1]) ** 0.5)
-
-
-def channels_of(weights):
-    """Of each convolution."""
-    convs = sorted(name for name in weights if re.fullmatch(r"conv\d\.weight", name))
-    return tuple(len(weights[name]) for name in convs)
+def shapes_of(weights):
+    return {name: x.shape for name, x in weights.items()}
 
 
 def time_first(x):
@@ -419,7 +413,7 @@ def test_actor_critic_losses_and_gradients_equal_the_authors(actor):
     whole = [name for name in data.tree("w") if f"grad_{name}" in out]
     assert len(whole) >= 3
     for name in whole:
-        assert_gradient(ACTOR_CRITIC, grads, name, out[f"grad_{name}"], grid_of(data.tree("w")))
+        assert_gradient(ACTOR_CRITIC, grads, name, out[f"grad_{name}"], grid_of(shapes_of(data.tree("w"))))
 
 
 def defined_weights(names, shapes, bounds):
@@ -442,12 +436,12 @@ def test_the_actor_critic_in_its_full_size_equals_the_authors(actor):
     weights = defined_weights(data["full/names"], data["full/shapes"], data["full/bounds"])
     np.testing.assert_allclose(weights["conv3.weight"][2, 1, 0], data["full/probe"])
     units = weights["lstm.weight_hh"].shape[1]
-    module = ActorCritic(len(weights["actor_linear.bias"]), channels_of(weights), units)
+    module = ActorCritic(len(weights["actor_linear.bias"]), channels_of(shapes_of(weights)), units)
     nets = iris.Networks(None, None, module)
     frames = time_first(nhwc(data["fwd_in/frames_u8"]).astype(np.float32) / 255)
     frames = frames[data["fwd_in/burnin_mask"].shape[1] :]
     memory = Memory(*jnp.zeros((2, *data["full/h"].shape)))
-    params = tree(ACTOR_CRITIC, weights, grid_of(weights))
+    params = tree(ACTOR_CRITIC, weights, grid_of(shapes_of(weights)))
     logits, value = jax.jit(lambda p: behavior.replay_frames(nets, p, memory, frames))(params)
     close(np.swapaxes(logits, 0, 1), data["full/logits"], 1e-5)
     close(np.swapaxes(value, 0, 1), data["full/values"], 1e-5)

@@ -10,6 +10,7 @@ import pytest
 from tests.parity import load
 from wmjax.agents import world_models as wm
 from wmjax.agents.world_models import memory, vision
+from wmjax.authors.world_models import mixture_columns
 from wmjax.nets.mdn import MDNRNN
 from wmjax.nets.mlp import call
 from wmjax.nets.vae import Decoder, Encoder
@@ -249,9 +250,8 @@ def test_one_step_of_the_memory_equals_tallecs(torch_memory):
 
 
 def official_head(kernel, bias, latent, mixtures):
-    """Columns d * 3 K + [K weights, K means, K deviations] in our order (kind, component, dimension)."""
-    order = np.arange(latent * 3 * mixtures).reshape(latent, 3, mixtures).transpose(1, 2, 0).ravel()
-    return {"kernel": kernel[:, order], "bias": bias[order]}
+    """Columns of the authors in our order."""
+    return {"kernel": mixture_columns(kernel, latent, mixtures), "bias": mixture_columns(bias, latent, mixtures)}
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,7 @@ class WorldModelsConfig:
     done_head: bool = False  # whether M predicts the end of episodes
     done_pos_weight: float = 1.0  # weight of ends in the cross-entropy; 10 in Doom
     restart_input: bool = False  # an input that says where an episode begins, in Doom
+    memory_action: Literal["agent", "env"] = "agent"  # as M sees actions: in [-1, 1], or as the environment takes them
     layer_norm: bool = False  # whether the LSTM has layer normalization
     forget_bias: float = 1.0  # added to the forget gate
     z_source: Literal["sample", "mean"] = "sample"  # z that M learns from

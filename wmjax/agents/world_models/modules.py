@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
+
+import jax.numpy as jnp
 
 from wmjax.agents.world_models.config import WorldModelsConfig
 from wmjax.nets.mdn import MDNRNN
 from wmjax.nets.spaces import action_size, is_image
 from wmjax.nets.vae import Decoder, Encoder, decoder_base
-from wmjax.types import Box, Discrete, EnvSpec, UsageError
+from wmjax.types import Array, Box, Discrete, EnvSpec, UsageError
 
 
 class Networks(NamedTuple):
@@ -35,6 +38,15 @@ def check_spec(spec: EnvSpec) -> str:
     return name
 
 
+def as_taken(spec: EnvSpec) -> Callable[[Array], Array] | None:
+    """From actions of an agent to those that the environment takes, `[..., A]`; None where these are no numbers."""
+    if isinstance(spec.action, Discrete):
+        return None
+    low, high = (jnp.asarray(bound, jnp.float32) for bound in (spec.action.low, spec.action.high))
+    scale = spec.action_map or (lambda action: low + (action + 1) / 2 * (high - low))
+    return lambda action: scale(jnp.clip(action, -1.0, 1.0)).astype(jnp.float32)
+
+
 def networks(spec: EnvSpec, config: WorldModelsConfig) -> Networks:
     """The modules for one environment."""
     (space,) = spec.obs.values()
@@ -46,5 +58,6 @@ def networks(spec: EnvSpec, config: WorldModelsConfig) -> Networks:
         MDNRNN(
             config.latent, action_size(spec), config.hidden, config.mixtures, config.mixture, config.reward_head,
             config.done_head, config.restart_input, config.layer_norm, config.forget_bias, config.compute_dtype,
+            as_taken(spec) if config.memory_action == "env" else None,
         ),
     )  # fmt: skip
