@@ -108,8 +108,8 @@ SCHEMA: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("image_size", "action_repeat", "steps"), checks.number),
     "config": _plain,
 }
-OPTIONAL = {"env_args": _object, "about": _object, "part_of_seeds": checks.flag, "data": _object, "equations": _texts,
-    "origin": _object}  # fmt: skip
+OPTIONAL = {"part_of_seeds": checks.flag, "equations": _texts}
+OPTIONAL |= dict.fromkeys(("env_args", "about", "data", "origin"), _object)
 OR_NULL = {"env", "parallel", "image_size", "action_repeat", "env_args", "about", "data"}
 
 
@@ -354,8 +354,6 @@ def _check_resumable(description: dict[str, Any], path: Path, fits: Callable[[Pa
     before = read_description(path)
     if before.get("part_of_seeds"):
         raise UsageError(f"resume: {str(path)!r} has the agent of one seed only; resume the run it is part of")
-    if before.get("origin"):
-        raise UsageError(f"resume: {str(path)!r} was imported; it has no replay and no optimizer's state to go on with")
     changed = _differences(before, description)
     listed = ", ".join(f"{name} is {old!r}, not {new!r}" for name, (old, new) in changed.items())
     if fixed := sorted(changed.keys() & set(IDENTITY)):

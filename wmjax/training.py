@@ -135,6 +135,8 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
         determinism.turn_on()
     cache = enable_compilation_cache()
     before = read_description(out, warn) if resume and out is not None else None
+    if before is not None and before.get("origin"):
+        raise UsageError(f"resume: {str(out)!r} was imported; it has no replay and no optimizer's state to go on with")
     if before is not None:
         _say_edits(out, before)
         determinism.turn_on_again(before, warn)

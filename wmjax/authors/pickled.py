@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 from wmjax import checks
 from wmjax.authors.stored import Refused
 
-OPCODES = 200_000  # a checkpoint of a thousand tensors has a fifth of that
+OPCODES = 100_000  # a checkpoint of a thousand tensors has a third of that
 TEXT_BYTES = 2**16  # of one text
 READ_BYTES = 2**24  # of all texts and short runs of bytes together
 INLINE_BYTES = 256  # longer runs of bytes are not read

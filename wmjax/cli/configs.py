@@ -19,7 +19,7 @@ from wmjax.names import nearest
 from wmjax.types import UsageError
 
 MOST_BYTES = 2**20
-TOLD = ("version", "about", "part_of_seeds")  # what `config.json` says besides settings
+TOLD = ("version", "about", "part_of_seeds", "origin")  # what `config.json` says besides settings
 NOT_SETTINGS = ("config", "print_config", "dry_run", "resume", "out", "trust_env", "env_arg")
 
 
