@@ -13,6 +13,7 @@ import pytest
 
 import wmjax
 from tests.authors.written import EMPTY, archive, checkpoint, dictionary, name, state_dict, tensor, text, whole
+from wmjax import importing  # noqa: F401, its imports are not measured
 from wmjax.cli import main
 
 MOST_BYTES = 100e6
