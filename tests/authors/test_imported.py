@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from wmjax.agents import iris
 from wmjax.agents import world_models as wm
 from wmjax.agents.world_models import memory
 from wmjax.authors.iris import ACTOR_CRITIC, TOKENIZER, WORLD_MODEL, grid_of
+from wmjax.authors.stored import Layer, Refused, by_our_names, in_memory
 from wmjax.cli import main
 from wmjax.loops import checkpoint
 from wmjax.nets.mlp import call
@@ -308,15 +310,59 @@ def test_numbers_are_rounded_to_a_ten_thousandth_in_the_authors_files(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_imports_evaluates_and_dreams(tmp_path, capsys):
-    latent, hidden, draw = 6, 4, np.random.default_rng(2).normal
+    latent, hidden, draw = 6, 4, partial(np.random.default_rng(2).normal, scale=0.1)
     small = [draw(size=(hidden, 15 * latent)), draw(size=15 * latent)]
     small += [draw(size=(latent + 3 + hidden, 4 * hidden)), draw(size=4 * hidden)]
-    write_world_models(tmp_path / "car", vision_lists(latent), small, draw(size=3 * (latent + hidden + 1)))
+    write_world_models(
+        tmp_path / "car", [0.1 * x for x in vision_lists(latent)], small, draw(size=3 * (latent + hidden + 1))
+    )
     run = str(tmp_path / "run")
-    assert main(["import", "world_models", str(tmp_path / "car"), "--out", run, "--env", "racing"]) == 0
+    assert main(["import", "world_models", str(tmp_path / "car"), "--out", run, "--env", "catch"]) == 0
     assert "parameters; digest" in capsys.readouterr().out
-    assert main(["eval", run, "--episodes", "2", "--max-steps", "5"]) == 0
+    assert main(["eval", run, "--episodes", "2"]) == 0
     assert main(["dream", run, "--context", "2", "--horizon", "2"]) == 0
     assert (tmp_path / "run" / "dream.gif").exists()
     assert main(["import", "world_models", str(tmp_path / "car"), "--out", run]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What does not fit
+
+
+def test_layers_that_are_not_those_of_the_environment_or_configuration_are_listed_with_both_shapes(
+    losses, field, tmp_path
+):
+    params = losses.tree("params/agent_disc")
+    params["dec/extra/kernel"] = params.pop("con/mlp/norm0/scale")
+    other = written.environment(field.spec.obs, Discrete(4))
+    written.checkpoint(tmp_path / "logdir", params)
+    with pytest.raises(wmjax.UsageError) as error:
+        wmjax.import_weights("dreamer_v3", tmp_path / "logdir", tmp_path / "run", env=other, stoch=8)
+    line = str(error.value)
+    assert "5 layers do not fit the configuration and environment: " in line and "\n" not in line
+    assert "pol/head/action/logits/bias has (5,) and actor/logits/bias should have (4,)" in line
+    assert "dyn/dynin2/kernel has (5, 16) and rssm/dynin_2/kernel should have (4, 16)" in line
+    assert "cont/mlp/norm0/scale (16,) is not in it" in line and "dec/extra/kernel (16,) is in it, too" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (np.array([np.nan], np.float32), "'con/head/logit/bias' holds numbers that are not finite"),
+        (np.array([1], np.int64), "'con/head/logit/bias' is of int64, not of floats"),
+        (np.array([1e300]), "'con/head/logit/bias' holds numbers that are not finite"),
+    ],
+)
+def test_numbers_that_nothing_acts_by_are_refused(value, words, losses, field, tmp_path):
+    written.checkpoint(tmp_path / "logdir", losses.tree("params/agent_disc") | {"con/head/logit/bias": value})
+    with pytest.raises(wmjax.UsageError, match=words):
+        wmjax.import_weights("dreamer_v3", tmp_path / "logdir", tmp_path / "run", env=field, stoch=8)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_layers_of_one_name_are_refused():
+    one = in_memory(np.zeros(2, np.float32))
+    with pytest.raises(Refused, match=r"'a\.b' and 'a/b' are the same one"):
+        by_our_names([("a/b", Layer("a.b", one)), ("a/b", Layer("a/b", one))])

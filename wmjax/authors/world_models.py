@@ -2,7 +2,7 @@
 
     vae/vae.json, rnn/rnn.json             CarRacing: V and M, numbers times 10,000, rounded
     tf_models/vae.json, tf_models/rnn.json Doom
-    log/*.best.json                        C, as the search found it, and what it earned
+    log/NAME.best.json                     C, as the search found it, and what it earned
 
 Source: Ha & Schmidhuber 2018; names and layouts as in github.com/hardmaru/WorldModelsExperiments (fd982b9).
 """
