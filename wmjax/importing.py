@@ -67,7 +67,7 @@ def import_weights(
         those of the configuration; a field is not valid; or the folder is not empty. Nothing is written then.
     """
     enable_compilation_cache()
-    if agent not in LAYOUTS:
+    if not isinstance(agent, str) or agent not in LAYOUTS:
         raise nearest("agent", agent, LAYOUTS)
     path, out, steps = checks.path("path", path), checks.path("out", out), checks.optional("steps", steps)
     check_new(out)
@@ -98,9 +98,10 @@ def import_weights(
         with open_folder(out, False, description, lambda folder: None, warn) as folder:
             try:
                 checkpoint.save(folder / CHECKPOINTS, step, {"agent": state}, info={"description": description})
-            except OSError as error:
+            except Exception as error:  # Orbax raises whatever its storage raises
                 files.remove(folder / CHECKPOINTS)
-                raise UsageError(f"out: {str(out)!r} cannot be written: {error.strerror}") from None
+                reason = str(error).strip().partition("\n")[0][:200]
+                raise UsageError(f"out: {str(out)!r} cannot be written: {reason}") from None
     return origin
 
 
@@ -110,7 +111,9 @@ def _refused(path: Path, reason: str) -> UsageError:
 
 def _made(layout: ModuleType, agent: str, found: Found, overrides: Mapping[str, Any], **asked: Any) -> settings.Setup:
     """The run that the files are of: what was asked for, else what shapes tell, else the authors' preset."""
-    preset, env, args = layout.task(found) if hasattr(layout, "task") else (layout.PRESET, None, {})
+    preset, env, args = layout.PRESET, None, {}
+    if hasattr(layout, "task"):
+        preset, env, args = _told(layout, layout.task, found)
     asked["preset"] = asked["preset"] or preset
     if asked["env"] is None:
         if env is None:

@@ -201,6 +201,12 @@ def vision_lists(latent, depth=2, seed=0):
     return found
 
 
+def small_memory(latent, hidden, draw):
+    """M of CarRacing in the authors' layout."""
+    shapes = (hidden, 15 * latent), 15 * latent, (latent + 3 + hidden, 4 * hidden), 4 * hidden
+    return [draw(size=shape) for shape in shapes]
+
+
 def tallecs_lists(w):
     """Tallec's V in the authors' layout: HWIO, features as (H, W, C), and the logarithm of the variance."""
     conv = lambda name: [w[f"{name}.weight"].transpose(2, 3, 1, 0), w[f"{name}.bias"]]
@@ -275,8 +281,7 @@ def test_an_imported_memory_of_doom_predicts_what_was_recorded(tmp_path):
 def test_an_imported_vision_sees_and_draws_what_was_recorded(tmp_path):
     file = load("wm_ctallec_vae")
     latent, hidden, draw = int(file["cfg/latent"]), 4, np.random.default_rng(2).normal
-    small = [draw(size=(hidden, 15 * latent)), draw(size=15 * latent)]
-    small += [draw(size=(latent + 3 + hidden, 4 * hidden)), draw(size=4 * hidden)]
+    small = small_memory(latent, hidden, draw)
     write_world_models(tmp_path / "car", tallecs_lists(file.tree("w")), small, draw(size=3 * (latent + hidden + 1)))
     road = written.environment({"image": written.image()}, Box(-1.0, 1.0, (3,)))
     wmjax.import_weights("world_models", tmp_path / "car", tmp_path / "run", env=road, decoder_relu=True)
@@ -311,8 +316,7 @@ def test_numbers_are_rounded_to_a_ten_thousandth_in_the_authors_files(tmp_path):
 @pytest.mark.slow
 def test_the_command_imports_evaluates_and_dreams(tmp_path, capsys):
     latent, hidden, draw = 6, 4, partial(np.random.default_rng(2).normal, scale=0.1)
-    small = [draw(size=(hidden, 15 * latent)), draw(size=15 * latent)]
-    small += [draw(size=(latent + 3 + hidden, 4 * hidden)), draw(size=4 * hidden)]
+    small = small_memory(latent, hidden, draw)
     write_world_models(
         tmp_path / "car", [0.1 * x for x in vision_lists(latent)], small, draw(size=3 * (latent + hidden + 1))
     )
@@ -366,3 +370,18 @@ def test_two_layers_of_one_name_are_refused():
     one = in_memory(np.zeros(2, np.float32))
     with pytest.raises(Refused, match=r"'a\.b' and 'a/b' are the same one"):
         by_our_names([("a/b", Layer("a.b", one)), ("a/b", Layer("a/b", one))])
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_no_folder(tmp_path, monkeypatch):
+    latent, hidden, draw = 6, 4, np.random.default_rng(2).normal
+    small = small_memory(latent, hidden, draw)
+    write_world_models(tmp_path / "car", vision_lists(latent), small, draw(size=3 * (latent + hidden + 1)))
+
+    def full(folder, step, tree, **how):
+        (folder / "000000000000").mkdir(parents=True)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(wmjax.UsageError, match="No space left"):
+        wmjax.import_weights("world_models", tmp_path / "car", tmp_path / "run", env="catch")
+    assert not (tmp_path / "run").exists()

@@ -6,4 +6,6 @@ shapes do not tell; and three functions:
     read(path) -> Found                       what is there; arrays are not read yet
     fields(found, config) -> (fields, side)   the configuration that shapes tell, and the side of pictures or None
     ours(found, config, spec) -> layers       by our names, in our layout
+
+and, where files say what they are of, `task(found) -> (preset, env, env_args)`; else `EXAMPLE`, an environment's name.
 """

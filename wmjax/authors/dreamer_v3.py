@@ -115,7 +115,7 @@ def read(path: Path) -> Found:
             raise Refused("its checkpoint has no file done: it was not saved as a whole")
         if _own(folder / "step.pkl").exists():
             steps = arrays.load(folder / "step.pkl")
-            if type(steps) is not int or not 0 <= steps < 2**53:
+            if type(steps) is not int or not 0 <= steps < 10**12:
                 raise Refused(f"its step.pkl holds {checks.show(steps)}, which is no count of steps")
     agent = arrays.load(file)
     params = agent.get("params") if isinstance(agent, dict) else None
