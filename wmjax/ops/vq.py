@@ -16,6 +16,7 @@ from wmjax.types import Array, Metrics
 
 sg = jax.lax.stop_gradient
 
+OUT_OF_REACH = 100.0  # each coordinate of an entry that no latent is to take; float16 holds it, too
 FITS = 0.01  # squared distance, as a share of the variance of the latents, at which latents count as the same
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -208,12 +209,16 @@ def health(counts: Array, usage: Array, dead_below: float) -> Metrics:
 def revive(
     key: Array, state: CodebookState, codebook: Array, batch: Assigned, dead_below: float, axis_name: str | None = None
 ) -> tuple[CodebookState, Array]:
-    """Gives every dead entry the place of a latent of the batch, and a fresh record.
+    """Gives one dead entry the place of a latent of the batch, and a fresh record; takes all other dead out of reach.
 
-    Latents are drawn in proportion to their squared distance from the mean of all that share their token, so that new
-    entries go where one stands for several things. Those within 1 % of the variance are not drawn: an entry that only
-    lags behind its latents would be doubled, and a common token change its name without need. Where no token stands
-    for latents that differ, the dead stay dead.
+    The latent is drawn in proportion to its squared distance from the mean of all that share its token, so that a new
+    entry goes where one stands for several things; not one within 1 % of the variance, which an entry only lags behind.
+    Where no token stands for latents that differ, no entry is needed.
+
+    An entry that lies beside one in use, a double of it or as both were at the start, does no harm until the encoder
+    has moved a little: then it is the nearer one, and what it stands for has changed its name, in all pictures at once
+    where that is their background. A model of tokens then has to learn all of it anew. So the dead do not stay where
+    they are, and no two entries are given places at once.
 
     Args:
       key: the same on every device; consumed.
@@ -236,11 +241,13 @@ def revive(
         totals = jax.lax.all_gather(total, axis_name)
         before = jnp.sum(jnp.where(jnp.arange(totals.shape[0]) < jax.lax.axis_index(axis_name), totals, 0.0))
         total = totals.sum()
-    mark = jax.random.uniform(key, (size,)) * total - before  # on a line on which each latent has its share
+    mark = jax.random.uniform(key) * total - before  # on a line on which each latent has its share
     own = (mark >= 0) & (mark < upto[-1])
     index = jnp.clip(jnp.searchsorted(upto, mark, side="right"), 0, rows - 1)
-    drawn = _sum_over(jnp.where(own[:, None], z[index], 0.0), axis_name)
-    dead = (state.usage < dead_below) & (total > 0)
-    usage, counts = jnp.where(dead, 1.0 / size, state.usage), jnp.where(dead, 1.0, state.counts)
-    sums, codebook = (jnp.where(dead[:, None], drawn, old) for old in (state.sums, codebook))
+    drawn = _sum_over(jnp.where(own, z[index], 0.0), axis_name)
+    dead = state.usage < dead_below
+    chosen = dead & (jnp.arange(size) == jnp.argmax(dead)) & (total > 0)
+    usage, counts = jnp.where(chosen, 1.0 / size, state.usage), jnp.where(dead, 1.0, state.counts)
+    place = jnp.where(chosen[:, None], drawn, OUT_OF_REACH)
+    sums, codebook = (jnp.where(dead[:, None], place, old) for old in (state.sums, codebook))
     return CodebookState(usage, counts, sums), codebook
