@@ -12,9 +12,9 @@ PRESETS = {
         vector_layers=2, cont_layers=2, actor_layers=2, critic_layers=2,
         batch_size=16, length=16, horizon=10, imagine_last=8, num_envs=16, replay_capacity=100_000, use_continue=True,
         # Learning rates, train ratio, scales.
-        prefill=1024, pretrain=0, train_every=16, train_steps=2, actor_lr=3e-4, critic_lr=1e-3,
+        prefill=1024, pretrain=0, train_every=16, train_steps=2, model_lr=1e-3, actor_lr=3e-4, critic_lr=1e-3,
         reward_transform="symlog",  # returns of hundreds are learned slowly by a critic of deviation 1
-        discount=0.98, free_nats=1.0, kl_scale=0.3, image_scale=4.0, cont_scale=1.0,
+        discount=0.98, free_nats=1.0, image_scale=4.0, cont_scale=1.0,
         entropy_scale=0.06,  # with less the actor saturates before the critic knows anything
     ),
     # "Paper 2" of the guide: dense ReLU layers, [z, a] straight into the GRU, padded convolutions with a layer of
