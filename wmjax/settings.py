@@ -19,7 +19,7 @@ from wmjax.envs.wrappers import agent_actions
 from wmjax.episodes import Data, Source, spec_of, stretches
 from wmjax.fields import replace
 from wmjax.loops.on_data import is_playable, spec_alone
-from wmjax.loops.parallel import AXIS, BACKENDS, check_devices, share
+from wmjax.loops.parallel import AXIS, BACKENDS, check_devices, default_devices, share
 from wmjax.loops.schedule import Schedule, check
 from wmjax.suites import gym_suite
 from wmjax.suites.pictures import DEFAULT_SIZE
@@ -107,7 +107,7 @@ def setup(
     args = (own_args if before else said.get("env_args", settings.env_args)) | args
     parallel = given("parallel", None)
     parallel = BACKENDS[0] if parallel is None else parallel
-    defaults = {"seed": 0, "seeds": 1, "devices": 1, "steps": settings.steps}
+    defaults = {"seed": 0, "seeds": 1, "devices": default_devices(), "steps": settings.steps}
     seed, seeds, devices, budget = (checks.number(field, given(field, value)) for field, value in defaults.items())
     checks.number("seed + seeds", seed + seeds, checks.BOUNDS["seed"])
     check_devices(devices, parallel)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax import checks, determinism, estimate
+from wmjax import checks, determinism, distributed, estimate
 from wmjax.agents import AGENTS
 from wmjax.cache import enable_compilation_cache
 from wmjax.loops import checkpoint, device, memory, wandb_log
@@ -89,7 +89,7 @@ def train(
       steps: env steps (frames over all environments; the record that begins an episode counts as a step), rounded up to
         whole iterations; the preset's by default. A run may be resumed with more. Not for World Models.
       seconds: of wall time, also of earlier attempts, after which it ends, saved and evaluated; None: no limit.
-      devices, parallel: how many to spread the environments over, 1 by default; "shard_map" (default) or "pmap".
+      devices, parallel: to spread over, 1 by default (of several processes all); "shard_map" (default) or "pmap".
       out: the run folder; by default a new one under `runs/`.
       resume: go on with the run in `out`; the result is as if it had never stopped, byte for byte (on a GPU where
         `deterministic`), but environments on the host begin new episodes. What is not given stays as `config.json` has
@@ -153,11 +153,14 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
     if made.description.get("equations"):
         _trace(made)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(distributed.watching(warn))
+        _check_same(made, out, resume, driving)
         stack.enter_context(memory.running_out())
-        display = stack.enter_context(_display(asked["progress"]))
+        display = stack.enter_context(_display(asked["progress"] if distributed.leads() else False))
         display.say(f"compilation cache {cache}" if cache else "compilation cache off")
         fits = partial(_check_state, made)
-        path = stack.enter_context(open_folder(out, resume, made.description, fits, display.say, no_lock=no_lock))
+        opened = open_folder(out, resume, made.description, fits, display.say, no_lock=no_lock)
+        path = _shared_folder(stack, opened)
         display.say(describe(made, path))
         told = callback and (lambda metrics, state: callback(metrics, run_of(made, path, metrics["step"], state)))
         told = told if seconds is None else _stops_after(seconds, told)
@@ -165,11 +168,34 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
             made.agent, made.env, path, made.seeds, made.steps, display=display, callback=told,
             description=made.description, **driving,
         )  # fmt: skip
-        stack.enter_context(noting_usage(path))
+        if distributed.leads():
+            stack.enter_context(noting_usage(path))
         driver, run, digest = _run_plan(made, plan, resume)
         _evaluate_end(made, run, driver, display)
         display.say(f"state sha256 {digest}")
     return run
+
+
+def _check_same(made: Setup, out: Path | None, resume: bool, driving: Mapping[str, Any]) -> None:
+    """Raises `UsageError` where processes were not given the same, or are not of the same versions."""
+    d = {name: value for name, value in made.description.items() if name not in ("about", "config")}
+    versions = {"version of jax": jax.__version__, "version of python": ".".join(map(str, sys.version_info[:2]))}
+    asked = {"out": None if out is None else str(out), "resume": resume, "eval_every": driving["eval_every"]}
+    fields = {f"agent.{name}": value for name, value in made.description["config"].items()}
+    distributed.agree(d | versions | asked | fields)
+    if distributed.count() > 1 and (made.on_host or made.data is not None):
+        what = "data" if made.data is not None else "environments on the host"
+        raise UsageError(f"num_processes: {distributed.count()} is not valid with {what}; 1 is")
+
+
+def _shared_folder(stack: contextlib.ExitStack, opened: contextlib.AbstractContextManager[Path]) -> Path:
+    """The run folder, which the first process has opened. Raises `UsageError` where another one does not see it."""
+    path = distributed.in_turn(lambda: stack.enter_context(opened) if distributed.leads() else None)
+    if distributed.count() == 1:
+        return path
+    path = Path(distributed.exchange(path and str(path.absolute()))[0])
+    distributed.check_shared(path)
+    return path
 
 
 def _trace(made: Setup) -> None:

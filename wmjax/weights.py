@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from wmjax import checks, files
-from wmjax.loops import checkpoint, memory
+from wmjax.loops import checkpoint, memory, shards
 from wmjax.loops.on_data import spec_alone
 from wmjax.names import nearest
 from wmjax.run_folder import Say, check_description, read_description
@@ -300,7 +300,7 @@ def load(file: File) -> dict[str, PyTree]:
                 stored[name] = opened.get_tensor(name)
                 if not np.isfinite(stored[name]).all():
                     raise _refused(file.path, f"its tensor {checks.show(name)} holds numbers that are not finite")
-                if checkpoint.sha256(stored[name]) != file.sha256.get(name):
+                if shards.sha256(stored[name]) != file.sha256.get(name):
                     raise _refused(
                         file.path, f"its tensor {checks.show(name)} does not match its SHA-256; it is damaged"
                     )
@@ -343,7 +343,7 @@ def write(path: Path, params: dict[str, PyTree], description: dict[str, Any], ca
     Raises `OSError` where it cannot be written.
     """
     stored, card = checkpoint.paths(params), card | {"digest": checkpoint.digest(params)}
-    sha256 = {name: checkpoint.sha256(x) for name, x in stored.items()}
+    sha256 = {name: shards.sha256(x) for name, x in stored.items()}
     said = {"description": description, "card": card, "sha256": sha256}
     metadata = {"wmjax": str(FORMAT)} | {name: json.dumps(value) for name, value in said.items()}
     files.write(path, save(stored, metadata))

@@ -97,10 +97,10 @@ def test_what_does_not_fit_the_template_is_refused_by_name(tmp_path):
 
 
 def test_a_format_of_the_future_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "OLDEST", 9)
     checkpoint.save(tmp_path, 1, {"x": jnp.float32(1)})
     monkeypatch.undo()
-    with pytest.raises(UsageError, match="format 2 is newer"):
+    with pytest.raises(UsageError, match="format 9 is newer"):
         checkpoint.restore(tmp_path, {"x": jnp.float32(0)})
 
 

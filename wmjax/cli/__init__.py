@@ -132,7 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
         sys.unraisablehook = _unraisable
     try:
-        return _main(sys.argv[1:] if argv is None else argv)
+        code = _main(sys.argv[1:] if argv is None else argv)
+        joined = sys.modules.get("wmjax.distributed")  # which is slow to import
+        return joined.leave(code) if joined else code
     finally:
         for stream in (sys.stdout, sys.stderr):
             _let_go(stream)

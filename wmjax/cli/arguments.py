@@ -23,6 +23,11 @@ from wmjax.types import UsageError
 
 HELP = {"-h", "--help"}
 PLANNERS = ("cem", "icem", "mppi", "gradient")  # of `wmjax.planning`, which is slow to import
+# Of `wmjax.distributed`, which is slow to import: what connects a process to others, and who is asked for that.
+CONNECTING = (
+    "coordinator", "num_processes", "process_id", "distributed", "coordinator_timeout", "heartbeat_timeout"
+)  # fmt: skip
+DETECTED = ("auto", "slurm", "ompi", "mpi4py", "k8s")
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 # Names and values, as they are typed.
@@ -63,7 +68,7 @@ class SetupArgs:
     steps: Annotated[int | None, unless_given("the preset's")] = None
     """Env steps (frames, and one more for each episode that begins) to train for. A run may be resumed with more."""
     devices: Annotated[int | None, unless_given("1")] = None
-    """How many devices to spread environments, replay and batches over."""
+    """How many devices to spread environments, replay and batches over; of several processes all by default."""
     image_size: Annotated[int | None, unless_given("the preset's, or the environment's")] = None
     """Side of the pictures in pixels."""
     action_repeat: Annotated[int | None, unless_given("the preset's")] = None
@@ -82,6 +87,19 @@ class TrainArgs(SetupArgs):
     """Of everything that training draws."""
     parallel: Annotated[Literal["shard_map", "pmap"] | None, unless_given("shard_map", "{shard_map,pmap}")] = None
     """How to spread over devices."""
+    coordinator: Annotated[str | None, unless_given("none", "HOST:PORT")] = None
+    """Train in several processes, on one machine or many, that share the folder of the run: where the first of them is
+    reached by the others. Given to all, with the same settings."""
+    num_processes: Annotated[int | None, unless_given("1")] = None
+    """How many processes there are."""
+    process_id: Annotated[int | None, unless_given("0")] = None
+    """Which of them this one is, from 0; the first writes the run folder."""
+    distributed: Annotated[Literal[DETECTED] | None, unless_given("none", f"{{{','.join(DETECTED)}}}")] = None
+    """In the place of these three: what started the processes says them, such as Slurm, Open MPI or a TPU pod."""
+    coordinator_timeout: int = 300
+    """Seconds in which all processes have to be there."""
+    heartbeat_timeout: int = 30
+    """Seconds after which a process that is not heard of counts as gone."""
     seconds: Annotated[float | None, unless_given("no limit", "FLOAT")] = None
     """Of wall time after which the run stops, saved and evaluated, though steps are left; it may then be resumed."""
     eval_every: Annotated[int | None, unless_given("a tenth of the steps")] = None

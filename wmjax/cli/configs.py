@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from wmjax import files, presets
-from wmjax.cli.arguments import TrainArgs
+from wmjax.cli.arguments import CONNECTING, TrainArgs
 from wmjax.envs.handed import check_trust
 from wmjax.fields import check_fields
 from wmjax.names import nearest
@@ -20,7 +20,7 @@ from wmjax.types import UsageError
 
 MOST_BYTES = 2**20
 TOLD = ("version", "about", "part_of_seeds", "origin")  # what `config.json` says besides settings
-NOT_SETTINGS = ("config", "print_config", "dry_run", "resume", "out", "trust_env", "env_arg")
+NOT_SETTINGS = ("config", "print_config", "dry_run", "resume", "out", "trust_env", "env_arg", *CONNECTING)
 
 
 class _Loader(yaml.SafeLoader):

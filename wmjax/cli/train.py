@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import wmjax
-from wmjax.cli.arguments import HELP, TrainArgs, changes, env_args, explain, parse_with_fields, split_agent, value_of
+from wmjax.cli.arguments import (
+    CONNECTING,
+    HELP,
+    TrainArgs,
+    changes,
+    env_args,
+    explain,
+    parse_with_fields,
+    split_agent,
+    value_of,
+)
 from wmjax.fields import replace
 from wmjax.loops.display import SafeStream
 from wmjax.types import UsageError
@@ -35,6 +46,9 @@ def train(argv: Sequence[str]) -> None:
 
 def _train(argv: Sequence[str]) -> None:
     agent, argv = split_agent(argv)
+    if {"--coordinator", "--distributed"} & {word.partition("=")[0] for word in argv}:
+        # Where a process ends, JAX tells the others of it in dozens of lines, besides the one that says it.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     stops = {f"--{name.replace('_', mark)}" for name in STOPS for mark in "-_"}
     if (agent is not None or "--resume" in argv) and not (HELP | stops) & set(argv):
         # The imports take a second or more.
@@ -51,6 +65,7 @@ def _train(argv: Sequence[str]) -> None:
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainArgs)}
     values["env_args"] = start.arguments.get("env_args", {}) | env_args(values.pop("env_arg")) or None
     file, print_config, dry_run = (values.pop(name) for name in ("config", *STOPS))
+    connecting = {name: values.pop(name) for name in CONNECTING}
     if file is not None:
         from wmjax.envs.handed import check_trust
 
@@ -60,8 +75,9 @@ def _train(argv: Sequence[str]) -> None:
     if print_config or dry_run:
         _show(start, values, chosen, print_config)
         return
-    from wmjax import training
+    from wmjax import distributed, training
 
+    distributed.connect(**connecting)
     training.train(start.agent, **values, **chosen)
 
 

@@ -5,6 +5,9 @@ A step is a folder of its own, which appears whole or not at all:
     FOLDER/000000012345/arrays/         Orbax's, one array per leaf
     FOLDER/000000012345/manifest.json   path, dtype, shape and SHA-256 of every leaf
 
+Several processes save together: each writes the blocks of arrays that only it has, as `blocks-0.safetensors` and so on,
+and the first process all the rest; it puts the step in its place. Each block has a SHA-256 of its own.
+
 Orbax notices a truncated file but not a flipped bit, so every leaf that is read is hashed again. Nothing is pickled.
 """
 
@@ -25,17 +28,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from safetensors import SafetensorError
 
-from wmjax import files
+from wmjax import distributed, files
+from wmjax.loops import shards
+from wmjax.loops.shards import ALONE, Team, sha256
 from wmjax.types import PyTree, RunError, UsageError
 
-FORMAT = 1  # of the manifest and of what lies beside it
+FORMAT, OLDEST = 2, 1  # of the manifest and of what lies beside it; the oldest where there are no blocks
 MANIFEST = "manifest.json"
 OTHER = "it belongs to another agent, configuration or version"
 MANIFEST_BYTES = 2**26
 CHUNK_BYTES = 2**26  # of an array that Orbax compresses and writes at once, and for which it needs memory
 STEP = re.compile("[0-9]{12}")  # the name of a step; folders of other names are not ours
-BEGUN = re.compile(r"\.([0-9]{12})\.(tmp|old)")  # what is being written, and what is being replaced
+BEGUN = re.compile(r"\.([0-9]{12})\.(tmp|old|part-[0-9]+)")  # what is being written, and what is being replaced
 
 
 class CheckpointCorruptError(RunError):
@@ -60,19 +67,16 @@ def _array(leaf: Any) -> Any:
 
 
 def _host(leaf: Any) -> np.ndarray:
-    """The leaf in host memory; a key as its data."""
+    """The leaf in host memory; a key as its data. What several processes share, all of them have to ask for."""
     leaf = _array(leaf)
+    if shards.is_shared(leaf):
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True), order="C")
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
 
 
 def _data_shape(leaf: Any) -> tuple[int, ...]:
     """Of the array that is stored for a leaf: a key's data has axes of its own."""
     return jax.eval_shape(jax.random.key_data, leaf).shape if _is_key(leaf) else leaf.shape
-
-
-def sha256(array: np.ndarray) -> str:
-    """SHA-256, in hex, of the bytes of an array that is contiguous."""
-    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _describe(leaf: Any) -> dict[str, Any]:
@@ -101,7 +105,13 @@ def _orbax() -> tuple[Any, Any]:
     # What is written is our own copy (`snapshot`); by default Orbax makes another.
     handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, handler))
-    return ocp, ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
+    # Each process writes and reads by itself: it waits for no other one.
+    one = ocp.options.MultiprocessingOptions(
+        primary_host=distributed.index(), active_processes={distributed.index()},
+        barrier_sync_key_prefix=f"process-{distributed.index()}",
+    )  # fmt: skip
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, multiprocessing_options=one)
+    return ocp, ocp.Checkpointer(handler, multiprocessing_options=one)
 
 
 def _write_manifest(path: Path, content: dict[str, Any]) -> None:
@@ -143,9 +153,12 @@ def _read_manifest(place: Path) -> dict[str, Any]:
     for leaf, entry in content["leaves"].items():
         if not isinstance(entry, dict):
             refuse(leaf, "an object")
+        given = {"impl": ""} | entry | ({"sha256": "0" * 64} if "blocks" in entry else {})
         for name, (is_valid, words) in fields.items():
-            if not is_valid(({"impl": ""} | entry).get(name)):
+            if not is_valid(given.get(name)):
                 refuse(f"{leaf}: {name}", words)
+        if "blocks" in entry and (words := shards.fault(entry["shape"], entry["blocks"])):
+            refuse(f"{leaf}: blocks", words)
     return content
 
 
@@ -178,8 +191,12 @@ def _place(folder: str | Path, step: int | None) -> Path:
 
 
 def snapshot(tree: PyTree) -> dict[str, Any]:
-    """A copy of a tree in host memory, for `write`; the buffers of the tree may be donated or changed afterwards."""
-    return {path: (_host(leaf).copy(), _describe(leaf)) for path, leaf in paths(tree).items()}
+    """A copy of a tree in host memory, for `write`; the buffers of the tree may be donated or changed afterwards.
+
+    Of what several processes share, the blocks that this one saves.
+    """
+    copied = lambda leaf: shards.own_blocks(leaf) if shards.is_shared(leaf) else _host(leaf).copy()
+    return {path: (copied(leaf), _describe(leaf)) for path, leaf in paths(tree).items()}
 
 
 def save(folder: str | Path, step: int, tree: PyTree, **options: Any) -> Path:
@@ -192,7 +209,7 @@ def save(folder: str | Path, step: int, tree: PyTree, **options: Any) -> Path:
 
 def write(
     folder: str | Path, step: int, leaves: dict[str, Any], *, keep: int = 3, since: int | None = None,
-    info: dict[str, Any] | None = None
+    info: dict[str, Any] | None = None, team: Team = ALONE
 ) -> Path:  # fmt: skip
     """Writes one step, then removes older ones but the newest; with this step, `keep` are left of these.
 
@@ -206,25 +223,35 @@ def write(
       keep: at least 1.
       since: also keep all steps after this number, and the newest up to it.
       info: anything that JSON can say, read back by `info`.
+      team: the processes that save together; each has to call. Only the first puts the step in its place.
 
     Returns:
       Where it lies.
     """
     folder = Path(folder).absolute()
-    files.own_folder(folder)
-    recover(folder)
     final = _folder(folder, step)
+    if team.index:
+        shards.hand_over(final, leaves, team)
+        return final
+    files.own_folder(folder)
+    recover(folder, step)
     temporary, replaced = (folder / f".{final.name}.{kind}" for kind in ("tmp", "old"))
     temporary.mkdir()
     try:
-        entries = {path: entry | {"sha256": sha256(array)} for path, (array, entry) in leaves.items()}
-        stored = {path: array for path, (array, _) in leaves.items() if array.size}  # Orbax refuses size zero
+        whole = {path: array for path, (array, _) in leaves.items() if isinstance(array, np.ndarray)}
+        stored = {path: array for path, array in whole.items() if array.size}  # Orbax refuses size zero
         if stored:
             ocp, checkpointer = _orbax()
             with contextlib.closing(checkpointer):
                 how = dict.fromkeys(stored, ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES))
                 checkpointer.save(temporary / "arrays", args=ocp.args.PyTreeSave(stored, how))
-        content = {"format": FORMAT, "step": step, "info": info or {}, "leaves": entries}
+        blocks = shards.write(temporary, leaves, team)
+        for other in range(1, team.count):
+            for path, more in shards.take_over(final, temporary, team, other).items():
+                blocks[path] += more
+        hashed = lambda path: {"blocks": blocks[path]} if path in blocks else {"sha256": sha256(whole[path])}
+        entries = {path: entry | hashed(path) for path, (_, entry) in leaves.items()}
+        content = {"format": FORMAT if blocks else OLDEST, "step": step, "info": info or {}, "leaves": entries}
         _write_manifest(temporary / MANIFEST, content)
     except BaseException:
         files.remove(temporary)  # on a full disk, room for the next attempt
@@ -245,10 +272,15 @@ def write(
     return final
 
 
-def recover(folder: str | Path) -> None:
-    """Tidies up after a process that was killed while it saved: what it had begun goes, what it was replacing stays."""
+def recover(folder: str | Path, now: int | None = None) -> None:
+    """Tidies up after a process that was killed while it saved: what it had begun goes, what it was replacing stays.
+
+    Parts of the step that is saved now are left alone.
+    """
     for path in sorted(Path(folder).iterdir()):
         if not (begun := BEGUN.fullmatch(path.name)):
+            continue
+        if begun[2].startswith("part") and int(begun[1]) == now:
             continue
         final = path.with_name(begun[1])
         if begun[2] == "old" and not path.is_symlink() and path.is_dir() and not os.path.lexists(final):
@@ -334,18 +366,29 @@ def shapes(folder: str | Path, step: int | None = None) -> dict[str, jax.ShapeDt
     }
 
 
-def _newest(folder: str | Path, read: Callable[[int], Any]) -> tuple[int, Any, CheckpointCorruptError | None]:
+def _newest(
+    folder: str | Path, read: Callable[[int], Any], together: bool = False
+) -> tuple[int, Any, CheckpointCorruptError | None]:
     """The newest step that can be read, what `read` gives of it, and the error of the newest if that is another.
+
+    Together, it is the newest that all processes can read.
 
     Raises `UsageError` where there is no step, and the error of the newest where none can be read.
     """
     _place(folder, None)
-    newest = None
-    for step in reversed(steps(folder)):
+    newest, there = None, steps(folder)
+    for step in reversed(distributed.exchange(there)[0] if together else there):
+        found, error = None, None
         try:
-            return step, read(step), newest
-        except CheckpointCorruptError as error:
-            newest = newest or error
+            found = read(step)
+        except CheckpointCorruptError as corrupt:
+            error = corrupt
+        elsewhere = together and not distributed.gather([error is None]).all()
+        if error is None and not elsewhere:
+            return step, found, newest
+        newest = (
+            newest or error or CheckpointCorruptError(f"{_folder(Path(folder), step)}: another process cannot read it")
+        )
     raise newest
 
 
@@ -384,13 +427,35 @@ def _check_files(folder: Path) -> None:
                 raise OSError(f"{path} is not a file")
 
 
-def _read_arrays(place: Path, template: dict[str, Any]) -> dict[str, np.ndarray]:
+def _read_blocks(place: Path, template: dict[str, Any], entries: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays out of their blocks: those that this process needs for the sharding of a leaf, zeros elsewhere.
+
+    What is not written to takes no memory.
+    """
+    wanted: dict[int, list[tuple[str, dict[str, Any]]]] = {}
+    for path, leaf in template.items():
+        for block in entries[path]["blocks"]:
+            if shards.is_needed(block, leaf.shape, getattr(leaf, "sharding", None)):
+                wanted.setdefault(block["part"], []).append((path, block))
+    arrays = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in template.items()}
+    for part, blocks in wanted.items():
+        file = shards.file_of(place, part)
+        try:
+            for path, block in blocks:
+                shards.put(arrays[path], block, file)
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = str(error).partition("\n")[0][:200]
+            raise CheckpointCorruptError(f"{file}: cannot be read ({reason})") from error
+    return arrays
+
+
+def _read_arrays(folder: Path, template: dict[str, Any]) -> dict[str, np.ndarray]:
     wanted = {path: leaf for path, leaf in template.items() if math.prod(_data_shape(leaf))}
     arrays = {path: np.zeros(_data_shape(leaf), leaf.dtype) for path, leaf in template.items() if path not in wanted}
     if not wanted:
         return arrays
     try:
-        _check_files(place / "arrays")
+        _check_files(folder)
         ocp, checkpointer = _orbax()
         args = ocp.args.PyTreeRestore(
             item=dict.fromkeys(wanted, 0),
@@ -398,15 +463,15 @@ def _read_arrays(place: Path, template: dict[str, Any]) -> dict[str, np.ndarray]
             partial_restore=True,
         )
         with contextlib.closing(checkpointer):
-            found = checkpointer.metadata(place / "arrays").item_metadata.tree
+            found = checkpointer.metadata(folder).item_metadata.tree
             for path, leaf in wanted.items():  # a damaged description could ask for any amount of memory
                 stored, shape = found[path], _data_shape(leaf)
                 if tuple(stored.shape) != shape or math.prod(stored.storage.chunk_shape) > math.prod(shape):
                     raise ValueError(f"{path!r} has the shape {tuple(stored.shape)}, not {shape}")
-            return arrays | checkpointer.restore(place / "arrays", args=args)
+            return arrays | checkpointer.restore(folder, args=args)
     except Exception as error:  # Orbax raises whatever its storage raises
         reason = str(error).partition("\n")[0][:200]
-        raise CheckpointCorruptError(f"{place / 'arrays'}: cannot be read ({reason})") from error
+        raise CheckpointCorruptError(f"{folder}: cannot be read ({reason})") from error
 
 
 def restore(folder: str | Path, template: PyTree, step: int | None = None, *, exact: bool = False) -> PyTree:
@@ -417,7 +482,7 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None, *, ex
     Args:
       folder: as given to `save`.
       template: arrays or `jax.ShapeDtypeStruct`s, for instance from `jax.eval_shape`. A leaf with a `sharding` is put
-        on the first device of that, others on the default device.
+        where that says, others on the default device.
       step: the newest by default.
       exact: refuse what holds more than the template.
 
@@ -430,17 +495,29 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None, *, ex
     shapes = jax.eval_shape(lambda tree: tree, template)
     wanted = paths(shapes)
     _check_template(place, wanted, entries, exact)
-    arrays = _read_arrays(place, wanted)
-    given = {path: getattr(leaf, "sharding", None) for path, leaf in paths(template).items()}
-    places = {path: min(x.device_set, key=lambda d: d.id) for path, x in given.items() if x is not None}
+    given = paths(template)
+    in_blocks = {path: given[path] for path in wanted if "blocks" in entries[path]}
+    arrays = _read_arrays(place / "arrays", {path: leaf for path, leaf in wanted.items() if path not in in_blocks})
+    arrays |= _read_blocks(place, in_blocks, entries)
     leaves = []
     for path, leaf in wanted.items():
-        array, entry = np.asarray(arrays[path], order="C"), entries[path]
-        if array.shape != _data_shape(leaf) or sha256(array) != entry["sha256"]:
+        array, entry = np.asarray(arrays.pop(path), order="C"), entries[path]
+        if array.shape != _data_shape(leaf) or (path not in in_blocks and sha256(array) != entry["sha256"]):
             raise CheckpointCorruptError(f"{place / 'arrays'}: {path!r} does not match its SHA-256")
-        with jax.default_device(places.get(path)):
-            leaves.append(_key(place, path, array, entry, leaf) if _is_key(leaf) else jnp.array(array))
+        value = _key(place, path, array, entry, leaf) if _is_key(leaf) else array
+        leaves.append(_placed(value, getattr(given[path], "sharding", None)))
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def _placed(value: Any, sharding: Any) -> Any:
+    """A key, or an array in host memory, where a sharding puts it; without one, on the default device."""
+    if sharding is None or (sharding.is_fully_addressable and len(sharding.device_set) == 1):
+        with jax.default_device(sharding and next(iter(sharding.device_set))):
+            return jnp.array(value)
+    if _is_key(value):
+        return jax.jit(lambda key: key, out_shardings=sharding)(value)
+    # Each process brings what it has, without asking whether the others have the same.
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def _key(place: Path, path: str, array: np.ndarray, entry: dict[str, Any], leaf: Any) -> Any:
@@ -453,13 +530,14 @@ def _key(place: Path, path: str, array: np.ndarray, entry: dict[str, Any], leaf:
 
 
 def restore_newest(
-    folder: str | Path, template: PyTree, warn: Callable[[str], None], *, exact: bool = False
+    folder: str | Path, template: PyTree, warn: Callable[[str], None], *, exact: bool = False, together: bool = False
 ) -> tuple[int, PyTree]:
     """Reads the newest step that is as it was written.
 
     Args:
       folder, template, exact: as for `restore`.
       warn: is told of every newer step that is damaged.
+      together: all processes call, and read the same step.
 
     Returns:
       Its number, and the tree.
@@ -468,7 +546,7 @@ def restore_newest(
       UsageError: there is no step, or the newest whole one holds other leaves, shapes or dtypes.
       CheckpointCorruptError: all are damaged; it names a file of the newest.
     """
-    step, tree, newest = _newest(folder, lambda step: restore(folder, template, step, exact=exact))
+    step, tree, newest = _newest(folder, lambda step: restore(folder, template, step, exact=exact), together)
     if newest is not None:
         warn(f"warning: {newest}; using step {step}, the newest that is whole")
     return step, tree

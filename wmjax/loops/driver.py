@@ -1,12 +1,15 @@
 """Runs the stages of a recipe on the host's side: in chunks, between which it reports, evaluates and saves.
 
 What happens between chunks depends on the clock; what is computed does not, so a run is the same however it is cut.
+Several processes go by the clock of the first, which alone writes and speaks; the others bring what they have of the
+state.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import secrets
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmjax import distributed
 from wmjax.loops import checkpoint, device, memory
 from wmjax.loops.ahead import Ahead, compiler_thread
 from wmjax.loops.device import RunState
@@ -27,6 +31,7 @@ from wmjax.loops.parallel import Programs, tree_of_seed
 from wmjax.loops.report import Left, Report
 from wmjax.loops.rollout import PERIODIC_EPISODES, Evaluator
 from wmjax.loops.schedule import Schedule, first
+from wmjax.loops.shards import Team
 from wmjax.ops import noise
 from wmjax.run_folder import BEST, CHECKPOINTS, member_description, member_path
 from wmjax.types import Agent, AgentState, Array, Env, HostEnv, RunError, UsageError
@@ -61,12 +66,18 @@ def evaluation_key(seed: int) -> Array:
 
 
 def make_evaluator(
-    agent: Agent, env: Env | HostEnv, *, seeds: bool = False, max_steps: int | None = None, **host: Any
+    agent: Agent,
+    env: Env | HostEnv,
+    *,
+    seeds: bool = False,
+    max_steps: int | None = None,
+    shared: bool = False,
+    **host: Any,
 ) -> Evaluator | HostEvaluator:
     """An `Evaluator`, or for environments on the host a `HostEvaluator`, which alone takes the rest."""
     if isinstance(env, HostEnv):
         return HostEvaluator(agent, env, max_steps=max_steps, **host)
-    return Evaluator(agent, env, seeds=seeds, max_steps=max_steps)
+    return Evaluator(agent, env, seeds=seeds, max_steps=max_steps, shared=shared)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -108,7 +119,9 @@ class Driver:
         self._display, self._clock = plan.display or Display(None), Clock()
         host = dict(options=plan.host, say=self._display.say, stop=lambda: bool(caught), make_way=programs.make_way)
         plays = is_playable(plan.env)
-        self.evaluator = make_evaluator(plan.agent, plan.env, seeds=self._several, **host) if plays else None
+        how = dict(seeds=self._several, shared=True, **host)
+        self.evaluator = make_evaluator(plan.agent, plan.env, **how) if plays else None
+        self._leads = distributed.leads()
         self._folders = [member_path(plan.path, seed) for seed in plan.seeds] if self._several else [plan.path]
         self._compiler = compiler_thread()
         self._ahead: dict[int, Ahead] = {}  # stages by their index
@@ -117,6 +130,7 @@ class Driver:
         self._save_seconds = 0.0
         self._error: BaseException | None = None  # that the callback raised
         self.stopped = False  # whether the callback said so, or failed
+        self._ending = False
 
     def close(self) -> None:
         """Begins to compile no more."""
@@ -149,8 +163,19 @@ class Driver:
                 memory.check_program(self._plan.agent.recipe, stage, template, program.compiled(), held=False)
 
     def _ends(self) -> bool:
-        """Whether something keeps the run from going on."""
+        """Whether something keeps the run from going on; of several processes, as they have agreed."""
+        return self._ending or (distributed.count() == 1 and self._wants_to_end())
+
+    def _wants_to_end(self) -> bool:
         return bool(self._caught or self.stopped or self._programs.failure)
+
+    def _agree(self, chunk: int, saves: bool) -> tuple[int, bool]:
+        """What the first process says of the next chunk and of saving; the run ends where one of them wants it to."""
+        told = distributed.gather([chunk, saves, self._wants_to_end(), max(self._caught, default=0)])
+        self._ending = bool(told[:, 2].any())
+        if (signum := int(told[:, 3].max())) and not self._caught:
+            self._caught.append(signum)
+        return int(told[0, 0]), bool(told[0, 1])
 
     def per_seed(self, make: Callable[[int], Array]) -> Array:
         """`make` of every seed, stacked if there are several."""
@@ -165,14 +190,15 @@ class Driver:
           CheckpointCorruptError: no checkpoint is as it was written.
         """
         folder = self._plan.path / CHECKPOINTS
-        if not resume or checkpoint.latest(folder) is None:
+        if not resume or distributed.exchange(checkpoint.latest(folder))[0] is None:
             self._set_aside(-1, 0, warn)
             self._compile_ahead(0)
             self._check_ahead()
             with self._display.working("compiling the run's first state (once, then cached)"):
                 return jax.block_until_ready(self._programs.init(self.per_seed(jax.random.key)))
         with self._display.working("reading the newest checkpoint"):
-            _, state = checkpoint.restore_newest(folder, self._programs.template, warn, exact=True)
+            how = dict(exact=True, together=distributed.count() > 1)
+            _, state = checkpoint.restore_newest(folder, self._programs.template, warn, **how)
             # What has another number than its state is set aside too: it would stay the newest for ever.
             self._set_aside(self.schedule.env_steps(state), self.schedule.iteration(state), warn)
             state = state._replace(skips=device.count_anew(state.skips, self._plan.max_skipped))
@@ -181,6 +207,8 @@ class Driver:
 
     def _set_aside(self, step: int, iteration: int, warn: Callable[[str], None]) -> None:
         """Takes what was saved after a step out of the way of a run that goes on from there."""
+        if not self._leads:
+            return
         for folder in {self._plan.path, *self._folders}:
             checkpoint.set_aside(folder / CHECKPOINTS, after=step)
         for folder in self._folders:
@@ -212,13 +240,16 @@ class Driver:
         resume = {"resume_step": self.schedule.env_steps(state), "resume_iteration": self.schedule.iteration(state)}
         with contextlib.ExitStack() as stack:
             shared = {"clock": self._clock, **resume}
-            report = Report(plan.path, total_steps=plan.steps, display=self._display, wandb=plan.wandb, **shared)
+            path, wandb = (plan.path, plan.wandb) if self._leads else (None, None)
+            report = Report(path, total_steps=plan.steps, display=self._display, wandb=wandb, **shared)
             self._report = stack.enter_context(report)
-            members = self._folders if self._several else []
+            members = self._folders if self._several and self._leads else []
             self._members = [stack.enter_context(Report(folder, **shared)) for folder in members]
+            token = distributed.exchange(secrets.token_hex(8))[0]
+            self._team = Team(distributed.index(), distributed.count(), token)
             self._saver = checkpoint.Saver(self._display.say)
             stack.callback(self._saver.close)
-            self._best = [self._best_before(folder / BEST) for folder in self._folders]
+            self._best = [self._best_before(folder / BEST) if self._leads else math.inf for folder in self._folders]
             while True:
                 index = first(state.stage)
                 state = self._run_stage(state, index)
@@ -226,11 +257,12 @@ class Driver:
                 if self._ends() or cut or index + 1 == len(stages):
                     break
                 state = device.next_stage(state)
-                if self._due(state, STAGE_SECONDS):
+                if self._agree(1, self._due(state, STAGE_SECONDS))[1]:
                     self._save(state)
             self._programs.check_replicas(state)
             self._save(state)
             self._saver.close()
+            distributed.wait()  # until the step is in its place
         if failure := self._programs.failure or self._error:
             raise failure
         if self._saver.failed:
@@ -281,7 +313,8 @@ class Driver:
             self._stop_if_not_finite(state)
             # The first chunk tells little: then grow by at most eight times.
             chunk = max(1, min(8 * size, round(size * LOG_SECONDS / max(seconds, 1e-3)))) if done > size else 8
-            if done < total and self._due(state, self._plan.checkpoint_seconds):
+            chunk, saves = self._agree(chunk, self._due(state, self._plan.checkpoint_seconds))
+            if done < total and saves:
                 self._save(state)
         return state
 
@@ -314,7 +347,7 @@ class Driver:
         longest = int(np.min(self._programs.replica(state.skips.longest)))
         if longest <= plan.max_skipped:
             return
-        if checkpoint.latest(folder) is None:  # the agent is as its last finite update left it
+        if distributed.exchange(checkpoint.latest(folder))[0] is None:  # the agent is as its last finite update left it
             self._save(state)
         self._saver.close()
         raise NotFiniteError(
@@ -361,10 +394,11 @@ class Driver:
         with self._clock.pause():
             folder = self._plan.path / CHECKPOINTS
             try:
-                self._saver.save(folder, step, self._programs.gather(state), keep=KEEP, info=self._about(None))
+                how = dict(keep=KEEP, info=self._about(None), team=self._team)
+                self._saver.save(folder, step, self._programs.gather(state), **how)
             except OSError as error:  # what the host keeps outside of the state could not be written
                 self._saver.refuse(folder, step, error)
-            if self._several:
+            if self._several and self._leads:
                 agent = self._programs.replica(state.agent)
                 for i, folder in enumerate(self._folders):
                     tree = {"agent": tree_of_seed(agent, i)}

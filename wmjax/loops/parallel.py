@@ -1,5 +1,7 @@
 """Many seeds and many devices: the one place that knows how a run is mapped over seeds and spread over devices.
 
+Devices may be those of several processes, each of which runs the same programs on its own.
+
 A run on several devices has the shapes of the same run on one device. What is learned (agent state, counters, keys) is
 replicated; environments, replay and what belongs to them are spread over the axis of environments. One body is right
 under all backends: the gradient is averaged over the axis `AXIS` by the agent's optimizer, so replicas stay equal bit
@@ -8,6 +10,7 @@ for bit; every device steps its own environments and samples its own replay.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from wmjax import checks
+from wmjax import checks, distributed
 from wmjax.loops import compiler, device
 from wmjax.loops.device import RunState
 from wmjax.types import Agent, Array, Env, Metrics, PyTree, Recipe, RunError, Stage, UsageError
@@ -91,17 +94,38 @@ def share(recipe: Recipe, devices: int) -> Recipe:
     return Recipe(num_envs, recipe.replay_capacity // recipe.num_envs * num_envs, tuple(stages))
 
 
+def default_devices() -> int:
+    """How many devices a run takes where nobody says: one, but of several processes all."""
+    return 1 if distributed.count() == 1 else len(jax.devices())
+
+
 def check_devices(devices: int, backend: str) -> None:
-    """Raises `UsageError` unless there are that many devices, and the backend is one of `BACKENDS`."""
+    """Raises `UsageError` unless there are that many devices, and the backend is one of `BACKENDS`.
+
+    Of several processes each has to have as many of them.
+    """
     checks.number("devices", devices)
     checks.choice("parallel", backend, BACKENDS)
-    there = len(jax.devices())
+    there, processes = len(jax.devices()), distributed.count()
+    if processes > 1 and backend == "pmap":
+        raise UsageError(f"parallel: 'pmap' is not valid with {processes} processes; 'shard_map' is")
+    if devices % processes:
+        raise UsageError(
+            f"devices: {devices} cannot be shared by {processes} processes evenly; a multiple of it is valid"
+        )
     if devices > there:
         hint = "; XLA_FLAGS=--xla_force_host_platform_device_count=N makes N out of one CPU"
         raise UsageError(
             f"devices: {devices} is more than the {there} {jax.default_backend()} device{'s' * (there > 1)} there "
             f"{'are' if there > 1 else 'is'}{hint if jax.default_backend() == 'cpu' else ''}"
         )
+
+
+def _devices(devices: int) -> list[jax.Device]:
+    """The devices of a run, as many of each process, in the order of the processes."""
+    each = devices // distributed.count()
+    of = lambda process: [device for device in jax.devices() if device.process_index == process]
+    return [device for process in range(distributed.count()) for device in of(process)[:each]]
 
 
 class OneDevice(Programs):
@@ -119,8 +143,8 @@ class OneDevice(Programs):
         key = lambda: jax.random.split(jax.random.key(0), seeds) if self._several else jax.random.key(0)
         self.template = jax.eval_shape(self._init, jax.eval_shape(key))
 
-    def init(self, key: Array, **where: Any) -> RunState:
-        return jax.jit(self._init, compiler_options=compiler.options(moments=True), **where)(key)
+    def init(self, key: Array) -> RunState:
+        return jax.jit(self._init, compiler_options=compiler.options(moments=True))(key)
 
     def _body(self, stage: Stage, axis_name: str | None = None) -> Callable[[RunState, Array], tuple]:
         if not self._several:
@@ -145,19 +169,22 @@ class ShardMap(OneDevice):
     def __init__(self, agent: Agent, env: Env, seeds: int, devices: int) -> None:
         super().__init__(agent, env, seeds)
         self._agent = agent._replace(recipe=share(agent.recipe, devices))
-        self._mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
+        self._mesh = Mesh(np.array(_devices(devices)), (AXIS,))
         self._axes = _axes(self.template, lead=int(self._several))
         self._specs = jax.tree.map(lambda axis: P() if axis == _REPLICATED else P(*[None] * axis, AXIS), self._axes)
         self._shardings = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), self._specs)
+        placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        self.template = jax.tree.map(placed, self.template, self._shardings)
 
     def init(self, key: Array) -> RunState:
-        return super().init(key, out_shardings=self._shardings)
+        where = dict(compiler_options=compiler.options(moments=True), out_shardings=self._shardings)
+        return _begun_together(jax.jit(self._init, **where))(key)
 
     def compile_stage(self, stage: Stage) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
         specs = dict(in_specs=(self._specs, P()), out_specs=(self._specs, P()))
         # Without `check_vma=False` gradients of replicated parameters would come summed over devices already.
         mapped = jax.shard_map(self._body(stage, AXIS), mesh=self._mesh, check_vma=False, **specs)
-        return jax.jit(mapped, donate_argnums=0, compiler_options=_options(stage))
+        return _begun_together(jax.jit(mapped, donate_argnums=0, compiler_options=_options(stage)))
 
     def place(self, run: RunState) -> RunState:
         return jax.device_put(run, self._shardings)
@@ -166,7 +193,7 @@ class ShardMap(OneDevice):
         return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
 
     def check_replicas(self, run: RunState) -> None:
-        leaves = jax.tree_util.tree_flatten_with_path(run)[0]
+        leaves, digests = jax.tree_util.tree_flatten_with_path(run)[0], {}
         for (path, leaf), axis in zip(leaves, jax.tree.leaves(self._axes), strict=True):
             if axis != _REPLICATED:
                 continue
@@ -176,6 +203,10 @@ class ShardMap(OneDevice):
             if any(other != first for other in others):
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise ReplicasDifferError(f"{name} differs between devices")
+            digests[jax.tree_util.keystr(path, simple=True, separator="/")] = hashlib.sha256(first).hexdigest()
+        for i, each in enumerate(distributed.exchange(digests)):
+            if differing := [name for name in digests if each[name] != digests[name]]:
+                raise ReplicasDifferError(f"{differing[0]} differs between processes {distributed.index()} and {i}")
 
 
 class PMap(ShardMap):
@@ -227,6 +258,24 @@ def programs(agent: Agent, env: Env, *, seeds: int = 1, devices: int = 1, backen
     if devices == 1:
         return OneDevice(agent, env, seeds)
     return (PMap if backend == "pmap" else ShardMap)(agent, env, seeds, devices)
+
+
+def _begun_together(program: Any) -> Callable:
+    """A compiled program of several processes, which begin it for the first time once all have compiled it.
+
+    Their first collectives wait for one another, but not for as long as compiling may take.
+    """
+    if distributed.count() == 1:
+        return program
+    compiled = []
+
+    def call(*args: Any) -> Any:
+        if not compiled:
+            compiled.append(program.lower(*args).compile())  # JAX keeps it for calls of these shapes
+            distributed.wait()
+        return program(*args)
+
+    return call
 
 
 def _options(stage: Stage) -> dict[str, Any] | None:

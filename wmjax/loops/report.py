@@ -184,7 +184,7 @@ class Report:
     To be used as a context manager. Nothing is read from the device but the metrics that are given.
 
     Args:
-      folder: of the run; made if absent.
+      folder: of the run; made if absent. None: nothing is written.
       total_steps: env steps that the run is to do; None if unknown.
       resume_step: env steps already done; later lines of an earlier attempt are dropped. 0 starts afresh.
       resume_iteration: iterations already done, for stages that take no env steps.
@@ -195,7 +195,7 @@ class Report:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | None,
         *,
         total_steps: int | None = None,
         resume_step: int = 0,
@@ -204,12 +204,13 @@ class Report:
         clock: Clock | None = None,
         wandb: str | None = None,
     ) -> None:
-        self._folder = Path(folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder = None if folder is None else Path(folder)
         self._total, self._wandb = total_steps, wandb
         self._display, self._clock = display or Display(None), clock or Clock()
         self._sinks, self._warned, lines, say = [], False, [], self._display.say
-        self._guard(lambda: lines.extend(_rewind(self._folder, resume_step or -1, resume_iteration, say)))
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._guard(lambda: lines.extend(_rewind(self._folder, resume_step or -1, resume_iteration, say)))
         last = lines[-1] if lines else {}
         self._before = last.get("time") or 0.0  # seconds that earlier attempts took
         self._start, self._last_time = time.monotonic(), self._clock.seconds()
@@ -219,7 +220,8 @@ class Report:
         self._evaluation_seconds = 0.0  # of the last one
 
     def __enter__(self) -> Self:
-        self._guard(self._open)
+        if self._folder is not None:
+            self._guard(self._open)
         if self._wandb is not None:
             self._sinks.append(WandbLog(self._folder, self._wandb, self._display.say))
         return self

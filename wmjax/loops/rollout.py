@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax import checks
+from wmjax import checks, distributed
 from wmjax.evolution import play
 from wmjax.loops import compiler
 from wmjax.loops.ahead import Ahead
@@ -103,9 +103,13 @@ class Evaluator:
       env: takes what the agent emits.
       seeds: whether parameters and keys have a leading axis of seeds.
       max_steps: agent steps after which an episode is cut; by default `step_limit`.
+      shared: whether all processes call, and share out the episodes.
     """
 
-    def __init__(self, agent: Agent, env: Env, *, seeds: bool = False, max_steps: int | None = None) -> None:
+    def __init__(
+        self, agent: Agent, env: Env, *, seeds: bool = False, max_steps: int | None = None, shared: bool = False
+    ) -> None:
+        self._shared = shared and distributed.count() > 1
         act, limit = partial(agent.act, explore=False), max_steps or step_limit(env.spec)
 
         def some(params: PyTree, key: Array) -> Evaluation:
@@ -122,6 +126,21 @@ class Evaluator:
     def __call__(self, params: PyTree, key: Array, episodes: int) -> Evaluation:
         """Of `[(seeds,) episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
         episodes = checks.number("episodes", episodes)
-        rounds = range(math.ceil(episodes / PERIODIC_EPISODES))
-        played = [jax.device_get(self._play(params, noise.fold_in(key, i))) for i in rounds]
-        return Evaluation(*(np.concatenate(x, -1)[..., :episodes] for x in zip(*played, strict=True)))
+        rounds = math.ceil(episodes / PERIODIC_EPISODES)
+        if not self._shared:
+            played = [self._round(params, key, i) for i in range(rounds)]
+        else:
+            played = []
+            for first in range(0, rounds, distributed.count()):  # each process plays one of so many
+                own = first + distributed.index()
+                told = distributed.gather(self._round(params, key, own if own < rounds else None))
+                played += [*told][: rounds - first]
+        kinds = np.float32, np.int32, bool
+        found = zip(np.concatenate(played, -1)[..., :episodes], kinds, strict=True)
+        return Evaluation(*(values.astype(kind) for values, kind in found))
+
+    def _round(self, params: PyTree, key: Array, i: int | None) -> np.ndarray:
+        """Returns, lengths and cuts of a round, float64 `[3, (seeds,) PERIODIC_EPISODES]`; of None, zeros."""
+        if i is None:
+            return np.zeros((3, *key.shape, PERIODIC_EPISODES))
+        return np.stack(jax.device_get(self._play(params, noise.fold_in(key, i)))).astype(np.float64)
