@@ -42,7 +42,7 @@ def load_params(path: str | Path, *, seed: int | None = None, which: str = "late
     """
     file = weights.locate(path)
     if file is None:
-        return _acting(_one_seed(load(path, which=which, **how), seed))
+        return _acting(load(path, which=which, **how).of_seed(seed))
     if seed is not None or which != "latest" or how:
         raise UsageError(f"run: {str(path)!r} is a file, which holds one agent; leave out seed, which and env")
     return weights.load(weights.read(file))
@@ -84,7 +84,7 @@ def export(
     checks.choice("dtype", dtype, weights.DTYPES.values())
     whole = run if isinstance(run, Run) else load(run, which=which, **how)
     file = None if isinstance(run, Run) else weights.locate(run)
-    run = _one_seed(whole, seed)
+    run = whole.of_seed(seed)
     if run.planner is not None:
         raise UsageError("run: it acts by a planner, which no file has; the run that it was made of is valid")
     if action is not None:
@@ -122,19 +122,6 @@ def _new_file(path: str | Path) -> Path:
     if not path.parent.is_dir():
         raise UsageError(f"file: {str(path)!r} cannot be written: the folder {str(path.parent)!r} does not exist")
     return path
-
-
-def _one_seed(run: Run, seed: int | None) -> Run:
-    seeds = [member.seed for member in run.members or (run,)]
-    seed = checks.optional("seed", seed)
-    if seed is None and run.members:
-        raise UsageError(
-            f"seed: the run {str(run.path)!r} has the seeds {seeds[0]} to {seeds[-1]}, and one is exported; which one? "
-            f"(--seed {seeds[0]}, seed={seeds[0]})"
-        )
-    if seed is not None and seed not in seeds:
-        raise UsageError(f"seed: {seed} is not in {str(run.path)!r}; {', '.join(map(str, seeds))} is valid")
-    return run.members[seeds.index(seed)] if run.members else run
 
 
 def _acting(run: Run) -> dict[str, PyTree]:

@@ -522,4 +522,4 @@ def with_planner(
         plan, action = choose(params, key_plan, plan, state, explore=explore)
         return PlanCarry(state, action, plan), action, ()
 
-    return agent._replace(policy_carry=policy_carry, policy=choose, act_carry=act_carry, act=act)
+    return agent._replace(policy_carry=policy_carry, policy=choose, act_carry=act_carry, act=act, value=None)

@@ -198,6 +198,19 @@ class Run:
         """Of the run; of several, the first."""
         return self.description["seed"]
 
+    def of_seed(self, seed: int | None) -> Run:
+        """The run of one seed, which has to be named where there are several. Raises `UsageError`."""
+        seeds = [member.seed for member in self.members or (self,)]
+        seed = checks.optional("seed", seed)
+        if seed is None and self.members:
+            raise UsageError(
+                f"seed: the run {str(self.path)!r} has the seeds {seeds[0]} to {seeds[-1]}, and one is asked for; "
+                f"which one? (--seed {seeds[0]}, seed={seeds[0]})"
+            )
+        if seed is not None and seed not in seeds:
+            raise UsageError(f"seed: {seed} is not in {str(self.path)!r}; {', '.join(map(str, seeds))} is valid")
+        return self.members[seeds.index(seed)] if self.members else self
+
     def env_like(self, env: Any) -> Env | HostEnv:
         """Another environment, as for `train`, that takes what the agent emits.
 

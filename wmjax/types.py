@@ -244,6 +244,7 @@ class WorldModel(NamedTuple):
     context: int | None = None  # the most actions that what it remembers holds; None: any number
     no_rewards: str | None = None  # why `predict` knows no rewards, as an error says it; None: it does
     no_gradient: str | None = None  # why what is imagined has no gradient in the actions; None: it has one
+    temperature: float | None = None  # that `imagine` draws at, if its last argument gives no other; None: it has none
 
 
 class AgentState(NamedTuple):
@@ -324,3 +325,5 @@ class Agent(NamedTuple):
     act: Callable  # (params, key, Carry, TimeStep, *, explore) -> (Carry, action [B, A], latent for replay)
     model: WorldModel
     recipe: Recipe
+    # (params, PolicyCarry, State) -> float32 [B], the return that the critic expects; None: nothing expects one.
+    value: Callable | None = None

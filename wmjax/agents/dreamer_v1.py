@@ -477,4 +477,4 @@ def dreamer_v1(
     acting = dreaming.acting(parts.model, choose, action_size(spec))
     sampling = Sampling(config.length, context=1, over=config.over, within_episode=config.within_episode)
     recipe = recipes.bursts(acting.act, functools.partial(update, parts), sampling, config)
-    return Agent(init, *acting, parts.model, recipe)
+    return Agent(init, *acting, parts.model, recipe, functools.partial(dreamer.expected_return, parts, feature))

@@ -535,4 +535,4 @@ def dreamer_v2(
     ends = config.prioritize_ends
     sampling = Sampling(config.length, over=config.over, within_episode=config.within_episode, prioritize_ends=ends)
     recipe = recipes.bursts(acting.act, functools.partial(update, parts), sampling, config)
-    return Agent(init, *acting, parts.model, recipe)
+    return Agent(init, *acting, parts.model, recipe, functools.partial(dreamer.expected_return, parts, feature))

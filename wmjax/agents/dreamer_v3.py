@@ -597,4 +597,4 @@ def dreamer_v3(
     acting = dreaming.acting(parts.model, choose, action_size(spec), latent=functools.partial(pack_latent, parts))
     sampling = Sampling(config.length, context=1, online=config.online)
     recipe = recipes.by_ratio(acting.act, functools.partial(update, parts), sampling, config)
-    return Agent(init, *acting, parts.model, recipe)
+    return Agent(init, *acting, parts.model, recipe, functools.partial(dreamer.expected_return, parts, feature))

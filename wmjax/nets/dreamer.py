@@ -204,6 +204,13 @@ def discount_of(nets: Networks, params: dict, feat: Array, discount: float) -> A
     return jax.nn.sigmoid(call(nets.cont, params["cont"], feat)["logits"][..., 0])
 
 
+def expected_return(parts: Parts, feat: Callable, params: dict, carry: Any, state: Any) -> Array:
+    """The mean of what the critic expects from states `[...]`, float32 `[...]`; of `Agent.value`."""
+    del carry
+    outputs = call(parts.nets.critic, params["critic"], feat(state))
+    return number(outputs, getattr(parts.config, "critic_head", "normal")).mean()
+
+
 def continue_loss(parts: Parts, params: dict, feat: Array, step: TimeStep) -> dict[str, Array]:
     """{"cont": negative log-likelihood `[T, B]` of the discount at each step}, from features `[T, B, F]`.
 

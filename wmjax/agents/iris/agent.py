@@ -81,6 +81,10 @@ def iris(spec: EnvSpec, config: IRISConfig, axis_name: str | None = None, equati
     def policy(params, key, carry, state, *, explore):
         return choose(params, key, carry, state.tokens, explore)
 
+    def value(params, carry, state):
+        frame = tokenizer.decode(nets, params, state.tokens)
+        return call(nets.actor_critic, params["actor_critic"], carry, frame)[2]
+
     def act(params, key, carry, timestep, *, explore):
         tokens = tokenizer.encode(nets, config, params, timestep.obs[name])
         memory = jax.tree.map(lambda x: jnp.where(timestep.is_first[:, None], 0.0, x), carry)
@@ -92,4 +96,4 @@ def iris(spec: EnvSpec, config: IRISConfig, axis_name: str | None = None, equati
         dynamics.make_update(nets, spec, config, axis_name, equations),
         behavior.make_update(nets, model, spec, config, axis_name, equations),
     )
-    return Agent(init, policy_carry, policy, policy_carry, act, model, recipe(config, act, updates))
+    return Agent(init, policy_carry, policy, policy_carry, act, model, recipe(config, act, updates), value)

@@ -74,10 +74,10 @@ def world_model(nets: Networks, spec: EnvSpec, config: WorldModelsConfig) -> Wor
         reward, cont = jnp.where(keep, reward, 0.0), jnp.where(keep, cont, 1.0)
         return State(z, h, c, is_first, reward, cont, jnp.ones_like(is_first))
 
-    def imagine(params, key, state, action):
+    def imagine(params, key, state, action, temperature=config.temperature):
         h, c, reward, cont = advance(params, state, action)
         mixture = call(nets.memory, params["memory"], h, method="predict_latent")
-        z = mixture.sample(key, config.temperature)
+        z = mixture.sample(key, temperature)
         false = jnp.zeros_like(state.is_first)
         return State(z, h, c, false, reward, cont, ~false)
 
@@ -89,8 +89,9 @@ def world_model(nets: Networks, spec: EnvSpec, config: WorldModelsConfig) -> Wor
         "pays 1 for each step"
     )
     return WorldModel(
-        init_state, encode, observe, imagine, predict, decode, no_rewards=no_rewards if unrewarded else None
-    )
+        init_state, encode, observe, imagine, predict, decode, no_rewards=no_rewards if unrewarded else None,
+        temperature=config.temperature,
+    )  # fmt: skip
 
 
 def unroll(
