@@ -72,6 +72,7 @@ BOUNDS: dict[str, Bounds] = (
     )
     | _whole(1000, "action_repeat", low=1, why=" frames")
     | _whole(TIME, "horizon context", low=1)
+    | {"port": Bounds(0, 2**16 - 1)}
     | {"checkpoint_seconds": Bounds(0, math.inf, whole=False)}
     | dict.fromkeys(("peak_tflops", "memory_gb", "bandwidth"), Bounds(0, 1e9, whole=False, open=True))
     | {"share": Bounds(0, 1, whole=False, open=True, why=", at most 1")}

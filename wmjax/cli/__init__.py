@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import wmjax
-from wmjax.cli import compare, lists, plan, results, train
+from wmjax.cli import compare, lists, plan, play, results, train
 from wmjax.types import RunError, UntrustedError, UsageError
 
 HELP = """\
@@ -39,6 +39,9 @@ wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--env-arg NAME VALUE .
                   [--which latest|best] [--max-steps N] [--eval-envs N] [--json] [--video]
 wmjax dream RUN   [--context N] [--horizon N] [--env NAME] [--env-arg NAME VALUE ...] [--which latest|best]
                   [--start-timeout S] [--trust-env]
+wmjax play  RUN   [--seed N] [--env NAME] [--env-arg NAME VALUE ...] [--which latest|best] [--start-timeout S]
+                  [--trust-env] [--policy cem|icem|mppi|gradient] [--planner.FIELD VALUE ...] [--port N] [--open]
+                  [--host ADDRESS --open-to-network]
 wmjax record [RUN] --out FOLDER [--env NAME] [--steps N | --episodes N] [--policy agent|random] [--seed N]
                   [--action sample|mode] [--which latest|best] [--num-envs N] [--image-size N] [--action-repeat N]
                   [--env-arg NAME VALUE ...] [--start-timeout S] [--workers N] [--trust-env]
@@ -55,8 +58,8 @@ wmjax import AGENT PATH --out RUN [--env NAME] [--preset NAME] [--steps N] [--im
 wmjax list  agents|envs|presets|pretrained [PATTERN]
 wmjax --version
 
-RUN is a run folder; of eval, dream, record and export also a file of `wmjax export`, or pretrained:NAME, of those that
-`wmjax list pretrained` shows.
+RUN is a run folder; of eval, dream, play, record and export also a file of `wmjax export`, or pretrained:NAME, of those
+that `wmjax list pretrained` shows.
 `wmjax COMMAND --help` explains a command, `wmjax train AGENT --help` the fields of an agent with the preset's values.
 Compiled programs are kept in the user's cache folder; the variable WMJAX_CACHE names another, or turns that `off`."""
 
@@ -66,6 +69,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "plan": plan.plan,
     "eval": results.evaluate,
     "dream": results.dream,
+    "play": play.play,
     "record": results.record,
     "plot": results.plot,
     "compare": compare.compare,

@@ -306,6 +306,33 @@ class ImportArgs:
 
 
 @dataclasses.dataclass(frozen=True)
+class PlayArgs:
+    """Step into the dream: a page in the browser on which a person, the agent or a planner acts in the world model.
+
+    The real environment is beside it, under the same actions. It is served to this machine alone, to who has the link.
+    """
+
+    run: RunFolder
+    seed: Annotated[int | None, unless_given("the run's; has to be given where it has several")] = None
+    """Of a run of several seeds, which one."""
+    env: OtherEnv = None
+    env_arg: OtherArgs = ()
+    start_timeout: Start = None
+    trust_env: Trust = False
+    which: Which = "latest"
+    policy: Annotated[Literal[PLANNERS] | None, unless_given("a small icem", f"{{{','.join(PLANNERS)}}}")] = None
+    """The planner that may drive; with --help its fields are shown, too."""
+    port: int = 8765
+    """Where the page is; the next one that is free where it is in use, and any with 0."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Another one than this machine's own needs --open-to-network."""
+    open_to_network: Switch = False
+    """With --host: let every machine that reaches that address, and has the link, play; nothing is encrypted."""
+    open: Switch = False
+    """Open the page in the browser, instead of printing its link only."""
+
+
+@dataclasses.dataclass(frozen=True)
 class PlotArgs:
     """Draw learning curves, a panel for each environment: returns of evaluations, those of training pale behind them.
 
@@ -490,8 +517,8 @@ def parse_with_fields(args_class: type, config: Any, argv: Sequence[str], prog: 
     return parse(args_class, argv, prog, args_class(agent=config, **said))
 
 
-def parse_eval(argv: Sequence[str]) -> tuple[EvalArgs, Any]:
-    """The arguments of `wmjax eval`, and the configuration of the planner that is asked for, or None."""
+def parse_with_planner(args_class: type, argv: Sequence[str], prog: str) -> tuple[Any, Any]:
+    """As `parse`, and the configuration of the planner that --policy names, of `--planner.FIELD`; None without one."""
     name = value_of("--policy", argv)
     if name not in PLANNERS:
         for token in argv:
@@ -499,13 +526,13 @@ def parse_eval(argv: Sequence[str]) -> tuple[EvalArgs, Any]:
                 raise UsageError(
                     f"{token.partition('=')[0]}: is of a planner, which --policy names: {', '.join(PLANNERS)}"
                 )
-        return parse(EvalArgs, argv, "wmjax eval"), None
+        return parse(args_class, argv, prog), None
     from wmjax import planning
 
     config = planning.PLANNERS[name][0]()
     about = "Fields of the planner's configuration."
     fields = Annotated[type(config), tyro.conf.FlagConversionOff, tyro.conf.arg(help=about)]
-    args = parse(documented(EvalArgs, EvalArgs.__doc__, ("planner", fields, config)), argv, "wmjax eval")
+    args = parse(documented(args_class, args_class.__doc__, ("planner", fields, config)), argv, prog)
     return args, args.planner
 
 

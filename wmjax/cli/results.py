@@ -14,21 +14,22 @@ from wmjax.cli.arguments import (
     EvalArgs,
     ExportArgs,
     ImportArgs,
+    PlayArgs,
     PlotArgs,
     RecordArgs,
     changes,
     env_args,
     explain,
     parse,
-    parse_eval,
     parse_with_fields,
+    parse_with_planner,
     split_agent,
     value_of,
 )
 from wmjax.types import UsageError
 
 
-def _load_to_play(args: EvalArgs | DreamArgs) -> tuple[Any, Any, str | None]:
+def load_to_play(args: EvalArgs | DreamArgs | PlayArgs) -> tuple[Any, Any, str | None]:
     """The run, and another environment for it and its name if one is named.
 
     The run's own, named by the user, has the run's arguments. Where it is of no use without the user's word, another
@@ -69,8 +70,8 @@ def evaluate(argv: Sequence[str]) -> None:
     from wmjax import figures
     from wmjax.scores import keep
 
-    args, planner = parse_eval(argv)
-    run, where, named = _load_to_play(args)
+    args, planner = parse_with_planner(EvalArgs, argv, "wmjax eval")
+    run, where, named = load_to_play(args)
     if planner is not None:
         run = run.with_policy(planner)
     if args.video:
@@ -132,7 +133,7 @@ def dream(argv: Sequence[str]) -> None:
     from wmjax.run_folder import write_json
 
     args = parse(DreamArgs, argv, "wmjax dream")
-    run, where, named = _load_to_play(args)
+    run, where, named = load_to_play(args)
     if run.members:  # of several seeds, the first
         run = run.members[0]
         own_folder(run.path)
