@@ -106,6 +106,30 @@ def hand_made(**changes) -> Run:
     return run(agent, auto_reset(counting()), "by hand")
 
 
+def hand_made_box() -> Run:
+    """The run of an agent with two numbers as its action, which the pictures show: 128 + 50 a in red and green."""
+    shade = lambda x: jnp.round(128 + 50 * x).astype(jnp.int32)
+    show = lambda state: {"image": picture(shade(state[0]), shade(state[1]), 0 * shade(state[0])).astype(jnp.uint8)}
+    over = jnp.bool_(False)
+    spec = EnvSpec({"image": Box(0, 255, (SIDE, SIDE, 3), "uint8")}, Box(-1.0, 1.0, (2,)))
+    rules = RawEnv(
+        spec, lambda key: jnp.zeros(2), lambda key, state, action: (action, Outcome(jnp.float32(0), over, over)), show
+    )
+    value = lambda x: (x.astype(jnp.float32) - 128) / 50
+    made = WorldModel(
+        lambda params, batch: jnp.zeros((batch, 2)),
+        encode=lambda params, obs: value(obs["image"][..., 0, 0, :2]),
+        observe=lambda params, key, state, prev_action, embed, is_first: embed,
+        imagine=lambda params, key, state, action: action,
+        predict=lambda params, state: (state[..., 0], jnp.ones_like(state[..., 0])),
+        decode=lambda params, state: {"image": jax.vmap(show)(state)["image"].astype(jnp.float32)},
+    )
+    carry = lambda params, batch: ()
+    policy = lambda params, key, carry, state, explore: (carry, jnp.zeros_like(state))
+    agent = Agent(lambda key: None, carry, policy, carry, None, made, Recipe(1, 1, ()))
+    return run(agent, auto_reset(rules), "by hand")
+
+
 @functools.cache
 def game() -> games.Game:
     """The hand-made one."""

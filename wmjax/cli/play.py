@@ -18,7 +18,7 @@ def play(argv: Sequence[str]) -> None:
     from wmjax.play.game import make_game, warm_up
     from wmjax.play.gate import is_loopback
     from wmjax.play.page import Lobby
-    from wmjax.play.server import listen, serve
+    from wmjax.play.server import listen, make_server
 
     args, planner = parse_with_planner(PlayArgs, argv, "wmjax play")
     if any(find_spec(name) is None for name in ("starlette", "uvicorn", "websockets")):
@@ -45,7 +45,7 @@ def play(argv: Sequence[str]) -> None:
         lobby = Lobby(game)
         try:
             with as_interrupts():
-                serve(lobby, listening, token, args.host)
+                make_server(lobby, token, args.host).run([listening])
         except KeyboardInterrupt:
             print("ended")
         finally:

@@ -91,8 +91,8 @@ def listen(host: str, port: int) -> socket.socket:
     raise UsageError(f"host, port: cannot listen on {host!r}, {port} ({error.strerror}); localhost and 8765 are valid")
 
 
-def serve(lobby: Lobby, listening: socket.socket, token: str, host: str) -> None:
-    """Serves until it is interrupted, and then raises `KeyboardInterrupt`."""
+def make_server(lobby: Lobby, token: str, host: str) -> Any:
+    """A `uvicorn.Server` of the application; what listens is handed to its `run`."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -100,4 +100,4 @@ def serve(lobby: Lobby, listening: socket.socket, token: str, host: str) -> None
         ws="websockets-sansio", ws_max_size=MESSAGE, ws_max_queue=8, ws_per_message_deflate=False,
         limit_concurrency=64, timeout_graceful_shutdown=1,
     )  # fmt: skip
-    uvicorn.Server(config).run([listening])
+    return uvicorn.Server(config)

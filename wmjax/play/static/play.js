@@ -4,6 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const HISTORY = 2000; // steps of the lines that are kept
 const SHOWN = 200; // and that are seen
+const TOLD = 90; // milliseconds between two updates of words and lines, while it plays
 const SPEEDS = [1, 2, 5, 10, 20, 30, 60, 120];
 
 let socket = null;
@@ -12,9 +13,11 @@ let now = null; // the moment that is seen
 let wanted = false; // whether a moment waits to be drawn
 let lines = []; // one entry for each step: number, reward, cont, value, real, began
 let drawn = []; // times of frames, of the last second
+let told = 0; // time of the last update of words and lines
 let rest = []; // what is done where nothing is pressed
 let held = []; // inputs that are pressed, oldest first: {id, at, value}
 let pausedByHiding = false;
+let pointed = false; // whether a pointer was used last, and not the keyboard
 
 // -------------------------------------------------------------------------------------------------- the connection
 
@@ -74,10 +77,13 @@ function read(buffer) {
 }
 
 function remember(moment) {
-  lines = lines.filter((line) => line.number < moment.number || (line.number <= moment.last && line.number > moment.number));
-  lines.push({ ...moment, pictures: null });
-  lines.sort((a, b) => a.number - b.number);
-  if (lines.length > HISTORY) lines = lines.slice(-HISTORY);
+  const line = { ...moment, pictures: null };
+  if (moment.number < moment.last || (lines.length && lines[lines.length - 1].number >= moment.number)) {
+    lines = lines.filter((x) => x.number <= moment.last && x.number !== moment.number); // it was gone back
+    lines.push(line);
+    lines.sort((a, b) => a.number - b.number);
+  } else lines.push(line);
+  if (lines.length > HISTORY) lines = lines.slice(-HISTORY / 2);
 }
 
 // --------------------------------------------------------------------------------------------------------- drawing
@@ -88,6 +94,8 @@ function draw() {
   paint($("real"), now.pictures[1]);
   const time = performance.now();
   drawn = [...drawn.filter((t) => time - t < 1000), time];
+  if (now.playing && time - told < TOLD) return; // the next moment is not far
+  told = time;
   set($("rate"), now.playing ? `${drawn.length} frames/s` : "");
   tell();
   drawLine("reward", [["reward", []], ["real", [4, 3]]]);
@@ -97,7 +105,8 @@ function draw() {
 
 function paint(canvas, pixels) {
   const context = canvas.getContext("2d");
-  const image = context.createImageData(canvas.width, canvas.height);
+  canvas.image ??= context.createImageData(canvas.width, canvas.height);
+  const image = canvas.image;
   for (let i = 0, j = 0; i < pixels.length; i += 3, j += 4) {
     image.data[j] = pixels[i];
     image.data[j + 1] = pixels[i + 1];
@@ -279,7 +288,7 @@ function makeRest(labels, which) {
   select.onchange = () => {
     rest[which] = Number(select.value);
     ask("act", { action: current(), tap: false });
-    select.blur();
+    leave(select);
   };
   label.append("When nothing is pressed: ", select);
   return label;
@@ -315,7 +324,7 @@ function makeNumbers(numbers) {
     if (numbers.length > 1) inputs.push({ id: "pad-1", at: 1, value: cut(1.1 - (2.2 * (event.clientY - box.top)) / box.height) });
     return inputs;
   };
-  pad.onpointerdown = (event) => { pad.setPointerCapture(event.pointerId); pad.focus(); press(at(event)); };
+  pad.onpointerdown = (event) => { pad.setPointerCapture(event.pointerId); pad.focus({ preventScroll: true }); press(at(event)); };
   pad.onpointermove = (event) => {
     if (!pad.hasPointerCapture(event.pointerId)) return;
     held = [...held.filter((x) => !x.id.startsWith("pad")), ...at(event)];
@@ -351,10 +360,17 @@ function inputOf(key) {
   return null;
 }
 
+// After a pointer has set something, keys are for actions again; who uses the keyboard stays where it is.
+function leave(element) {
+  if (pointed) element.blur();
+}
+
+document.addEventListener("pointerdown", () => (pointed = true), true);
+document.addEventListener("keydown", () => (pointed = false), true);
 document.addEventListener("keydown", (event) => {
   if (!now || event.ctrlKey || event.metaKey || event.altKey || $("closed").open) return;
   const target = event.target, tag = target.tagName;
-  const takes = tag === "SELECT" || (tag === "INPUT" && target.type !== "checkbox");
+  const takes = tag === "SELECT" || (tag === "INPUT" && target.type !== "checkbox" && event.key.startsWith("Arrow"));
   const input = inputOf(event.key);
   if (input) {
     if (takes) return; // sliders and lists have uses for these keys
@@ -388,7 +404,10 @@ function begin(hello) {
   document.title = `${about.title} – wmjax play`;
   $("title").textContent = about.title;
   say("Paused at the first moment: press Play, or an action.");
-  for (const canvas of [$("dream"), $("real")]) [canvas.width, canvas.height] = [about.width, about.height];
+  for (const [canvas, most] of [[$("dream"), 66], [$("real"), 36]]) {
+    [canvas.width, canvas.height, canvas.image] = [about.width, about.height, null];
+    canvas.style.maxWidth = `${(most * about.width) / about.height}vh`;
+  }
   $("inputs").replaceChildren();
   if (about.controls.choices) makeChoices(about.controls.choices);
   else makeNumbers(about.controls.numbers);
@@ -428,7 +447,7 @@ function offer(files, frames) {
 function dragged(slider, use) {
   slider.oninput = () => { slider.dragged = true; use(Number(slider.value)); };
   slider.onchange = () => { slider.dragged = false; };
-  slider.onpointerup = () => { slider.dragged = false; slider.blur(); };
+  slider.onpointerup = () => { slider.dragged = false; leave(slider); };
 }
 
 $("play").onclick = () => ask("play", { on: !now.playing });
@@ -438,9 +457,9 @@ $("from-real").onclick = () => ask("dream");
 $("episode").onclick = () => ask("episode");
 $("redraw").onclick = () => ask("redraw");
 $("record").onclick = () => ask("record", { on: !now.recording });
-$("restart").onchange = (event) => ask("restart", { on: event.target.checked });
-$("speed").onchange = (event) => { ask("speed", { value: Number(event.target.value) }); event.target.blur(); };
-document.querySelectorAll("input[name=driver]").forEach((x) => (x.onchange = () => { ask("drive", { who: x.value }); x.blur(); }));
+$("restart").onchange = (event) => { ask("restart", { on: event.target.checked }); leave(event.target); };
+$("speed").onchange = (event) => { ask("speed", { value: Number(event.target.value) }); leave(event.target); };
+document.querySelectorAll("input[name=driver]").forEach((x) => (x.onchange = () => { ask("drive", { who: x.value }); leave(x); }));
 dragged($("rewind"), (number) => ask("at", { number }));
 dragged($("temperature"), (value) => { ask("temperature", { value }); $("temperature-told").textContent = value.toFixed(2); });
 $("again").onclick = () => { $("closed").close(); connect(); };
