@@ -289,6 +289,31 @@ def test_rows_of_a_batch_do_not_see_each_other_when_acting(row):
     np.testing.assert_allclose(alone[0], act(keys, step)[0], atol=1e-5)
 
 
+def test_the_return_that_a_critic_expects_is_a_number_for_each_row_and_follows_its_parameters(row):
+    agent, state, batch, _ = start(row[0])
+    if agent.value is None:
+        assert row[0] == "world_models"  # its controller is searched for, by what it earns
+        return
+    rows = batch.action.shape[1]
+    step = jax.tree.map(lambda x: x[0], batch.step)
+
+    @jax.jit
+    def value(params):
+        embed, carry = agent.model.encode(params, step.obs), agent.policy_carry(params, rows)
+        start = agent.model.init_state(params, rows)
+        state = agent.model.observe(params, jax.random.key(0), start, batch.action[0], embed, step.is_first)
+        return agent.value(params, carry, state)
+
+    found = value(state.variables)
+    chex.assert_shape(found, (rows,))
+    chex.assert_type(found, jnp.float32)
+    critic = ROWS[row[0]].critic
+    other = jax.tree.map(lambda x: x + 0.1, state.variables[critic])
+    assert not np.allclose(found, value(state.variables | {critic: other}))
+    others = {name: jax.tree.map(lambda x: x + 0.1, state.params[name]) for name in ("reward",) if name in state.params}
+    np.testing.assert_array_equal(found, value(state.variables | others))
+
+
 @heavy
 def test_gradients_of_the_behavior_stay_out_of_the_world_model(row):
     _, row = row

@@ -1,5 +1,6 @@
 """What a page may ask for, in a game that can be worked out by hand."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from wmjax.planning import ICEMConfig
 from wmjax.play import session as sessions
 from wmjax.play.game import make_game
 from wmjax.play.wire import FLAGS, HEADER, pack
-from wmjax.types import UsageError
+from wmjax.types import HostEnv, TimeStep, UsageError
 
 
 def dreamt(session):
@@ -143,6 +144,62 @@ def test_a_recording_ends_by_itself(monkeypatch):
     monkeypatch.setattr(sessions, "RECORDED", 3)
     session = do(begin(), ("record", {"on": True}), *["step"] * 5)
     assert len(session.recording) == 3
+
+
+class Counted:
+    """`made.counting` on the host, in this process."""
+
+    def __init__(self):
+        self.log, self.restarts = [], 0
+
+    def record(self, reward, over=False):
+        color = np.array([self.total, self.time, 0], np.uint8)
+        obs = {"image": np.broadcast_to(color, (1, 8, 8, 3)).copy()}
+        flags = (np.array([x]) for x in (self.time == 0, over, over))
+        return TimeStep(obs, np.array([reward], np.float32), *flags)
+
+    def reset(self, seeds):
+        self.log.append("reset")
+        self.total = self.time = 0
+        return self.record(0.0)
+
+    def send(self, action):
+        assert action.dtype == np.int32 and action.shape == (1,)
+        self.action = int(action[0])
+        self.log.append(self.action)
+
+    def receive(self):
+        self.total, self.time = self.total + self.action, self.time + 1
+        return self.record(self.action)
+
+    def close(self):
+        self.log.append("close")
+
+
+def test_an_environment_on_the_host_takes_the_actions_too_but_waits_where_it_cannot_go_back():
+    made_of, begun = hand_made(), []
+
+    def start(num_envs, **options):
+        begun.append(Counted())
+        return begun[-1]
+
+    host = HostEnv(made_of.env.spec, start, lambda action: action.argmax(-1).astype(np.int32))
+    played = make_game(dataclasses.replace(made_of, env=host))
+    session = do(begin(played), act(3), "step", act(1), "step", of=played)
+    assert dreamt(session) == real(session) == 4 and session.now.happened.earned == 4
+    assert begun[0].log == ["reset", 3, 1]
+    session = do(session, ("at", {"number": 1}), act(2), "step", of=played)
+    assert session.now.stands and dreamt(session) == 5 and real(session) == 3 and begun[0].log == ["reset", 3, 1]
+    session = do(session, "dream", of=played)  # from where the environment is
+    assert not session.now.stands and dreamt(session) == real(session) == 4 and session.now.happened.earned == 4
+    session = do(session, act(1), "step", of=played)
+    assert dreamt(session) == real(session) == 5 and begun[0].log == ["reset", 3, 1, 1]
+    session = do(session, "episode", of=played)
+    assert session.now.happened.is_first and begun[0].log[-1] == "reset"
+    other = begin(played)  # each page has one of its own
+    assert len(begun) == 2 and other.now.number == 0
+    session.side.close()
+    assert begun[0].log[-1] == "close" and begun[1].log == ["reset"]
 
 
 @pytest.mark.parametrize(

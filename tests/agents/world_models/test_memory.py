@@ -246,3 +246,14 @@ def test_open_loop_predictions_are_pictures():
     images = jax.jit(lambda key: dreaming.open_loop(agent.model, state.params, key, batch, 3))(jax.random.key(0))
     assert images["image"].shape == (6, 2, 64, 64, 3)
     assert images["image"].min() >= 0 and images["image"].max() <= 255 and images["image"].std() > 0
+
+
+def test_imagination_draws_at_the_temperature_of_its_configuration_unless_another_is_given():
+    agent, config, _, state = tiny(temperature=0.5)
+    hot, *_ = tiny(temperature=1.5)
+    assert agent.model.temperature == config.temperature == 0.5
+    start, action, key = agent.model.init_state(state.params, 3), jnp.eye(3), jax.random.key(1)
+    imagine = lambda agent, *more: agent.model.imagine(state.params, key, start, action, *more).z
+    np.testing.assert_array_equal(imagine(agent, 1.5), imagine(hot))
+    np.testing.assert_array_equal(imagine(agent, 0.5), imagine(agent))
+    assert not np.allclose(imagine(agent), imagine(hot))

@@ -96,7 +96,6 @@ function draw() {
   drawn = [...drawn.filter((t) => time - t < 1000), time];
   if (now.playing && time - told < TOLD) return; // the next moment is not far
   told = time;
-  set($("rate"), now.playing ? `${drawn.length} frames/s` : "");
   tell();
   drawLine("reward", [["reward", []], ["real", [4, 3]]]);
   drawLine("cont", [["cont", []]], [0, 1]);
@@ -138,6 +137,7 @@ function tell() {
   set($("value-told"), about.no_value ? about.no_value : shown(now.value));
   set($("play"), now.playing ? "❚❚ Pause" : "▶ Play");
   set($("number"), `step ${now.number} of ${now.first} to ${now.last}`);
+  set($("rate"), now.playing ? `${drawn.length} frames/s` : "");
   set($("by"), `by the ${now.by}`);
   const rewind = $("rewind");
   if (rewind.min !== String(now.first)) rewind.min = now.first;
