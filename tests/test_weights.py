@@ -144,7 +144,7 @@ def test_of_several_seeds_one_is_chosen(tmp_path, capsys):
     run_folder.write_json(tmp_path / "run" / "config.json", made.description)
     words = ["export", str(tmp_path / "run"), str(tmp_path / "x.safetensors")]
     assert main(words) == 2
-    assert "has the seeds 4 to 5, and one is exported; which one? (--seed 4" in capsys.readouterr().err
+    assert "has the seeds 4 to 5, and one is asked for; which one? (--seed 4" in capsys.readouterr().err
     assert main([*words, "--seed", "6"]) == 2
     assert "seed: 6 is not in" in capsys.readouterr().err
     assert not (tmp_path / "x.safetensors").exists()
