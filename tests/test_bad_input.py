@@ -228,7 +228,7 @@ def test_a_choice_that_is_none_is_refused_with_those_that_are(name, value):
 def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path, capsys, monkeypatch):
     made = settings.setup("dreamer_v3", "probe:value")
     (tmp_path / "config.json").write_text(json.dumps(made.description))
-    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    monkeypatch.setattr(checkpoint, "OLDEST", 99)
     checkpoint.save(tmp_path / "checkpoints", 1, {"x": 1.0})
     monkeypatch.undo()
     assert "format 99 is newer" in complaint(capsys, ["eval", str(tmp_path)])

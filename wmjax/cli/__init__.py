@@ -29,6 +29,8 @@ wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N
                   [--checkpoint-seconds S] [--max-skipped N] [--workers N] [--worker-timeout S] [--max-restarts N]
                   [--data FOLDER] [--skip-damaged] [--memory-map] [--wandb PROJECT]
                   [--out DIR] [--no-lock] [--deterministic] [--resume]
+                  [--coordinator HOST:PORT --num-processes N --process-id I | --distributed auto]
+                  [--coordinator-timeout S] [--heartbeat-timeout S]
                   [--agent.FIELD VALUE ...] [--config FILE] [--print-config] [--dry-run]
 wmjax train --resume --out RUN
 wmjax plan  AGENT [--env NAME] [--preset NAME] [--seeds N] [--steps N] [--devices N] [--image-size N]

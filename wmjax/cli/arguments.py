@@ -67,8 +67,8 @@ class SetupArgs:
     """How many to train at once, from the run's seed upwards. As --devices, not for environments on the host."""
     steps: Annotated[int | None, unless_given("the preset's")] = None
     """Env steps (frames, and one more for each episode that begins) to train for. A run may be resumed with more."""
-    devices: Annotated[int | None, unless_given("1")] = None
-    """How many devices to spread environments, replay and batches over; of several processes all by default."""
+    devices: Annotated[int | None, unless_given("1; of several processes all")] = None
+    """How many devices to spread environments, replay and batches over."""
     image_size: Annotated[int | None, unless_given("the preset's, or the environment's")] = None
     """Side of the pictures in pixels."""
     action_repeat: Annotated[int | None, unless_given("the preset's")] = None
