@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 
 from wmjax import distributed, files
 from wmjax.loops import shards
-from wmjax.loops.shards import ALONE, Team, sha256
+from wmjax.loops.shards import ALONE, Team, is_sha256, sha256
 from wmjax.types import PyTree, RunError, UsageError
 
 FORMAT, OLDEST = 2, 1  # of the manifest and of what lies beside it; the oldest where there are no blocks
@@ -147,7 +147,7 @@ def _read_manifest(place: Path) -> dict[str, Any]:
     fields = {
         "shape": (lambda x: isinstance(x, list) and all(map(is_size, x)), "a list of sizes"),
         "dtype": (is_text, "the name of a dtype"),
-        "sha256": (lambda x: is_text(x) and re.fullmatch("[0-9a-f]{64}", x), "64 hexadecimal digits"),
+        "sha256": (is_sha256, "64 hexadecimal digits"),
         "impl": (is_text, "the name of a kind of random keys"),
     }
     for leaf, entry in content["leaves"].items():

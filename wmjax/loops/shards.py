@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,11 @@ def sha256(array: np.ndarray) -> str:
     return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
 
 
+def is_sha256(value: Any) -> bool:
+    """Whether a manifest's value is one."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
 def is_shared(leaf: Any) -> bool:
     """Whether no process has the whole of it."""
     return isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
@@ -70,8 +76,7 @@ def fault(shape: Sequence[int], blocks: Any) -> str | None:
             return "blocks with a start and a shape"
         if not (is_size(block.get("part")) and isinstance(block.get("name"), str)):
             return "blocks with a part and a name"
-        text = block.get("sha256")
-        if not (isinstance(text, str) and len(text) == 64 and all(c in "0123456789abcdef" for c in text)):
+        if not is_sha256(block.get("sha256")):
             return "blocks with 64 hexadecimal digits each"
     if not isinstance(blocks, list) or not blocks:
         return "a list of blocks"
