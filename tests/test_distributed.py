@@ -283,3 +283,24 @@ def test_more_processes_than_the_environments_can_be_shared_by_are_refused(tmp_p
         results = ended(found)
     for _, error, code in results:
         assert code == 2 and "devices: 3 cannot share num_envs=8 evenly" in error, error[-2000:]
+
+
+LATE = """
+import sys, time
+from wmjax import distributed
+where, process = sys.argv[1], int(sys.argv[2])
+distributed.connect(where, 2, process)
+time.sleep(3 * process)
+print("said", file=sys.stderr)
+distributed.leave(2)
+"""
+
+
+@pytest.mark.slow
+def test_the_first_process_leaves_last_so_that_a_slower_one_can_say_why_it_fails():
+    where, found = f"127.0.0.1:{free_port()}", []
+    for process in "01":
+        command = [sys.executable, "-c", LATE, where, process]
+        found.append(subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    for _, error, code in ended(found, 120):
+        assert code == 2 and "said" in error, error[-2000:]

@@ -242,16 +242,31 @@ def leave(code: int) -> int:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
+        _first_goes_last(GRACE)
         os._exit(code)
     return code
 
 
-def end_with(code: int, text: str) -> None:
+def end_with(code: int, text: str, gone: int | None = None) -> None:
     """Ends this process at once, with one line: what it is in may wait for another one for ever."""
     with contextlib.suppress(Exception):
         print(f"wmjax: error: {text}", file=sys.stderr, flush=True)
         sys.stdout.flush()
+    _first_goes_last(PATIENCE, gone)
     os._exit(code)
+
+
+def _first_goes_last(seconds: float, gone: int | None = None) -> None:
+    """The others say that they go, and the first process waits for it: without its store, JAX would abort them."""
+    state = distributed.global_state
+    with contextlib.suppress(Exception):  # the store may be gone
+        if state.process_id:
+            state.client.key_value_set(f"wmjax/left/{state.process_id}", "")
+            return
+        end = time.monotonic() + seconds
+        for process in set(range(1, state.num_processes)) - {gone}:
+            left = max(1, int(1000 * (end - time.monotonic())))
+            state.client.blocking_key_value_get(f"wmjax/left/{process}", left)
 
 
 @contextlib.contextmanager
@@ -365,5 +380,5 @@ def _watch(links: dict[int, socket.socket], woken: socket.socket, left: threadin
             if said.strip().isdigit():  # the first one tells which
                 process = int(said)
             _tell_all(links, str(process).encode())
-            end_with(1, f"process {process} of {count()} has ended, so this one, {index()}, ends too; the newest "
-                        "checkpoint is whole, and the run may be resumed")  # fmt: skip
+            text = f"process {process} of {count()} has ended, so this one, {index()}, ends too; the newest checkpoint "
+            end_with(1, text + "is whole, and the run may be resumed", gone=process)
