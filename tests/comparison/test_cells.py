@@ -114,7 +114,7 @@ def test_a_folder_with_checkpoints_is_not_removed_where_its_description_is_gone(
 
 
 def test_an_error_of_its_own_stops_what_is_running(tmp_path, how, monkeypatch):
-    one = cell(tmp_path, how)
+    one, started, begin = cell(tmp_path, how), [], cells.subprocess.Popen
     how.write_text("wait")
 
     def fail(seconds):
@@ -122,9 +122,10 @@ def test_an_error_of_its_own_stops_what_is_running(tmp_path, how, monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cells.time, "sleep", fail)
+    monkeypatch.setattr(cells.subprocess, "Popen", lambda *a, **k: started.append(begin(*a, **k)) or started[-1])
     with pytest.raises(OSError, match="No space"):
         run(one)
-    assert os.waitpid(-1, 0)[1] == 143 << 8
+    assert [process.wait() for process in started] == [143]
 
 
 def test_a_folder_of_runs_is_trained_in_by_one_comparison_at_a_time(tmp_path):
