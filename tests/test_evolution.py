@@ -74,6 +74,7 @@ def test_evaluations_to_a_hundred_millionth_are_within_a_fifth_of_pycmas(cost, s
     assert 0.8 < np.median(ours) / np.median(theirs) < 1.2, (np.median(ours), np.median(theirs))
 
 
+@pytest.mark.slow
 def test_fitness_is_maximized_by_either_kind():
     for kind in ("cma_es", "sep_cma_es"):
         strategy = make_strategy(StrategyConfig(4, 8, kind, sigma_init=0.3))

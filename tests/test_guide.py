@@ -83,7 +83,7 @@ def test_one_step_of_the_discrete_recurrent_model_has_32_latents_of_32_classes()
     np.testing.assert_array_equal(new_state.reshape(4, 32, 32).sum(-1), 1)  # one class of each latent
 
 
-@pytest.mark.parametrize("paper", [v1, v2])
+@pytest.mark.parametrize("paper", [v1, pytest.param(v2, marks=pytest.mark.slow)])
 def test_imagination_gives_sixteen_states_and_fifteen_actions(paper):
     parts, params = guide(paper)
     config, model = parts.config, parts.model

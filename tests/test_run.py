@@ -171,6 +171,7 @@ def test_acting_rescales_to_the_bounds_of_the_environment():
     np.testing.assert_allclose(run.act({"vector": np.array([-1.0])}), [0.0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_environment_may_be_a_value_and_another_seed_is_another_run(trained, tmp_path):
     env = wmjax.make_env(ENV)
     run, digest = train(tmp_path / "run", env=env, seed=1)

@@ -119,6 +119,7 @@ def test_what_is_not_valid_is_one_line(words, said, capsys):
     assert error.count("\n") == 1 and all(word in error for word in said), error
 
 
+@pytest.mark.slow
 def test_environments_on_the_host_keep_replay_there(capsys, uncompiled, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     words = ["dreamer_v3", "--env", "gym:CartPole-v1", "--card", "v100", *WORDS]

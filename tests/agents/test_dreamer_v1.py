@@ -135,6 +135,7 @@ def test_a_target_takes_reward_and_discount_of_its_own_state_and_the_next_value(
     np.testing.assert_allclose(target[:, 0], expected[::-1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_imagination_leaves_out_the_start_and_the_last_state_has_no_target():
     agent, config, parts, state = tiny()
     start = agent.model.init_state(state.params, 2)
@@ -273,6 +274,7 @@ def test_evaluation_takes_the_mode_without_noise():
     assert likeliness(made) > likeliness(sampling) + 1
 
 
+@pytest.mark.slow
 def test_collection_adds_clipped_noise_or_random_choices():
     certain = {"logits": {"kernel": jnp.zeros((16, 3)), "bias": jnp.array([0.0, 99.0, 0.0])}}
     made = tiny()

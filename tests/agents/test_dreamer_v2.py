@@ -137,6 +137,7 @@ def test_a_target_takes_reward_and_discount_of_its_own_state_and_the_next_value_
     np.testing.assert_allclose(target[:, 0], expected[::-1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_first_imagined_discount_comes_from_the_data_and_the_others_are_predicted():
     agent, config, parts, state = tiny()
     start = agent.model.init_state(state.params, 2)
@@ -203,6 +204,7 @@ def test_no_gradient_passes_through_the_inputs_of_the_policy_but_through_the_dyn
     assert not np.allclose(run(deter + 0.5).action[0], run(deter).action[0])
 
 
+@pytest.mark.slow
 def test_the_dynamics_gradient_agrees_with_finite_differences(monkeypatch):
     """With probabilities for latents imagination is smooth, and the noise of actions is the same for equal keys."""
     monkeypatch.setattr(distributions, "straight_through_sample", lambda key, logits: jax.nn.softmax(logits))

@@ -68,6 +68,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_a_run_that_stopped_for_updates_that_were_not_finite_goes_on_where_they_are(place, tmp_path):
     with pytest.raises(NotFiniteError, match="updates in a row"):

@@ -107,6 +107,7 @@ def test_replicas_that_differ_are_named():
         check({"a": Spread(1, 1), "b": Spread(1, 2)}, a=-1, b=-1)
 
 
+@pytest.mark.slow
 def test_programs_of_several_seeds_give_what_each_seed_gives_alone():
     agent, env = fake_agent(fake_recipe(fake_agent().act)), counter_env()
     train = agent.recipe.stages[1]

@@ -60,7 +60,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
-@pytest.mark.parametrize("memory_map", [False, True])
+@pytest.mark.parametrize("memory_map", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_host_and_device_give_the_same_batches_of_the_same_stream(name, memory_map, tmp_path):
     sampling, mine = SAMPLINGS[name], host(tmp_path, by=(SAMPLINGS[name],), memory_map=memory_map)
     theirs = replays.init(example(), ENVS, CAPACITY, (sampling,))

@@ -53,6 +53,7 @@ def test_padded_burn_in_frames_leave_the_memory_as_it_is():
         np.testing.assert_allclose(together.cell[row], alone.cell[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_policy_sees_reconstructions_alone_while_collecting_evaluating_and_imagining():
     agent, config, nets, state = made()
     step = jax.tree.map(lambda x: x[0], random_step(PIXELS, (1, BATCH)))

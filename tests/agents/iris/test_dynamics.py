@@ -20,6 +20,7 @@ from wmjax.ops import noise
 from wmjax.types import Trajectory
 
 
+@pytest.mark.slow
 def test_each_position_is_paired_with_the_token_that_follows_it_and_the_action_with_the_next_frame():
     """K = 2: positions 0, 1 are a frame, 2 is the action, 3, 4 the next frame, and so on."""
     tokens = jnp.array([[[0, 1], [2, 3], [4, 5]]])
@@ -214,6 +215,7 @@ def test_observing_what_was_imagined_leads_to_the_same_context():
         np.testing.assert_allclose(x[:, :, :length], y[:, :, :length], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_new_episode_starts_its_own_context_and_so_does_a_row_that_has_none():
     agent, _, _, state, keys, tokens, dream, _ = imagined(3)
     model, params = agent.model, state.params

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+import pytest
 
 from tests.agents.batches import random_step
 from tests.agents.world_models.made import CAR, tiny
 
 
+@pytest.mark.slow
 def test_noise_of_a_row_does_not_depend_on_the_batch():
     agent, _, _, state = tiny(CAR)
     step, keys = random_step(CAR, (3,)), jax.random.split(jax.random.key(0), 3)

@@ -45,6 +45,7 @@ def test_held_actions_change_on_frames_that_their_number_divides():
     assert set(discrete.sum(-1).ravel()) == {1.0} and discrete.mean((0, 1)).min() > 0.2
 
 
+@pytest.mark.slow
 def test_linear_policies_are_small_mostly_and_differ_between_episodes():
     actions = collected("linear", CAR, envs=64, first_at=(200,))
     assert np.median(np.abs(actions)) < 0.1 and (np.abs(actions) <= 1).all()

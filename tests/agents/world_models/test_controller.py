@@ -69,6 +69,7 @@ def test_a_population_of_controllers_acts_each_on_its_own_rows():
         )
 
 
+@pytest.mark.slow
 def test_dreams_start_from_what_replay_holds_and_never_from_an_end():
     agent, config, _, state = tiny(controller_z="mean")
     batch = trajectory(config, CATCH, 6, 3)
@@ -155,6 +156,7 @@ def test_a_generation_in_the_dream_is_one_program_that_leaves_nothing_to_the_hos
     )
 
 
+@pytest.mark.slow
 def test_the_agent_acts_by_an_evaluated_mean_and_never_by_the_best_of_a_population(trained):
     agent, env, run, _ = trained
     evolve = agent.recipe.stages[-1].evolve
@@ -171,6 +173,7 @@ def test_the_agent_acts_by_an_evaluated_mean_and_never_by_the_best_of_a_populati
     assert metrics["kept_return"] == 1e9 and metrics["mean_return"] < 1e9
 
 
+@pytest.mark.slow
 def test_the_population_can_be_evaluated_in_the_environment_itself(trained):
     agent, env, run, _ = trained
     evolve = agent.recipe.stages[-1].evolve._replace(where="env", max_steps=9)

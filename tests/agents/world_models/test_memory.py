@@ -120,6 +120,7 @@ def test_chunks_that_follow_each_other_hand_on_the_state():
     assert updates(agent)["memory"].sampling.over == "in_order"
 
 
+@pytest.mark.slow
 def test_the_action_of_a_step_is_an_input_of_the_prediction_of_the_next():
     """Files of some reimplementations are shifted by one."""
     _, config, nets, state = tiny()

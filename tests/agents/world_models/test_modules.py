@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.agents.world_models.made import CAR, DOOM, shapes, size
 from wmjax import presets
@@ -52,6 +53,7 @@ def test_guide_has_the_numbers_of_the_guide():
     assert search.population == 4 + int(3 * np.log(99)) == 17  # what pycma takes where none is given
 
 
+@pytest.mark.slow
 def test_vae_of_the_guide():
     """The guide's own unit test: reconstructions of 96x96 pictures, and 32 numbers for each."""
     config, _ = presets.resolve("world_models", "guide", None)

@@ -88,6 +88,7 @@ def make_vae(w):
     return wm.Networks(encoder, decoder, None), vae_params(w)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_equals_tallecs(vae):
     nets, params = make_vae(vae.tree("w"))
     mu, logvar = call(nets.encoder, params["encoder"], nhwc(vae["in/images_u8"]))

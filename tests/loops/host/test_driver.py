@@ -130,6 +130,7 @@ def test_a_torn_replay_file_is_left_out(tmp_path, small_chunks):
     assert int(state.replay.ring.added) < int(state.steps) == 30
 
 
+@pytest.mark.slow
 def test_it_trains_in_an_environment_of_gymnasium(tmp_path):
     env = agent_actions(make_env("gym:CartPole-v1"))
     state, _ = drive(tmp_path, env, 60, actions=2, eval_every=30)

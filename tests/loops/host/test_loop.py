@@ -32,6 +32,7 @@ def test_without_overlap_a_run_is_that_of_the_device_loop(capacity):
     assert loop.replay.ring.cursor == expected.replay.cursor
 
 
+@pytest.mark.slow
 def test_with_overlap_updates_sample_what_was_there_before_and_nothing_is_lost():
     agent = with_recipe()
     runs = [run_host(agent, host_env()[0], [3, 8]) for _ in range(2)]
