@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.marks import partly_long
 from tests.one_process import RUNS
 from wmjax import distributed
 from wmjax.cli import arguments
@@ -28,9 +29,6 @@ RTOL = 1e-3
 SECONDS = 400
 # A run that compiles soon: nothing but IRIS's tokenizer learns.
 SOON = dict(agent="iris", world_model_after=10**6, actor_critic_after=10**6, eval_every=0)
-MORE = [
-    pytest.param(name, marks=[] if name == "dreamer_v3" else [pytest.mark.long]) for name in RUNS
-]  # fmt: skip
 
 
 def free_port() -> int:
@@ -177,7 +175,7 @@ def test_blocks_of_a_manifest_have_to_make_up_the_array_each_element_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", MORE)
+@pytest.mark.parametrize("agent", partly_long(RUNS, ("dreamer_v3",)))
 def test_two_processes_of_two_devices_learn_what_one_of_four_does(agent, tmp_path):
     together, alone = tmp_path / "together", tmp_path / "alone"
     outputs = run(together, agent)

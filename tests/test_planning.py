@@ -11,6 +11,7 @@ import pytest
 
 from tests.agents.batches import PIXELS, TINY_V1, TINY_V2, perturbed, random_step
 from tests.agents.world_models import made as world_models
+from tests.marks import partly_long
 from tests.test_conformance import ROWS, make, pixels
 from tests.test_run import train
 from wmjax import planning
@@ -266,7 +267,7 @@ def test_models_say_what_they_cannot_be_planned_by():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", partly_long(ROWS, ("dreamer_v3", "iris")))
 def test_every_agent_can_be_planned_in(name):
     agent, spec = make(name), pixels(name)
     state = perturbed(jax.jit(agent.init)(jax.random.key(0)))

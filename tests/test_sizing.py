@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from tests.marks import partly_long
 from wmjax import sizing
 from wmjax.agents import AGENTS
 from wmjax.arithmetic import Product
@@ -178,7 +179,7 @@ def test_memory_is_that_of_the_compiled_program_where_no_card_is_named(found):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", partly_long(AGENTS, ("dreamer_v3", "iris")))
 def test_every_agent_can_be_planned(agent):
     found = sizing.plan(agent, card="h100", seeds=2)
     assert found.fits and all(job.multiply_adds and job.seconds for job in found.jobs) and found.stages

@@ -57,7 +57,7 @@ def workers(process):
     return [int(pid) for pid in found.stdout.split()]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("signum", [pytest.param(signal.SIGKILL, marks=pytest.mark.long), signal.SIGSTOP])
 def test_a_worker_that_is_killed_or_hangs_is_replaced_and_the_run_ends_well(env, tmp_path, signum):
     process = begin(tmp_path / "run", env, "--workers", "2", "--worker-timeout", "3", steps=2_000)
     before = workers(process)

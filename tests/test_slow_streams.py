@@ -47,10 +47,10 @@ def compiled(tmp_path_factory):
     [
         ("{train} | head -3", "Broken pipe"),
         ("{train} > /dev/full", "No space left on device"),
-        ("{train} >&-", None),
-        ("{train} 2>&-", None),
+        pytest.param("{train} >&-", None, marks=pytest.mark.long),
+        pytest.param("{train} 2>&-", None, marks=pytest.mark.long),
         ("{train} <&- >&- 2>&-", None),
-        ("{train} > /dev/full 2> /dev/full", None),
+        pytest.param("{train} > /dev/full 2> /dev/full", None, marks=pytest.mark.long),
         ("{train} 2>&1 | head -1", None),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import wmjax
+from tests.marks import partly_long
 from tests.test_conformance import ROWS, make, pixels
 from tests.test_run import ENV, TINY
 from wmjax import run_folder, settings, weights
@@ -123,7 +124,7 @@ def test_how_it_acts_may_be_chosen_for_the_file(loaded, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", partly_long(ROWS, ("dreamer_v3", "iris", "world_models")))
 def test_a_file_has_the_modules_that_acting_and_dreaming_read(name):
     agent, spec = make(name), pixels(name)
     found = weights.acting(agent, spec)
@@ -315,7 +316,7 @@ def test_pretrained_agents_are_small_and_whole_and_have_cards(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRETRAINED)
+@pytest.mark.parametrize("name", partly_long(PRETRAINED, ("dreamer_v3/catch", "iris/catch", "world_models/catch")))
 def test_a_pretrained_agent_earns_what_its_card_says(name):
     loaded = wmjax.load(f"pretrained:{name}")
     found = weights.read(weights.locate(f"pretrained:{name}")).card["return"]

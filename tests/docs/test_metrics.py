@@ -9,6 +9,7 @@ import pytest
 
 from tests.agents.test_configurations import TINY, environment
 from tests.docs.pages import DOCS
+from tests.marks import partly_long
 from wmjax.agents import AGENTS
 from wmjax.loops import device
 from wmjax.loops.host.learning import Clock
@@ -45,7 +46,7 @@ def test_no_name_is_there_twice():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", partly_long(AGENTS, ("dreamer_v3", "iris", "world_models")))
 def test_every_metric_of_an_agent_is_in_the_glossary(agent):
     found = metrics_of(agent)
     assert len(found) > 10 and not unknown(found)

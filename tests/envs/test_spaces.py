@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import wmjax
 from tests.envs import gymnasium_envs as suite
+from tests.marks import partly_long
 from tests.test_run import TINY
 from wmjax.envs import make_env, own
 from wmjax.envs.from_gymnasium import host_env
@@ -438,7 +439,7 @@ TRAINED = {  # name -> observations and actions; those of one spec are compiled 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", partly_long(TRAINED, tuple(TRAINED)[::3]))
 def test_runs_train_in_strict_environments_and_act_on_their_own_observations(name, tmp_path):
     obs, act = TRAINED[name]
     env = suite.register(f"WmjaxSpaces{list(TRAINED).index(name)}-v0", "Sampled", obs=obs, act=act, length=5)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from tests.marks import partly_long
 from tests.play.made import LEAVES, LENGTH, act, begin, do, game, hand_made, tiny
 from wmjax.agents import AGENTS
 from wmjax.planning import ICEMConfig
@@ -249,7 +250,7 @@ def test_the_bytes_of_a_moment_are_header_action_and_pictures():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", partly_long(AGENTS, ("dreamer_v3", "iris", "world_models")))
 def test_every_agent_is_played_by_all_drivers_and_rewound_bit_for_bit(name):
     played = make_game(tiny(name), planner=ICEMConfig(horizon=2, candidates=8, elites=2, iterations=1))
     session = begin(played)
