@@ -95,7 +95,7 @@ def next_frame(nets: Networks, params: dict, key: Array, cache: KVCache, hidden:
 
     def step(carry, k):
         cache, hidden = carry
-        token = draw(noise.fold_in(key, k), call(model, weights, hidden, method="frame_logits"))
+        token = draw(noise.fold_in(key, k, model.tokens), call(model, weights, hidden, method="frame_logits"))
         hidden, cache = _append_frame(nets, params, token[:, None], cache)
         return (cache, hidden[:, 0]), token
 
