@@ -42,7 +42,7 @@ ALLOWED = {
 }
 # May import everything.
 TOP = {"__init__", "__main__", "comparison", "settings", "estimate", "sizing", "run", "training", "figures", "cli"}
-TOP |= {"exporting", "importing", "offline", "play", "recording"}
+TOP |= {"dream_step", "exporting", "importing", "offline", "play", "recording"}
 CORE = {"jax", "jaxlib", "numpy", "flax", "optax", "chex", "distrax", "orbax", "tyro", "rich", "tensorboardX"}
 CORE |= {"matplotlib", "PIL", "evosax", "filelock", "safetensors", "yaml"}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -158,6 +158,7 @@ def test_each_outside_environment_library_is_imported_in_one_file_inside_functio
     assert [path.name for path in where.pop("IPython")] == ["charts.py"]
     assert {path.name for path in where.pop("starlette") + where.pop("uvicorn")} == {"server.py"}
     assert [path.name for path in where.pop("minari")] == ["minari_data.py"]
+    assert {path.name for path in where.pop("jax2onnx") + where.pop("onnxruntime")} == {"onnx_program.py"}
     assert all(len(paths) == 1 and paths[0].parent.name in ("envs", "suites") for paths in where.values()), where
 
 

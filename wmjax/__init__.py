@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from wmjax.cache import enable_compilation_cache
     from wmjax.cli.configs import read_config
     from wmjax.comparison import ablate, compare
+    from wmjax.dream_step.writing import export_step
     from wmjax.dreaming import dream_env, imagine, observe, open_loop
     from wmjax.envs import EnvInfo, env_names, make_env
     from wmjax.exporting import export, load_params
@@ -39,6 +40,7 @@ _HOME = {
     "read_config": "cli.configs",
     **dict.fromkeys("ablate compare".split(), "comparison"),
     **dict.fromkeys("dream_env imagine observe open_loop".split(), "dreaming"),
+    "export_step": "dream_step.writing",
     **dict.fromkeys("EnvInfo env_names make_env".split(), "envs"),
     **dict.fromkeys("export load_params".split(), "exporting"),
     "import_weights": "importing",
@@ -61,8 +63,9 @@ __all__ = [
     "Agent", "AgentState", "Box", "CheckpointCorruptError", "Discrete", "Env", "EnvInfo", "EnvSpec", "HostEnv",
     "Interrupted", "MultiDiscrete", "Outcome", "Plan", "RawEnv", "Recipe", "Run", "RunError", "Sampling", "Scores",
     "Stage", "TimeStep", "Trajectory", "Update", "UsageError", "WorldModel", "ablate", "action_repeat", "auto_reset",
-    "compare", "dream_env", "enable_compilation_cache", "env_names", "export", "imagine", "import_weights", "load",
-    "load_params", "make_env", "observe", "open_loop", "plan", "read_config", "record", "time_limit", "train",
+    "compare", "dream_env", "enable_compilation_cache", "env_names", "export", "export_step", "imagine",
+    "import_weights", "load", "load_params", "make_env", "observe", "open_loop", "plan", "read_config", "record",
+    "time_limit", "train",
 ]  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def export(
       UsageError: as `load`; the run has several seeds and none is chosen, or not this one; the dtype cannot hold a
         parameter; there is such a file already, or it cannot be written.
     """
-    path, episodes = _new_file(path), checks.optional("episodes", episodes)
+    path, episodes = new_file(path), checks.optional("episodes", episodes)
     checks.choice("dtype", dtype, weights.DTYPES.values())
     whole = run if isinstance(run, Run) else load(run, which=which, **how)
     file = None if isinstance(run, Run) else weights.locate(run)
@@ -106,21 +106,22 @@ def export(
     description |= {"seeds": 1, "devices": 1, "parallel": None, "config": config}
     if description.get("data"):
         description["data"] = {name: value for name, value in description["data"].items() if name != "path"}
-    _new_file(path)  # something may have come there while episodes were played
+    new_file(path)  # something may have come there while episodes were played
     try:
         return weights.write(path, params, description, card)
     except OSError as error:
         raise UsageError(f"file: {str(path)!r} cannot be written: {error.strerror}") from None
 
 
-def _new_file(path: str | Path) -> Path:
-    path = checks.path("file", path)
-    if path.suffix != weights.SUFFIX or str(path).startswith(weights.PREFIX):
-        raise UsageError(f"file: {str(path)!r} is not valid; a name that ends in {weights.SUFFIX} is")
+def new_file(path: str | Path, suffix: str = weights.SUFFIX, field: str = "file") -> Path:
+    """A path to write to. Raises `UsageError` where it has another suffix, something is there, or no folder for it."""
+    path = checks.path(field, path)
+    if path.suffix != suffix or str(path).startswith(weights.PREFIX):
+        raise UsageError(f"{field}: {str(path)!r} is not valid; a name that ends in {suffix} is")
     if path.exists() or path.is_symlink():
-        raise UsageError(f"file: {str(path)!r} is there already; another name is valid")
+        raise UsageError(f"{field}: {str(path)!r} is there already; another name is valid")
     if not path.parent.is_dir():
-        raise UsageError(f"file: {str(path)!r} cannot be written: the folder {str(path.parent)!r} does not exist")
+        raise UsageError(f"{field}: {str(path)!r} cannot be written: the folder {str(path.parent)!r} does not exist")
     return path
 
 

@@ -53,7 +53,8 @@ wmjax compare --out DIR [--agents all|NAME,...] [--env NAME ...] [--seeds N] [--
                   [--env-arg NAME VALUE ...] [--eval-every N] [--jobs N] [--context N] [--horizon N] [--threshold X]
                   [--strict] [--runs RUN...] [--trust-env]
 wmjax ablate AGENT --out DIR [--env NAME] [--only NAME,...] and options of compare
-wmjax export RUN FILE.safetensors [--dtype float32|float16] [--seed N] [--action sample|mode] [--episodes N]
+wmjax export RUN [FILE.safetensors] [--dtype float32|float16] [--seed N] [--action sample|mode] [--episodes N]
+                  [--onnx FILE.onnx] [--stablehlo FILE.stablehlo]
                   [--env NAME] [--env-arg NAME VALUE ...] [--which latest|best] [--start-timeout S] [--trust-env]
 wmjax import AGENT PATH --out RUN [--env NAME] [--preset NAME] [--steps N] [--image-size N] [--action-repeat N]
                   [--env-arg NAME VALUE ...] [--start-timeout S] [--agent.FIELD VALUE ...]

@@ -257,12 +257,18 @@ class DreamArgs:
 class ExportArgs:
     """Write what acts and dreams of a run to one file of safetensors, which eval, dream and record take as a RUN.
 
-    Its tensors have the names of the modules; configuration, environment and a card are in its metadata.
+    Its tensors have the names of the modules; configuration, environment and a card are in its metadata. Or, instead of
+    it or besides, write one step of the dream for programs without wmjax: state, action and random numbers in; state,
+    frame, reward and continue out. Beside it, as .json, are real moments to begin at.
     """
 
     run: RunFolder
-    file: Annotated[tyro.conf.Positional[Path | None], unless_given("has to be given", "FILE.safetensors")] = None
+    file: Annotated[tyro.conf.Positional[Path | None], unless_given("none", "FILE.safetensors")] = None
     """Where to; not there yet."""
+    onnx: Annotated[Path | None, unless_given("none", "FILE.onnx")] = None
+    """Where a step of the dream is written to in ONNX; needs the extra `onnx`."""
+    stablehlo: Annotated[Path | None, unless_given("none", "FILE.stablehlo")] = None
+    """Where it is written to for `jax.export.deserialize`, for CPUs and NVIDIA's GPUs."""
     dtype: Literal["float32", "float16"] = "float32"
     """Of the numbers; float32 is exact."""
     seed: Annotated[int | None, unless_given("the run's; has to be given where it has several")] = None

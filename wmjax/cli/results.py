@@ -169,15 +169,47 @@ def export(argv: Sequence[str]) -> None:
     from wmjax.loops.memory import amount
 
     args = parse(ExportArgs, argv, "wmjax export")
-    if args.file is None:
-        raise UsageError("file: missing; the file to write, such as agent.safetensors")
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(ExportArgs)}
     given["env_args"], file = env_args(given.pop("env_arg")) or None, given.pop("file")
-    card = write(given.pop("run"), file, **given)
-    if card["return"] is not None:
-        print(f"return {card['return']['mean']:.3f} over {card['return']['episodes']} episodes")
-    parameters = f"{card['parameters']:,} parameters of {card['dtype']}"
-    print(f"wrote {file}: {parameters}, {amount(file.stat().st_size)}; digest {card['digest']}")
+    steps = {name: given.pop(name) for name in ("onnx", "stablehlo")}
+    if file is None and not any(steps.values()):
+        raise UsageError(
+            "file: missing; the file to write, such as agent.safetensors, or --onnx or --stablehlo with another one"
+        )
+    if any(steps.values()):
+        _check_step_files(args, steps, file)
+    if file is not None:
+        card = write(given["run"], file, **{name: value for name, value in given.items() if name != "run"})
+        if card["return"] is not None:
+            print(f"return {card['return']['mean']:.3f} over {card['return']['episodes']} episodes")
+        parameters = f"{card['parameters']:,} parameters of {card['dtype']}"
+        print(f"wrote {file}: {parameters}, {amount(file.stat().st_size)}; digest {card['digest']}", flush=True)
+    if any(steps.values()):
+        from wmjax.dream_step.comparing import STEPS
+        from wmjax.dream_step.writing import export_step
+
+        for name in ("dtype", "action", "episodes"):  # of the file of parameters
+            given.pop(name)
+        found = export_step(given.pop("run"), **steps, **given)
+        for name, why in found["left_out"].items():
+            print(f"left out: {name}, for {why}")
+        for name, path in ((name, path) for name, path in steps.items() if path is not None):
+            size, difference = amount(found[name]["bytes"]), found[name]["difference"]
+            print(f"wrote {path} and {path.with_suffix('.json')}: one step of the dream, {size}; in {STEPS} steps "
+                  f"{difference:.1e} from JAX at most")  # fmt: skip
+
+
+def _check_step_files(args: ExportArgs, steps: dict[str, Path | None], file: Path | None) -> None:
+    from wmjax.dream_step.writing import step_files
+    from wmjax.exporting import new_file
+
+    step_files(**steps)
+    if file is not None:
+        new_file(file)
+        return
+    for name, default in (("dtype", "float32"), ("action", None), ("episodes", None)):
+        if getattr(args, name) != default:
+            raise UsageError(f"{name}: is of FILE.safetensors, which is not asked for; leave it out")
 
 
 def import_weights(argv: Sequence[str]) -> None:
