@@ -78,6 +78,8 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.stem)
 def test_python_of_a_page_runs(path, runs, tmp_path, monkeypatch):
     train, load = wmjax.train, wmjax.load
+    if path.stem == "export":
+        pytest.importorskip("jax2onnx")
 
     def short(agent="dreamer_v3", env=None, **given):
         """As it is called, for fewer steps, with a smaller agent, and where nothing is."""
