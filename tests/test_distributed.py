@@ -225,7 +225,10 @@ def test_a_process_that_is_killed_ends_the_other_within_a_minute_and_the_run_goe
             killed = time.monotonic()
             _, error, code = ended([found[1 - victim]], 90)[0]
             assert time.monotonic() - killed < 60
-        assert code == 1 and f"process {victim} of 2 has ended" in error, (attempt, code, error[-2000:])
+        if victim == 0 and code == -signal.SIGABRT:  # JAX was faster to miss the process that keeps its store
+            assert "distributed service" in error, error[-2000:]
+        else:
+            assert code == 1 and f"process {victim} of 2 has ended" in error, (attempt, code, error[-2000:])
         assert "Traceback" not in error
         assert newest(out) >= saved
     last = newest(out)
