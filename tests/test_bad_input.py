@@ -74,6 +74,7 @@ NAMES = [
     ("train dreamer_v3 --out {file}/below", "out", "{file}/below", "cannot be written"),
     ("train dreamer_v3 --out /proc/below", "out", "/proc/below", "cannot be written"),
     ("train dreamer_v3 --devices 1000", "devices", "1000", "more than"),
+    ("train dreamer_v3 --shard-params 2", "shard_params", "2", "1 is"),
     ("train dreamer_v3 --parallel xmap", "--parallel", "'xmap'", "pmap"),
     ("train dreamer_v3 --env catch --image-size 63", "image", "63x63", "valid"),
     ("train dreamer_v3 --env probe:value --image-size 64", "image_size", "64", "leave it out"),

@@ -211,6 +211,18 @@ def test_what_two_processes_saved_goes_on_in_one_and_back_with_the_same_bytes(tm
 
 
 @pytest.mark.slow
+@pytest.mark.long
+def test_parameters_in_parts_of_two_processes_are_saved_once_and_go_on_whole(tmp_path):
+    out = tmp_path / "run"
+    outputs = run(out, steps=160, shard_params=4, **SOON)
+    assert len(set(digests(outputs))) == 1
+    first, how = state_digest(outputs[0]), SOON | dict(resume=True, steps=160)
+    for count, devices, parts in ((1, 1, 1), (2, 2, 2), (1, 4, 4)):
+        found = run(out, count=count, devices=devices, shard_params=parts, **how)
+        assert state_digest(found[0]) == first, (count, devices, parts)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("attempts", [2, pytest.param(10, marks=pytest.mark.long)])
 def test_a_process_that_is_killed_ends_the_other_within_a_minute_and_the_run_goes_on(attempts, tmp_path):
     out, rng = tmp_path / "run", random.Random(attempts)

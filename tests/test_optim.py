@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,12 +7,13 @@ import optax
 import pytest
 
 from tests.parity import load
-from wmjax.ops.flat import unflatten
+from wmjax.ops.flat import all_columns, own_columns, unflatten
 from wmjax.optim import (
     Microbatches,
     adam_tf,
     adaptive_grad_clip,
     add_decayed_weights,
+    clip_by_global_norm,
     clipped_adam_tf,
     descend,
     flat,
@@ -19,7 +22,7 @@ from wmjax.optim import (
     soft_update,
     warmup_schedule,
 )
-from wmjax.types import UsageError
+from wmjax.types import Axes, UsageError
 
 
 def run(optimizer, params, gradients):
@@ -292,7 +295,7 @@ FLAT = {
     "adamw": (
         flat(
             optax.chain(
-                optax.clip_by_global_norm(2.0),
+                clip_by_global_norm(2.0),
                 optax.scale_by_adam(),
                 add_decayed_weights(0.1, "kernel$"),
                 optax.scale(-0.1),
@@ -324,3 +327,28 @@ def test_one_array_of_all_parameters_steps_as_its_tensors_do_one_by_one(name):
     mapped = jax.vmap(lambda scale: run(mine, params, [jax.tree.map(lambda g: scale * g, gradients[0])])[0])
     doubled = run(mine, params, [jax.tree.map(lambda g: 2 * g, gradients[0])])[0]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-5), mapped(jnp.array([1.0, 2.0])), doubled)
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_devices_that_hold_columns_of_an_optimizers_state_step_as_one_that_holds_all(name):
+    optimizer, axes, rng = FLAT[name][0], Axes("copies", "parts"), np.random.default_rng(1)
+    shapes = {"scale": (), "over": (257,), "kernel": (30, 50)}
+    draw = lambda *lead: {name: jnp.float32(rng.normal(size=(*lead, *shape))) for name, shape in shapes.items()}
+    params, gradients = draw(), draw(2, 4, 3)  # [copies, parts, updates]
+    own = lambda tree: jax.tree.map(lambda x: x if x.ndim < 2 else own_columns(x, "parts"), tree)
+    whole = lambda tree: jax.tree.map(lambda x: x if x.ndim < 2 else all_columns(x, "parts"), tree)
+
+    def descended(gradients, axes=None):
+        now, state, norms = params, optimizer.init(params), []
+        state = state if axes is None else own(state)
+        for i in range(3):
+            gradient = {name: x[i] for name, x in gradients.items()}
+            now, state, norm = one_step(optimizer, gradient, state, now, axes)
+            norms.append(norm)
+        return now, state if axes is None else whole(state), norms
+
+    spread = jax.vmap(jax.vmap(partial(descended, axes=axes), axis_name="parts"), axis_name="copies")
+    mean = {name: x.mean((0, 1)) for name, x in gradients.items()}
+    for expected, found in zip(*map(jax.tree.leaves, (descended(mean), spread(gradients))), strict=True):
+        assert all((found == found[0, 0]).ravel())  # on all devices
+        np.testing.assert_allclose(found[0, 0], expected, rtol=2e-4, atol=1e-6)

@@ -87,6 +87,18 @@ def test_each_device_has_all_parameters_of_all_seeds_and_its_part_of_everything_
     assert many.parameters == found.parameters
 
 
+def test_each_device_has_its_part_of_sharded_parameters_and_all_of_them_while_they_are_used(found, uncompiled):
+    held = found.memory
+    spread = lambda **how: sizing.plan("dreamer_v3", "probe:act_obs", card="h100", devices=2, **how, **TINY).memory
+    whole, sharded = spread(), spread(shard_params=2)
+    assert whole.parameters == held.parameters and held.parameters / 2 <= sharded.parameters < held.parameters
+    assert sharded.optimizer == pytest.approx(held.optimizer / 2, rel=0.01)
+    assert sharded.temporaries == whole.temporaries + held.parameters
+    assert sharded.replay == whole.replay
+    with pytest.raises(UsageError, match="shard_params: 3 is not valid with 2 devices; 1, 2 are"):
+        spread(shard_params=3)
+
+
 def test_all_numbers_are_in_the_table_and_in_json(found):
     table, plain = cli_plan._table(found), json.loads(json.dumps(cli_plan._plain(found)))
     (update,) = found.jobs

@@ -62,7 +62,7 @@ BOUNDS: dict[str, Bounds] = (
     | _whole(COUNT, "steps max_steps workers", low=1)
     | _whole(10_000, "eval_envs")
     | _whole(10_000, "seeds", low=1, why=", as far as memory reaches, and a folder for each")
-    | _whole(10_000, "devices num_processes", low=1)
+    | _whole(10_000, "devices shard_params num_processes", low=1)
     | _whole(10_000, "process_id")
     | _whole(86_400, "coordinator_timeout heartbeat_timeout", low=2, why=" seconds")
     | _whole(1000, "jobs", low=1)

@@ -72,6 +72,7 @@ def _memory(made: Setup, memory_map: bool, out: Path | None) -> tuple[int, str, 
     """Bytes of the state without replay, of all seeds; what replay takes, in words; and the check that it fits here."""
     agent, env, recipe = made.agent, made.world, made.agent.recipe
     seeds, devices = made.description["seeds"], made.description["devices"]
+    shard_params = made.description["shard_params"] or 1
     records = f"{recipe.replay_capacity // recipe.num_envs * recipe.num_envs:,} records"
     if made.on_host:
         (state, carry), example = shapes(agent, env)
@@ -87,7 +88,11 @@ def _memory(made: Setup, memory_map: bool, out: Path | None) -> tuple[int, str, 
     spread = f" over {devices} devices" if devices > 1 else ""
     each = f" for each of {seeds} seeds" if seeds > 1 else ""
     words = f"{records}{each}, {amount(seeds * replay)} of device memory{spread}"
-    return seeds * (state - replay), words, lambda: memory.check_run(agent, env, seeds, devices)
+    return (
+        seeds * (state - replay),
+        words,
+        lambda: memory.check_run(agent, env, seeds, devices, shard_params=shard_params),
+    )
 
 
 def outlook(made: Setup, memory_map: bool = False, out: Path | None = None) -> str:

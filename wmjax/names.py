@@ -58,6 +58,7 @@ agent: algo algorithm model policy
 seed: random_seed rng_seed
 seeds: n_seeds num_seeds
 devices: n_devices num_devices gpus n_gpus
+shard_params: fsdp fsdp_devices fsdp_size model_parallel num_shards
 image_size: img_size image_shape render_size
 action_repeat: frame_skip frameskip skip
 eval_every: eval_freq eval_interval eval_frequency

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wmjax.ops.flat import flatten, norm, spread, tensor_norms, unflatten
-from wmjax.types import Array, Metrics, PyTree, UsageError
+from wmjax.ops.flat import all_columns, flatten, norm, over, own_columns, own_means, spread, tensor_norms, unflatten
+from wmjax.types import Array, Axes, Metrics, PyTree, UsageError
 
 
 class Descent(NamedTuple):
@@ -35,7 +35,7 @@ def descend(
     optimizers: dict[str, optax.GradientTransformation],
     opt_state: dict[str, PyTree],
     params: dict[str, PyTree],
-    axis_name: str | None,
+    axis_name: str | Axes | None,
     batch: Microbatches | None = None,
 ) -> Descent:
     """One gradient of an objective, averaged over devices, and one step of each optimizer on its part of it.
@@ -44,17 +44,36 @@ def descend(
       objective: `params -> (loss, (metrics, aux))`, a float32 scalar, scalars by name, and anything else.
       optimizers, opt_state: by name; those that `params` has are used.
       params: what each optimizer trains.
-      axis_name: the named axis that the batch is spread over, or None.
+      axis_name: the named axis that the batch is spread over, or None. Of `Axes`, `params` are whole on every device,
+        but it has its own columns alone of the optimizers' states, and takes the step of those.
       batch: further arguments of the objective, which may be computed part by part: the gradient and the metrics are
         the means over the parts then, which are those of the whole batch if loss and metrics are means over its rows.
     """
     grads, metrics, aux = _gradient(objective, params, batch)
-    grads, changes, new_state = pmean(grads, axis_name), {}, {}
+    changes, new_state, grad_norm = {}, {}, {}
+    grads = grads if isinstance(axis_name, Axes) else pmean(grads, axis_name)
     for name, part in params.items():
-        changes[name], new_state[name] = optimizers[name].update(grads[name], opt_state[name], part)
-    norms = lambda trees: {name: norm(flatten(tree)) for name, tree in trees.items()}
+        step = _step_of_parts if isinstance(axis_name, Axes) else _step
+        found = step(optimizers[name], grads[name], opt_state[name], part, axis_name)
+        changes[name], new_state[name], grad_norm[name] = found
+    update_norm = {name: norm(flatten(tree)) for name, tree in changes.items()}
     params = optax.apply_updates(params, changes)
-    return Descent(params, new_state, pmean(metrics, axis_name), aux, norms(grads), norms(changes))
+    return Descent(params, new_state, pmean(metrics, axis_name), aux, grad_norm, update_norm)
+
+
+def _step(
+    optimizer: optax.GradientTransformation, grads: PyTree, state: PyTree, params: PyTree, _: str | None
+) -> tuple[PyTree, PyTree, Array]:
+    """What is added to the parameters, the optimizer's state, and the norm of the gradient, a mean over devices."""
+    return *optimizer.update(grads, state, params), norm(flatten(grads))
+
+
+def _step_of_parts(
+    optimizer: optax.GradientTransformationExtraArgs, grads: PyTree, state: PyTree, params: PyTree, axes: Axes
+) -> tuple[PyTree, PyTree, Array]:
+    """As `_step`, by a gradient that each device brings, and for a `flat` optimizer of whose state it has columns."""
+    own = own_means(flatten(grads), axes)
+    return *optimizer.update(own, state, params, parts=axes.parts), norm(own, axes.parts)
 
 
 class Microbatches(NamedTuple):
@@ -129,7 +148,7 @@ def all_terms(*losses: dict[str, Array]) -> dict[str, Array]:
     return found
 
 
-def pmean(tree: PyTree, axis_name: str | None) -> PyTree:
+def pmean(tree: PyTree, axis_name: str | Axes | None) -> PyTree:
     """The mean of each leaf over devices, `jax.lax.pmean`; the tree itself where `axis_name` is None."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
@@ -138,16 +157,42 @@ def flat(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same transformation on one array instead of a tree: few kernels, whatever the number of parameters.
 
     `inner` gets updates and parameters as `ops.flat.flatten` makes them, and as the keyword `like` the tree that they
-    were; its state consists of such rows too.
+    were; its state consists of such rows too. All that it does is done to whole rows, or by `ops.flat`, and so may be
+    done to some columns of them: with the keyword `parts`, the named axis of devices with columns of their own, which
+    a link reads where it sums over them. Then `updates` are the columns of this device already, and so is the state.
     """
     inner = optax.with_extra_args_support(inner)
 
-    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
+    def update(
+        updates: PyTree, state: Any, params: PyTree | None = None, *, parts: str | None = None
+    ) -> tuple[PyTree, Any]:
+        if parts is not None:
+            own = own_columns(flatten(params), parts)
+            changes, state = inner.update(updates, state, own, like=params, parts=parts)
+            return unflatten(all_columns(changes, parts), params), state
         params = None if params is None else flatten(params)
-        changes, state = inner.update(flatten(updates), state, params, like=updates)
+        changes, state = inner.update(flatten(updates), state, params, like=updates, parts=None)
         return unflatten(changes, updates), state
 
-    return optax.GradientTransformation(lambda params: inner.init(flatten(params)), update)
+    return optax.GradientTransformationExtraArgs(lambda params: inner.init(flatten(params)), update)
+
+
+def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """Bounds the norm of all gradients together: g ← g · limit / ‖g‖ where ‖g‖ is `limit` or more.
+
+    A link of a `flat` chain, as `optax.clip_by_global_norm` is of one that sees all columns.
+
+    Args:
+      limit: more than 0.
+    """
+
+    def update(
+        gradient: Array, state: optax.EmptyState, params: Any = None, *, parts: str | None = None, **_: Any
+    ) -> tuple[Array, Any]:
+        size = jnp.sqrt(over(jnp.sum(jnp.square(gradient)), parts))
+        return jnp.where(size < limit, gradient, gradient / size * limit), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def adaptive_grad_clip(clip: float, floor: float = 1e-3) -> optax.GradientTransformation:
@@ -164,9 +209,11 @@ def adaptive_grad_clip(clip: float, floor: float = 1e-3) -> optax.GradientTransf
     Source: Brock et al. 2021 (NFNets), equation 3, per tensor as in the official DreamerV3 code.
     """
 
-    def update(gradient: Array, state: optax.EmptyState, params: Array, *, like: PyTree) -> tuple[Array, Any]:
-        limit = clip * jnp.maximum(floor, tensor_norms(params, like))
-        return gradient / spread(jnp.maximum(1.0, tensor_norms(gradient, like) / limit), like), state
+    def update(
+        gradient: Array, state: optax.EmptyState, params: Array, *, like: PyTree, parts: str | None = None
+    ) -> tuple[Array, Any]:
+        limit = clip * jnp.maximum(floor, tensor_norms(params, like, parts))
+        return gradient / spread(jnp.maximum(1.0, tensor_norms(gradient, like, parts) / limit), like), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
@@ -177,7 +224,10 @@ def add_decayed_weights(weight_decay: float, pattern: str) -> optax.GradientTran
     A link of a `flat` chain.
     """
 
-    def update(updates: Array, state: optax.EmptyState, params: Array, *, like: PyTree) -> tuple[Array, Any]:
+    def update(
+        updates: Array, state: optax.EmptyState, params: Array, *, like: PyTree, parts: str | None = None
+    ) -> tuple[Array, Any]:
+        del parts  # nothing is summed up
         name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
         decays = [re.search(pattern, name(path)) is not None for path, _ in jax.tree.leaves_with_path(like)]
         return updates + spread(weight_decay * np.array(decays, np.float32), like) * params, state
@@ -292,7 +342,7 @@ def clipped_adam_tf(
       clip: largest norm of all gradients together; 0 turns it off.
       weight_decay: every weight is multiplied by 1 - weight_decay at each step, whatever the learning rate.
     """
-    links = [optax.clip_by_global_norm(clip)] if clip else []
+    links = [clip_by_global_norm(clip)] if clip else []
     links.append(adam_tf(learning_rate, eps=eps))
     if weight_decay:
         links.append(optax.add_decayed_weights(-weight_decay))  # after the learning rate, so not scaled by it

@@ -56,7 +56,14 @@ def members(path: str | Path, description: dict[str, Any]) -> dict[int, Path]:
 
 def member_description(description: dict[str, Any], seed: int) -> dict[str, Any]:
     """What `config.json` in the folder of one seed says."""
-    return description | {"seed": seed, "seeds": 1, "devices": 1, "parallel": None, "part_of_seeds": True}
+    return description | {
+        "seed": seed,
+        "seeds": 1,
+        "devices": 1,
+        "parallel": None,
+        "shard_params": None,
+        "part_of_seeds": True,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -108,9 +115,9 @@ SCHEMA: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("image_size", "action_repeat", "steps"), checks.number),
     "config": _plain,
 }
-OPTIONAL = {"part_of_seeds": checks.flag, "equations": _texts}
+OPTIONAL = {"part_of_seeds": checks.flag, "equations": _texts, "shard_params": checks.number}
 OPTIONAL |= dict.fromkeys(("env_args", "about", "data", "origin"), _object)
-OR_NULL = {"env", "parallel", "image_size", "action_repeat", "env_args", "about", "data"}
+OR_NULL = {"env", "parallel", "shard_params", "image_size", "action_repeat", "env_args", "about", "data"}
 
 
 def warn(text: str) -> None:
@@ -338,7 +345,8 @@ def say_edits(path: Path, description: dict[str, Any], info: dict[str, Any], say
     saved = info.get("description")
     if not isinstance(saved, dict) or not isinstance(saved.get("config"), dict) or checks.is_deep(saved):
         return  # it is of a version that did not keep it
-    changed = {k: v for k, v in _differences(saved, description).items() if k not in ("devices", "parallel", "preset")}
+    apart = ("devices", "parallel", "shard_params", "preset")
+    changed = {k: v for k, v in _differences(saved, description).items() if k not in apart}
     if changed:
         show = checks.show
         word = lambda name: show(name)[1:-1]  # a manifest may say anything

@@ -19,14 +19,15 @@ from wmjax.envs.wrappers import agent_actions
 from wmjax.episodes import Data, Source, spec_of, stretches
 from wmjax.fields import replace
 from wmjax.loops.on_data import is_playable, spec_alone
-from wmjax.loops.parallel import AXIS, BACKENDS, check_devices, default_devices, share
+from wmjax.loops.parallel import BACKENDS, axis_name, check_devices, default_devices, share
 from wmjax.loops.schedule import Schedule, check
 from wmjax.suites import gym_suite
 from wmjax.suites.pictures import DEFAULT_SIZE
-from wmjax.types import Agent, Env, EnvSpec, HostEnv, UsageError
+from wmjax.types import Agent, Axes, Env, EnvSpec, HostEnv, UsageError
 
 # Arguments of `train` that `setup` reads, besides those it names itself.
-ASKED = ("preset", "seed", "seeds", "steps", "devices", "parallel", "image_size", "action_repeat", "env_args")
+ASKED = ("preset", "seed", "seeds", "steps", "devices", "parallel", "shard_params", "image_size", "action_repeat")
+ASKED += ("env_args",)
 ASKED += ("start_timeout", "trust_env", "data", "skip_damaged", "memory_map", "equations")
 
 
@@ -107,10 +108,11 @@ def setup(
     args = (own_args if before else said.get("env_args", settings.env_args)) | args
     parallel = given("parallel", None)
     parallel = BACKENDS[0] if parallel is None else parallel
-    defaults = {"seed": 0, "seeds": 1, "devices": default_devices(), "steps": settings.steps}
-    seed, seeds, devices, budget = (checks.number(field, given(field, value)) for field, value in defaults.items())
+    defaults = {"seed": 0, "seeds": 1, "devices": default_devices(), "steps": settings.steps, "shard_params": 1}
+    numbers = [checks.number(field, given(field, value)) for field, value in defaults.items()]
+    seed, seeds, devices, budget, shard_params = numbers
     checks.number("seed + seeds", seed + seeds, checks.BOUNDS["seed"])
-    check_devices(devices, parallel)
+    check_devices(devices, parallel, shard_params)
     image_size, action_repeat = (asked.get(field) for field in ("image_size", "action_repeat"))
     if name is None and (image_size, action_repeat) != (None, None):
         raise UsageError("image_size, action_repeat: not valid with an Env value, which has its own")
@@ -119,7 +121,8 @@ def setup(
         action_repeat = checks.optional("action_repeat", given("action_repeat", settings.action_repeat))
     description = {
         "version": wmjax.__version__, "agent": agent, "env": name, "preset": preset, "seed": seed, "seeds": seeds,
-        "devices": devices, "parallel": parallel if devices > 1 else None, "env_args": args, "image_size": image_size,
+        "devices": devices, "parallel": parallel if devices > 1 else None,
+        "shard_params": shard_params if shard_params > 1 else None, "env_args": args, "image_size": image_size,
         "action_repeat": action_repeat, "steps": budget, "config": dataclasses.asdict(config),
     } | ({"equations": replaced} if replaced else {})  # fmt: skip
     if source is None:
@@ -165,8 +168,8 @@ def _on_data(
     offline.check_same(data, before)
     description = description | {"data": offline.described(data, memory_map, skip)}
     made = made or make(description, config, None, steps, equations=asked.get("equations"))
-    axis_name = AXIS if description["devices"] > 1 else None
-    make_agent = lambda config: AGENTS[description["agent"]][1](made.env.spec, config, axis_name, made.equations)
+    axes = axes_of(description)
+    make_agent = lambda config: AGENTS[description["agent"]][1](made.env.spec, config, axes, made.equations)
     agent = offline.fitted(config, make_agent, data, description["devices"])
     check(agent)
     description = made.description | {"data": description["data"]}
@@ -255,16 +258,21 @@ def make(
         for field in ("seeds", "devices"):
             if description[field] > 1:
                 raise not_on_host(field, description[field])
-    axis_name = AXIS if description["devices"] > 1 else None
+    axes = axes_of(description)
     factory = functools.partial(AGENTS[description["agent"]][1], equations=equations)
     if isinstance(env, HostEnv) and (not named or description["image_size"] is None):
-        env, size = _sized(env, lambda spec: factory(spec, config, axis_name))
+        env, size = _sized(env, lambda spec: factory(spec, config, axes))
         description = description | ({} if size is None else {"image_size": size})
-    agent = factory(env.spec, config, axis_name)
+    agent = factory(env.spec, config, axes)
     check(agent)
-    if axis_name is not None:
+    if axes is not None:
         check(agent._replace(recipe=share(agent.recipe, description["devices"])))
     return Setup(description, config, agent, env, steps, equations=equations)
+
+
+def axes_of(description: Mapping[str, Any]) -> str | Axes | None:
+    """The named axis, or axes, that the agent of a run is made for."""
+    return axis_name(description["devices"], description.get("shard_params") or 1)
 
 
 def not_on_host(field: str, value: int) -> UsageError:
@@ -332,7 +340,8 @@ def describe(made: Setup, path: Path | None) -> str:
     told = d.get("about") or estimate.about(made)
     repeat = f", action repeat {made.env.spec.action_repeat}" if made.env.spec.action_repeat > 1 else ""
     seeds = f"seed {d['seed']}" if d["seeds"] == 1 else f"seeds {made.seeds[0]} to {made.seeds[-1]}"
-    spread = f", {d['devices']} devices ({d['parallel']})" if d["devices"] > 1 else ""
+    parts = f", parameters in {d['shard_params']} parts" if d.get("shard_params") else ""
+    spread = f", {d['devices']} devices ({d['parallel']}{parts})" if d["devices"] > 1 else ""
     args = "".join(f", {name} {value}" for name, value in d["env_args"].items())
     on = d["env"] or ("an Env value" if is_playable(made.env) else "data")
     own = ", ".join(f"{name} by {function}" for name, function in d.get("equations", {}).items())

@@ -22,7 +22,7 @@ from wmjax import arithmetic, cards, checks, estimate, evolution
 from wmjax.arithmetic import Product
 from wmjax.buffers import peak_bytes
 from wmjax.cards import SHARE, Card
-from wmjax.loops import compiler, device, memory
+from wmjax.loops import compiler, device, fsdp, memory
 from wmjax.loops.device import Skips
 from wmjax.loops.host.loop import check_room, shapes
 from wmjax.loops.memory import Room, amount
@@ -108,6 +108,7 @@ def plan(
     bandwidth: float | None = None,
     share: float = SHARE,
     devices: int | None = None,
+    shard_params: int | None = None,
     say: Callable[[str], None] = lambda text: None,
     **asked: Any,
 ) -> Plan:
@@ -119,7 +120,7 @@ def plan(
       card: one of `cards.CARDS`, that the run is meant for.
       peak_tflops, memory_gb, bandwidth: of a card that has no name here, or has other numbers, as in `cards.card`.
       share: of the card's peak that is reached, in (0, 1].
-      devices: as for `train`, but they need not be there.
+      devices, shard_params: as for `train`, but devices need not be there.
       say: is told what is compiled.
       asked: other arguments of `train` that a run's shapes depend on, and fields of the agent's configuration.
 
@@ -129,13 +130,15 @@ def plan(
     numbers = {"peak_tflops": peak_tflops, "memory_gb": memory_gb, "bandwidth": bandwidth}
     found = cards.card(card, **{name: checks.optional(name, value) for name, value in numbers.items()})
     share, devices = checks.number("share", share), checks.number("devices", 1 if devices is None else devices)
+    shard_params = checks.number("shard_params", 1 if shard_params is None else shard_params)
+    fsdp.check(shard_params, devices)
     named = {name: asked.pop(name) for name in ASKED if name in asked}
     made = setup(agent, env, overrides=asked, **named)
     if devices > 1 and isinstance(made.env, HostEnv):
         raise not_on_host("devices", devices)
     part = made.agent if devices == 1 else made.agent._replace(recipe=share_recipe(made.agent.recipe, devices))
     check(part)
-    return _plan(made, part, devices, found, share, say)
+    return _plan(made, part, (devices, shard_params), found, share, say)
 
 
 class _Shapes(NamedTuple):
@@ -162,7 +165,8 @@ def _shapes(agent: Agent, env: Env | HostEnv) -> _Shapes:
     return _Shapes(run.agent, run.timestep, run.carry, environments, run.replay, key, None)
 
 
-def _plan(made: Setup, agent: Agent, devices: int, card: Card | None, share: float, say: Callable) -> Plan:
+def _plan(made: Setup, agent: Agent, spread: tuple[int, int], card: Card | None, share: float, say: Callable) -> Plan:
+    devices, shard_params = spread
     d, held, on_host = made.description, _shapes(agent, made.env), isinstance(made.env, HostEnv)
     # Seeds are mapped over, but on a CPU they learn in turn.
     together = 1 if card is None and jax.default_backend() == "cpu" else d["seeds"]
@@ -177,18 +181,21 @@ def _plan(made: Setup, agent: Agent, devices: int, card: Card | None, share: flo
     acting = _acting(agent, held, card, timed)
     most = max(jobs.values(), key=lambda job: job.temporary_bytes + job.batch_bytes)
     bytes_of = lambda tree: d["seeds"] * tree_bytes(tree)
+    # Sharded parameters are whole besides, of a seed that learns, while they are used.
+    whole = together * tree_bytes(held.state.variables) if shard_params > 1 else 0
+    parts_of = lambda **without: d["seeds"] * fsdp.part_bytes(held.state._replace(**without), shard_params)
     taken = Memory(
-        parameters=bytes_of(held.state.variables),
-        optimizer=bytes_of(held.state._replace(params={}, non_trainable={})),
+        parameters=parts_of(opt_state={}, stats=(), step=()),
+        optimizer=parts_of(params={}, non_trainable={}),
         replay=0 if on_host else bytes_of(held.replay),
         environments=bytes_of((held.environments, held.carry)),
         batch=together * most.batch_bytes,
-        temporaries=together * most.temporary_bytes,
+        temporaries=together * most.temporary_bytes + whole,
         host_replay=held.host_replay.memory_bytes if held.host_replay else 0,
     )
     parameters = {name: estimate.count(tree) for name, tree in sorted(held.state.variables.items())}
     stages = () if card is None else tuple(_paces(made, agent, jobs, acting, devices))
-    advice = _advice(made, held, taken, most, devices, card)
+    advice = _advice(made, held, taken, most, spread, card)
     return Plan(
         d["agent"], d["env"], d["preset"], d["seeds"], devices, parameters, taken, tuple(jobs.values()), acting,
         acting.multiply_adds / agent.recipe.num_envs, compiled_for, card, share, stages, not advice, advice,
@@ -268,9 +275,10 @@ def _played(evolve: Evolve, num_envs: int) -> int:
     return -(-episodes // num_envs) * evolve.max_steps
 
 
-def _advice(made: Setup, held: _Shapes, taken: Memory, most: Job, devices: int, card: Card | None) -> str:
+def _advice(made: Setup, held: _Shapes, taken: Memory, most: Job, spread: tuple[int, int], card: Card | None) -> str:
     """What does not fit and what would, in the words of a run that is refused; "" where all fits."""
-    seeds, room = made.description["seeds"], None if card is None else room_of(card)
+    (devices, shard_params), seeds = spread, made.description["seeds"]
+    room = None if card is None else room_of(card)
     words = f"agent: what update {most.name!r} computes at once needs"
     try:
         if isinstance(made.env, HostEnv):
@@ -280,7 +288,7 @@ def _advice(made: Setup, held: _Shapes, taken: Memory, most: Job, devices: int, 
             memory.check_bytes("agent: state and what an update computes at once need", taken.total, room)
         else:
             whole = devices * (most.temporary_bytes + most.batch_bytes)
-            memory.check_run(made.agent, made.env, seeds, devices, room, [(whole, words)])
+            memory.check_run(made.agent, made.env, seeds, devices, room, [(whole, words)], shard_params)
     except UsageError as error:
         return str(error)
     return ""

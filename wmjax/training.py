@@ -53,6 +53,7 @@ def train(
     seconds: float | None = None,
     devices: int | None = None,
     parallel: str | None = None,
+    shard_params: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     image_size: int | None = None,
@@ -90,6 +91,7 @@ def train(
         whole iterations; the preset's by default. A run may be resumed with more. Not for World Models.
       seconds: of wall time, also of earlier attempts, after which it ends, saved and evaluated; None: no limit.
       devices, parallel: to spread over, 1 by default (of several processes all); "shard_map" (default) or "pmap".
+      shard_params: of them, how many to spread parameters and optimizers' states over; 1 by default: each has them all.
       out: the run folder; by default a new one under `runs/`.
       resume: go on with the run in `out`; the result is as if it had never stopped, byte for byte (on a GPU where
         `deterministic`), but environments on the host begin new episodes. What is not given stays as `config.json` has
@@ -105,10 +107,8 @@ def train(
         by default; environments that may be lost within an hour before the run stops, with everything saved.
       trust_env: resume a run whose `config.json` names code of its own as its environment; not where `env` is given.
       equations: the agent's `Equations`, with functions in the place of the paper's (`docs/equations.md`).
-      data, skip_damaged: fixed records to train on, and whether those that cannot be used are left out
-        (`docs/offline.md`). `steps` then says how many updates, and `env` is for evaluation.
-      memory_map: read replay from its files instead of keeping it in memory; it may then be larger than memory.
-      no_lock: train without a lock on the run folder, for file systems that have none.
+      data, skip_damaged: records to train on, for as many updates as `steps` says; leave out those that are damaged.
+      memory_map, no_lock: replay is read from files, so may be larger than memory; no lock, for file systems without.
       deterministic: the same bytes every time on a GPU, too, but slower; before JAX starts. A resumed run keeps it.
       wandb: a project of Weights & Biases that metrics are sent to, too.
       progress: where its lines go: True for standard output, False for nowhere, or a text stream, which may fail.
@@ -145,7 +145,8 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
     asked |= {"memory_map": memory_map if made.data is None else made.on_host}
     driving = _driving(made.steps, asked if is_playable(made.env) else asked | {"eval_every": 0})
     if not made.on_host:
-        memory.check_run(made.agent, made.world, len(made.seeds), made.description["devices"])
+        devices, shard_params = made.description["devices"], made.description["shard_params"] or 1
+        memory.check_run(made.agent, made.world, len(made.seeds), devices, shard_params=shard_params)
     made = made._replace(description=made.description | {"about": estimate.about(made)})
     seconds = checks.optional("seconds", asked["seconds"])
     if callback is not None and not callable(callback):
@@ -294,8 +295,9 @@ def _programs(made: Setup, **how: Any) -> Programs:
     if made.on_host:
         parts = (data.take(recipe.num_envs, i, min(i + BLOCK, rows)) for i in range(0, rows, BLOCK)) if data else ()
         return HostLoop(made.agent, made.world, data=parts, **how)
-    seeds, devices, backend = (made.description[name] for name in ("seeds", "devices", "parallel"))
-    found = programs(made.agent, made.world, seeds=seeds, devices=devices, backend=backend or BACKENDS[0])
+    d, seeds = made.description, made.description["seeds"]
+    how = dict(devices=d["devices"], backend=d["parallel"] or BACKENDS[0], shard_params=d["shard_params"] or 1)
+    found = programs(made.agent, made.world, seeds=seeds, **how)
     if data is None:
         return found
     records = data.take(recipe.num_envs, 0, rows)

@@ -262,6 +262,16 @@ class AgentState(NamedTuple):
         return self.params | self.non_trainable
 
 
+class Axes(NamedTuple):
+    """Named axes of a mesh that a batch is spread over, in the place of one name; parameters are spread over `parts`.
+
+    A tuple of names is what JAX's collectives take in the place of a name, too.
+    """
+
+    copies: str  # devices along it hold the same parts of the parameters
+    parts: str  # devices along it hold different ones
+
+
 class Update(NamedTuple):
     """One way to learn from replay."""
 

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 
 from tests.loops.fakes import counter_env, fake_agent, fake_recipe
+from tests.marks import partly_long
 from wmjax.loops import compiler, device, parallel, schedule
 from wmjax.types import Evolve, Recipe, Stage, UsageError
 
 ROOT = Path(__file__).parents[2]
 
 
-def on_four_devices(*arguments: str) -> str:
-    """What `four_devices.py` prints."""
+def on_four_devices(*arguments: str, module: str = "four_devices") -> str:
+    """What `four_devices.py` prints, or another module of `tests`."""
     # By the kernels that users get: others round a row as its batch is wide, and a sample may change with it.
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"}
     environment = os.environ | flags | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.four_devices", *arguments]
+    command = [sys.executable, "-m", f"tests.{module}", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -49,6 +50,21 @@ def test_a_population_on_four_devices_evolves_as_on_one_and_every_stage_of_world
     said = on_four_devices(str(tmp_path), "population")
     assert all(f"{backend}: a population evolved as on one device" in said for backend in parallel.BACKENDS)
     assert "every stage of world_models resumed" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", partly_long(("dreamer_v3", "iris"), ("dreamer_v3",)))
+def test_sharded_parameters_learn_as_replicated_ones_and_each_device_holds_its_part(agent, tmp_path):
+    said = on_four_devices(agent, str(tmp_path), module="sharded")
+    assert f"{agent}: learned in 4 parts as in one" in said
+    assert f"{agent}: learned in 2 parts of 2 copies as in one" in said
+    assert f"{agent}: saved and restored" in said
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_run_goes_on_with_parameters_in_other_numbers_of_parts(tmp_path):
+    assert "resumed in 4, 2, 1 and 4 parts" in on_four_devices(str(tmp_path), module="sharded")
 
 
 def test_what_is_shared_between_devices_adds_up_to_the_whole():
@@ -90,21 +106,58 @@ def test_devices_that_are_not_there_are_refused(devices, backend, words):
         parallel.check_devices(devices, backend)
 
 
+@pytest.mark.parametrize(
+    ("parts", "devices", "backend", "words"),
+    [
+        (3, 4, "shard_map", "shard_params: 3 is not valid with 4 devices; 1, 2, 4 are"),
+        (8, 4, "shard_map", "shard_params: 8 is not valid with 4 devices; 1, 2, 4 are"),
+        (3, 6, "shard_map", "shard_params: 3 is not valid with 6 devices; 1, 2 are"),
+        (2, 1, "shard_map", "shard_params: 2 is not valid with one device; 1 is"),
+        (2, 4, "pmap", "parallel: 'pmap' is not valid with shard_params=2; 'shard_map' is"),
+        (0, 4, "shard_map", "shard_params: 0 is not valid"),
+    ],
+)
+def test_parts_that_devices_cannot_hold_are_refused(parts, devices, backend, words):
+    with pytest.raises(UsageError, match=words):
+        parallel.check_devices(devices, backend, parts)
+
+
 def test_replicas_that_differ_are_named():
     class Shard:
-        def __init__(self, data):
-            self.data = data
+        def __init__(self, data, index=()):
+            self.data, self.index = data, index
 
     class Spread:  # as an array on two devices
         dtype = np.dtype("float32")
 
         def __init__(self, *copies):
-            self.addressable_shards = [Shard(np.float32(x)) for x in copies]
+            self.addressable_shards = [x if isinstance(x, Shard) else Shard(np.float32(x)) for x in copies]
 
     check = lambda run, **axes: parallel.ShardMap.check_replicas(SimpleNamespace(_axes=axes), run)
     check({"a": Spread(1, 1), "b": Spread(1, 2)}, a=-1, b=0)
     with pytest.raises(parallel.ReplicasDifferError, match="b differs"):
         check({"a": Spread(1, 1), "b": Spread(1, 2)}, a=-1, b=-1)
+    part = lambda value, start: Shard(np.float32(value), (slice(start, start + 1),))
+    check({"a": Spread(part(1, 0), part(2, 1), part(1, 0), part(2, 1))}, a=-1)
+    with pytest.raises(parallel.ReplicasDifferError, match="a differs"):
+        check({"a": Spread(part(1, 0), part(2, 1), part(1, 0), part(3, 1))}, a=-1)
+
+
+def test_only_what_is_spread_is_gathered_for_a_replica():
+    leaf = lambda value, whole: SimpleNamespace(
+        is_fully_replicated=whole, addressable_shards=[SimpleNamespace(data=value)]
+    )  # fmt: skip
+    gathered = []
+
+    def gather(parts):
+        gathered.append(len(parts))
+        return [leaf(10 * x.addressable_shards[0].data, True) for x in parts]
+
+    replica = lambda tree, wrappers: parallel.ShardMap.replica(SimpleNamespace(_wrappers=wrappers, _whole=gather), tree)
+    tree = [leaf(1, True), leaf(2, False), leaf(3, True), leaf(4, False)]
+    assert replica(tree[::2], {"each": None}) == [1, 3] and not gathered
+    assert replica(tree, {"each": None}) == [1, 20, 3, 40] and gathered == [2]
+    assert replica(tree, {}) == [1, 2, 3, 4] and gathered == [2]  # such as by `pmap`, whose leaves have an axis more
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ Args:
   spec: observations and actions. The Dreamers take uint8 images, float32 vectors and Discrete entries, alone or
     together, and Discrete, MultiDiscrete or float32 Box actions of rank 1.
   config: hyperparameters.
-  axis_name: the named axis (of `vmap`, `shard_map` or `pmap`) that batches are spread over, or None.
+  axis_name: the named axis (of `vmap`, `shard_map` or `pmap`) that batches are spread over, or None; `types.Axes` where
+    parameters are spread over devices, too.
   equations: the module's own `Equations`, with functions of the user's in the place of the paper's; None: the paper's.
 
 Raises:

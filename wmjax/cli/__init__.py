@@ -24,7 +24,7 @@ HELP = """\
 World models in JAX: train agents, evaluate them, look at their dreams.
 
 wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N] [--seconds S]
-                  [--devices N] [--parallel shard_map|pmap] [--image-size N] [--action-repeat N]
+                  [--devices N] [--shard-params N] [--parallel shard_map|pmap] [--image-size N] [--action-repeat N]
                   [--eval-every N] [--eval-envs N] [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
                   [--checkpoint-seconds S] [--max-skipped N] [--workers N] [--worker-timeout S] [--max-restarts N]
                   [--data FOLDER] [--skip-damaged] [--memory-map] [--wandb PROJECT]
@@ -33,8 +33,9 @@ wmjax train AGENT [--env NAME] [--preset NAME] [--seed N] [--seeds N] [--steps N
                   [--coordinator-timeout S] [--heartbeat-timeout S]
                   [--agent.FIELD VALUE ...] [--config FILE] [--print-config] [--dry-run]
 wmjax train --resume --out RUN
-wmjax plan  AGENT [--env NAME] [--preset NAME] [--seeds N] [--steps N] [--devices N] [--image-size N]
-                  [--action-repeat N] [--env-arg NAME VALUE ...] [--start-timeout S] [--agent.FIELD VALUE ...]
+wmjax plan  AGENT [--env NAME] [--preset NAME] [--seeds N] [--steps N] [--devices N]
+                  [--shard-params N] [--image-size N] [--action-repeat N] [--env-arg NAME VALUE ...]
+                  [--start-timeout S] [--agent.FIELD VALUE ...]
                   [--card NAME] [--peak-tflops X] [--memory-gb X] [--bandwidth X] [--share X] [--json]
 wmjax eval  RUN   [--episodes N] [--seed N] [--env NAME] [--env-arg NAME VALUE ...] [--start-timeout S] [--trust-env]
                   [--action sample|mode] [--policy cem|icem|mppi|gradient] [--planner.FIELD VALUE ...]

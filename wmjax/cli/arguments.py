@@ -69,6 +69,8 @@ class SetupArgs:
     """Env steps (frames, and one more for each episode that begins) to train for. A run may be resumed with more."""
     devices: Annotated[int | None, unless_given("1; of several processes all")] = None
     """How many devices to spread environments, replay and batches over."""
+    shard_params: Annotated[int | None, unless_given("1")] = None
+    """Over how many of them to spread parameters and optimizers' states, too; 1: each has all of them."""
     image_size: Annotated[int | None, unless_given("the preset's, or the environment's")] = None
     """Side of the pictures in pixels."""
     action_repeat: Annotated[int | None, unless_given("the preset's")] = None

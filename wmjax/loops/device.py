@@ -21,7 +21,20 @@ from wmjax.loops.schedule import check, samplings
 from wmjax.ops import flat, noise
 from wmjax.replay import device as replays
 from wmjax.replay.device import Record, Replay
-from wmjax.types import Agent, AgentState, Array, Env, Evolve, Metrics, PyTree, Stage, TimeStep, Trajectory, Update
+from wmjax.types import (
+    Agent,
+    AgentState,
+    Array,
+    Axes,
+    Env,
+    Evolve,
+    Metrics,
+    PyTree,
+    Stage,
+    TimeStep,
+    Trajectory,
+    Update,
+)
 
 
 class Episode(NamedTuple):
@@ -107,16 +120,18 @@ class _Part(NamedTuple):
     agent: Agent
     env: Env
     stage: Stage
-    axis_name: str | None
+    axis_name: str | Axes | None
     each: Callable  # what updates and searches are wrapped in
+    whole: Callable  # makes the agent's state one with whole parameters
 
 
 def _collect(part: _Part, run: RunState, key: Array) -> tuple[RunState, Metrics]:
     """Steps the environments and adds what they gave to replay."""
-    agent, env, stage, axis_name, _ = part
+    agent, env, stage, axis_name, *_ = part
     act = partial(stage.act or random_act(agent, env.spec), explore=True)
     position = Position(run.env_state, run.timestep, run.carry)
-    position, records = rollout(act, env, run.agent.variables, key, position, stage.collect, axis_name)
+    variables = part.whole(run.agent).variables
+    position, records = rollout(act, env, variables, key, position, stage.collect, axis_name)
     episode, sums = count_episodes(run.episode, records.step)
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
@@ -259,7 +274,12 @@ def means(stage: Stage, episodes: Metrics, learned: dict[str, Metrics], iteratio
 
 
 def make_stage(
-    agent: Agent, env: Env, stage: Stage, axis_name: str | None = None, each: Callable = lambda fn: fn
+    agent: Agent,
+    env: Env,
+    stage: Stage,
+    axis_name: str | Axes | None = None,
+    each: Callable = lambda fn: fn,
+    whole: Callable = lambda state: state,
 ) -> Callable[[RunState, Array], tuple[RunState, Metrics]]:
     """A stage as one function, to be compiled by the caller (`compile_stage`), or mapped over seeds first.
 
@@ -268,8 +288,10 @@ def make_stage(
       env: takes what the agent emits.
       stage: one of `agent.recipe.stages`.
       axis_name: the named axis that environments, replay and batches are spread over, or None. The recipe then says
-        the numbers of one device, and each device has its own environments, replay and keys.
+        the numbers of one device, and each device has its own environments, replay and keys. Of `Axes`, it also has
+        its own part of the agent's state, as `each` and `whole` say.
       each: what `Update.fn` and searches are wrapped in, such as `jax.custom_batching.sequential_vmap`.
+      whole: the agent's state with whole parameters, which acting reads (`loops.fsdp`).
 
     Returns:
       `run(state, iterations) -> (state, metrics)`. `iterations` is an integer and may be traced: any number is the same
@@ -283,7 +305,7 @@ def make_stage(
     check(agent)
 
     # Inlined, so the program is the same; but traced only once, though it is needed for shapes first.
-    iterate = jax.jit(partial(_iterate, _Part(agent, env, stage, axis_name, each)), inline=True)
+    iterate = jax.jit(partial(_iterate, _Part(agent, env, stage, axis_name, each, whole)), inline=True)
 
     def run_stage(run: RunState, iterations: Array) -> tuple[RunState, Metrics]:
         def body(_: Array, loop: tuple) -> tuple:

@@ -398,9 +398,9 @@ class Driver:
                 self._saver.save(folder, step, self._programs.gather(state), **how)
             except OSError as error:  # what the host keeps outside of the state could not be written
                 self._saver.refuse(folder, step, error)
-            if self._several and self._leads:
+            if self._several:
                 agent = self._programs.replica(state.agent)
-                for i, folder in enumerate(self._folders):
+                for i, folder in enumerate(self._folders if self._leads else ()):
                     tree = {"agent": tree_of_seed(agent, i)}
                     self._saver.save(folder / CHECKPOINTS, step, tree, keep=KEEP, info=self._about(i))
         self._saved_steps = [step]

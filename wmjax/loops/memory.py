@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from wmjax.loops import device
+from wmjax.loops import device, fsdp
 from wmjax.loops.device import RunState
 from wmjax.replay.host import tree_bytes
 from wmjax.types import Agent, AgentState, Env, EnvSpec, Evolve, Recipe, RunError, Stage, UsageError
@@ -107,6 +107,7 @@ def check_run(
     devices: int = 1,
     card: Room | None = None,
     programs: Iterable[tuple[float, str]] = (),
+    shard_params: int = 1,
 ) -> None:
     """Raises `UsageError`, naming the field and the numbers, where a run on the device cannot fit in memory.
 
@@ -117,6 +118,7 @@ def check_run(
       devices: that environments, replay and batches are spread over. On a CPU they share the host's memory.
       card: the memory of each accelerator that the run is meant for; None: what there is here.
       programs: bytes of what programs are known to need besides the state, of all devices, and words for each.
+      shard_params: over how many devices parameters and optimizers' states are spread.
     """
     free, recipe = card or room(), agent.recipe
     if free is None:
@@ -129,7 +131,9 @@ def check_run(
         f"replay_capacity: {recipe.replay_capacity} records of {amount(record)} need": rows * record,
         f"num_envs: {recipe.num_envs} environments need": recipe.num_envs * acting,
     }
-    learned, (work, doing) = tree_bytes(run.agent), max([*_at_once(agent, run.agent, record, acting), *programs])
+    learned = fsdp.part_bytes(run.agent, shard_params)
+    learned += tree_bytes(run.agent.variables) if shard_params > 1 else 0  # whole while they are used
+    work, doing = max([*_at_once(agent, run.agent, record, acting), *programs])
     on_host = card is None and jax.default_backend() == "cpu"
     learned, spread = (learned * devices, 1) if on_host else (learned, devices)
     each = learned + sum(parts.values()) / spread

@@ -5,7 +5,8 @@ Devices may be those of several processes, each of which runs the same programs 
 A run on several devices has the shapes of the same run on one device. What is learned (agent state, counters, keys) is
 replicated; environments, replay and what belongs to them are spread over the axis of environments. One body is right
 under all backends: the gradient is averaged over the axis `AXIS` by the agent's optimizer, so replicas stay equal bit
-for bit; every device steps its own environments and samples its own replay.
+for bit; every device steps its own environments and samples its own replay. Where parameters are sharded, a second axis
+says over how many devices (`loops.fsdp`): environments are spread over both.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from wmjax import checks, distributed
-from wmjax.loops import compiler, device
+from wmjax.loops import compiler, device, fsdp
 from wmjax.loops.device import RunState
-from wmjax.types import Agent, Array, Env, Metrics, PyTree, Recipe, RunError, Stage, UsageError
+from wmjax.types import Agent, Array, Axes, Env, Metrics, PyTree, Recipe, RunError, Stage, UsageError
 
-AXIS = "devices"
+AXIS = fsdp.AXES.copies
 BACKENDS = ("shard_map", "pmap")
 BRIEF = 256  # steps of each environment: a stage that only takes so many runs shorter than it would compile
 _REPLICATED = -1
@@ -60,7 +61,10 @@ class Programs:
         return run
 
     def replica(self, tree: PyTree) -> PyTree:
-        """A part of the state that is the same on all devices, on one of them."""
+        """A part of the state that is the same on all devices, or parameters that are spread, on one of them, whole.
+
+        For what is spread over the devices of several processes all of them have to ask.
+        """
         return tree
 
     def check_replicas(self, run: RunState) -> None:
@@ -99,12 +103,20 @@ def default_devices() -> int:
     return 1 if distributed.count() == 1 else len(jax.devices())
 
 
-def check_devices(devices: int, backend: str) -> None:
-    """Raises `UsageError` unless there are that many devices, and the backend is one of `BACKENDS`.
+def axis_name(devices: int, shard_params: int = 1) -> str | Axes | None:
+    """The named axis, or axes, that an agent is made for."""
+    return None if devices == 1 else AXIS if shard_params == 1 else fsdp.AXES
+
+
+def check_devices(devices: int, backend: str, shard_params: int = 1) -> None:
+    """Raises `UsageError` unless there are that many devices, the backend is one of `BACKENDS`, and it may shard so.
 
     Of several processes each has to have as many of them.
     """
     checks.number("devices", devices)
+    fsdp.check(checks.number("shard_params", shard_params), devices)
+    if shard_params > 1 and backend == "pmap":
+        raise UsageError(f"parallel: 'pmap' is not valid with shard_params={shard_params}; 'shard_map' is")
     checks.choice("parallel", backend, BACKENDS)
     there, processes = len(jax.devices()), distributed.count()
     if processes > 1 and backend == "pmap":
@@ -138,6 +150,7 @@ class OneDevice(Programs):
 
     def __init__(self, agent: Agent, env: Env, seeds: int) -> None:
         self._agent, self._env, self._several = agent, env, seeds > 1
+        self._wrappers: dict[str, Callable] = {}  # of `device.make_stage`
         init = partial(device.init, agent, env)
         self._init = jax.vmap(init) if self._several else init
         key = lambda: jax.random.split(jax.random.key(0), seeds) if self._several else jax.random.key(0)
@@ -146,13 +159,15 @@ class OneDevice(Programs):
     def init(self, key: Array) -> RunState:
         return jax.jit(self._init, compiler_options=compiler.options(moments=True))(key)
 
-    def _body(self, stage: Stage, axis_name: str | None = None) -> Callable[[RunState, Array], tuple]:
+    def _body(self, stage: Stage, axis_name: str | Axes | None = None) -> Callable[[RunState, Array], tuple]:
+        make = partial(device.make_stage, self._agent, self._env, stage, axis_name)
         if not self._several:
-            return device.make_stage(self._agent, self._env, stage, axis_name)
+            return make(**self._wrappers)
         # One seed's update fills the cores of a CPU. Mapped over seeds it would be slower than in turn: its weights,
         # which all rows of a batch share, would become operands of batched products. It would compile slower, too.
-        in_turn = {"each": jax.custom_batching.sequential_vmap} if jax.default_backend() == "cpu" else {}
-        return jax.vmap(device.make_stage(self._agent, self._env, stage, axis_name, **in_turn), (0, None))
+        each, in_turn = self._wrappers.get("each", lambda fn: fn), jax.custom_batching.sequential_vmap
+        wrappers = {"each": lambda fn: in_turn(each(fn))} if jax.default_backend() == "cpu" else {}
+        return jax.vmap(make(**self._wrappers | wrappers), (0, None))
 
     def compile_stage(self, stage: Stage) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
         return jax.jit(self._body(stage), donate_argnums=0, compiler_options=_options(stage))
@@ -166,12 +181,22 @@ class ShardMap(OneDevice):
 
     ahead = False  # it takes where they are, too
 
-    def __init__(self, agent: Agent, env: Env, seeds: int, devices: int) -> None:
+    def __init__(self, agent: Agent, env: Env, seeds: int, devices: int, shard_params: int = 1) -> None:
         super().__init__(agent, env, seeds)
         self._agent = agent._replace(recipe=share(agent.recipe, devices))
-        self._mesh = Mesh(np.array(_devices(devices)), (AXIS,))
-        self._axes = _axes(self.template, lead=int(self._several))
-        self._specs = jax.tree.map(lambda axis: P() if axis == _REPLICATED else P(*[None] * axis, AXIS), self._axes)
+        self._axis_name, lead = axis_name(devices, shard_params), int(self._several)
+        self._axes = _axes(self.template, lead)
+        names, shape = (AXIS,), (devices,)
+        if shard_params > 1:
+            names, shape = tuple(fsdp.AXES), (devices // shard_params, shard_params)
+        self._mesh = Mesh(np.array(_devices(devices)).reshape(shape), names)
+        self._specs = jax.tree.map(lambda axis: P() if axis == _REPLICATED else P(*[None] * axis, names), self._axes)
+        if shard_params > 1:
+            where = fsdp.axes(self.template.agent, shard_params, lead)
+            self._wrappers = fsdp.wrappers(where)
+            part = lambda axis: P() if axis == fsdp.WHOLE else P(*[None] * (lead + axis), fsdp.AXES.parts)
+            self._specs = self._specs._replace(agent=jax.tree.map(part, where))
+        self._whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(self._mesh, P()))
         self._shardings = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), self._specs)
         placed = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
         self.template = jax.tree.map(placed, self.template, self._shardings)
@@ -183,14 +208,19 @@ class ShardMap(OneDevice):
     def compile_stage(self, stage: Stage) -> Callable[[RunState, int], tuple[RunState, Metrics]]:
         specs = dict(in_specs=(self._specs, P()), out_specs=(self._specs, P()))
         # Without `check_vma=False` gradients of replicated parameters would come summed over devices already.
-        mapped = jax.shard_map(self._body(stage, AXIS), mesh=self._mesh, check_vma=False, **specs)
+        mapped = jax.shard_map(self._body(stage, self._axis_name), mesh=self._mesh, check_vma=False, **specs)
         return _begun_together(jax.jit(mapped, donate_argnums=0, compiler_options=_options(stage)))
 
     def place(self, run: RunState) -> RunState:
         return jax.device_put(run, self._shardings)
 
     def replica(self, tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+        leaves, structure = jax.tree.flatten(tree)
+        # Processes ask for counters by clocks of their own, so nothing is gathered unless it has to be.
+        parts = [x for x in leaves if self._wrappers and not x.is_fully_replicated]
+        whole = iter(self._whole(parts) if parts else ())
+        found = (next(whole) if self._wrappers and not x.is_fully_replicated else x for x in leaves)
+        return structure.unflatten([x.addressable_shards[0].data for x in found])
 
     def check_replicas(self, run: RunState) -> None:
         leaves, digests = jax.tree_util.tree_flatten_with_path(run)[0], {}
@@ -199,14 +229,15 @@ class ShardMap(OneDevice):
                 continue
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 leaf = jax.random.key_data(leaf)
-            first, *others = [np.asarray(shard.data).tobytes() for shard in leaf.addressable_shards]
-            if any(other != first for other in others):
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise ReplicasDifferError(f"{name} differs between devices")
-            digests[jax.tree_util.keystr(path, simple=True, separator="/")] = hashlib.sha256(first).hexdigest()
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            for shard in leaf.addressable_shards:  # of what is sharded, devices with the same part
+                found = hashlib.sha256(np.asarray(shard.data).tobytes()).hexdigest()
+                if digests.setdefault(f"{name} {shard.index}", found) != found:
+                    raise ReplicasDifferError(f"{name} differs between devices")
         for i, each in enumerate(distributed.exchange(digests)):
-            if differing := [name for name in digests if each[name] != digests[name]]:
-                raise ReplicasDifferError(f"{differing[0]} differs between processes {distributed.index()} and {i}")
+            if differing := [part for part in digests if each.get(part, digests[part]) != digests[part]]:
+                name = differing[0].partition(" ")[0]
+                raise ReplicasDifferError(f"{name} differs between processes {distributed.index()} and {i}")
 
 
 class PMap(ShardMap):
@@ -241,23 +272,28 @@ class PMap(ShardMap):
         return jax.tree.map(lambda x: x[0], super().replica(tree))
 
 
-def programs(agent: Agent, env: Env, *, seeds: int = 1, devices: int = 1, backend: str = BACKENDS[0]) -> Programs:
+def programs(
+    agent: Agent, env: Env, *, seeds: int = 1, devices: int = 1, backend: str = BACKENDS[0], shard_params: int = 1
+) -> Programs:
     """How a run is initialized and advanced on devices.
 
     Args:
-      agent: its recipe says the numbers of the whole run; made with `axis_name=AXIS` if there are several devices.
+      agent: its recipe says the numbers of the whole run; made for `axis_name` of as many devices.
       env: takes what the agent emits.
       seeds: how many; where there are several, the state has a leading axis of them.
       devices: how many to spread over; 1 for no axis at all.
       backend: one of `BACKENDS`; read where there are several devices.
+      shard_params: over how many devices parameters and optimizers' states are spread; divides `devices`.
 
     Raises:
       UsageError: there are not so many devices, or the recipe cannot be shared evenly.
     """
-    check_devices(devices, backend)
+    check_devices(devices, backend, shard_params)
     if devices == 1:
         return OneDevice(agent, env, seeds)
-    return (PMap if backend == "pmap" else ShardMap)(agent, env, seeds, devices)
+    if backend == "pmap":
+        return PMap(agent, env, seeds, devices)
+    return ShardMap(agent, env, seeds, devices, shard_params)
 
 
 def _begun_together(program: Any) -> Callable:

@@ -95,7 +95,7 @@ def optimizers(config: IRISConfig) -> dict[str, optax.GradientTransformation]:
     moments = dict(b1=config.beta1, b2=config.beta2, eps=config.adam_epsilon)
 
     def adam(rate: float, *decay: optax.GradientTransformation) -> optax.GradientTransformation:
-        clip, scale = optax.clip_by_global_norm(config.grad_clip), optax.scale_by_adam(**moments)
+        clip, scale = optim.clip_by_global_norm(config.grad_clip), optax.scale_by_adam(**moments)
         return optim.flat(optax.chain(clip, scale, *decay, optax.scale_by_learning_rate(rate)))
 
     return {

@@ -164,7 +164,7 @@ def memory_loss(
 
 def optimizer(config: WorldModelsConfig) -> optax.GradientTransformation:
     """Clipping, entry by entry or by the norm of all, and Adam: lr = (first - final) decayᵗ + final."""
-    clip = {"value": optax.clip, "norm": optax.clip_by_global_norm, "none": lambda limit: optax.identity()}
+    clip = {"value": optax.clip, "norm": optim.clip_by_global_norm, "none": lambda limit: optax.identity()}
     spread = config.memory_learning_rate - config.memory_final_learning_rate
     schedule = lambda step: spread * config.memory_decay**step + config.memory_final_learning_rate
     return optim.flat(optax.chain(clip[config.clip](config.clip_limit), optax.adam(schedule)))
