@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import tyro
@@ -29,7 +31,11 @@ from wmjax.loops import device
 from wmjax.loops.parallel import AXIS
 from wmjax.replay import device as replays
 
-COLLECTIVES = {"psum", "psum_invariant", "pmin", "pmax", "all_gather", "all_to_all", "reduce_scatter", "ppermute"}
+# Of a collective's operand, what each of n devices in a ring sends.
+_REDUCED = lambda n: 2 * (n - 1) / n
+COLLECTIVES = dict.fromkeys(("psum", "psum_invariant", "pmin", "pmax"), _REDUCED)
+COLLECTIVES |= dict.fromkeys(("reduce_scatter", "all_to_all"), lambda n: (n - 1) / n)
+COLLECTIVES |= {"all_gather": lambda n: n - 1, "ppermute": lambda n: 1}
 EFFICIENCY = 0.8
 DEVICES = (8, 256)
 SIZES = ("12m", "25m", "50m", "100m", "200m", "400m")
@@ -49,18 +55,44 @@ class Args:
     out: Path = Path("benchmarks/results/traffic.json")
 
 
+class Collective(NamedTuple):
+    """One place of a program where devices send each other something."""
+
+    kind: str
+    axes: tuple[str, ...]  # names
+    bytes: int  # of its operands, as often as it runs
+
+
+def collectives(jaxpr: Any, times: int = 1) -> Iterator[Collective]:
+    """Those of a traced program that runs so many times."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name, params = eqn.primitive.name, eqn.params
+        if name in COLLECTIVES:
+            axes = params["axes"] if "axes" in params else params["axis_name"]
+            size = sum(x.aval.size * x.aval.dtype.itemsize for x in eqn.invars if hasattr(x.aval, "dtype"))
+            yield Collective(name, axes if isinstance(axes, tuple) else (axes,), times * size)
+            continue
+        for inner in arithmetic.programs_in(params):
+            yield from collectives(inner, times * (params["length"] if name == "scan" else 1))
+
+
 def sent(jaxpr: Any) -> Counter[str]:
     """Bytes of the operands of each kind of collective in a traced program."""
     total: Counter[str] = Counter()
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        name = eqn.primitive.name
-        if name in COLLECTIVES:
-            total[name] += sum(x.aval.size * x.aval.dtype.itemsize for x in eqn.invars if hasattr(x.aval, "dtype"))
-            continue
-        times = eqn.params["length"] if name == "scan" else 1
-        for inner in arithmetic.programs_in(eqn.params):
-            total.update({kind: times * size for kind, size in sent(inner).items()})
+    for found in collectives(jaxpr):
+        total[found.kind] += found.bytes
     return total
+
+
+def through(jaxpr: Any, sizes: dict[str, int]) -> float:
+    """Bytes that each device sends if all collectives of a traced program go around in rings.
+
+    Args:
+      jaxpr: of one device.
+      sizes: devices along each named axis.
+    """
+    devices = lambda axes: math.prod(sizes[name] for name in axes)
+    return sum(COLLECTIVES[found.kind](devices(found.axes)) * found.bytes for found in collectives(jaxpr))
 
 
 def traffic(name: str, preset: str, changes: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -2,9 +2,11 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from benchmarks import launches, learning, replay
+from benchmarks import launches, learning, replay, scaling, traffic
 from wmjax.comparison.summary import score
 
 PROGRAM = """HloModule jit_f, is_scheduled=true
@@ -84,3 +86,31 @@ def test_the_gate_of_learning_is_not_passed_by_asking_for_nothing():
     for only, words in ((("iris", "pendulum"), "nothing is demanded of iris"), (("irsi",), "unknown irsi")):
         with pytest.raises(SystemExit, match=words):
             learning.chosen(only)
+
+
+def test_bytes_that_go_around_a_ring_are_counted_by_kind_axis_and_loop():
+    def program(x):  # float32 [8], on 2 copies of 4 parts
+        x = jax.lax.psum(x, ("copies", "parts"))  # 2 · 7/8 of 32
+        own = jax.lax.psum_scatter(x, "parts", tiled=True)  # 3/4 of 32
+        own = jax.lax.fori_loop(0, 5, lambda _, own: own + jax.lax.pmax(own, "copies"), own)  # 5 · 2 · 1/2 of 8
+        return jax.lax.all_gather(own, "parts", tiled=True)  # 3 times 8
+
+    sizes = {"copies": 2, "parts": 4}
+    traced = jax.make_jaxpr(program, axis_env=list(sizes.items()))(jnp.ones(8))
+    assert traffic.through(traced, sizes) == 56 + 24 + 40 + 24
+    assert traffic.sent(traced) == {"psum": 32, "reduce_scatter": 32, "pmax": 40, "all_gather": 8}
+    assert traffic.through(traced, {"copies": 1, "parts": 1}) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [scaling.Row(4, 1, 16), scaling.Row(4, 1, 16, shard_params=4)])
+def test_what_an_update_sends_is_what_it_should_by_hand(row):
+    counted, by_hand = scaling.sent(row)
+    assert counted == pytest.approx(by_hand, rel=0.05)
+
+
+def test_the_table_of_scaling_has_every_row():
+    row = dict(devices=4, processes=2, batch_size=16, shard_params=1, seconds=0.0123, bytes_sent=2e6, by_hand=1.9e6)
+    lines = scaling.table([row | {"bytes_held": 5e6}, row | {"bytes_held": 1e6, "shard_params": 4}]).splitlines()
+    assert lines[2] == "| 4 | 2 | 16 | 12 ms | 2.00 MB | 1.90 MB | 5.00 MB |"
+    assert lines[3].startswith("| 4, parameters in 4 parts | 2 | 16 |")
