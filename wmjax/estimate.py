@@ -72,7 +72,7 @@ def _memory(made: Setup, memory_map: bool, out: Path | None) -> tuple[int, str, 
     """Bytes of the state without replay, of all seeds; what replay takes, in words; and the check that it fits here."""
     agent, env, recipe = made.agent, made.world, made.agent.recipe
     seeds, devices = made.description["seeds"], made.description["devices"]
-    shard_params = made.description["shard_params"] or 1
+    shard_params = made.description["shard_params"]
     records = f"{recipe.replay_capacity // recipe.num_envs * recipe.num_envs:,} records"
     if made.on_host:
         (state, carry), example = shapes(agent, env)

@@ -103,7 +103,7 @@ def export(
     if episodes is not None:
         card["return"] = _played(run, params, episodes)
     description = {k: v for k, v in run.description.items() if k not in ("about", "part_of_seeds")}
-    description |= {"seeds": 1, "devices": 1, "parallel": None, "shard_params": None, "config": config}
+    description |= {"seeds": 1, "devices": 1, "parallel": None, "shard_params": 1, "config": config}
     if description.get("data"):
         description["data"] = {name: value for name, value in description["data"].items() if name != "path"}
     new_file(path)  # something may have come there while episodes were played

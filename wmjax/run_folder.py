@@ -61,7 +61,7 @@ def member_description(description: dict[str, Any], seed: int) -> dict[str, Any]
         "seeds": 1,
         "devices": 1,
         "parallel": None,
-        "shard_params": None,
+        "shard_params": 1,
         "part_of_seeds": True,
     }
 
@@ -117,7 +117,7 @@ SCHEMA: dict[str, Callable[[str, Any], Any]] = {
 }
 OPTIONAL = {"part_of_seeds": checks.flag, "equations": _texts, "shard_params": checks.number}
 OPTIONAL |= dict.fromkeys(("env_args", "about", "data", "origin"), _object)
-OR_NULL = {"env", "parallel", "shard_params", "image_size", "action_repeat", "env_args", "about", "data"}
+OR_NULL = {"env", "parallel", "image_size", "action_repeat", "env_args", "about", "data"}
 
 
 def warn(text: str) -> None:

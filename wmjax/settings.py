@@ -121,9 +121,9 @@ def setup(
         action_repeat = checks.optional("action_repeat", given("action_repeat", settings.action_repeat))
     description = {
         "version": wmjax.__version__, "agent": agent, "env": name, "preset": preset, "seed": seed, "seeds": seeds,
-        "devices": devices, "parallel": parallel if devices > 1 else None,
-        "shard_params": shard_params if shard_params > 1 else None, "env_args": args, "image_size": image_size,
-        "action_repeat": action_repeat, "steps": budget, "config": dataclasses.asdict(config),
+        "devices": devices, "parallel": parallel if devices > 1 else None, "shard_params": shard_params,
+        "env_args": args, "image_size": image_size, "action_repeat": action_repeat, "steps": budget,
+        "config": dataclasses.asdict(config),
     } | ({"equations": replaced} if replaced else {})  # fmt: skip
     if source is None:
         made = make(description, config, env, budget, asked.get("start_timeout"), equations)
@@ -272,7 +272,7 @@ def make(
 
 def axes_of(description: Mapping[str, Any]) -> str | Axes | None:
     """The named axis, or axes, that the agent of a run is made for."""
-    return axis_name(description["devices"], description.get("shard_params") or 1)
+    return axis_name(description["devices"], description.get("shard_params", 1))
 
 
 def not_on_host(field: str, value: int) -> UsageError:
@@ -340,7 +340,7 @@ def describe(made: Setup, path: Path | None) -> str:
     told = d.get("about") or estimate.about(made)
     repeat = f", action repeat {made.env.spec.action_repeat}" if made.env.spec.action_repeat > 1 else ""
     seeds = f"seed {d['seed']}" if d["seeds"] == 1 else f"seeds {made.seeds[0]} to {made.seeds[-1]}"
-    parts = f", parameters in {d['shard_params']} parts" if d.get("shard_params") else ""
+    parts = f", parameters in {d['shard_params']} parts" if d.get("shard_params", 1) > 1 else ""
     spread = f", {d['devices']} devices ({d['parallel']}{parts})" if d["devices"] > 1 else ""
     args = "".join(f", {name} {value}" for name, value in d["env_args"].items())
     on = d["env"] or ("an Env value" if is_playable(made.env) else "data")

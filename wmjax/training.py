@@ -145,7 +145,7 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
     asked |= {"memory_map": memory_map if made.data is None else made.on_host}
     driving = _driving(made.steps, asked if is_playable(made.env) else asked | {"eval_every": 0})
     if not made.on_host:
-        devices, shard_params = made.description["devices"], made.description["shard_params"] or 1
+        devices, shard_params = made.description["devices"], made.description["shard_params"]
         memory.check_run(made.agent, made.world, len(made.seeds), devices, shard_params=shard_params)
     made = made._replace(description=made.description | {"about": estimate.about(made)})
     seconds = checks.optional("seconds", asked["seconds"])
@@ -296,7 +296,7 @@ def _programs(made: Setup, **how: Any) -> Programs:
         parts = (data.take(recipe.num_envs, i, min(i + BLOCK, rows)) for i in range(0, rows, BLOCK)) if data else ()
         return HostLoop(made.agent, made.world, data=parts, **how)
     d, seeds = made.description, made.description["seeds"]
-    how = dict(devices=d["devices"], backend=d["parallel"] or BACKENDS[0], shard_params=d["shard_params"] or 1)
+    how = dict(devices=d["devices"], backend=d["parallel"] or BACKENDS[0], shard_params=d["shard_params"])
     found = programs(made.agent, made.world, seeds=seeds, **how)
     if data is None:
         return found

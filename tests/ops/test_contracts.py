@@ -2,12 +2,13 @@
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.contracts import KEY, check_that_wrong_arguments_are_named, floats, function_of, ints, public_functions
-from wmjax.ops import action_distributions, distributions, latents, mixture, normalize, vq
-from wmjax.types import Discrete
+from wmjax.ops import action_distributions, distributions, flat, latents, mixture, normalize, vq
+from wmjax.types import Axes, Discrete
 
 B, S, K, A, V, D, T = 2, 3, 4, 5, 6, 7, 8
 
@@ -19,6 +20,16 @@ MIXTURE = mixture.Mixture(floats(B, K, D), floats(B, K, D), floats(B, K, D))
 CODES = vq.init_state(floats(V, D))
 TAKEN = vq.Assigned(floats(B, D), ints(B), floats(V), floats(V, D))
 TREE = {"kernel": floats(3, 100), "bias": floats(A)}
+AXES = Axes("copies", "parts")
+
+
+def under_axes(function, name):
+    """The function of one array, of that name, in a program of one device of a mesh of `AXES`."""
+    for axis in AXES:
+        function = jax.vmap(function, axis_name=axis)
+    return lambda **given: function(jnp.asarray(given[name])[None, None])
+
+
 # Right arguments of each function. Those that a loose rule reads, or that are no arrays, are left as they are: `FREE`.
 RIGHT = {
     "action_distributions.TanhNormal.sample": (TANH.sample, dict(seed=KEY)),
@@ -49,6 +60,10 @@ RIGHT = {
     "flat.flatten": dict(tree=TREE),
     "flat.unflatten": dict(rows=floats(3, 256), like=TREE),
     "flat.norm": dict(rows=floats(3, 256)),
+    "flat.over": (lambda sums: flat.over(sums, None), dict(sums=floats(3))),
+    "flat.own_columns": (under_axes(lambda rows: flat.own_columns(rows, "parts"), "rows"), dict(rows=floats(3, 256))),
+    "flat.own_means": (under_axes(lambda rows: flat.own_means(rows, AXES), "rows"), dict(rows=floats(3, 256))),
+    "flat.all_columns": (under_axes(lambda own: flat.all_columns(own, "parts"), "own"), dict(own=floats(3, 256))),
     "flat.tensor_norms": dict(rows=floats(3, 256), like=TREE),
     "flat.spread": dict(values=floats(2), like=TREE),
     "kl.balanced_kl": dict(post_logits=floats(B, S, K), prior_logits=floats(B, S, K), free_nats=1.0, unimix=0.0),
@@ -94,7 +109,7 @@ RIGHT = {
     "vq.health": dict(counts=floats(V), usage=floats(V), dead_below=0.1),
     "vq.revive": dict(key=KEY, state=CODES, codebook=floats(V, D), batch=TAKEN, dead_below=0.1),
 }  # fmt: skip
-ANY_SHAPE = {("symlog.symlog", "x"), ("symlog.symexp", "x"), ("normalize.update", "x")}
+ANY_SHAPE = {("symlog.symlog", "x"), ("symlog.symexp", "x"), ("normalize.update", "x"), ("flat.over", "sums")}
 ANY_SHAPE |= {("noise.fold_in", "key"), ("noise.split", "key")}
 ANY_DTYPE = {("masks.masked_mean", "mask"), ("distributions.split_choices", "action")}
 ANY_DTYPE |= {("flat.unflatten", "rows"), ("flat.spread", "values"), ("scan.scan", "xs")}

@@ -53,6 +53,7 @@ def norm(rows: Array, parts: str | None = None) -> Array:
 
 def over(sums: Array, parts: str | None) -> Array:
     """Sums over the columns that each device has, over all columns; `parts` None: each device has all."""
+    contracts.floating(sums=sums)
     return sums if parts is None else jax.lax.psum(sums, parts)
 
 
@@ -89,18 +90,24 @@ def own_columns(rows: Array, parts: str) -> Array:
     Every device so has a part of every leaf, and what is done to whole rows is done to its part by the same code. The
     number of devices along the named axis `parts` divides `WIDTH`.
     """
+    contracts.exactly(None, WIDTH, rows=rows)
+    contracts.floating(rows=rows)
     width = _width(parts)
     return jax.lax.dynamic_slice_in_dim(rows, width * jax.lax.axis_index(parts), width, axis=1)
 
 
 def own_means(rows: Array, axes: Axes) -> Array:
     """`own_columns` of the mean over devices along both axes, each of which brings `[rows, WIDTH]` of its own."""
+    contracts.exactly(None, WIDTH, rows=rows)
+    contracts.floating(rows=rows)
     own = jax.lax.psum_scatter(rows, axes.parts, scatter_dimension=1, tiled=True)
     return jax.lax.psum(own, axes.copies) / jax.lax.axis_size(tuple(axes))
 
 
 def all_columns(own: Array, parts: str) -> Array:
     """The rows that each device has its columns of: `[rows, WIDTH]`."""
+    contracts.exactly(None, _width(parts), own=own)
+    contracts.floating(own=own)
     return jax.lax.all_gather(own, parts, axis=1, tiled=True)
 
 
