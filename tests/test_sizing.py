@@ -122,7 +122,10 @@ def plan(*words, capsys, code=0):
         (["dreamer_v3", "--card", "h100", "--share", "1.5"], ["share: 1.5", "at most 1"]),
         (["dreamer_v3", "--preset", "papper"], ["preset: unknown name 'papper'", "'paper'"]),
         (["dreamer_v3", "--env", "cach"], ["cach", "catch"]),
-        (["dreamer_v3", "--env", "gym:CartPole-v1", "--devices", "2"], ["devices: 2 is not valid", "on the host"]),
+        (
+            ["dreamer_v3", "--env", "gym:CartPole-v1", "--devices", "2", "--shard-params", "2"],
+            ["shard_params: 2 is not valid", "on the host"],
+        ),
         (["dreamer_v3", "--devices", "3"], ["devices: 3 cannot share num_envs=16"]),
         (["dreamer_v9"], ["agent: unknown name 'dreamer_v9'"]),
     ],

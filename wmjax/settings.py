@@ -254,19 +254,18 @@ def make(
     else:
         named = handed(env).name is not None
         env = agent_actions(make_env(env, **env_settings(description, env), start_timeout=start_timeout))
-    if isinstance(env, HostEnv):
-        for field in ("seeds", "devices"):
-            if description[field] > 1:
-                raise not_on_host(field, description[field])
+    on_host = isinstance(env, HostEnv)
+    if on_host:
+        check_on_host(**{name: description[name] for name in ("seeds", "parallel", "shard_params")})
     axes = axes_of(description)
     factory = functools.partial(AGENTS[description["agent"]][1], equations=equations)
-    if isinstance(env, HostEnv) and (not named or description["image_size"] is None):
+    if on_host and (not named or description["image_size"] is None):
         env, size = _sized(env, lambda spec: factory(spec, config, axes))
         description = description | ({} if size is None else {"image_size": size})
     agent = factory(env.spec, config, axes)
     check(agent)
     if axes is not None:
-        check(agent._replace(recipe=share(agent.recipe, description["devices"])))
+        check(agent._replace(recipe=share(agent.recipe, description["devices"], on_host)))
     return Setup(description, config, agent, env, steps, equations=equations)
 
 
@@ -275,11 +274,15 @@ def axes_of(description: Mapping[str, Any]) -> str | Axes | None:
     return axis_name(description["devices"], description.get("shard_params", 1))
 
 
-def not_on_host(field: str, value: int) -> UsageError:
-    """The error where several seeds or devices are asked for with environments on the host."""
-    return UsageError(
-        f"{field}: {value} is not valid with environments on the host; 1 is (several runs may be started side by side)"
-    )
+def check_on_host(seeds: int, parallel: str | None, shard_params: int) -> None:
+    """Raises `UsageError` where environments on the host cannot be trained in so."""
+    where = "is not valid with environments on the host"
+    if seeds > 1:
+        raise UsageError(f"seeds: {seeds} {where}; 1 is (several runs may be started side by side)")
+    if parallel == "pmap":
+        raise UsageError(f"parallel: 'pmap' {where}; 'shard_map' is")
+    if shard_params > 1:
+        raise UsageError(f"shard_params: {shard_params} {where}; 1 is")
 
 
 def _sized(env: HostEnv, make_agent: Callable[[EnvSpec], Agent]) -> tuple[HostEnv, int | None]:

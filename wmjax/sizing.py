@@ -32,7 +32,7 @@ from wmjax.ops import noise
 from wmjax.replay import device as replays
 from wmjax.replay.device import Replay
 from wmjax.replay.host import Sizes, sizes, tree_bytes
-from wmjax.settings import ASKED, Setup, not_on_host, setup
+from wmjax.settings import ASKED, Setup, check_on_host, setup
 from wmjax.types import Agent, AgentState, Env, Evolve, HostEnv, PyTree, TimeStep, Update, UsageError
 
 # What JAX takes of the memory of a GPU where neither variable says anything else; the second is what it was called.
@@ -134,9 +134,10 @@ def plan(
     fsdp.check(shard_params, devices)
     named = {name: asked.pop(name) for name in ASKED if name in asked}
     made = setup(agent, env, overrides=asked, **named)
-    if devices > 1 and isinstance(made.env, HostEnv):
-        raise not_on_host("devices", devices)
-    part = made.agent if devices == 1 else made.agent._replace(recipe=share_recipe(made.agent.recipe, devices))
+    on_host = isinstance(made.env, HostEnv)
+    if on_host:
+        check_on_host(made.description["seeds"], None, shard_params)
+    part = made.agent._replace(recipe=share_recipe(made.agent.recipe, devices, on_host))
     check(part)
     return _plan(made, part, (devices, shard_params), found, share, say)
 

@@ -294,7 +294,7 @@ def _programs(made: Setup, **how: Any) -> Programs:
     rows = recipe.replay_capacity // recipe.num_envs
     if made.on_host:
         parts = (data.take(recipe.num_envs, i, min(i + BLOCK, rows)) for i in range(0, rows, BLOCK)) if data else ()
-        return HostLoop(made.agent, made.world, data=parts, **how)
+        return HostLoop(made.agent, made.world, data=parts, devices=made.description["devices"], **how)
     d, seeds = made.description, made.description["seeds"]
     how = dict(devices=d["devices"], backend=d["parallel"] or BACKENDS[0], shard_params=d["shard_params"])
     found = programs(made.agent, made.world, seeds=seeds, **how)

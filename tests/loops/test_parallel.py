@@ -39,6 +39,11 @@ def test_replicas_on_four_devices_are_bit_identical_and_equal_one_device_with_th
 
 
 @pytest.mark.slow
+def test_environments_on_the_host_are_learned_from_by_four_devices_as_by_one(tmp_path):
+    assert "all of it holds" in on_four_devices(str(tmp_path), module="host_on_devices")
+
+
+@pytest.mark.slow
 @pytest.mark.long
 def test_runs_on_four_devices_resume_byte_for_byte(tmp_path):
     said = on_four_devices(str(tmp_path))

@@ -74,27 +74,27 @@ class Programs:
         """Ends environments on the host until they are needed again."""
 
 
-def share(recipe: Recipe, devices: int) -> Recipe:
-    """The recipe of one of several devices that together follow `recipe`.
+def share(recipe: Recipe, devices: int, on_host: bool = False) -> Recipe:
+    """The recipe of one of several devices that together follow `recipe`; `on_host`: they share batches alone.
 
     Raises `UsageError` where environments, a batch or a population cannot be divided evenly.
     """
-    numbers = {"num_envs": recipe.num_envs}
+    numbers = {} if on_host else {"num_envs": recipe.num_envs}
     for stage in recipe.stages:
         numbers |= {f"batch_size of update {update.name!r}": update.batch_size for update in stage.updates}
-        if stage.evolve:
+        if stage.evolve and not on_host:
             names = ("population", "mean_rollouts", *["batch_size"] * (stage.evolve.where == "dream"))
             numbers |= {f"{name} of search {stage.evolve.name!r}": getattr(stage.evolve, name) for name in names}
     for name, number in numbers.items():
         if number % devices:
             raise UsageError(f"devices: {devices} cannot share {name}={number} evenly; valid are its divisors")
-    num_envs = recipe.num_envs // devices
     shared = lambda part: part._replace(batch_size=part.batch_size // devices)
+    stages = [stage._replace(updates=tuple(map(shared, stage.updates))) for stage in recipe.stages]
+    if on_host:
+        return recipe._replace(stages=tuple(stages))
+    num_envs = recipe.num_envs // devices
     # A search takes its share of the population by itself: all devices ask and tell for the whole of it.
-    stages = [
-        stage._replace(updates=tuple(map(shared, stage.updates)), evolve=stage.evolve and shared(stage.evolve))
-        for stage in recipe.stages
-    ]
+    stages = [stage._replace(evolve=stage.evolve and shared(stage.evolve)) for stage in stages]
     return Recipe(num_envs, recipe.replay_capacity // recipe.num_envs * num_envs, tuple(stages))
 
 
@@ -223,21 +223,8 @@ class ShardMap(OneDevice):
         return structure.unflatten([x.addressable_shards[0].data for x in found])
 
     def check_replicas(self, run: RunState) -> None:
-        leaves, digests = jax.tree_util.tree_flatten_with_path(run)[0], {}
-        for (path, leaf), axis in zip(leaves, jax.tree.leaves(self._axes), strict=True):
-            if axis != _REPLICATED:
-                continue
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                leaf = jax.random.key_data(leaf)
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            for shard in leaf.addressable_shards:  # of what is sharded, devices with the same part
-                found = hashlib.sha256(np.asarray(shard.data).tobytes()).hexdigest()
-                if digests.setdefault(f"{name} {shard.index}", found) != found:
-                    raise ReplicasDifferError(f"{name} differs between devices")
-        for i, each in enumerate(distributed.exchange(digests)):
-            if differing := [part for part in digests if each.get(part, digests[part]) != digests[part]]:
-                name = differing[0].partition(" ")[0]
-                raise ReplicasDifferError(f"{name} differs between processes {distributed.index()} and {i}")
+        leaves, axes = jax.tree_util.tree_flatten_with_path(run)[0], jax.tree.leaves(self._axes)
+        _check_same([leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == _REPLICATED])
 
 
 class PMap(ShardMap):
@@ -294,6 +281,62 @@ def programs(
     if backend == "pmap":
         return PMap(agent, env, seeds, devices)
     return ShardMap(agent, env, seeds, devices, shard_params)
+
+
+class Copies:
+    """What environments on the host learn by: each device has all of the agent's state, and a part of every batch.
+
+    One device computes as if there were none of this.
+    """
+
+    def __init__(self, devices: int) -> None:
+        """Raises `UsageError` unless there are so many."""
+        check_devices(devices, BACKENDS[0])
+        self._several, mesh = devices > 1, Mesh(np.array(_devices(devices)), (AXIS,))
+        self._whole, self._rows = P(), P(None, AXIS)  # batches are `[T, B, ...]`
+        self._mesh = mesh
+        places = [NamedSharding(mesh, spec) for spec in (self._whole, self._rows)]
+        self.whole, self.rows = places if self._several else [jax.devices()[0]] * 2
+
+    def learn(self, update: Callable) -> Callable:
+        """`device.apply_update` of an `Update.fn`."""
+        apply = partial(device.apply_update, update, AXIS if self._several else None)
+        if not self._several:
+            return apply
+        whole, rows = self._whole, self._rows
+        specs = dict(in_specs=(whole, whole, whole, rows), out_specs=(whole, whole, whole, rows))
+        return jax.shard_map(apply, mesh=self._mesh, check_vma=False, **specs)
+
+    def spread(self, tree: PyTree) -> PyTree:
+        """A tree that every device gets all of."""
+        return jax.device_put(tree, self.whole) if self._several else tree
+
+    def replica(self, tree: PyTree) -> PyTree:
+        """What `spread` gave, on the first device."""
+        first = lambda x: x.addressable_shards[0].data if isinstance(x, jax.Array) else x
+        return jax.tree.map(first, tree) if self._several else tree
+
+    def check(self, tree: PyTree) -> None:
+        """Raises `ReplicasDifferError` where devices do not have the same of what `spread` gave."""
+        if self._several:
+            _check_same(jax.tree_util.tree_flatten_with_path(tree)[0])
+
+
+def _check_same(leaves: list[tuple]) -> None:
+    """Raises `ReplicasDifferError` where devices do not have the same of a leaf, which comes with its path."""
+    digests: dict[str, str] = {}
+    for path, leaf in leaves:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for shard in leaf.addressable_shards:  # of what is sharded, devices with the same part
+            found = hashlib.sha256(np.asarray(shard.data).tobytes()).hexdigest()
+            if digests.setdefault(f"{name} {shard.index}", found) != found:
+                raise ReplicasDifferError(f"{name} differs between devices")
+    for i, each in enumerate(distributed.exchange(digests)):
+        if differing := [part for part in digests if each.get(part, digests[part]) != digests[part]]:
+            name = differing[0].partition(" ")[0]
+            raise ReplicasDifferError(f"{name} differs between processes {distributed.index()} and {i}")
 
 
 def _begun_together(program: Any) -> Callable:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmjax.loops.device import Skips
+from wmjax.loops.parallel import Copies
 from wmjax.replay.device import Index
 from wmjax.replay.host import HostReplay
 from wmjax.types import AgentState, Array, Metrics, PyTree, Stage, Trajectory
@@ -99,14 +100,15 @@ class Learner:
       replay, latents: where batches come from, and where their latents go to.
       pool: of that thread.
       clock, stop: as of the loop.
+      copies: where the state is, and batches go.
     """
 
     def __init__(
         self, stage: Stage, programs, keys, agent: AgentState, skips: Skips, replay: HostReplay, latents: Latents,
-        pool: ThreadPoolExecutor, clock: Clock, stop: Callable[[], bool],
+        pool: ThreadPoolExecutor, clock: Clock, stop: Callable[[], bool], copies: Copies,
     ) -> None:  # fmt: skip
         self._updates, self._programs, self._replay, self._latents = stage.updates, programs, replay, latents
-        self._pool, self._clock, self._stop = pool, clock, stop
+        self._pool, self._clock, self._stop, self._copies = pool, clock, stop, copies
         self._jobs = ((n, *keys[n][i]) for n, update in enumerate(stage.updates) for i in range(update.repeats))
         self._batches: deque[Future] = deque()
         self._unready: deque[Metrics] = deque()
@@ -128,7 +130,7 @@ class Learner:
         update = self._updates[number]
         flags, index = self._replay.draw(key_sample, update.sampling, update.batch_size)
         batch = self._replay.gather(flags, index)
-        return number, *jax.device_put((key_learn, batch), jax.devices()[0]), index
+        return number, *jax.device_put((key_learn, batch), (self._copies.whole, self._copies.rows)), index
 
     def until(self, count: int) -> None:
         """Goes on until so many updates of this iteration are with the device; does nothing unless started."""
@@ -142,6 +144,7 @@ class Learner:
             self.agent, self.skips, metrics, latent = self._programs[number](
                 self.agent, self.skips, key, batch._replace(latent=latent)
             )
+            metrics = self._copies.replica(metrics)
             if latent is not None:
                 self._latents.write(index, latent)
             self.sums = accumulate(self.sums, {self._updates[number].name: metrics | {"made": np.float32(1)}})

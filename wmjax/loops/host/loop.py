@@ -25,7 +25,7 @@ from wmjax.loops.host.learning import Clock, Latents, Learner, accumulate
 from wmjax.loops.host.rollout import DEFAULTS, Options, act_program, seed_words, start
 from wmjax.loops.memory import SPARE, available_bytes, check_agent, resident_bytes
 from wmjax.loops.on_data import begun, is_playable
-from wmjax.loops.parallel import Programs
+from wmjax.loops.parallel import Copies, Programs
 from wmjax.loops.rollout import random_act
 from wmjax.loops.schedule import Schedule, check, first, readers, samplings
 from wmjax.ops import noise
@@ -116,6 +116,7 @@ class HostLoop(Programs):
       resume: whether replay is on the disk already.
       data: what replay holds from the start, `[rows, num_envs, ...]` one after the other, of an environment that is
         known by its spec alone and not stepped (`loops.on_data`).
+      devices: how many learn together, each from its part of every batch; the first acts and searches.
 
     Raises:
       UsageError: the recipe cannot be run (`schedule.check`), or replay of so many records needs more memory or disk
@@ -133,8 +134,10 @@ class HostLoop(Programs):
         records: int | None = None,
         resume: bool = False,
         data: Iterable[Record] = (),
+        devices: int = 1,
     ) -> None:
         check(agent)
+        self._copies = Copies(devices)
         self._data = data
         self._agent, self._env, self._options, self._say, self._stop = agent, env, options, say, stop
         self._num_envs, self._schedule = agent.recipe.num_envs, Schedule(agent, env)
@@ -149,8 +152,9 @@ class HostLoop(Programs):
             self.replay = HostReplay(*kept, warn=say, **where)
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise _too_large(agent.recipe, needs.memory_bytes) from None
-        run = self._begin(state, carry, jax.eval_shape(lambda: jax.random.key(0)))
-        self.template = jax.eval_shape(lambda tree: tree, run)._replace(replay=self.replay.template())
+        begin = lambda *given: self._begin(*given)
+        run = jax.eval_shape(begin, state, carry, jax.eval_shape(lambda: jax.random.key(0)))
+        self.template = run._replace(replay=self.replay.template())
         self._envs: HostEnvs | None = None
         self._lost = 0  # of environments that are closed
         self._timestep: TimeStep | None = None  # not acted on yet
@@ -165,15 +169,24 @@ class HostLoop(Programs):
         self._count = jax.jit(device.count_episodes)
         self._keys = jax.jit(self._iteration_keys, static_argnums=3)
 
-    @staticmethod
-    def _learn_program(update: Callable) -> Callable:
-        by = partial(device.apply_update, update, None)
+    def _learn_program(self, update: Callable) -> Callable:
+        by = self._copies.learn(update)
         return jax.jit(by, donate_argnums=(0, 1), compiler_options=compiler.options())
 
     def _begin(self, state: PyTree, carry: PyTree, key: Array) -> RunState:
         zero, n = np.int32(0), self._num_envs
         episode, skips = Episode(np.zeros(n, np.float32), np.zeros(n, np.int32)), Skips(zero, zero, zero)
-        return RunState(state, (), (), (), carry, episode, skips, key, zero, zero, zero)
+        return self._spread(RunState(state, (), (), (), carry, episode, skips, key, zero, zero, zero))
+
+    def _spread(self, run: RunState) -> RunState:
+        """The state of which every device has what it learns."""
+        return run._replace(agent=self._copies.spread(run.agent), skips=self._copies.spread(run.skips))
+
+    def replica(self, tree: PyTree) -> PyTree:
+        return self._copies.replica(tree)
+
+    def check_replicas(self, run: RunState) -> None:
+        self._copies.check((run.agent, run.skips))
 
     # -----------------------------------------------------------------------------------------------------------------
     # Begin, save, go on, end
@@ -205,7 +218,7 @@ class HostLoop(Programs):
         self._named[self._schedule.env_steps(run)] = saved  # also what is torn now: others may hold it
         self.replay.load(run.replay)
         counters = {name: np.asarray(getattr(run, name)) for name in ("stage", "iteration", "steps")}
-        run = run._replace(replay=(), **counters)
+        run = self._spread(run._replace(replay=(), **counters))
         if not is_playable(self._env):
             return run
         self._begin_episodes(run)
@@ -322,8 +335,9 @@ class HostLoop(Programs):
         repeats = tuple(update.repeats for update in stage.updates)
         key_act, keys, _ = self._keys(jax.device_put(run.key, cpu()), run.stage, run.iteration, repeats)
         learner = Learner(
-            stage, learn, keys, run.agent, run.skips, self.replay, self._latents, self._pool, clock, self._stop
-        )
+            stage, learn, keys, run.agent, run.skips, self.replay, self._latents, self._pool, clock, self._stop,
+            self._copies,
+        )  # fmt: skip
         collects = self._collects(stage)
         if collects and self._timestep is None and not self._begin_again(run):
             return run, None
@@ -362,14 +376,16 @@ class HostLoop(Programs):
         if evolve.where == "env" and self._envs is None and not self._begin_again(run):
             return run, None
         try:
-            found = search(self._envs, run.agent, key_search, batch)
+            found = search(self._envs, self.replica(run.agent), key_search, batch)
         except RunError as error:
             self.failure, found = error, None
         self._timestep = None  # the episodes that acting was in are over
         if found is None:
             return run, None
         agent, metrics = found
-        return run._replace(agent=agent, iteration=run.iteration + np.int32(1)), {evolve.name: metrics}
+        return run._replace(agent=self._copies.spread(agent), iteration=run.iteration + np.int32(1)), {
+            evolve.name: metrics
+        }
 
     def _begin_again(self, run: RunState) -> bool:
         """Begins new episodes; False where it was told to stop, or too many environments were lost."""
@@ -386,7 +402,7 @@ class HostLoop(Programs):
         key, timestep, rows = jax.device_put(key, jax.devices()[0]), self._timestep, []
         try:
             for t in range(steps):
-                carry, action, native, latent = act(learner.agent.variables, key, t, carry, timestep)
+                carry, action, native, latent = act(self.replica(learner.agent.variables), key, t, carry, timestep)
                 self._envs.send(clock.wait("device", lambda native=native: np.asarray(native)))
                 learner.until(math.ceil(learner.total * (t + 1) / steps))
                 following = clock.wait("envs", self._envs.receive)
