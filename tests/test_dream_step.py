@@ -1,6 +1,7 @@
 """One step of a dream as a program of its own: that it is the model's, where it runs, and what is refused."""
 
 import base64
+import errno
 import functools
 import json
 import math
@@ -14,8 +15,9 @@ import pytest
 
 import wmjax
 from tests.play import made
+from wmjax import files
 from wmjax.cli import main
-from wmjax.dream_step import comparing, stablehlo, writing
+from wmjax.dream_step import comparing, onnx_program, stablehlo, writing
 from wmjax.dream_step.step import NEXT, NOISE, STATE, make_step
 from wmjax.types import RunError
 
@@ -150,6 +152,24 @@ def test_a_program_that_computes_something_else_is_not_written(tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+def test_where_one_of_two_programs_cannot_be_written_neither_is(tmp_path, monkeypatch):
+    write, (first, second) = files.write, (tmp_path / "first", tmp_path / "second")
+
+    def fail(path, *parts):
+        if path == second / "a.stablehlo":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *parts)
+
+    first.mkdir(), second.mkdir()
+    monkeypatch.setattr(files, "write", fail)
+    monkeypatch.setattr(onnx_program, "check_installed", lambda: None)
+    for name in writing.SERIALIZE:
+        monkeypatch.setitem(writing.SERIALIZE, name, lambda step: (b"program", 0.0))
+    with pytest.raises(wmjax.UsageError, match=r"stablehlo: .*second/a.stablehlo' cannot be written: No space left"):
+        wmjax.export_step(run("dreamer_v3"), onnx=first / "a.onnx", stablehlo=second / "a.stablehlo")
+    assert not [*first.iterdir(), *second.iterdir()]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -181,17 +201,14 @@ def test_what_cannot_be_exported_is_one_line_and_writes_nothing(words, message, 
 
 
 @pytest.fixture(scope="module")
-def onnx_program():
+def converter():
     for name in ("onnx", "onnxruntime", "onnx_ir", "jax2onnx"):
         pytest.importorskip(name)
-    from wmjax.dream_step import onnx_program
-
-    return onnx_program
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", made.CONFIGS)
-def test_onnx_dreams_what_jax_dreams_for_50_steps(name, onnx_program, tmp_path):
+def test_onnx_dreams_what_jax_dreams_for_50_steps(name, converter, tmp_path):
     import onnx
 
     found = wmjax.export_step(run(name), onnx=tmp_path / "dream.onnx")
@@ -207,7 +224,7 @@ def test_onnx_dreams_what_jax_dreams_for_50_steps(name, onnx_program, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_onnx_lacks_is_named_with_its_module(onnx_program):
+def test_what_onnx_lacks_is_named_with_its_module(converter):
     the_step = step("dreamer_v3")
 
     def function(given):
@@ -220,12 +237,13 @@ def test_what_onnx_lacks_is_named_with_its_module(onnx_program):
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxruntime", "onnx_ir", "jax2onnx"])
-def test_what_is_not_installed_is_named_with_its_extra(name, tmp_path, monkeypatch, capsys):
+def test_what_is_not_installed_is_named_with_its_extra_before_anything_is_written(name, tmp_path, monkeypatch, capsys):
     import importlib.util
 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == name else object())
-    assert main(["export", "pretrained:dreamer_v3/catch", "--onnx", str(tmp_path / "a.onnx")]) == 2
+    words = [str(tmp_path / "a.safetensors"), "--onnx", str(tmp_path / "a.onnx")]
+    assert main(["export", "pretrained:dreamer_v3/catch", *words]) == 2
     monkeypatch.setattr(importlib.util, "find_spec", found)
     assert f'onnx: {name} is not installed; pip install "wmjax[onnx]"' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

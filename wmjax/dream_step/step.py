@@ -41,17 +41,13 @@ class DreamStep(NamedTuple):
     about: dict[str, Any]  # of the run: title, agent, env, controls, temperature; JSON
 
 
-def make_step(run: Run, env: Any = None) -> DreamStep:
+def make_step(run: Run) -> DreamStep:
     """The step of a run of one seed, computed in float32.
-
-    Args:
-      run: the run.
-      env: another environment to begin in, as for `Run.evaluate`.
 
     Raises:
       UsageError: the environment is none (of a run on data alone), or has more actions than a page shows.
     """
-    agent, where = run.playing(0, env, None)
+    agent, where = run.playing(0, None, None)
     # On the CPU, whose arithmetic is float32 throughout.
     params = jax.device_put(run.state.variables, jax.local_devices(backend="cpu")[0])
     agent = _in_float32(run, agent)

@@ -13,20 +13,27 @@ import numpy as np
 from PIL import Image
 
 from wmjax import files
+from wmjax.dream_step import onnx_program, stablehlo
 from wmjax.dream_step.step import STATE, DreamStep, make_step
 from wmjax.exporting import new_file
 from wmjax.run import Run, load
 from wmjax.types import UsageError
 
 SUFFIXES = {"onnx": ".onnx", "stablehlo": ".stablehlo"}
+SERIALIZE = {"onnx": onnx_program.serialize, "stablehlo": stablehlo.serialize}
 
 
 def step_files(onnx: str | Path | None, stablehlo: str | Path | None) -> dict[str, Path]:
-    """The paths to write, by format. Raises `UsageError` where one is not valid, or it or its JSON is there already."""
+    """The paths to write, by format.
+
+    Raises `UsageError` where one is not valid, it or its JSON is there already, or what writes ONNX is not installed.
+    """
     given = {name: path for name, path in {"onnx": onnx, "stablehlo": stablehlo}.items() if path is not None}
     paths = {name: new_file(path, SUFFIXES[name], name) for name, path in given.items()}
     for name, path in paths.items():
         new_file(path.with_suffix(".json"), ".json", name)
+    if "onnx" in paths:
+        onnx_program.check_installed()
     return paths
 
 
@@ -58,35 +65,28 @@ def export_step(
       By format `bytes` and `difference`, the largest that was found; and `left_out`, what the agent lacks and why.
 
     Raises:
-      UsageError: as `load`; no file is asked for, or one is there already, or cannot be written; what writes ONNX is
-        not installed, or lacks an operation, which is named with its module.
+      UsageError: as `load`; no file is asked for, or one is there already, or cannot be written, and then none is; what
+        writes ONNX is not installed, or lacks an operation, which is named with its module.
       RunError: a program does not compute what JAX does; nothing is written then.
     """
     paths = step_files(onnx, stablehlo)
     if not paths:
         raise UsageError("onnx: missing; a file to write, such as dream.onnx, or stablehlo is valid")
-    if "onnx" in paths:
-        from wmjax.dream_step import onnx_program
-
-        onnx_program.check_installed()
     step = make_step((run if isinstance(run, Run) else load(run, which=which, **how)).of_seed(seed))
-    written, found = {}, {}
-    for name, path in paths.items():
-        if name == "onnx":
-            data, difference = onnx_program.serialize(step)
-        else:
-            from wmjax.dream_step.stablehlo import serialize
-
-            data, difference = serialize(step)
-        written[path], found[name] = data, {"bytes": len(data), "difference": difference}
-    step_files(onnx, stablehlo)  # something may have come there meanwhile
+    new, found = [], {}
     about = json.dumps(description(step), separators=(",", ":")).encode()
-    for path, data in written.items():
+    for name, path in paths.items():
+        data, difference = SERIALIZE[name](step)
+        new += [(name, path.with_suffix(".json"), about), (name, path, data)]
+        found[name] = {"bytes": len(data), "difference": difference}
+    step_files(onnx, stablehlo)  # something may have come there meanwhile
+    for i, (name, path, data) in enumerate(new):
         try:
-            files.write(path.with_suffix(".json"), about)
             files.write(path, data)
         except OSError as error:
-            raise UsageError(f"{path.suffix[1:]}: {str(path)!r} cannot be written: {error.strerror}") from None
+            for _, earlier, _ in new[:i]:
+                files.remove(earlier)
+            raise UsageError(f"{name}: {str(path)!r} cannot be written: {error.strerror}") from None
     return found | {"left_out": step.left_out}
 
 
