@@ -104,3 +104,17 @@ def test_keys_move_a_dream_with_nothing_else_reachable(name, browser, address):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     context.close()
     assert not errors and not elsewhere
+
+
+@pytest.mark.slow
+def test_a_step_that_was_under_way_does_not_undo_another_start_or_outlive_its_model(browser, address):
+    first, second = "dreamer_v3-catch", "dreamer_v1-catch"
+    page = browser.new_page()
+    page.goto(f"{address}#{first}")
+    page.wait_for_function(f"document.documentElement.dataset.ready === '{first}'", timeout=SECONDS)
+    assert page.evaluate("(async () => { const done = step(); begin(); await done; return number; })()") == 0
+    page.evaluate("released = 0; game.session.release = async () => { released += busy ? 100 : 1; }; void step()")
+    page.select_option("#agent", second)
+    page.wait_for_function(f"document.documentElement.dataset.ready === '{second}'", timeout=SECONDS)
+    assert page.evaluate("[released, number]") == [1, 0]
+    page.close()

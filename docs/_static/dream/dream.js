@@ -26,10 +26,12 @@ async function unpacked(name) {
 }
 
 async function load(name) {
-  const mine = ++loads;
+  const mine = ++loads, before = game;
   playing = false;
   game = null;
   $("status").textContent = "Loading …";
+  while (busy) await new Promise((done) => setTimeout(done, 10)); // a step of the model before
+  await before?.session.release();
   if (!ort.env.wasm.wasmBinary) {
     ort.env.wasm.numThreads = 1;
     ort.env.wasm.wasmPaths = new URL("runtime/", FOLDER).href;
@@ -39,7 +41,6 @@ async function load(name) {
   const model = new Uint8Array(await unpacked(`models/${name}.onnx.gz`));
   const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"], logSeverityLevel: 3 });
   if (mine !== loads) return session.release();
-  while (busy) await new Promise((done) => setTimeout(done, 10)); // a step of the model before
   game = { about, session };
   controls();
   $("about").textContent = `${about.title}. Keys: ${keys().join(", ") || "none"}, space plays, “.” steps, r starts again.`;
@@ -74,7 +75,7 @@ async function step() {
   if (!game || busy) return;
   busy = true;
   try {
-    const { about, session } = game, given = { ...state };
+    const { about, session } = game, from = state, given = { ...state };
     for (const [name, { shape }] of Object.entries(about.inputs)) {
       const size = shape.reduce((a, b) => a * b, 1);
       if (name.startsWith("noise.")) given[name] = tensor(name, Array.from({ length: size }, DRAWS[name.split(".").pop()]));
@@ -82,6 +83,7 @@ async function step() {
     }
     given.action = tensor("action", action());
     const found = await session.run(given);
+    if (state !== from) return; // it has begun again meanwhile
     for (const name of Object.keys(state)) state[name] = found[name.replace(/^state/, "next")];
     number += 1;
     draw(found);
@@ -208,6 +210,9 @@ $("again").addEventListener("click", begin);
 for (const [name, label] of Object.entries(AGENTS)) $("agent").append(new Option(label, name));
 const asked = location.hash.slice(1);
 if (asked in AGENTS) $("agent").value = asked;
-const change = () => load($("agent").value).catch((error) => { $("status").textContent = `It cannot be loaded: ${error.message}`; });
+function change() {
+  const mine = loads + 1;
+  load($("agent").value).catch((error) => { if (mine === loads) $("status").textContent = `It cannot be loaded: ${error.message}`; });
+}
 $("agent").addEventListener("change", change);
 change();
