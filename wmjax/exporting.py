@@ -19,6 +19,7 @@ from wmjax import checks, presets, weights
 from wmjax.loops import checkpoint
 from wmjax.loops.report import read_metrics
 from wmjax.run import Run, load
+from wmjax.run_folder import ONE
 from wmjax.types import PyTree, UsageError
 
 NORMAL_99 = 2.576  # standard deviations to either side that 99 of 100 draws lie within
@@ -103,7 +104,7 @@ def export(
     if episodes is not None:
         card["return"] = _played(run, params, episodes)
     description = {k: v for k, v in run.description.items() if k not in ("about", "part_of_seeds")}
-    description |= {"seeds": 1, "devices": 1, "parallel": None, "shard_params": 1, "config": config}
+    description |= ONE | {"config": config}
     if description.get("data"):
         description["data"] = {name: value for name, value in description["data"].items() if name != "path"}
     new_file(path)  # something may have come there while episodes were played

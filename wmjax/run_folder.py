@@ -48,6 +48,10 @@ def member_path(path: Path, seed: int) -> Path:
     return path / f"seed-{seed}"
 
 
+# What a description says of one seed on one device.
+ONE = {"seeds": 1, "devices": 1, "parallel": None, "shard_params": 1}
+
+
 def members(path: str | Path, description: dict[str, Any]) -> dict[int, Path]:
     """The folders with one seed each of a run of several, by seed; {} for a run of one."""
     first, count = description["seed"], description["seeds"]
@@ -56,14 +60,7 @@ def members(path: str | Path, description: dict[str, Any]) -> dict[int, Path]:
 
 def member_description(description: dict[str, Any], seed: int) -> dict[str, Any]:
     """What `config.json` in the folder of one seed says."""
-    return description | {
-        "seed": seed,
-        "seeds": 1,
-        "devices": 1,
-        "parallel": None,
-        "shard_params": 1,
-        "part_of_seeds": True,
-    }
+    return description | ONE | {"seed": seed, "part_of_seeds": True}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from wmjax import checks, files
 from wmjax.loops import checkpoint, memory, shards
 from wmjax.loops.on_data import spec_alone
 from wmjax.names import nearest
-from wmjax.run_folder import Say, check_description, read_description
+from wmjax.run_folder import ONE, Say, check_description, read_description
 from wmjax.types import Agent, Array, EnvSpec, PyTree, TimeStep, UsageError
 
 FORMAT = 1
@@ -189,7 +189,7 @@ def read(path: str | Path, say: Say | None = None) -> File:
         if dtype not in DTYPES:
             raise refuse(f"its tensor {checks.show(name)} is of {dtype}; {' and '.join(DTYPES)} are valid")
     tensors = {name: jax.ShapeDtypeStruct(shape, DTYPES[dtype]) for name, (dtype, shape) in found.items()}
-    description = said["description"] | {"seeds": 1, "devices": 1, "parallel": None}
+    description = said["description"] | ONE
     return File(path, description, said["card"], tensors, said["sha256"])
 
 
