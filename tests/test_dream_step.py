@@ -236,6 +236,19 @@ def test_what_onnx_lacks_is_named_with_its_module(converter):
         onnx_program.serialize(the_step._replace(function=function))
 
 
+def test_a_model_that_onnx_runtime_cannot_run_is_one_line(converter):
+    with pytest.raises(RunError, match=r"onnx: ONNX Runtime cannot run it: .*; nothing is written") as raised:
+        onnx_program.run_by_onnx(b"no model")
+    assert "\n" not in str(raised.value)
+
+
+def test_parameters_that_one_file_cannot_hold_are_refused(monkeypatch):
+    monkeypatch.setattr(onnx_program, "check_installed", lambda: None)
+    monkeypatch.setattr(onnx_program, "MOST", 1000)
+    with pytest.raises(wmjax.UsageError, match=r"onnx: parameters of [\d.]+ .B do not fit in one file, .*; stablehlo"):
+        onnx_program.serialize(step("dreamer_v3"))
+
+
 @pytest.mark.parametrize("name", ["onnx", "onnxruntime", "onnx_ir", "jax2onnx"])
 def test_what_is_not_installed_is_named_with_its_extra_before_anything_is_written(name, tmp_path, monkeypatch, capsys):
     import importlib.util

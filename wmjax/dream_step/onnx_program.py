@@ -18,9 +18,12 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from wmjax.dream_step.comparing import Arrays, compare
 from wmjax.dream_step.plain import module_of, needed, plain, single
 from wmjax.dream_step.step import DreamStep
-from wmjax.types import UsageError
+from wmjax.loops.memory import amount
+from wmjax.replay.host import tree_bytes
+from wmjax.types import RunError, UsageError
 
 OPSET = 21  # of ONNX 1.16
+MOST = 2**31 - 2**24  # bytes of parameters: one file of protobuf, with its operations, has less than 2 GiB
 # jax2onnx asks for an orbax-checkpoint that is older than ours, and imports none of it.
 INSTALL = 'pip install "wmjax[onnx]" and then pip install --no-deps jax2onnx==0.17.1'
 
@@ -39,13 +42,17 @@ def serialize(step: DreamStep) -> tuple[bytes, float]:
     metadata, as JSON under "wmjax".
 
     Raises:
-      UsageError: what converts is missing, or lacks an operation, which is named with its module.
-      RunError: ONNX Runtime computes something else.
+      UsageError: what converts is missing, or lacks an operation, which is named with its module; parameters are more
+        than one file may have.
+      RunError: ONNX Runtime computes something else, or cannot run it.
     """
     from wmjax.dream_step.writing import description
 
     check_installed()
     program = needed(plain(step.function, dict(step.inputs)))  # in the order of sorted names
+    if (size := tree_bytes(program.consts)) > MOST:
+        raise UsageError(f"onnx: parameters of {amount(size)} do not fit in one file, of at most {amount(MOST)}; "
+                         "stablehlo is valid")  # fmt: skip
     try:
         model = _converted(program, sorted(step.inputs), sorted(step.outputs))
     except Exception as error:  # of whatever kind, by whichever of its hundreds of parts
@@ -57,16 +64,29 @@ def serialize(step: DreamStep) -> tuple[bytes, float]:
 
 
 def run_by_onnx(data: bytes) -> Callable[[Arrays], dict[str, np.ndarray]]:
-    """The program of a model, by ONNX Runtime on the CPU: `{name: array} -> {name: array}`."""
+    """The program of a model, by ONNX Runtime on the CPU: `{name: array} -> {name: array}`.
+
+    Raises `RunError` where that cannot run it.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    with _runtime():
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     inputs, outputs = ([x.name for x in found] for found in (session.get_inputs(), session.get_outputs()))
     as_given = lambda given: {name: np.asarray(given[name]) for name in inputs}
-    return lambda given: dict(zip(outputs, session.run(outputs, as_given(given)), strict=True))
+    run = _runtime()(session.run)
+    return lambda given: dict(zip(outputs, run(outputs, as_given(given)), strict=True))
+
+
+@contextlib.contextmanager
+def _runtime() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each kind of failure is a class of its own there
+        raise RunError(f"onnx: ONNX Runtime cannot run it: {_line(error)}; nothing is written") from None
 
 
 def _converted(program: ClosedJaxpr, inputs: list[str] | None = None, outputs: list[str] | None = None) -> Any:
