@@ -49,14 +49,16 @@ RUNS = {
 
 
 def main(asked: dict) -> None:
-    name, out, told = asked.pop("agent"), asked.pop("out"), asked.pop("train", {})
+    name, out, told, calls = (asked.pop(name, {}) for name in ("agent", "out", "train", "calls_back"))
     distributed.connect(**asked)
     steps, changes = RUNS[name]
     config = dataclasses.replace(ROWS[name].config, **changes)
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     env_args = {} if name == "world_models" else {"image_size": 16}
     how = dict(steps=steps, eval_every=80, devices=len(jax.devices()), seed=5) | env_args | fields | told
-    run = wmjax.train(name, "catch", out=out, **how)
+    whole = lambda run: all(x.is_fully_addressable for x in jax.tree.leaves(run.state.variables))
+    callback = (lambda metrics, run: print("called back", whole(run), metrics["step"])) if calls else None
+    run = wmjax.train(name, "catch", out=out, callback=callback, **how)
     leaves = checkpoint.paths(run.state.variables)
     said = {path: np.asarray(x).tobytes() for path, x in leaves.items() if not checkpoint._is_key(x)}
     print("digest", checkpoint.digest({path: np.asarray(x) for path, x in leaves.items() if path in said}), flush=True)

@@ -214,7 +214,8 @@ def test_what_two_processes_saved_goes_on_in_one_and_back_with_the_same_bytes(tm
 @pytest.mark.long
 def test_parameters_in_parts_of_two_processes_are_saved_once_and_go_on_whole(tmp_path):
     out = tmp_path / "run"
-    outputs = run(out, steps=160, shard_params=4, **SOON)
+    outputs = run(out, steps=160, shard_params=4, said={1: {"calls_back": True}}, **SOON)  # the other one does not wait
+    assert "called back True" in outputs[1] and "called back" not in outputs[0]
     assert len(set(digests(outputs))) == 1
     first, how = state_digest(outputs[0]), SOON | dict(resume=True, steps=160)
     for count, devices, parts in ((1, 1, 1), (2, 2, 2), (1, 4, 4)):

@@ -129,6 +129,7 @@ class Driver:
         self._saved_steps: list[int] = []  # the last, which may be on its way to the disk
         self._save_seconds = 0.0
         self._error: BaseException | None = None  # that the callback raised
+        self._calls_back = False  # whether this process has a callback, or another one
         self.stopped = False  # whether the callback said so, or failed
         self._ending = False
 
@@ -247,6 +248,7 @@ class Driver:
             self._members = [stack.enter_context(Report(folder, **shared)) for folder in members]
             token = distributed.exchange(secrets.token_hex(8))[0]
             self._team = Team(distributed.index(), distributed.count(), token)
+            self._calls_back = any(distributed.exchange(plan.callback is not None))
             self._saver = checkpoint.Saver(self._display.say)
             stack.callback(self._saver.close)
             self._best = [self._best_before(folder / BEST) if self._leads else math.inf for folder in self._folders]
@@ -329,14 +331,16 @@ class Driver:
         for i, report in enumerate(self._members):
             own = {name: value[i] for name, value in metrics.items()}
             report.log(stage, step, int(updates[i]), own, ratio, iteration=iteration)
-        if self._plan.callback is not None:
-            with self._clock.pause():
-                self._call_back(record, state)
+        if self._calls_back:
+            with self._clock.pause():  # all processes ask for the agent, though only some may have a callback
+                self._call_back(record, self._programs.replica(state.agent))
 
-    def _call_back(self, record: dict[str, Any], state: RunState) -> None:
+    def _call_back(self, record: dict[str, Any], agent: AgentState) -> None:
         """The run ends after a callback that returned False or raised; what it raised is kept until all is saved."""
+        if self._plan.callback is None:
+            return
         try:
-            answer = self._plan.callback(record, self._programs.replica(state.agent))
+            answer = self._plan.callback(record, agent)
         except BaseException as error:
             self._error, self.stopped = error, True
         else:
