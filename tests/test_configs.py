@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import wmjax
-from wmjax import presets
+from wmjax import presets, settings
 from wmjax.cli import configs, main
 from wmjax.types import UsageError
 
@@ -201,3 +201,9 @@ def test_arguments_for_python(tmp_path, capsys):
     arguments = wmjax.read_config(tmp_path / "c.yaml")
     assert (arguments["agent"], arguments["seed"], arguments["horizon"]) == ("dreamer_v3", 3, 7)
     assert "config" not in arguments
+
+
+def test_what_a_run_says_that_is_older_than_sharded_parameters_is_made_on_the_host_too():
+    made = settings.setup("dreamer_v3", "gym:CartPole-v1")
+    old = {name: value for name, value in made.description.items() if name != "shard_params"}
+    assert settings.make(old, made.config, made.description["env"], 1).description["shard_params"] == 1

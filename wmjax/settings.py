@@ -249,6 +249,7 @@ def make(
     equations: Any = None,
 ) -> Setup:
     """The values that a description stands for; `env` None: its data alone says what the environment is."""
+    description = {"shard_params": 1} | description  # one that is older does not say it
     if env is None:
         named, env = False, spec_alone(spec_of(description["data"]["spec"]))
     else:
@@ -271,7 +272,7 @@ def make(
 
 def axes_of(description: Mapping[str, Any]) -> str | Axes | None:
     """The named axis, or axes, that the agent of a run is made for."""
-    return axis_name(description["devices"], description.get("shard_params", 1))
+    return axis_name(description["devices"], description["shard_params"])
 
 
 def check_on_host(seeds: int, parallel: str | None, shard_params: int) -> None:
