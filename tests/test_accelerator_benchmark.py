@@ -139,6 +139,7 @@ def test_a_request_that_fails_is_answered():
     assert measure.answer({"do": "time", "row": "matmul float32"}) == {"error": "KeyError: 'reduced'"}
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_is_told_of(tmp_path):
     found = accelerator.run_command(Row("", None, ("train", "nobody")), Args(), tmp_path, 60)
     assert found["error"].startswith("ended with 2: wmjax: error: agent: unknown name 'nobody'")

@@ -96,6 +96,7 @@ def asked(population=8, n=3, **changes):
     return strategy, state, candidates
 
 
+@pytest.mark.slow
 def test_ties_do_not_break_the_weights():
     """evosax casts averaged ranks to integers: all candidates of one return would take the same weight."""
     strategy, state, candidates = asked()
@@ -308,6 +309,7 @@ def test_common_random_numbers_give_every_candidate_the_same_episodes():
     assert len(np.unique(own)) == 12
 
 
+@pytest.mark.slow
 def test_a_population_spread_over_devices_is_evaluated_as_on_one():
     for common in (True, False):
         keys = evolution.episode_keys(jax.random.key(0), 4, 3, common)

@@ -87,6 +87,7 @@ def test_each_device_has_all_parameters_of_all_seeds_and_its_part_of_everything_
     assert many.parameters == found.parameters
 
 
+@pytest.mark.slow
 def test_each_device_has_its_part_of_sharded_parameters_and_all_of_them_while_they_are_used(found, uncompiled):
     held = found.memory
     spread = lambda **how: sizing.plan("dreamer_v3", "probe:act_obs", card="h100", devices=2, **how, **TINY).memory

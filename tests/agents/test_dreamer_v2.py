@@ -254,6 +254,7 @@ def test_actor_and_critic_learn_in_the_updated_world_model():
     assert still["imagined_reward"] != moving["imagined_reward"]
 
 
+@pytest.mark.slow
 def test_every_weight_decays_by_a_millionth_of_itself_and_no_gradient():
     config, (made, _, _) = v2.DreamerV2Config(), small_update()
     groups = optim.apart(made.state.params)
@@ -285,6 +286,7 @@ def test_bfloat16_computation_keeps_the_losses_within_two_percent():
 # Acting
 
 
+@pytest.mark.slow
 def test_evaluation_takes_the_mode_and_collection_samples():
     agent, _, _, state = tiny()
     model_state = agent.model.init_state(state.params, 500)

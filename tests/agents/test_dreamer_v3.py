@@ -424,6 +424,7 @@ def test_evaluation_samples_unless_it_is_told_to_take_the_mode(eval_action):
     assert (len(np.unique(np.asarray(action).argmax(-1))) == 1) == (eval_action == "mode")
 
 
+@pytest.mark.slow
 def test_the_policy_begins_near_its_flat_distribution_and_no_latent_has_more_classes_than_a_byte():
     config = v3.DreamerV3Config(size="1m")
     params = jax.jit(v3.dreamer_v3(ATARI, config).init)(jax.random.key(0)).params

@@ -113,6 +113,7 @@ def test_an_entry_beside_another_cannot_take_its_name_when_the_encoder_moves():
     assert len({int(vq.nearest(0.05 * normal(3, 8, 2)[0] + x, 0.05 * normal(3, 8, 2))) for x in drift}) > 1
 
 
+@pytest.mark.slow
 def test_reset_draws_latents_that_share_an_entry_with_others():
     z = jnp.concatenate([jnp.zeros((500, 2)), jnp.array([[3.0, 0.0], [0.0, 4.0]])])
     codebook = jnp.zeros((4, 2)).at[1:].add(10.0)
@@ -134,6 +135,7 @@ def test_reset_draws_latents_that_share_an_entry_with_others():
     np.testing.assert_array_equal(moved[1:], vq.OUT_OF_REACH)
 
 
+@pytest.mark.slow
 def test_codebooks_are_equal_on_two_devices_and_on_one():
     z, codebook = normal(0, 8, 3), normal(1, 5, 3)
     state = vq.init_state(codebook)._replace(usage=jnp.array([0.0, 0.3, 0.3, 0.2, 0.2]))

@@ -101,6 +101,7 @@ def test_dropout_of_lpips_is_off_by_default():
     assert PAPER.lpips_dropout == 0.0
 
 
+@pytest.mark.slow
 def test_tokens_that_draw_their_own_patches_are_looked_up_as_the_decoder_would_draw_them():
     _, _, nets, state = made()
     weights = state.params["tokenizer"] | {"codebook": jax.random.normal(jax.random.key(1), (16, 8))}

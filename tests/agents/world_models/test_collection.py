@@ -54,6 +54,7 @@ def test_linear_policies_are_small_mostly_and_differ_between_episodes():
     assert (actions[1:] != actions[:-1]).mean() > 0.99  # z is noise, drawn anew in every step
 
 
+@pytest.mark.slow
 def test_brownian_actions_move_by_the_square_root_of_a_frames_time():
     actions = collected("brown", CAR, envs=32)
     inner = np.abs(actions[:-1]) < 0.5

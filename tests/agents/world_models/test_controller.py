@@ -83,6 +83,7 @@ def test_dreams_start_from_what_replay_holds_and_never_from_an_end():
     assert starts.h.any()  # the memory has read what came before
 
 
+@pytest.mark.slow
 def test_dreams_that_start_from_first_frames_start_with_an_empty_memory():
     _, config, _, state = tiny(controller_z="mean")
     first = dataclasses.replace(config.evolve, where="dream", start_from="first")

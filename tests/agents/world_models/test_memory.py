@@ -139,6 +139,7 @@ def test_the_action_of_a_step_is_an_input_of_the_prediction_of_the_next():
         assert (grads[:upto] > 0).all() and (grads[upto:] == 0).all()
 
 
+@pytest.mark.slow
 def test_a_memory_learns_what_an_action_does_and_nothing_from_shifted_actions():
     config = dataclasses.replace(TINY, latent=1, hidden=12, mixtures=1, reward_head="none", done_head=False,
                                  memory_learning_rate=2e-2, clip="none")  # fmt: skip
@@ -171,6 +172,7 @@ def test_a_memory_learns_what_an_action_does_and_nothing_from_shifted_actions():
     assert aligned < -0.3 < 1.0 < shifted  # ln(0.1) + 1.42 = -0.88; 1.42 for a deviation of 1
 
 
+@pytest.mark.slow
 def test_nothing_is_learned_from_the_step_between_two_episodes():
     agent, config, _, state = tiny()
     batch = trajectory(config, CATCH, 6, 4)
