@@ -35,6 +35,7 @@ COORDINATOR_TIMEOUT, HEARTBEAT_TIMEOUT = 300, 30  # seconds
 KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}  # a machine that is gone is missed in 30 s
 GRACE = 20.0  # seconds in which connections come, and in which the watch says why a program of all processes failed
 PATIENCE = 3.0  # seconds that this process has to end by itself, with words of its own, where another one has ended
+LAST_STEP = 1.0  # seconds between the word of a process that it goes and its end, at most
 SHARED_SECONDS = 20.0  # in which a file of one machine has to be seen on the others
 PROBE = "processes"  # the name of that file
 WAIT_MILLISECONDS = 2**31 - 1  # for a process that is slow; one that has ended is noticed elsewhere
@@ -267,6 +268,7 @@ def _first_goes_last(seconds: float, gone: int | None = None) -> None:
         for process in set(range(1, state.num_processes)) - {gone}:
             left = max(1, int(1000 * (end - time.monotonic())))
             state.client.blocking_key_value_get(f"wmjax/left/{process}", left)
+        time.sleep(LAST_STEP)
 
 
 @contextlib.contextmanager
