@@ -204,7 +204,7 @@ def test_what_two_processes_saved_goes_on_in_one_and_back_with_the_same_bytes(tm
     assert (out / CHECKPOINTS / "000000000160" / "blocks-1.safetensors").is_file()
     assert not list((out / CHECKPOINTS).glob(".*"))
     how = SOON | dict(resume=True, steps=160)  # nothing is left to do
-    for count, devices in ((1, 4), (1, 1), (2, 2), (4, 1)):
+    for count, devices in ((1, 1), (4, 1)):
         assert state_digest(run(out, count=count, devices=devices, **how)[0]) == first, (count, devices)
     longer = run(out, resume=True, steps=320, **SOON)
     assert metrics(out)[-1]["step"] == 320 and len(set(digests(longer))) == 1

@@ -9,6 +9,7 @@ import pytest
 
 import wmjax
 from tests.docs.pages import PAGES, ROOT, blocks
+from tests.marks import partly_long
 from tests.test_run import TINY
 from wmjax.agents import AGENTS
 from wmjax.cli import COMMANDS, HELP
@@ -74,8 +75,13 @@ def runs(tmp_path_factory):
     return folder
 
 
+LONG = ("equations", "planning")  # CI runs the other pages
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", partly_long(PYTHON, [path for path in PYTHON if path.stem not in LONG]), ids=lambda path: path.stem
+)
 def test_python_of_a_page_runs(path, runs, tmp_path, monkeypatch):
     train, load = wmjax.train, wmjax.load
     if path.stem == "export":
