@@ -293,9 +293,7 @@ class Copies:
         """Raises `UsageError` unless there are so many."""
         check_devices(devices, BACKENDS[0])
         self._several, mesh = devices > 1, Mesh(np.array(_devices(devices)), (AXIS,))
-        self._whole, self._rows = P(), P(None, AXIS)  # batches are `[T, B, ...]`
-        self._mesh = mesh
-        places = [NamedSharding(mesh, spec) for spec in (self._whole, self._rows)]
+        places = [NamedSharding(mesh, spec) for spec in (P(), P(None, AXIS))]  # batches are `[T, B, ...]`
         self.whole, self.rows = places if self._several else [jax.devices()[0]] * 2
 
     def learn(self, update: Callable) -> Callable:
@@ -303,9 +301,8 @@ class Copies:
         apply = partial(device.apply_update, update, AXIS if self._several else None)
         if not self._several:
             return apply
-        whole, rows = self._whole, self._rows
-        specs = dict(in_specs=(whole, whole, whole, rows), out_specs=(whole, whole, whole, rows))
-        return jax.shard_map(apply, mesh=self._mesh, check_vma=False, **specs)
+        specs = (*[self.whole.spec] * 3, self.rows.spec)
+        return jax.shard_map(apply, mesh=self.whole.mesh, in_specs=specs, out_specs=specs, check_vma=False)
 
     def spread(self, tree: PyTree) -> PyTree:
         """A tree that every device gets all of."""

@@ -152,8 +152,7 @@ class HostLoop(Programs):
             self.replay = HostReplay(*kept, warn=say, **where)
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise _too_large(agent.recipe, needs.memory_bytes) from None
-        begin = lambda *given: self._begin(*given)
-        run = jax.eval_shape(begin, state, carry, jax.eval_shape(lambda: jax.random.key(0)))
+        run = jax.eval_shape(self._begin, state, carry, jax.eval_shape(lambda: jax.random.key(0)))
         self.template = run._replace(replay=self.replay.template())
         self._envs: HostEnvs | None = None
         self._lost = 0  # of environments that are closed
