@@ -141,10 +141,9 @@ ROWS = {
         side=64,
     ),
 }  # fmt: skip
+RARE = ("dreamer_v1", "dreamer_v2")  # what is slow of these is left out by CI
 # These programs take long to compile.
-HEAVY = [
-    pytest.param(name, marks=[pytest.mark.slow, *([pytest.mark.long] if name == "dreamer_v1" else [])]) for name in ROWS
-]
+HEAVY = [pytest.param(name, marks=[pytest.mark.slow, *([pytest.mark.long] if name in RARE else [])]) for name in ROWS]
 heavy = pytest.mark.parametrize("row", HEAVY, indirect=True)
 
 
@@ -183,7 +182,8 @@ UPDATES = [
     pytest.param(
         (name, update),
         id=f"{name}-{update}",
-        marks=[] if update == last_update(name) and name in ("dreamer_v3", "world_models") else pytest.mark.slow,
+        marks=[pytest.mark.slow] * (name != "world_models" or update != last_update(name))
+        + [pytest.mark.long] * (name in RARE),
     )
     for name, row in ROWS.items()
     for update in row.convolutions
@@ -446,7 +446,12 @@ def programs(name: str) -> dict[str, Program]:
 
 # What takes long to trace is in the slow suite.
 lowered = pytest.mark.parametrize(
-    "row", [pytest.param(name, marks=[pytest.mark.slow] * (name != "dreamer_v3")) for name in ROWS], indirect=True
+    "row",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "world_models") + [pytest.mark.long] * (name in RARE))
+        for name in ROWS
+    ],
+    indirect=True,
 )
 
 

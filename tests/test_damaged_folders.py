@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import wmjax
+from tests.marks import partly_long
 from tests.run_folders import DESCRIPTION, Victims, damage
 from tests.test_run import ENV, TINY
 from wmjax import figures
@@ -152,7 +153,7 @@ def damage_and_use(made, place, seed):
 
 
 STARTS = range(8, 500, 82)
-MARKS = {start: [pytest.mark.slow] + [pytest.mark.long] * (start > 100) for start in STARTS}  # CI takes 172 of them
+MARKS = {start: [pytest.mark.slow] + [pytest.mark.long] * (start > 10) for start in STARTS}  # CI takes 90 of them
 MANY = [pytest.param(range(start, start + 82), marks=MARKS[start]) for start in STARTS]
 
 
@@ -184,7 +185,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["eval", "plot", "resume"])
+@pytest.mark.parametrize("command", partly_long(["eval", "plot", "resume"], ["resume"]))
 def test_commands_on_damaged_folders_end_in_one_line_or_as_they_would(command, trained, tmp_path, capfd):
     run, returns, digest = trained
     for seed in range(1000, 1040)[["eval", "plot", "resume"].index(command) :: 3]:

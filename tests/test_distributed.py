@@ -197,6 +197,7 @@ def test_two_processes_of_two_devices_learn_what_one_of_four_does(agent, tmp_pat
     assert len(list(together.rglob(METRICS))) == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_two_processes_saved_goes_on_in_one_and_back_with_the_same_bytes(tmp_path):
     out = tmp_path / "run"
@@ -262,6 +263,7 @@ def wait_for(condition, found, seconds=SECONDS):
         time.sleep(0.1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_signal_to_one_process_saves_and_ends_all(tmp_path):
     out = tmp_path / "run"
@@ -279,8 +281,14 @@ def test_a_signal_to_one_process_saves_and_ends_all(tmp_path):
     "said, words",
     [
         ({1: {"train": {"steps": 320}}}, r"steps: is 240 in process 0 and 320 in process 1"),
-        ({1: {"train": {"batch_size": 16}}}, r"agent.batch_size: is 8 in process 0 and 16 in process 1"),
-        ({1: {"out": "elsewhere"}}, r"out: is .* in process 0 and 'elsewhere' in process 1"),
+        pytest.param(
+            {1: {"train": {"batch_size": 16}}},
+            r"agent.batch_size: is 8 in process 0 and 16 in process 1",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            {1: {"out": "elsewhere"}}, r"out: is .* in process 0 and 'elsewhere' in process 1", marks=pytest.mark.long
+        ),
     ],
 )
 def test_processes_that_were_not_given_the_same_are_refused_by_name(said, words, tmp_path):

@@ -40,7 +40,7 @@ def noise_of(key, name, shape):
     return draw(key, shape)
 
 
-SLOWLY = [name if name == "dreamer_v3" else pytest.param(name, marks=pytest.mark.slow) for name in made.CONFIGS]
+SLOWLY = [name if name == "dreamer_v1" else pytest.param(name, marks=pytest.mark.slow) for name in made.CONFIGS]
 
 
 @pytest.mark.parametrize("name", SLOWLY)

@@ -30,7 +30,9 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("dreamer_v1", "iris"))) for name in AGENTS]
+)
 def test_every_equation_is_used_as_it_is_given(name):
     _, factory, equations = AGENTS[name]
     called = set()
@@ -129,6 +131,7 @@ def test_what_an_equation_gives_is_held_against_what_it_has_to_give(equations, s
         traced(equations)
 
 
+@pytest.mark.slow
 def test_a_term_of_its_own_is_among_the_metrics():
     assert "train/loss/own" in traced(v3.Equations(world_model=named("own")))[1]
 

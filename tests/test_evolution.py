@@ -53,6 +53,7 @@ def search(strategy, fitness, mean, generations, *, until=jnp.inf):
     return jax.jit(run), jax.jit(jax.vmap(run))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cost, start",
     [(sphere, 1.0), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((ellipsoid, 1.0), (rosenbrock, 0.0)))],
@@ -174,6 +175,7 @@ def test_flat_fitness_ends_a_run_only_after_many_generations():
     chex.assert_tree_all_finite(run(jax.random.key(0)).inner.C)
 
 
+@pytest.mark.slow
 def test_many_runs_under_vmap_are_the_same_runs_alone():
     strategy = make_strategy(StrategyConfig(5, 8, sigma_init=0.3))
     one, many = search(strategy, lambda x: -sphere(x), jnp.ones(5), 40)
@@ -427,6 +429,7 @@ def iterated(evolve: Evolve, iterations: int) -> list[tuple[AgentState, dict]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "restarts, played",
     [

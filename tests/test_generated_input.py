@@ -240,6 +240,7 @@ def test_bad_command_lines(nothing_begins, capsys, unsaved):
     check_all(some(lines, 25), lambda line: refused(line, capsys))
 
 
+@pytest.mark.slow
 def test_bad_calls(nothing_begins, unsaved):
     check_all(some(bad_calls(unsaved), 25), raises)
     check_all(some(list(overrides("dreamer_v3")), 10), raises)

@@ -57,6 +57,7 @@ def one_step(paper, embed, action, state, hidden):
     return new_state.reshape(state.shape), hidden, prior, posterior
 
 
+@pytest.mark.slow
 def test_one_step_of_the_recurrent_model_returns_state_hidden_prior_and_posterior():
     key = jax.random.key(0)
     embed, action = jax.random.normal(key, (4, EMBED)), jax.random.normal(key, (4, ACTIONS))
@@ -72,6 +73,7 @@ def test_one_step_of_the_recurrent_model_returns_state_hidden_prior_and_posterio
     assert not np.allclose(other[3].mean, posterior.mean)
 
 
+@pytest.mark.slow
 def test_one_step_of_the_discrete_recurrent_model_has_32_latents_of_32_classes():
     key = jax.random.key(0)
     state = jax.nn.one_hot(jax.random.randint(key, (4, 32), 0, 32), 32).reshape(4, 1024)

@@ -329,7 +329,9 @@ def test_one_array_of_all_parameters_steps_as_its_tensors_do_one_by_one(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-5), mapped(jnp.array([1.0, 2.0])), doubled)
 
 
-@pytest.mark.parametrize("name", FLAT)
+@pytest.mark.parametrize(
+    "name", [name if name == "adam_tf" else pytest.param(name, marks=pytest.mark.slow) for name in FLAT]
+)
 def test_devices_that_hold_columns_of_an_optimizers_state_step_as_one_that_holds_all(name):
     optimizer, axes, rng = FLAT[name][0], Axes("copies", "parts"), np.random.default_rng(1)
     shapes = {"scale": (), "over": (257,), "kernel": (30, 50)}

@@ -101,6 +101,7 @@ def test_action_repeat_refuses_what_is_not_a_count(repeats):
         raw_env.action_repeat(counter(3), repeats)
 
 
+@pytest.mark.slow
 def test_flicker_hides_its_share_of_what_is_seen_but_no_first_record():
     play = lambda raw: rollout(raw_env.auto_reset(raw), jax.random.key(0), lambda key, step: jnp.int32(1), 40, 50)[0]
     seen, flickering = play(counter(4)), play(raw_env.flicker(counter(4), 0.75))

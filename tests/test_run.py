@@ -51,6 +51,7 @@ class Signalling(io.StringIO):
         return super().write(text)
 
 
+@pytest.mark.slow
 def test_a_run_in_two_parts_is_the_same_run_byte_for_byte(trained, tmp_path):
     _, half = train(tmp_path / "parts", 40)
     _, whole = train(tmp_path / "parts", 60, resume=True)

@@ -58,6 +58,7 @@ def test_the_example_of_the_page_is_evaluated_and_dreamt_of_in_a_new_shell(folde
     assert code == 0, err
 
 
+@pytest.mark.long
 def test_the_example_is_a_module_too(folder):
     code = "import wmjax, walk; run = wmjax.load('runs/walk', env=walk.Walk); print(run.evaluate(1).episodes)"
     assert command(folder, "-c", code)[:2] == (0, "1\n")
@@ -107,6 +108,7 @@ def test_a_class_is_found_again_with_its_arguments(trained, capsys):
         wmjax.train("dreamer_v3", Walk, env_args={"start": 2}, out=trained, resume=True, progress=False, **TINY)
 
 
+@pytest.mark.long
 def test_what_has_no_name_is_loaded_by_its_value(tmp_path):
     out, make = tmp_path / "run", lambda: Walk(2)
     wmjax.train("dreamer_v3", make, steps=40, out=out, progress=False, workers=1, **TINY)

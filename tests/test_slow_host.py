@@ -126,6 +126,7 @@ def test_two_runs_cannot_write_to_one_folder(env, tmp_path):
     assert process.returncode == 143
 
 
+@pytest.mark.long
 def test_a_full_disk_keeps_the_checkpoint_warns_and_trains_on(env, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -88,7 +88,9 @@ def test_a_run_killed_again_and_again_at_random_moments_ends_like_one_that_was_n
     assert digest(run(out, env, *resume)) == digests[0]
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
 def test_a_signal_saves_the_run_and_leaves_with_its_code(whole, tmp_path, signum, code):
     env, digests, _ = whole
     process = subprocess.Popen(
@@ -104,6 +106,7 @@ def test_a_signal_saves_the_run_and_leaves_with_its_code(whole, tmp_path, signum
     assert digest(run(tmp_path / "run", env, "--resume")) == digests[0]
 
 
+@pytest.mark.long
 def test_a_full_disk_keeps_the_checkpoint_warns_and_trains_on(whole, tmp_path):
     env, _, _ = whole
     disk = tmp_path / "disk"

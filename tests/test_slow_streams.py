@@ -49,9 +49,9 @@ def compiled(tmp_path_factory):
         ("{train} > /dev/full", "No space left on device"),
         pytest.param("{train} >&-", None, marks=pytest.mark.long),
         pytest.param("{train} 2>&-", None, marks=pytest.mark.long),
-        ("{train} <&- >&- 2>&-", None),
+        pytest.param("{train} <&- >&- 2>&-", None, marks=pytest.mark.long),
         pytest.param("{train} > /dev/full 2> /dev/full", None, marks=pytest.mark.long),
-        ("{train} 2>&1 | head -1", None),
+        pytest.param("{train} 2>&1 | head -1", None, marks=pytest.mark.long),
     ],
 )
 def test_a_run_is_whole_whatever_becomes_of_its_output(script, said, tmp_path):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.agents.batches import TINY_IRIS, TINY_V1, TINY_V2, TINY_V3
 from tests.agents.world_models.made import TINY as TINY_WORLD_MODELS
 from tests.loops.fakes import counter_env
+from tests.marks import partly_long
 from wmjax.agents import AGENTS
 from wmjax.arithmetic import programs_in
 from wmjax.loops import device, schedule
@@ -100,7 +101,7 @@ def trace(agent, env) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:perceptual")
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", partly_long(AGENTS, ("dreamer_v3", "iris")))
 def test_every_valid_configuration_can_be_traced(name):
     @hypothesis.settings(
         max_examples=4,

@@ -273,6 +273,7 @@ def test_losses_states_and_imagined_trajectories_equal_the_authors(agent, above_
         close(by_row(agent, imagined.discount), agent.out("imag_pcont"), 1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_and_three_training_steps_equal_the_authors(agent, above_the_mean):
     ours = v1.dreamer_v1(agent.spec, agent.config)
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(ours.init, jax.random.key(0)))

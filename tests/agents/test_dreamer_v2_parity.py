@@ -335,6 +335,7 @@ def test_world_model_losses_equal_the_authors(agent, most_likely):
     close(metrics["kl"], agent.out("kl_value").mean(), 1e-5)
 
 
+@pytest.mark.slow
 def test_imagination_behavior_losses_and_their_gradients_equal_the_authors_in_all_modes(agent, most_likely):
     modes = ("reinforce", "dynamics", "both")
 
@@ -400,6 +401,7 @@ def test_the_policy_equals_the_authors_with_the_state_carried(agent, most_likely
         close(action, agent.out("policy_actions")[:, t], 1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_the_world_model_and_three_training_steps_equal_the_authors(agent, most_likely):
     ours = v2.dreamer_v2(agent.spec, agent.config)
     opt_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(ours.init, jax.random.key(0))[1])

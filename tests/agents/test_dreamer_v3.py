@@ -156,6 +156,7 @@ def critics(values):
     return distributions.TwoHot(jnp.log(probs + 1e-30), bins)
 
 
+@pytest.mark.slow
 def test_replay_returns_stop_at_a_time_limit_but_bootstrap_there():
     config = v3.DreamerV3Config(discount_horizon=1e9)
     reward = jnp.array([[0.0], [1.0], [2.0], [50.0]])
@@ -333,6 +334,7 @@ def test_values_and_rewards_are_exactly_zero_at_first_even_compiled():
     assert not np.any(jax.jit(lambda p: reward(p).mean())(state.params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, loss",
     [("normal", lambda v, x: (v - x) ** 2 / 2), ("symlog_mse", lambda v, x: (symlog(v) - symlog(x)) ** 2)],

@@ -205,6 +205,7 @@ def config_of(losses, **fields):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_imagination_losses_equal_the_authors(losses):
     for section in ("imag_disc", "imag_cont"):
         given = losses.tree("in/imag")
@@ -312,6 +313,7 @@ LOSS_NAMES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_full_agent_losses_and_gradients_equal_the_authors(agent, losses, most_likely):
     section, objective, trained = agent
     out = losses.tree(f"out/{section}")

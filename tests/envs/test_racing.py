@@ -201,6 +201,7 @@ def test_a_scripted_driver_reaches_850_and_random_play_stays_below_50():
     assert -100 < mean_return(env, jax.random.key(1), play, 32) < 50
 
 
+@pytest.mark.slow
 def test_a_reset_costs_less_than_a_step():
     """Under `vmap` every step resets, too."""
     env = make_env("racing", image_size=64)

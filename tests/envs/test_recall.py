@@ -13,6 +13,7 @@ def lit(image):
     return (image[..., 0, 0, 0] == 255), (image[..., 0, -1, 0] == 255)
 
 
+@pytest.mark.slow
 def test_who_remembers_the_light_earns_one_and_who_does_not_nothing():
     env = make_env("recall", image_size=8)
     records, actions = rollout(env, jax.random.key(0), lambda key, step: jax.random.randint(key, (), 0, 2), 6, 64)

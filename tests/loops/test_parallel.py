@@ -38,6 +38,7 @@ def test_replicas_on_four_devices_are_bit_identical_and_equal_one_device_with_th
     assert "refused" in said
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_environments_on_the_host_are_learned_from_by_four_devices_as_by_one(tmp_path):
     assert "all of it holds" in on_four_devices(str(tmp_path), module="host_on_devices")
@@ -50,6 +51,7 @@ def test_runs_on_four_devices_resume_byte_for_byte(tmp_path):
     assert all(f"{backend}: resumed" in said for backend in parallel.BACKENDS)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_population_on_four_devices_evolves_as_on_one_and_every_stage_of_world_models_resumes(tmp_path):
     said = on_four_devices(str(tmp_path), "population")

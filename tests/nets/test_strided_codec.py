@@ -39,6 +39,7 @@ def test_the_encoder_ends_at_the_published_maps(side, padding, features):
     assert shape_of(StridedEncoder(image(side), 32, (), padding, embed=1024), side) == (2, 1024)
 
 
+@pytest.mark.slow
 def test_convolutions_are_not_padded_so_border_pixels_count_less():
     encoder = StridedEncoder(image(16, 1), 1, (), conv_activation="relu")
     obs = lambda row: {"image": jnp.full((1, 16, 16, 1), 128, jnp.uint8).at[0, row, 8, 0].set(255)}

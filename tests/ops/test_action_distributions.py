@@ -62,6 +62,7 @@ def test_the_clip_of_truncated_samples_passes_gradients(monkeypatch):
     assert value == pytest.approx(1 - 1e-6, abs=1e-7) and grad[0] == 1.0
 
 
+@pytest.mark.slow
 def test_noise_differs_between_the_rows_of_a_batch():
     for dist in (
         tanh_normal(jnp.zeros((64, 2)), jnp.full((64, 2), -5.0)),

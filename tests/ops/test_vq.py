@@ -98,6 +98,7 @@ def test_reset_moves_one_dead_entry_onto_a_latent_of_the_batch_and_the_others_ou
     assert new.usage.tolist() == pytest.approx([0.5, 0.2, 0.5, 0.001, 0.0])
 
 
+@pytest.mark.slow
 def test_an_entry_beside_another_cannot_take_its_name_when_the_encoder_moves():
     # One thing, an entry for it, and dead ones that were young with it; the encoder drifts across all of them.
     drift = jnp.linspace(0.0, 0.3, 60)[:, None] * jnp.array([1.0, 0.5])

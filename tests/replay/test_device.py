@@ -304,6 +304,7 @@ def test_where_no_episode_is_long_enough_windows_cross_their_ends():
     assert set(np.asarray(batch.step.obs["label"][0] // 100, int)) == set(range(10))
 
 
+@pytest.mark.slow
 def test_windows_that_begin_episodes_are_uniform_over_these():
     # Rows 8..19 are kept; episodes begin at rows 11 and 16, and what is left of one before begins nothing.
     replay = filled(rows=12, total=20, first_at=(11, 16), by=PADDED)
@@ -321,6 +322,7 @@ def test_windows_that_begin_episodes_are_uniform_over_these():
             replays.check(ENVS * 10, ENVS, wrong, 1)
 
 
+@pytest.mark.slow
 def test_an_episode_is_drawn_first_and_then_a_window_within_it_the_last_one_more_often():
     counts = {}
     for ends in (False, True):

@@ -91,6 +91,7 @@ def test_of_two_latents_for_one_record_the_later_in_the_window_stays():
     assert mine.latent["deter"][1:4, 0, 0].tolist() == [1, 3, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_map", [False, True])
 @pytest.mark.parametrize("rows", [7, 11, 12, 27])
 def test_what_was_saved_is_loaded_bit_for_bit_and_goes_on_alike(rows, memory_map, tmp_path):

@@ -93,6 +93,7 @@ def draws(replay, key):
 add = jax.jit(replays.add)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RINGS)
 def test_every_window_is_as_likely_as_its_sampling_says(name):
     begins, total = RINGS[name]

@@ -14,6 +14,7 @@ from wmjax.agents.iris import modules, tokenizer
 from wmjax.types import Discrete
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actions", [4, 6])
 def test_the_papers_sizes_have_the_papers_parameter_counts(actions):
     spec = ATARI._replace(action=Discrete(actions))

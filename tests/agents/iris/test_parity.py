@@ -293,6 +293,7 @@ def test_world_model_losses_and_gradients_equal_the_authors_with_padding_and_end
         assert_gradient(WORLD_MODEL, grads, name, data[f"grad/{name}"])
 
 
+@pytest.mark.slow
 def test_an_imagined_rollout_equals_the_authors_and_restarts_where_theirs_does(world):
     data, module, params = world
     given, out = data.tree("env_in"), data.tree("env")
@@ -388,6 +389,7 @@ def test_lambda_returns_equal_the_authors(actor):
         close(np.swapaxes(found, 0, 1), data[f"returns/{name}"], 1e-6)
 
 
+@pytest.mark.slow
 def test_actor_critic_losses_and_gradients_equal_the_authors(actor):
     data, nets, config, params = actor
     given, out = data.tree("rollout_in"), data.tree("rollout")
@@ -465,6 +467,7 @@ def decayed(params):
     return {name for name, change in flatten(changes).items() if np.any(change)}
 
 
+@pytest.mark.slow
 def test_the_same_parameters_decay_as_the_authors(optim_data):
     given = {kind: optim_data[f"names_full_size/{kind}"].tolist() for kind in ("decayed", "undecayed")}
     layers = {int(match[1]) for name in given["decayed"] if (match := re.search(r"blocks\.(\d+)", name))}

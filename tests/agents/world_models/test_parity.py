@@ -196,6 +196,7 @@ def test_the_memory_equals_tallecs_over_a_sequence(torch_memory):
     close(-mixture.log_prob(file["in/next_latents"])[..., 0], file["loss/gmm_unreduced"])
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_memory_and_its_gradients_equal_tallecs(torch_memory):
     file, nets, params = torch_memory
     steps, batch = file["in/rewards"].shape

@@ -69,6 +69,7 @@ def test_a_search_that_is_done_restarts_and_ends_as_in_the_device_loop():
         np.testing.assert_allclose(metrics[1][name], wanted[1][name], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fate", ["lost", pytest.param("stopped", marks=pytest.mark.slow)])
 def test_what_happens_while_episodes_begin_after_a_search_ends_the_stage_with_its_state(fate):
     agent, (env, begun) = searching_agent(4), host_env()

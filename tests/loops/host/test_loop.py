@@ -13,6 +13,7 @@ from wmjax.replay import chunks
 from wmjax.types import Recipe, Sampling, Stage, Update, UsageError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capacity", [24, pytest.param(64, marks=pytest.mark.slow)])  # rows are overwritten, or not
 def test_without_overlap_a_run_is_that_of_the_device_loop(capacity):
     agent = with_recipe(capacity=capacity)
