@@ -267,7 +267,7 @@ def test_settings_of_an_environment_belong_to_small():
     assert presets.resolve("dreamer_v1", "small", "dmc:walker_walk")[1].action_repeat == 2
     assert presets.resolve("world_models", "small", "gym:CarRacing-v3")[1].image_size == 64
     searched = lambda env: presets.resolve("world_models", "small", env)[0].evolve
-    assert (searched("catch").generations, searched("catch").rollouts) == (400, 16)
+    assert (searched("catch").generations, searched("catch").rollouts) == (100, 16)
     assert (searched("racing").generations, searched("racing").rollouts) == (60, 4)
     assert searched("catch").population == searched("racing").population
 

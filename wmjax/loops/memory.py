@@ -87,7 +87,8 @@ def room() -> Room | None:
     if not stats:
         return None
     free = min(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats)
-    return Room(free, f"{amount(free)} are free on each {jax.default_backend().upper()}")
+    where = f"{amount(free)} are free on each {jax.default_backend().upper()}, less what other processes have there"
+    return Room(free, where)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

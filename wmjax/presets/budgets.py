@@ -77,7 +77,9 @@ BUDGETS = (
     Row("world_models", "small", "racing", 65_536, 64, 4, score="925", source=MEASURED),
     Row("world_models", "small", "racing:flicker", 65_536, 64, 4),
     Row("world_models", "small", "gym:CarRacing-v3", 65_536, 64, 4),
-    Row("world_models", "small", "catch", 16_384, config=dict(evolve=dict(rollouts=16, generations=400))),
+    Row("world_models", "small", "catch", 16_384, config=dict(
+        vision_updates=1_500, evolve=dict(rollouts=16, generations=100),
+    )),
     Row("world_models", "small", "recall", 16_384, config=dict(
         vision_updates=300, memory_updates=1_000, evolve=dict(generations=20),
     )),

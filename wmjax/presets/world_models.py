@@ -5,8 +5,7 @@ PRESETS = {
     "small": dict(
         # Sizes: the VAE a quarter as wide, half of that of its decoder, and one LSTM of 64; a small hidden layer of C.
         latent=16, depth=8, decoder_depth=16, hidden=64, controller_units=8,
-        # That small things are drawn: else z is faint beside its noise, and they are not seen for thousands of updates.
-        encoder_norm="layer", logvar_init=-4.0, decoder_relu=True, recon_scale=10.0,
+        recon_loss="bce",  # so that small things are drawn
         # The reward and the end, so that dreams can be evolved in; the noise of z helps M, not C.
         reward_head="mse", done_head=True, controller_z="mean",
         # Data, batches and learning rates.

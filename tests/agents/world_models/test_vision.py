@@ -34,6 +34,23 @@ def test_the_second_head_is_a_log_variance_not_a_log_deviation():
     assert np.std(drawn) == pytest.approx(np.exp(log_sigma), rel=0.02)
 
 
+def test_cross_entropy_pulls_at_an_output_that_is_sure_and_wrong_where_the_squared_error_does_not():
+    target, logits = jnp.array([0.0, 0.25, 1.0]).reshape(1, 3, 1, 1), jnp.array([9.0, 0.0, -9.0]).reshape(1, 3, 1, 1)
+
+    def loss(kind):
+        config = wm.WorldModelsConfig(recon_loss=kind)
+        return lambda logits: vision.reconstruction_loss(jax.nn.sigmoid(logits), target, config)[0]
+
+    pulls = {kind: jax.grad(loss(kind))(logits).ravel() for kind in ("mse", "bce")}
+    np.testing.assert_allclose(pulls["bce"], (jax.nn.sigmoid(logits) - target).ravel(), rtol=1e-3)
+    assert abs(pulls["mse"][0]) < 1e-3 and abs(pulls["mse"][2]) < 1e-3
+
+    quarter = 0.25 * np.log(0.25 / 0.5) + 0.75 * np.log(0.75 / 0.5)
+    assert loss("bce")(logits) == pytest.approx(2 * np.log1p(np.exp(9)) + quarter, rel=1e-3)
+    assert vision.reconstruction_loss(target, target, wm.WorldModelsConfig(recon_loss="bce"))[0] < 1e-4
+    assert np.isfinite(jax.grad(loss("bce"))(200 * logits)).all()
+
+
 @pytest.mark.slow
 def test_the_relu_after_the_decoders_linear_layer_is_a_choice():
     plain, relu = Decoder(64, depth=2), Decoder(64, depth=2, relu=True)

@@ -46,7 +46,8 @@ class WorldModelsConfig:
     decoder_relu: bool = False  # a ReLU after the decoder's linear layer, as Tallec
     kl_tolerance: float = 0.5  # nats per latent dimension; floor of the sum over them, for each image
     beta: float = 1.0  # weight of the KL
-    recon_scale: float = 1.0  # weight of the squared error, summed over the picture; 0 leaves the perceptual loss alone
+    recon_loss: Literal["mse", "bce"] = "mse"  # squared error, or cross-entropy as of a Bernoulli
+    recon_scale: float = 1.0  # weight of that loss, summed over the picture; 0 leaves the perceptual loss alone
     reduction: Literal["mean", "sum"] = "mean"  # over the batch
     perceptual: Literal["none", "random_features", "multiscale", "lpips"] = "none"  # features of the perceptual loss
     perceptual_scale: float = 100.0  # beside errors that are summed over the picture

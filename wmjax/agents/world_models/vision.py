@@ -39,16 +39,26 @@ def kl_floor(mu: Array, logvar: Array, tolerance: float) -> tuple[Array, Array]:
 
 
 def reconstruction_loss(output: Array, target: Array, config: WorldModelsConfig) -> Array:
-    """Squared errors of images `[B, H, W, C]` in [0, 1], summed over the picture: `[B]`."""
-    del config
-    return jnp.sum((output - target) ** 2, (-3, -2, -1))
+    """Errors of images `[B, H, W, C]` in [0, 1], summed over the picture: `[B]`, 0 where they are equal.
+
+    `mse` is the paper's squared error. Behind the decoder's sigmoid it has next to no gradient where the output is near
+    0 or 1 and wrong, so that small things are not drawn for thousands of updates; `bce` has one: the KL divergence
+    between Bernoulli distributions, which is their cross-entropy less a constant (Kingma & Welling 2013, appendix C.1).
+    """
+    if config.recon_loss == "mse":
+        error = (output - target) ** 2
+    else:
+        output = jnp.clip(output, 1e-6, 1 - 1e-6)  # finite where the sigmoid is 0 or 1 in float32
+        entropy = jax.scipy.special.entr(target) + jax.scipy.special.entr(1 - target)
+        error = -target * jnp.log(output) - (1 - target) * jnp.log1p(-output) - entropy
+    return jnp.sum(error, (-3, -2, -1))
 
 
 def vision_loss(
     nets: Networks, config: WorldModelsConfig, params: dict, key: Array, image: Array, axis_name: str | None = None,
     reconstruction: Callable = reconstruction_loss, kl_term: Callable = kl_floor,
 ) -> tuple[Array, tuple[Metrics, tuple]]:  # fmt: skip
-    """V's loss, averaged over images uint8 `[B, H, W, C]`: squared errors summed over the picture, plus β KL.
+    """V's loss, averaged over images uint8 `[B, H, W, C]`: errors summed over the picture, plus β KL.
 
     `key` are keys `[B]`, consumed; `axis_name` is the axis that the batch is spread over. The images are one part of
     `config.grad_accum` of a batch. `reconstruction` and `kl_term` are functions as `reconstruction_loss` and
