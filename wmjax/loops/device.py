@@ -145,7 +145,7 @@ def _sample(part: _Part, replay: Replay, key: Array, what: Update | Evolve) -> t
     return replays.sample(replay, key, what.sampling, what.batch_size)
 
 
-def is_finite(changed: PyTree, metrics: Metrics, axis_name: str | None = None) -> Array:
+def is_finite(changed: PyTree, metrics: Metrics, axis_name: str | Axes | None = None) -> Array:
     """Whether an update may be kept, bool scalar: its losses, its gradient norms and all that it changed are finite.
 
     Metrics are losses or gradient norms by their names, which contain `loss` or `grad_norm`. With an axis name the
@@ -179,7 +179,7 @@ def count_anew(skips: Skips, most: int) -> Skips:
 
 
 def apply_update(
-    fn: Callable, axis_name: str | None, state: AgentState, skips: Skips, key: Array, batch: Trajectory
+    fn: Callable, axis_name: str | Axes | None, state: AgentState, skips: Skips, key: Array, batch: Trajectory
 ) -> tuple[AgentState, Skips, Metrics, PyTree | None]:
     """Learns from one batch by `Update.fn`; state and latents stay as they were where that is not finite.
 
