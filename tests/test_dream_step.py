@@ -5,6 +5,7 @@ import errno
 import functools
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -125,6 +126,14 @@ def test_stablehlo_is_read_and_run_by_jax_alone(tmp_path):
         assert set(back) == set(the_step.outputs)
         for n, x in expected.items():
             np.testing.assert_allclose(back[n], x, rtol=1e-5, atol=1e-5)
+
+
+def test_products_in_stablehlo_are_of_float32_wherever_it_runs():
+    with jax.default_matmul_precision("bfloat16"):
+        data, _ = stablehlo.serialize(step("dreamer_v1"))
+    text = jax.export.deserialize(bytearray(data)).mlir_module()
+    products = [line for line in text.splitlines() if re.search(r"stablehlo\.(dot_general|convolution)", line)]
+    assert len(products) > 10 and all("HIGHEST, HIGHEST" in line or "HIGHEST>" in line for line in products)
 
 
 def test_the_json_beside_it_is_enough_to_begin_from(tmp_path):

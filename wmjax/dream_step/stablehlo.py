@@ -19,7 +19,8 @@ def serialize(step: DreamStep) -> tuple[bytes, float]:
     Raises:
       RunError: read again, it does not compute what the step does.
     """
-    data = bytes(jax.export.export(jax.jit(step.function), platforms=PLATFORMS)(dict(step.inputs)).serialize())
+    with jax.default_matmul_precision("highest"):  # products of float32 on a GPU too, which has shorter ones
+        data = bytes(jax.export.export(jax.jit(step.function), platforms=PLATFORMS)(dict(step.inputs)).serialize())
     run = jax.jit(jax.export.deserialize(bytearray(data)).call)
 
     def other(given):
