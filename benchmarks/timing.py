@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import math
 import os
 import platform
@@ -65,7 +65,7 @@ def machine() -> dict:
     """Where and with what this was measured."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+    versions = {name: importlib.import_module(name).__version__ for name in VERSIONS}  # also of what is not installed
     return {
         "cpu": model or platform.processor(),
         "cores": os.cpu_count(),

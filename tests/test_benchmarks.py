@@ -1,12 +1,14 @@
 """What benchmarks count, by a program whose launches are known."""
 
+import importlib.metadata
 import json
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import launches, learning, replay, scaling, traffic
+import wmjax
+from benchmarks import launches, learning, replay, scaling, timing, traffic
 from wmjax.comparison.summary import score
 
 PROGRAM = """HloModule jit_f, is_scheduled=true
@@ -114,3 +116,12 @@ def test_the_table_of_scaling_has_every_row():
     lines = scaling.table([row | {"bytes_held": 5e6}, row | {"bytes_held": 1e6, "shard_params": 4}]).splitlines()
     assert lines[2] == "| 4 | 2 | 16 | 12 ms | 2.00 MB | 1.90 MB | 5.00 MB |"
     assert lines[3].startswith("| 4, parameters in 4 parts | 2 | 16 |")
+
+
+def test_a_checkout_that_is_not_installed_says_what_it_was_measured_with(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    versions = timing.machine()["versions"]
+    assert versions["wmjax"] == wmjax.__version__ and versions["jax"] == jax.__version__
