@@ -73,8 +73,8 @@ CONFIGS = {
         train_ratio=256.0,
     ),
     ('world_models', 'paper_car'): {
-        'latent': 32, 'depth': 32, 'decoder_depth': None, 'encoder_padding': 'VALID', 'encoder_norm': 'none',
-        'logvar_init': 0.0, 'decoder_relu': False, 'kl_tolerance': 0.5, 'beta': 1.0, 'recon_loss': 'mse',
+        'latent': 32, 'depth': 32, 'decoder_depth': None, 'encoder_padding': 'VALID',
+        'decoder_relu': False, 'kl_tolerance': 0.5, 'beta': 1.0, 'recon_loss': 'mse',
         'recon_scale': 1.0, 'reduction': 'mean', 'perceptual': 'none',
         'perceptual_scale': 100.0, 'lpips_weights': None, 'vision_learning_rate': 0.0001, 'vision_batch_size': 100,
         'vision_updates': 1000000,

@@ -104,7 +104,7 @@ def fields(found: Found, config: Any) -> tuple[dict[str, Any], int]:
         latent=latent, depth=shapes["enc_conv1/bias"][0], hidden=hidden, inputs=inputs, controller_bias=bias,
         decoder_depth=shapes["dec_deconv3/bias"][0] if shapes["dec_deconv3/bias"] != shapes["enc_conv1/bias"] else None,
         mixtures=shapes["RNN/output_b"][0] // (3 * latent), mixture="per_dim", done_head=doom, restart_input=doom,
-        layer_norm=False, reward_head="none", memory_action="env", encoder_padding="VALID", encoder_norm="none",
+        layer_norm=False, reward_head="none", memory_action="env", encoder_padding="VALID",
     ), 16 * (side + 2)  # fmt: skip
 
 

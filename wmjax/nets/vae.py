@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from wmjax.nets.conv import Conv, ConvTranspose
-from wmjax.nets.mlp import normed
 from wmjax.ops import contracts
 from wmjax.types import Array, UsageError
 
@@ -44,8 +43,6 @@ class Encoder(nn.Module):
     latent: int  # size of z
     depth: int = 32  # channels are depth * (1, 2, 4, 8); 32 as published
     padding: str = "VALID"  # of the four 4x4 convolutions of stride 2: 64 pixels end as 2x2; or SAME: 96 end as 6x6
-    norm: str = "none"  # of the channels of each, see `nets.mlp.Norm`
-    logvar: float = 0.0  # bias of the log-variance at first
     dtype: str = "float32"
 
     @nn.compact
@@ -55,11 +52,10 @@ class Encoder(nn.Module):
         x = image.reshape(-1, *image.shape[-3:]).astype(self.dtype) / 255
         for i in range(4):
             conv = Conv(self.depth * 2**i, 4, 2, self.padding, kernel_init=_glorot, dtype=self.dtype, name=f"conv{i}")
-            x = normed(conv(x), self.norm, "relu", f"norm{i}")
+            x = jax.nn.relu(conv(x))
         x = x.reshape(*lead, -1)
         of = partial(nn.Dense, self.latent, dtype=self.dtype, kernel_init=_glorot)
-        mu, logvar = of(name="mu")(x), of(name="logvar", bias_init=nn.initializers.constant(self.logvar))(x)
-        return mu.astype(jnp.float32), logvar.astype(jnp.float32)
+        return of(name="mu")(x).astype(jnp.float32), of(name="logvar")(x).astype(jnp.float32)
 
 
 class Decoder(nn.Module):

@@ -41,8 +41,6 @@ class WorldModelsConfig:
     depth: int = 32  # channels of the encoder are depth * (1, 2, 4, 8)
     decoder_depth: int | None = None  # None: depth; more makes the decoder wider
     encoder_padding: Literal["VALID", "SAME"] = "VALID"  # of the convolutions of the encoder
-    encoder_norm: Literal["none", "layer", "rms"] = "none"  # of its channels, after each convolution
-    logvar_init: float = 0.0  # of the log-variances at first; negative: small things are not lost in noise
     decoder_relu: bool = False  # a ReLU after the decoder's linear layer, as Tallec
     kl_tolerance: float = 0.5  # nats per latent dimension; floor of the sum over them, for each image
     beta: float = 1.0  # weight of the KL

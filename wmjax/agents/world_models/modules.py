@@ -52,8 +52,7 @@ def networks(spec: EnvSpec, config: WorldModelsConfig) -> Networks:
     (space,) = spec.obs.values()
     side, _, channels = space.shape
     return Networks(
-        Encoder(config.latent, config.depth, config.encoder_padding, config.encoder_norm, config.logvar_init,
-                config.compute_dtype),
+        Encoder(config.latent, config.depth, config.encoder_padding, config.compute_dtype),
         Decoder(side, channels, config.decoder_depth or config.depth, config.decoder_relu, config.compute_dtype),
         MDNRNN(
             config.latent, action_size(spec), config.hidden, config.mixtures, config.mixture, config.reward_head,
