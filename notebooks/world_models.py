@@ -148,8 +148,8 @@ for row, (name, pictures) in zip(axes, rows.items(), strict=True):
 # %%
 def cross_entropy(output, target, config):
     """V's reconstruction loss, `[B]`: pixels as probabilities."""
-    output = jnp.clip(output, 1e-6, 1 - 1e-6)
-    return -jnp.sum(target * jnp.log(output) + (1 - target) * jnp.log(1 - output), (-3, -2, -1))
+    on, off = jnp.maximum(output, 1e-30), jnp.maximum(1 - output, 1e-7)  # the sigmoid may be 0 or 1 in float32
+    return -jnp.sum(target * jnp.log(on) + (1 - target) * jnp.log(off), (-3, -2, -1))
 
 
 # %% [markdown]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -35,20 +36,34 @@ def test_the_second_head_is_a_log_variance_not_a_log_deviation():
 
 
 def test_cross_entropy_pulls_at_an_output_that_is_sure_and_wrong_where_the_squared_error_does_not():
-    target, logits = jnp.array([0.0, 0.25, 1.0]).reshape(1, 3, 1, 1), jnp.array([9.0, 0.0, -9.0]).reshape(1, 3, 1, 1)
+    image = np.zeros((64, 64, 64, 3), np.uint8)  # so large that XLA divides by 255 in a way that gives more than 1
+    image[:, 10:20, 10:30], image[:, 50:60, 10:30] = (255, 200, 40), (60, 140, 255)
 
-    def loss(kind):
-        config = wm.WorldModelsConfig(recon_loss=kind)
-        return lambda logits: vision.reconstruction_loss(jax.nn.sigmoid(logits), target, config)[0]
+    @functools.partial(jax.jit, static_argnums=0)
+    def pull(kind, logit, image):
+        loss = lambda logits: jnp.sum(
+            vision.reconstruction_loss(
+                jax.nn.sigmoid(logits), image.astype(jnp.float32) / 255, wm.WorldModelsConfig(recon_loss=kind)
+            )
+        )
+        return jax.value_and_grad(loss)(jnp.full(image.shape, logit))
 
-    pulls = {kind: jax.grad(loss(kind))(logits).ravel() for kind in ("mse", "bce")}
-    np.testing.assert_allclose(pulls["bce"], (jax.nn.sigmoid(logits) - target).ravel(), rtol=1e-3)
-    assert abs(pulls["mse"][0]) < 1e-3 and abs(pulls["mse"][2]) < 1e-3
+    for logit in (-60.0, -14.0, 0.0, 14.0):
+        value, grads = pull("bce", logit, image)
+        assert np.isfinite(value)
+        np.testing.assert_allclose(grads, jax.nn.sigmoid(logit) - image / 255, atol=1e-5)
+        assert logit == 0 or np.abs(pull("mse", logit, image)[1]).max() < 1e-3
 
-    quarter = 0.25 * np.log(0.25 / 0.5) + 0.75 * np.log(0.75 / 0.5)
-    assert loss("bce")(logits) == pytest.approx(2 * np.log1p(np.exp(9)) + quarter, rel=1e-3)
-    assert vision.reconstruction_loss(target, target, wm.WorldModelsConfig(recon_loss="bce"))[0] < 1e-4
-    assert np.isfinite(jax.grad(loss("bce"))(200 * logits)).all()
+
+def test_cross_entropy_is_the_divergence_of_bernoulli_distributions():
+    config = wm.WorldModelsConfig(recon_loss="bce")
+    loss = lambda output, target: vision.reconstruction_loss(
+        jnp.full((1, 1, 1, 1), output), jnp.full((1, 1, 1, 1), target), config
+    )[0]
+    assert loss(0.5, 0.25) == pytest.approx(0.25 * np.log(0.25 / 0.5) + 0.75 * np.log(0.75 / 0.5), rel=1e-5)
+    assert loss(0.1, 1.0) == pytest.approx(np.log(10), rel=1e-5) and loss(0.1, 0.0) == pytest.approx(-np.log(0.9))
+    for same in (0.0, 0.3, 1.0):
+        assert abs(loss(same, same)) < 1e-6
 
 
 @pytest.mark.slow

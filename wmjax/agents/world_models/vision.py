@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import optax
+from jax.scipy.special import rel_entr
 
 from wmjax import optim
 from wmjax.agents.world_models.config import WorldModelsConfig
@@ -42,15 +43,16 @@ def reconstruction_loss(output: Array, target: Array, config: WorldModelsConfig)
     """Errors of images `[B, H, W, C]` in [0, 1], summed over the picture: `[B]`, 0 where they are equal.
 
     `mse` is the paper's squared error. Behind the decoder's sigmoid it has next to no gradient where the output is near
-    0 or 1 and wrong, so that small things are not drawn for thousands of updates; `bce` has one: the KL divergence
-    between Bernoulli distributions, which is their cross-entropy less a constant (Kingma & Welling 2013, appendix C.1).
+    0 or 1 and wrong, so that small things are not drawn for thousands of updates. That of `bce` is the error itself,
+    with logits from -69 to 16: the KL divergence between Bernoulli distributions, which is their cross-entropy less a
+    constant (Kingma & Welling 2013, appendix C.1).
     """
     if config.recon_loss == "mse":
         error = (output - target) ** 2
     else:
-        output = jnp.clip(output, 1e-6, 1 - 1e-6)  # finite where the sigmoid is 0 or 1 in float32
-        entropy = jax.scipy.special.entr(target) + jax.scipy.special.entr(1 - target)
-        error = -target * jnp.log(output) - (1 - target) * jnp.log1p(-output) - entropy
+        target = jnp.clip(target, 0.0, 1.0)  # 255 / 255, once compiled, may be more than 1 by rounding
+        on, off = jnp.maximum(output, 1e-30), jnp.maximum(1 - output, 1e-7)  # 0 where the sigmoid is 0 or 1 in float32
+        error = rel_entr(target, on) + rel_entr(1 - target, off)
     return jnp.sum(error, (-3, -2, -1))
 
 
