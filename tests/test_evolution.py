@@ -56,7 +56,7 @@ def search(strategy, fitness, mean, generations, *, until=jnp.inf):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "cost, start",
-    [(sphere, 1.0), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((ellipsoid, 1.0), (rosenbrock, 0.0)))],
+    [(sphere, 1.0), (ellipsoid, 1.0), (rosenbrock, 0.0)],
 )
 def test_evaluations_to_a_hundred_millionth_are_within_a_fifth_of_pycmas(cost, start):
     cma = pytest.importorskip("cma", reason="the extra `test` brings pycma")
@@ -433,8 +433,8 @@ def iterated(evolve: Evolve, iterations: int) -> list[tuple[AgentState, dict]]:
 @pytest.mark.parametrize(
     "restarts, played",
     [
-        pytest.param(None, 50, marks=pytest.mark.slow),
-        pytest.param(0, 18, marks=pytest.mark.slow),  # 10 + 30 / 4 generations of equal returns
+        (None, 50),
+        (0, 18),  # 10 + 30 / 4 generations of equal returns
         (1, 18 + 14),  # and 10 + 30 / 8
     ],
 )

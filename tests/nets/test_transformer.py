@@ -46,7 +46,7 @@ def test_layer_norm_has_an_epsilon_of_1e_minus_5():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm, activation", [("pre", "gelu"), pytest.param("post", "relu", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("norm, activation", [("pre", "gelu"), ("post", "relu")])
 def test_a_cached_pass_equals_the_full_one_however_the_tokens_are_cut_and_with_rows_of_different_lengths(
     norm, activation
 ):

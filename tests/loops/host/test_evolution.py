@@ -70,7 +70,7 @@ def test_a_search_that_is_done_restarts_and_ends_as_in_the_device_loop():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fate", ["lost", pytest.param("stopped", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fate", ["lost", "stopped"])
 def test_what_happens_while_episodes_begin_after_a_search_ends_the_stage_with_its_state(fate):
     agent, (env, begun) = searching_agent(4), host_env()
     loop, state, _ = run_host(agent, env, [1, 4, 0])

@@ -14,7 +14,7 @@ from wmjax.types import Recipe, Sampling, Stage, Update, UsageError
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capacity", [24, pytest.param(64, marks=pytest.mark.slow)])  # rows are overwritten, or not
+@pytest.mark.parametrize("capacity", [24, 64])  # rows are overwritten, or not
 def test_without_overlap_a_run_is_that_of_the_device_loop(capacity):
     agent = with_recipe(capacity=capacity)
     loop, state, metrics = run_host(agent, host_env()[0], [3, 8], overlap=False)
