@@ -189,14 +189,14 @@ def test_programs_of_several_seeds_give_what_each_seed_gives_alone():
         assert schedule.first(many.steps) == int(alone.steps)
 
 
-def test_on_a_cpu_only_stages_that_act_for_moments_are_compiled_in_haste(monkeypatch):
+def test_on_a_cpu_only_stages_that_act_for_moments_are_compiled_in_haste_and_searches_with_care(monkeypatch):
     act, (train,) = Stage("act", parallel.BRIEF // 4, 4, None), fake_recipe(None, capacity=32).stages[1:]
     longer, endless = act._replace(collect=5), act._replace(iterations=None)
-    learning = act._replace(updates=train.updates)
-    options = lambda: [parallel._options(stage) for stage in (act, longer, endless, learning)]
-    assert options() == [None] * 4  # `XLA_FLAGS`, which tests run with, says the level
+    learning, searching = act._replace(updates=train.updates), act._replace(evolve=object())
+    options = lambda: [parallel._options(stage) for stage in (act, longer, endless, learning, searching)]
+    assert options() == [None] * 5  # `XLA_FLAGS`, which tests run with, says the level
     monkeypatch.delenv("XLA_FLAGS")
     hasty = {"xla_backend_optimization_level": 0} | compiler._EMITTERS
-    assert options() == [hasty, *[{"xla_backend_optimization_level": 1}] * 3]
+    assert options() == [hasty, *[{"xla_backend_optimization_level": 1}] * 3, None]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert options() == [None] * 4
+    assert options() == [None] * 5
