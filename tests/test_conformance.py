@@ -141,9 +141,10 @@ ROWS = {
         side=64,
     ),
 }  # fmt: skip
-RARE = ("dreamer_v1", "dreamer_v2")  # what is slow of these is left out by CI
+# What is slow of an agent; of two of them CI leaves it out.
+SLOWLY = {name: [pytest.mark.slow, *[pytest.mark.long] * (name in ("dreamer_v1", "dreamer_v2"))] for name in ROWS}
 # These programs take long to compile.
-HEAVY = [pytest.param(name, marks=[pytest.mark.slow, *([pytest.mark.long] if name in RARE else [])]) for name in ROWS]
+HEAVY = [pytest.param(name, marks=SLOWLY[name]) for name in ROWS]
 heavy = pytest.mark.parametrize("row", HEAVY, indirect=True)
 
 
@@ -182,8 +183,7 @@ UPDATES = [
     pytest.param(
         (name, update),
         id=f"{name}-{update}",
-        marks=[pytest.mark.slow] * (name != "world_models" or update != last_update(name))
-        + [pytest.mark.long] * (name in RARE),
+        marks=[] if update == last_update(name) and name == "world_models" else SLOWLY[name],
     )
     for name, row in ROWS.items()
     for update in row.convolutions
@@ -446,12 +446,7 @@ def programs(name: str) -> dict[str, Program]:
 
 # What takes long to trace is in the slow suite.
 lowered = pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name != "world_models") + [pytest.mark.long] * (name in RARE))
-        for name in ROWS
-    ],
-    indirect=True,
+    "row", [pytest.param(name, marks=[] if name == "world_models" else SLOWLY[name]) for name in ROWS], indirect=True
 )
 
 

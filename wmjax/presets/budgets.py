@@ -35,10 +35,8 @@ class Row(NamedTuple):
     source: str = ""  # of the score
 
 
-MEASURED, AUTHORS = (
-    "benchmarks/results",
-    "scores of the authors",
-)  # the former over 100 episodes: of seeds 0, 1, ..., or the IQM of eight
+# The former over 100 episodes: of seeds 0, 1, ..., or the IQM of eight.
+MEASURED, AUTHORS = "benchmarks/results", "scores of the authors"
 # How agents' papers play Atari, where that differs from the suite by itself.
 V1_ATARI = dict(
     sticky=0.25, life_loss=True, limit=108_000, all_actions=False, resize="bilinear", resize_first=False, gray=False
