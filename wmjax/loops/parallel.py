@@ -356,7 +356,7 @@ def _begun_together(program: Any) -> Callable:
 
 def _options(stage: Stage) -> dict[str, Any] | None:
     """Options of `jax.jit` for a stage."""
-    if stage.evolve:  # plays much and learns nothing: the pictures of `racing` take five times as long by level 1 or 2
+    if stage.evolve and not stage.updates:  # the pictures of `racing` take five times as long by level 1 or 2
         return None
     return compiler.options(moments=not stage.updates and stage.collect * (stage.iterations or BRIEF + 1) <= BRIEF)
 
