@@ -16,17 +16,17 @@ TREE = {"params": np.ones(3, np.float32), "replay": REPLAY, "flags": np.zeros((2
 TEMPLATE = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, TREE))
 
 
-def part(index, token="now"):
+def part(index, token="0a", number=0):
     """What a process of two has of the tree: columns of replay, rows of flags."""
     leaves = checkpoint.snapshot(TREE)
     columns, row = slice(3 * index, 3 * index + 3), slice(index, index + 1)
     leaves["replay"] = [Block((0, columns.start), REPLAY[:, columns].copy())], leaves["replay"][1]
     leaves["flags"] = [Block((index, 0), TREE["flags"][row].copy())], leaves["flags"][1]
-    return leaves, Team(index, 2, token)
+    return leaves, Team(index, 2, token, number)
 
 
-def write(folder, step, index, token="now"):
-    leaves, team = part(index, token)
+def write(folder, step, index):
+    leaves, team = part(index, number=step)
     return checkpoint.write(folder, step, leaves, team=team)
 
 
@@ -52,11 +52,23 @@ def test_a_step_of_two_processes_is_read_by_one(tmp_path):
 
 
 def test_a_part_that_an_earlier_attempt_left_behind_is_not_taken(tmp_path):
-    leaves, team = part(1, "before")
+    leaves, team = part(1, "0b")
     leaves["replay"][0][0].array[:] = -1
     checkpoint.write(tmp_path, 7, leaves, team=team)  # and then all were killed
     save(tmp_path)
     np.testing.assert_array_equal(checkpoint.restore(tmp_path, TEMPLATE)["replay"], REPLAY)
+
+
+def test_a_process_that_is_a_save_ahead_does_not_replace_the_part_that_the_first_one_waits_for(tmp_path):
+    for number, value in ((1, -1), (2, 0)):  # of one step, both before the first process begins with either
+        leaves, team = part(1, number=number)
+        leaves["replay"][0][0].array[:] = value
+        checkpoint.write(tmp_path, 7, leaves, team=team)
+    for number, value in ((1, -1), (2, 0)):
+        leaves, team = part(0, number=number)
+        checkpoint.write(tmp_path, 7, leaves, team=team)
+        assert (checkpoint.restore(tmp_path, TEMPLATE)["replay"][:, 3:] == value).all()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_process_that_cannot_write_its_part_leaves_the_steps_before(tmp_path, monkeypatch):

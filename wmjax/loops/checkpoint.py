@@ -28,7 +28,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from safetensors import SafetensorError
 
 from wmjax import distributed, files
@@ -42,7 +41,8 @@ OTHER = "it belongs to another agent, configuration or version"
 MANIFEST_BYTES = 2**26
 CHUNK_BYTES = 2**26  # of an array that Orbax compresses and writes at once, and for which it needs memory
 STEP = re.compile("[0-9]{12}")  # the name of a step; folders of other names are not ours
-BEGUN = re.compile(r"\.([0-9]{12})\.(tmp|old|part-[0-9]+)")  # what is being written, and what is being replaced
+# What is being written, and what is being replaced.
+BEGUN = re.compile(rf"\.([0-9]{{12}})\.(tmp|old|{shards.PART_FOLDER.pattern})")
 
 
 class CheckpointCorruptError(RunError):
@@ -61,7 +61,7 @@ def paths(tree: PyTree) -> dict[str, Any]:
 
 def _array(leaf: Any) -> Any:
     """The leaf as an array of a dtype that JAX has. What lies in host memory stays there: it may be large."""
-    if isinstance(leaf, jax.Array):
+    if isinstance(leaf, jax.Array | shards.Columns):
         return leaf
     return np.asarray(leaf, jax.dtypes.canonicalize_dtype(np.result_type(leaf)))
 
@@ -70,7 +70,7 @@ def _host(leaf: Any) -> np.ndarray:
     """The leaf in host memory; a key as its data. What several processes share, all of them have to ask for."""
     leaf = _array(leaf)
     if shards.is_shared(leaf):
-        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True), order="C")
+        return shards.whole(leaf)
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
 
 
@@ -234,7 +234,7 @@ def write(
         shards.hand_over(final, leaves, team)
         return final
     files.own_folder(folder)
-    recover(folder, step)
+    recover(folder, team)
     temporary, replaced = (folder / f".{final.name}.{kind}" for kind in ("tmp", "old"))
     temporary.mkdir()
     try:
@@ -272,15 +272,15 @@ def write(
     return final
 
 
-def recover(folder: str | Path, now: int | None = None) -> None:
+def recover(folder: str | Path, team: Team = ALONE) -> None:
     """Tidies up after a process that was killed while it saved: what it had begun goes, what it was replacing stays.
 
-    Parts of the step that is saved now are left alone.
+    Parts of what the team saves now, or is going to save, are left alone.
     """
     for path in sorted(Path(folder).iterdir()):
         if not (begun := BEGUN.fullmatch(path.name)):
             continue
-        if begun[2].startswith("part") and int(begun[1]) == now:
+        if begun[2].startswith("part") and not shards.is_outdated(begun[2], team):
             continue
         final = path.with_name(begun[1])
         if begun[2] == "old" and not path.is_symlink() and path.is_dir() and not os.path.lexists(final):
@@ -505,19 +505,8 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None, *, ex
         if array.shape != _data_shape(leaf) or (path not in in_blocks and sha256(array) != entry["sha256"]):
             raise CheckpointCorruptError(f"{place / 'arrays'}: {path!r} does not match its SHA-256")
         value = _key(place, path, array, entry, leaf) if _is_key(leaf) else array
-        leaves.append(_placed(value, getattr(given[path], "sharding", None)))
+        leaves.append(shards.placed(value, getattr(given[path], "sharding", None)))
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-
-
-def _placed(value: Any, sharding: Any) -> Any:
-    """A key, or an array in host memory, where a sharding puts it; without one, on the default device."""
-    if sharding is None or (sharding.is_fully_addressable and len(sharding.device_set) == 1):
-        with jax.default_device(sharding and next(iter(sharding.device_set))):
-            return jnp.array(value)
-    if _is_key(value):
-        return jax.jit(lambda key: key, out_shardings=sharding)(value)
-    # Each process brings what it has, without asking whether the others have the same.
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def _key(place: Path, path: str, array: np.ndarray, entry: dict[str, Any], leaf: Any) -> Any:

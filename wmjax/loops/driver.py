@@ -76,7 +76,7 @@ def make_evaluator(
 ) -> Evaluator | HostEvaluator:
     """An `Evaluator`, or for environments on the host a `HostEvaluator`, which alone takes the rest."""
     if isinstance(env, HostEnv):
-        return HostEvaluator(agent, env, max_steps=max_steps, **host)
+        return HostEvaluator(agent, env, max_steps=max_steps, shared=shared, **host)
     return Evaluator(agent, env, seeds=seeds, max_steps=max_steps, shared=shared)
 
 
@@ -395,6 +395,7 @@ class Driver:
     def _save(self, state: RunState) -> None:
         """Saves the whole run, and of several seeds every agent by itself."""
         start, step = time.monotonic(), self.schedule.env_steps(state)
+        self._team = self._team._replace(number=self._team.number + 1)
         with self._clock.pause():
             folder = self._plan.path / CHECKPOINTS
             try:

@@ -8,12 +8,15 @@ import math
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from jax.experimental import multihost_utils
 
 from wmjax import files
 
@@ -35,15 +38,37 @@ class Block(NamedTuple):
         }  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """A leaf: the part that this process has of an array in host memory, beside those, as large, of other processes."""
+
+    array: np.ndarray | jax.Array
+    axis: int
+    index: int  # of this process
+    count: int  # processes
+
+    @property
+    def dtype(self) -> Any:
+        return self.array.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of it."""
+        size = self.array.shape
+        return (*size[: self.axis], size[self.axis] * self.count, *size[self.axis + 1 :])
+
+
 class Team(NamedTuple):
     """Processes that save together, as one of them sees it."""
 
     index: int
     count: int
-    token: str  # of this attempt at the run: what an earlier one left behind has another
+    token: str  # of this attempt at the run, in hex: what an earlier one left behind has another
+    number: int = 0  # of the save in this attempt
 
 
 ALONE = Team(0, 1, "")
+PART_FOLDER = re.compile(r"part-([0-9]+)-([0-9a-f]*)-([0-9]+)")  # the process, and of its team the token and the number
 
 
 def sha256(array: np.ndarray) -> str:
@@ -58,11 +83,38 @@ def is_sha256(value: Any) -> bool:
 
 def is_shared(leaf: Any) -> bool:
     """Whether no process has the whole of it."""
+    if isinstance(leaf, Columns):
+        return True
     return isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
 
 
-def own_blocks(leaf: jax.Array) -> list[Block]:
+def whole(leaf: jax.Array | Columns) -> np.ndarray:
+    """What no process has the whole of, in host memory. All of them have to ask."""
+    if isinstance(leaf, Columns):
+        return np.concatenate([*multihost_utils.process_allgather(leaf.array)], leaf.axis)
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True), order="C")
+
+
+def placed(value: Any, sharding: Any) -> Any:
+    """A key, or an array in host memory, where a sharding puts it; without one, on the default device.
+
+    Of devices of several processes, each process brings what it has, without asking whether the others have the same.
+    """
+    if sharding is None or (sharding.is_fully_addressable and len(sharding.device_set) == 1):
+        with jax.default_device(sharding and next(iter(sharding.device_set))):
+            return jnp.array(value)
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        data = placed(np.asarray(jax.random.key_data(value)), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def own_blocks(leaf: jax.Array | Columns) -> list[Block]:
     """Copies in host memory of the blocks that this process saves: each block is saved by one process."""
+    if isinstance(leaf, Columns):
+        start = [0] * leaf.array.ndim
+        start[leaf.axis] = leaf.index * leaf.array.shape[leaf.axis]
+        return [Block(tuple(start), np.array(leaf.array))]
     start = lambda index: tuple(axis.start or 0 for axis in index)
     return [Block(start(x.index), np.array(x.data)) for x in leaf.addressable_shards if x.replica_id == 0]
 
@@ -149,10 +201,10 @@ def write(folder: Path, leaves: dict[str, Any], team: Team) -> dict[str, list[di
 
 def hand_over(final: Path, leaves: dict[str, Any], team: Team) -> None:
     """Writes the blocks that this process has beside what is going to be `final`, for the first process to take."""
-    folder = _part_folder(final, team.index)
+    folder = _part_folder(final, team, team.index)
     files.remove(folder)
     folder.mkdir(parents=True)
-    say = lambda **said: files.write(folder / PART, json.dumps({"token": team.token} | said).encode())
+    say = lambda **said: files.write(folder / PART, json.dumps(said).encode())
     try:
         blocks = write(folder, leaves, team)
     except Exception as error:
@@ -167,13 +219,11 @@ def take_over(final: Path, place: Path, team: Team, index: int) -> dict[str, lis
 
     Raises `OSError` where that process could not write it.
     """
-    folder, end = _part_folder(final, index), time.monotonic() + PART_SECONDS
+    folder, end = _part_folder(final, team, index), time.monotonic() + PART_SECONDS
     while time.monotonic() < end:
         try:
             said = files.parse_json(files.read(folder / PART, PART_BYTES))
         except (OSError, ValueError):
-            said = {}
-        if said.get("token") != team.token:  # not there yet, or left behind by an earlier attempt
             time.sleep(POLL_SECONDS)
             continue
         if "error" in said:
@@ -184,5 +234,12 @@ def take_over(final: Path, place: Path, team: Team, index: int) -> dict[str, lis
     raise OSError(f"process {index} has not saved its part in {PART_SECONDS:g} s")
 
 
-def _part_folder(final: Path, index: int) -> Path:
-    return final.with_name(f".{final.name}.part-{index}")
+def is_outdated(kind: str, team: Team) -> bool:
+    """Whether a part, by what its folder's name ends with, is of an earlier attempt or save than a team's."""
+    _, token, number = PART_FOLDER.fullmatch(kind).groups()
+    return token != team.token or int(number) < team.number
+
+
+def _part_folder(final: Path, team: Team, index: int) -> Path:
+    """Of a process and a save: the other processes may be a save ahead of the first one."""
+    return final.with_name(f".{final.name}.part-{index}-{team.token}-{team.number}")
