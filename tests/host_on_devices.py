@@ -14,8 +14,9 @@ from wmjax.loops.report import read_metrics
 from wmjax.types import UsageError
 
 ENV = "gym:CartPole-v1"
-# Two environments, which four devices cannot share; steps of a size at which the rounding of zeros stays rounding.
-HOW = TINY | dict(batch_size=4, epsilon=1e-6, workers=1, eval_every=64)
+# One environment, so that four devices get the batches that one would have got; steps of a size at which the rounding
+# of zeros stays rounding.
+HOW = TINY | dict(num_envs=1, batch_size=4, epsilon=1e-6, workers=1, eval_every=64)
 
 
 def train(out: Path, steps: int, **how):

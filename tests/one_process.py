@@ -15,12 +15,15 @@ import jax
 import numpy as np
 
 import wmjax
+from tests.envs import gymnasium_envs
 from tests.test_conformance import ROWS
 from wmjax import distributed
 from wmjax.agents.world_models import EvolveConfig
 from wmjax.loops import checkpoint, parallel
+from wmjax.replay import host as replays
 from wmjax.types import RunError, UsageError
 
+MADE = "made:"  # and the name of an environment in `gymnasium_envs`
 # Twenty updates or more of each agent, with sizes that four devices share.
 DREAMER = dict(num_envs=8, batch_size=8, replay_capacity=512, prefill=64)
 RUNS = {
@@ -49,16 +52,18 @@ RUNS = {
 
 
 def main(asked: dict) -> None:
-    name, out, told, calls = (asked.pop(name, {}) for name in ("agent", "out", "train", "calls_back"))
+    name, out, told, calls, env = (asked.pop(name, {}) for name in ("agent", "out", "train", "calls_back", "env"))
+    replays.CHUNK_BYTES = asked.pop("chunk_bytes", replays.CHUNK_BYTES)
     distributed.connect(**asked)
+    env = getattr(gymnasium_envs, env.removeprefix(MADE)) if env and env.startswith(MADE) else env
     steps, changes = RUNS[name]
     config = dataclasses.replace(ROWS[name].config, **changes)
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    env_args = {} if name == "world_models" else {"image_size": 16}
+    env_args = {} if env or name == "world_models" else {"image_size": 16}
     how = dict(steps=steps, eval_every=80, devices=len(jax.devices()), seed=5) | env_args | fields | told
     whole = lambda run: all(x.is_fully_addressable for x in jax.tree.leaves(run.state.variables))
     callback = (lambda metrics, run: print("called back", whole(run), metrics["step"])) if calls else None
-    run = wmjax.train(name, "catch", out=out, callback=callback, **how)
+    run = wmjax.train(name, env or "catch", out=out, callback=callback, **how)
     leaves = checkpoint.paths(run.state.variables)
     said = {path: np.asarray(x).tobytes() for path, x in leaves.items() if not checkpoint._is_key(x)}
     print("digest", checkpoint.digest({path: np.asarray(x) for path, x in leaves.items() if path in said}), flush=True)

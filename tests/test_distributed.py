@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,7 +22,7 @@ from tests.one_process import RUNS
 from wmjax import distributed
 from wmjax.cli import arguments
 from wmjax.loops import shards
-from wmjax.run_folder import CHECKPOINTS, METRICS
+from wmjax.run_folder import CHECKPOINTS, METRICS, REPLAY
 from wmjax.types import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -36,20 +37,20 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start(out, agent="dreamer_v3", *, count=2, devices=2, said=None, **train):
+def start(out, agent="dreamer_v3", *, count=2, devices=2, said=None, env=None, **train):
     """Starts the processes of a run, with so many devices each; `said[i]` are other words for process i."""
     port, found = free_port(), []
     for i in range(count):
         # By the kernels that users get, as in `test_parallel.py`.
         flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        asked = {"agent": agent, "out": str(out), "train": train}
+        asked = {"agent": agent, "out": str(out), "train": train} | ({"env": env, "chunk_bytes": 1000} if env else {})
         if count > 1:
             asked |= {"coordinator": f"127.0.0.1:{port}", "num_processes": count, "process_id": i}
         asked |= (said or {}).get(i, {})
-        env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+        environ = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "tests.one_process", json.dumps(asked)]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        found.append(subprocess.Popen(command, cwd=ROOT, text=True, env=env, **pipes))
+        found.append(subprocess.Popen(command, cwd=ROOT, text=True, env=environ, **pipes))
     return found
 
 
@@ -174,12 +175,19 @@ def test_blocks_of_a_manifest_have_to_make_up_the_array_each_element_once():
 # Together
 
 
+# Environments on the host, in workers of each process.
+ON_HOST = {
+    "dreamer_v3 host": dict(env="gym:CartPole-v1", steps=400, workers=1),
+    "world_models host": dict(env="made:Pictured", workers=1),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", partly_long(RUNS, ("dreamer_v3",)))
-def test_two_processes_of_two_devices_learn_what_one_of_four_does(agent, tmp_path):
-    together, alone = tmp_path / "together", tmp_path / "alone"
-    outputs = run(together, agent)
-    single = run(alone, agent, count=1, devices=4)
+@pytest.mark.parametrize("which", partly_long((*RUNS, *ON_HOST), ("dreamer_v3", "dreamer_v3 host")))
+def test_two_processes_of_two_devices_learn_what_one_of_four_does(which, tmp_path):
+    together, alone, agent, how = tmp_path / "together", tmp_path / "alone", which.split()[0], ON_HOST.get(which, {})
+    outputs = run(together, agent, **how)
+    single = run(alone, agent, count=1, devices=4, **how)
     assert len(set(digests(outputs))) == 1  # replicas are equal bit for bit
     one, two = variables(alone), variables(together)
     assert {name: x.shape for name, x in one.items()} == {name: x.shape for name, x in two.items()}
@@ -209,6 +217,38 @@ def test_what_two_processes_saved_goes_on_in_one_and_back_with_the_same_bytes(tm
         assert state_digest(run(out, count=count, devices=devices, **how)[0]) == first, (count, devices)
     longer = run(out, resume=True, steps=320, **SOON)
     assert metrics(out)[-1]["step"] == 320 and len(set(digests(longer))) == 1
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_what_two_processes_collected_on_the_host_goes_on_in_one_and_back(tmp_path):
+    out, how = tmp_path / "run", ON_HOST["dreamer_v3 host"] | dict(eval_every=0, steps=240)
+    outputs = run(out, **how)
+    first, learned = state_digest(outputs[0]), variables(out)
+    files = {path.name for path in (out / REPLAY).iterdir()}
+    assert len(files) >= 9  # of each process, and the lists
+    for count, devices, more in ((1, 1, {}), (4, 1, {}), (2, 2, {"memory_map": True})):
+        again = run(out, count=count, devices=devices, resume=True, **how, **more)
+        jax.tree.map(np.testing.assert_array_equal, variables(out), learned)
+        assert len({path.name for path in (out / REPLAY).iterdir()} & files) == (len(files) if count == 2 else 0)
+    assert state_digest(again[0]) == first
+    assert len(set(digests(run(out, resume=True, **how | {"steps": 320})))) == 1
+    assert metrics(out)[-1]["step"] >= 320
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_process_that_loses_its_environments_saves_and_ends_all(tmp_path):
+    out, how = tmp_path / "run", ON_HOST["dreamer_v3 host"] | dict(steps=10**6, eval_every=0, max_restarts=0)
+    with processes(out, checkpoint_seconds=0.0, **how) as found:
+        wait_for(lambda: newest(out) > 100, found)
+        worker = subprocess.run(["pgrep", "-P", str(found[1].pid)], text=True, capture_output=True).stdout.split()
+        os.kill(int(worker[0]), signal.SIGKILL)
+        results = ended(found, 60)
+    for (_, error, code), begin in zip(results, ("run: process 1: 1 env", "run: 1 env"), strict=True):
+        assert code == 1 and f"{begin}ironments were lost within an hour" in error, error[-2000:]
+    assert newest(out) == metrics(out)[-1]["step"]
+    run(out, **how | dict(resume=True, steps=newest(out) + 64))
 
 
 @pytest.mark.slow
@@ -305,6 +345,15 @@ def test_more_processes_than_the_environments_can_be_shared_by_are_refused(tmp_p
         results = ended(found)
     for _, error, code in results:
         assert code == 2 and "devices: 3 cannot share num_envs=8 evenly" in error, error[-2000:]
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_more_processes_than_environments_on_the_host_are_refused(tmp_path):
+    with processes(tmp_path / "run", count=2, devices=1, env="gym:CartPole-v1", num_envs=1) as found:
+        results = ended(found)
+    for _, error, code in results:
+        assert code == 2 and "num_processes: 2 cannot share num_envs=1 evenly; valid are" in error, error[-2000:]
 
 
 LATE = """

@@ -172,6 +172,11 @@ def gather(numbers: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.array(exchange(np.asarray(numbers, np.float64).tolist()))
 
 
+def every(*said: bool) -> list[bool]:
+    """Whether all processes say so, of each. All have to ask."""
+    return gather(said).astype(bool).all(0).tolist()
+
+
 def wait() -> None:
     """Waits until all processes are here, such as before a program that has to begin everywhere at once."""
     exchange(None)
@@ -194,21 +199,27 @@ def in_turn(call: Callable[[], Any]) -> Any:
 
     Returns what it gave in this one.
     """
-    result, mine = None, ""
+    result = None
     for lead in (True, False):
-        error = None
-        if leads() == lead:
-            try:
-                result = call()
-            except (UsageError, RunError) as caught:
-                error, mine = caught, f"{type(caught).__name__} {caught}"
-        told = exchange(mine)
-        if error is not None:
-            raise error
-        for i, said in enumerate(told):
-            if said:
-                kind, _, text = said.partition(" ")
-                raise (UsageError if kind == "UsageError" else RunError)(f"process {i}: {text}")
+        mine = at_once(call if leads() == lead else lambda: None)
+        result = mine if leads() == lead else result
+    return result
+
+
+def at_once(call: Callable[[], Any]) -> Any:
+    """Calls it in every process. What is raised in one of them is raised in all. Returns what it gave in this one."""
+    result, error, mine = None, None, ""
+    try:
+        result = call()
+    except (UsageError, RunError) as caught:
+        error, mine = caught, f"{type(caught).__name__} {caught}"
+    told = exchange(mine)
+    if error is not None:
+        raise error
+    for i, said in enumerate(told):
+        if said:
+            kind, _, text = said.partition(" ")
+            raise (UsageError if kind == "UsageError" else RunError)(f"process {i}: {text}")
     return result
 
 

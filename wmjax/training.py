@@ -86,7 +86,7 @@ def train(
       env: a name, see `wmjax list envs`; a class or function that makes a `gymnasium.Env`; an `Env`, `RawEnv` or
         `HostEnv` with its own kind of actions; by default the agent's own example.
       seed, seeds: of everything that training draws, 0 by default; how many to train at once, in one program, from
-        `seed` upwards, 1 by default. More than one, and more than one device, are for environments on the device.
+        `seed` upwards, 1 by default. More than one are for environments on the device.
       steps: env steps (frames over all environments; the record that begins an episode counts as a step), rounded up to
         whole iterations; the preset's by default. A run may be resumed with more. Not for World Models.
       seconds: of wall time, also of earlier attempts, after which it ends, saved and evaluated; None: no limit.
@@ -184,9 +184,8 @@ def _check_same(made: Setup, out: Path | None, resume: bool, driving: Mapping[st
     asked = {"out": None if out is None else str(out), "resume": resume, "eval_every": driving["eval_every"]}
     fields = {f"agent.{name}": value for name, value in made.description["config"].items()}
     distributed.agree(d | versions | asked | fields)
-    if distributed.count() > 1 and (made.on_host or made.data is not None):
-        what = "data" if made.data is not None else "environments on the host"
-        raise UsageError(f"num_processes: {distributed.count()} is not valid with {what}; 1 is")
+    if distributed.count() > 1 and made.data is not None:
+        raise UsageError(f"num_processes: {distributed.count()} is not valid with data; 1 is")
 
 
 def _shared_folder(stack: contextlib.ExitStack, opened: contextlib.AbstractContextManager[Path]) -> Path:

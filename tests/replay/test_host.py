@@ -11,7 +11,7 @@ import pytest
 from wmjax.replay import chunks
 from wmjax.replay import device as replays
 from wmjax.replay.device import Record
-from wmjax.replay.host import HostReplay, sizes
+from wmjax.replay.host import HostReplay, Shares, sizes
 from wmjax.types import RunError, Sampling, TimeStep, UsageError
 
 ENVS, CAPACITY = 3, 33  # 11 rows
@@ -81,6 +81,75 @@ def test_host_and_device_give_the_same_batches_of_the_same_stream(name, memory_m
         theirs = write(theirs, where, latent)
     same(mine.sample(key, sampling, 4)[0], draw(theirs, key)[1])
     mine.close()
+
+
+def part(tree, first, envs, axis=1):
+    return jax.tree.map(lambda x: np.take(x, range(first, first + envs), axis), tree)
+
+
+def of_envs(first, envs, by, tmp_path=None, **options):
+    """A host replay of some of the environments."""
+    rows = CAPACITY // ENVS
+    return HostReplay(columns_example(first, envs), envs, envs * rows, by, folder=tmp_path, block=4, **options)
+
+
+def columns_example(first, envs):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), part(records(0, 1), first, envs))
+
+
+@pytest.mark.parametrize("name", ["online", "within_episode"])
+def test_shares_of_a_batch_come_from_the_environments_of_each_device_as_the_device_loop_draws_them(name):
+    sampling, key, rows = SAMPLINGS[name], jax.random.key(3), 9
+    by = (sampling,)
+    mine = HostReplay(columns_example(0, 3), 3, CAPACITY, by, shares=Shares(3, 3))
+    last = HostReplay(columns_example(1, 2), 2, CAPACITY // 3 * 2, by, shares=Shares(2, 3, first=1))
+    mine.add(records(0, rows))
+    last.add(part(records(0, rows), 1, 2))
+    batch, (row, env) = mine.sample(key, sampling, 6)
+    for device in range(ENVS):
+        theirs = add(replays.init(columns_example(device, 1), 1, CAPACITY // 3, by), part(records(0, rows), device, 1))
+        theirs, expected, where = sample(theirs, jax.random.fold_in(key, device), sampling, 2)
+        same(jax.tree.map(lambda x, device=device: x[:, 2 * device : 2 * device + 2], batch), expected)
+        same(row[:, 2 * device : 2 * device + 2], where[0])
+        assert (env[:, 2 * device : 2 * device + 2] == device).all()
+    assert mine.ring.cursor == theirs.cursor
+    other, (row_of_last, _) = last.sample(key, sampling, 4)
+    same(other, jax.tree.map(lambda x: x[:, 2:], batch))
+    same(row_of_last, row[:, 2:])
+
+
+@pytest.mark.parametrize("memory_map", [False, True])
+def test_what_replays_side_by_side_saved_is_loaded_by_one_of_all_and_the_other_way_round(memory_map, tmp_path):
+    sides = [of_envs(i, 1, SAVED, tmp_path, memory_map=memory_map) for i in range(ENVS)]
+    whole = of_envs(0, ENVS, SAVED, tmp_path, memory_map=memory_map)
+    for i, side in enumerate(sides):
+        side.add(part(records(0, 10), i, 1))
+    whole.add(records(0, 10))
+    saved, all_saved = jax.tree.map(np.array, ([side.saved() for side in sides], whole.saved()))
+    files = np.stack([each.digests for each in saved], 1)
+    lists = np.zeros_like(all_saved.digests)
+    for number in np.flatnonzero(files.any((1, 2))):
+        lists[number] = np.frombuffer(chunks.write(tmp_path, {chunks.PARTS: files[number]}), np.uint8)
+    again = of_envs(0, ENVS, SAVED, tmp_path, memory_map=memory_map)
+    again.load(all_saved._replace(digests=lists))
+    for sampling in SAVED:
+        same(again.sample(jax.random.key(1), sampling, 6), whole.sample(jax.random.key(1), sampling, 6))
+    for i, side in enumerate(sides):
+        again = of_envs(i, 1, SAVED, tmp_path, memory_map=memory_map)
+        again.load(saved[i]._replace(digests=all_saved.digests), i, ENVS)
+        expected = side.sample(jax.random.key(2), SAVED[0], 2)
+        same(again.sample(jax.random.key(2), SAVED[0], 2), expected)
+        again = of_envs(i, 1, SAVED, tmp_path, memory_map=memory_map)
+        again.load(saved[i]._replace(digests=lists), i, ENVS)
+        assert again.digests() == side.digests()  # the files are its own already
+    # A file that is gone costs the block in all of them, once they agree.
+    chunks.path_of(tmp_path, files[0, 1].tobytes()).unlink()
+    lost = []
+    for i in range(ENVS):
+        again = of_envs(i, 1, SAVED, tmp_path)
+        again.load(saved[i]._replace(digests=lists), i, ENVS, lambda found: lost.append(found) or [0])
+        assert int(again.ring.added) == 6
+    assert lost == [[], [0], []]
 
 
 def test_of_two_latents_for_one_record_the_later_in_the_window_stays():

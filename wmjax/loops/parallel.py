@@ -23,8 +23,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from wmjax import checks, distributed
-from wmjax.loops import compiler, device, fsdp
+from wmjax.loops import compiler, device, fsdp, shards
 from wmjax.loops.device import RunState
+from wmjax.replay import device as replays
 from wmjax.types import Agent, Array, Axes, Env, Metrics, PyTree, Recipe, RunError, Stage, UsageError
 
 AXIS = fsdp.AXES.copies
@@ -91,6 +92,11 @@ def share(recipe: Recipe, devices: int, on_host: bool = False) -> Recipe:
     shared = lambda part: part._replace(batch_size=part.batch_size // devices)
     stages = [stage._replace(updates=tuple(map(shared, stage.updates))) for stage in recipe.stages]
     if on_host:
+        if recipe.num_envs % distributed.count():
+            raise UsageError(
+                f"num_processes: {distributed.count()} cannot share num_envs={recipe.num_envs} evenly; valid are its "
+                "divisors"
+            )
         return recipe._replace(stages=tuple(stages))
     num_envs = recipe.num_envs // devices
     # A search takes its share of the population by itself: all devices ask and tell for the whole of it.
@@ -294,7 +300,8 @@ class Copies:
         check_devices(devices, BACKENDS[0])
         self._several, mesh = devices > 1, Mesh(np.array(_devices(devices)), (AXIS,))
         places = [NamedSharding(mesh, spec) for spec in (P(), P(None, AXIS))]  # batches are `[T, B, ...]`
-        self.whole, self.rows = places if self._several else [jax.devices()[0]] * 2
+        self.whole, self.rows = places if self._several else [jax.local_devices()[0]] * 2
+        self._processes = distributed.count()
 
     def learn(self, update: Callable) -> Callable:
         """`device.apply_update` of an `Update.fn`."""
@@ -304,9 +311,49 @@ class Copies:
         specs = (*[self.whole.spec] * 3, self.rows.spec)
         return jax.shard_map(apply, mesh=self.whole.mesh, in_specs=specs, out_specs=specs, check_vma=False)
 
+    def compiled(self, update: Callable) -> Callable:
+        """`learn`, compiled; the state and the count of skips are donated."""
+        how = dict(donate_argnums=(0, 1), compiler_options=compiler.options())
+        return _begun_together(jax.jit(self.learn(update), **how))
+
     def spread(self, tree: PyTree) -> PyTree:
         """A tree that every device gets all of."""
+        if self._processes > 1:
+            return jax.tree.map(lambda x: shards.placed(x, self.whole), tree)
         return jax.device_put(tree, self.whole) if self._several else tree
+
+    def share(self, key: Array, batch: PyTree) -> tuple[Array, PyTree]:
+        """A key for every device, and a batch `[T, B, ...]` in host memory of which each gets a part.
+
+        Each of several processes brings the part of its own devices.
+        """
+        if self._processes == 1:
+            return jax.device_put((key, batch), (self.whole, self.rows))
+        return self.spread(key), self.rows_of(batch)
+
+    def rows_of(self, batch: PyTree) -> PyTree:
+        """The batch that several processes have the parts of; that of one process, as it is."""
+        if self._processes == 1:
+            return batch
+
+        def joined(x: np.ndarray) -> Array:
+            here = x.shape[1]
+            first = distributed.index() * here
+            own = lambda index: x[:, slice(index[1].start - first, index[1].stop - first)]
+            return jax.make_array_from_callback((x.shape[0], here * self._processes, *x.shape[2:]), self.rows, own)
+
+        return jax.tree.map(joined, batch)
+
+    def own_rows(self, tree: PyTree) -> PyTree:
+        """The part that this process has of what an update gives for each row of a batch; in host memory."""
+        if self._processes == 1:
+            return tree
+
+        def own(x: Array) -> np.ndarray:
+            parts = sorted(x.addressable_shards, key=lambda part: part.index[1].start)
+            return np.concatenate([np.asarray(part.data) for part in parts], 1)
+
+        return jax.tree.map(own, tree)
 
     def replica(self, tree: PyTree) -> PyTree:
         """What `spread` gave, on the first device."""
@@ -366,9 +413,7 @@ def _axes(run: RunState, lead: int) -> RunState:
     axis = lambda tree, number: jax.tree.map(lambda _: number, tree)
     axes = axis(run, _REPLICATED)
     per_env = {name: axis(getattr(run, name), lead) for name in ("env_state", "timestep", "carry", "episode")}
-    counts = jax.tree.map(lambda x: x.ndim - 1, run.replay.episodes)
-    replay = axes.replay._replace(data=axis(run.replay.data, lead + 1), episodes=counts)
-    return axes._replace(replay=replay, **per_env)
+    return axes._replace(replay=replays.env_axes(run.replay, lead), **per_env)
 
 
 def _stack(devices: int, x: Array, axis: int) -> Array:

@@ -13,13 +13,14 @@ import mmap
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from wmjax import files
 
 SUFFIX = ".safetensors"
+PARTS = "parts"  # in a file that lists others: uint8 [files, 32], each with as many columns, side by side
 NAME = re.compile("[0-9a-f]{64}" + re.escape(SUFFIX))  # files of other names are not ours
 HEADER_BYTES = 2**20
 ALIGN = 64  # bytes; of the header, so that arrays can be mapped to memory
@@ -83,6 +84,52 @@ def mapped(folder: Path, digest: bytes) -> dict[str, np.ndarray]:
     except (AttributeError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise ValueError(f"its header is not one of arrays ({error})") from None
     return arrays
+
+
+def parts(folder: Path, digest: bytes) -> list[bytes]:
+    """Digests of the files that together hold what a file stands for: its own, or those that it lists.
+
+    Raises `OSError` or `ValueError` where it is torn or missing.
+    """
+    if not is_whole(folder, digest):
+        raise ValueError("it is torn or missing")
+    found = mapped(folder, digest)
+    if found.keys() != {PARTS}:
+        return [digest]
+    if found[PARTS].dtype != np.uint8 or found[PARTS].shape[1:] != (32,):
+        raise ValueError("it lists no files")
+    return [row.tobytes() for row in found[PARTS]]
+
+
+class Columns(NamedTuple):
+    """Some of the columns that files hold together."""
+
+    begin: int
+    end: int
+    of: int  # columns there are
+
+
+def columns(folder: Path, digest: bytes, wanted: Columns) -> tuple[dict[str, np.ndarray], bytes | None]:
+    """Columns of the arrays `[rows, columns, ...]` that a file stands for, and which file has just these, if one has.
+
+    Raises `OSError` or `ValueError` where a file that is needed is torn or missing, or is not one of such columns.
+    """
+    listed = parts(folder, digest)
+    if wanted.of % len(listed):
+        raise ValueError(f"{len(listed)} files do not share {wanted.of} columns")
+    each = wanted.of // len(listed)
+    needed = range(wanted.begin // each, -(-wanted.end // each))
+    if not all(listed[i] == digest or is_whole(folder, listed[i]) for i in needed):
+        raise ValueError("a file that it lists is torn or missing")
+    found = [mapped(folder, listed[i]) for i in needed]
+    if any(x.ndim < 2 or x.shape[1] != each for arrays in found for x in arrays.values()):
+        raise ValueError(f"its arrays do not have {each} columns")
+    if any(arrays.keys() != found[0].keys() for arrays in found):
+        raise ValueError("its files hold different arrays")
+    if (wanted.begin, wanted.end) == (needed.start * each, needed.stop * each) and len(found) == 1:
+        return found[0], listed[needed.start]
+    own = slice(wanted.begin - needed.start * each, wanted.end - needed.start * each)
+    return {name: np.concatenate([x[name] for x in found], 1)[:, own] for name in found[0]}, None
 
 
 def keep(folder: Path, digests: Iterable[bytes]) -> None:

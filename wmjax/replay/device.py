@@ -139,6 +139,13 @@ def _num_envs(replay: Replay) -> int:
     return replay.data.step.is_first.shape[1]
 
 
+def env_axes(replay: Replay, lead: int = 0) -> Replay:
+    """The axis of environments of every leaf, an int, where `lead` others are before all; -1 where there is none."""
+    whole = jax.tree.map(lambda _: -1, replay)
+    data = jax.tree.map(lambda _: lead + 1, replay.data)
+    return whole._replace(data=data, episodes=jax.tree.map(lambda x: x.ndim - 1, replay.episodes))
+
+
 def size(replay: Replay) -> Array:
     """Rows that can be sampled, int32."""
     return jnp.minimum(replay.added, _rows(replay))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,20 @@ UNWRITTEN = 8  # blocks that may wait for their files where replay is read from 
 
 _add = jax.jit(replays.add, donate_argnums=0)
 _sample = jax.jit(replays.sample, static_argnums=(2, 3), donate_argnums=0)
+
+
+class Shares(NamedTuple):
+    """Parts of the environments, as many in each, that as many parts of every batch come from: one for each device.
+
+    As in the device loop, in which every device has a replay of its own.
+    """
+
+    here: int = 1  # in this replay
+    of: int = 1  # in all; where it is one, nothing is shared
+    first: int = 0  # the number of the first that is here
+
+
+ALONE = Shares()
 
 
 class Saved(NamedTuple):
@@ -82,6 +96,33 @@ def _ring(example: Record, num_envs: int, capacity: int, samplings: tuple[Sampli
     return replays.init(_flags(example.step), num_envs, capacity, samplings)
 
 
+def env_axes(saved: Saved) -> Saved:
+    """The axis of environments of every leaf, an int; -1 where there is none."""
+    axis = lambda tree, number: jax.tree.map(lambda _: number, tree)
+    return Saved(replays.env_axes(saved.ring), axis(saved.latent, 1), axis(saved.head, 1), -1)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _sample_shares(
+    ring: Replay, key: Array, shares: Shares, sampling: Sampling, batch_size: int
+) -> tuple[Array, Trajectory, Index]:
+    """As `replay.device.sample` of each share, side by side: the cursor, `[T, batch_size]` flags and where they lie."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, shares.first + np.arange(shares.here))
+    axes = replays.env_axes(ring)
+    split = lambda x, axis: x if axis < 0 else x.reshape(*x.shape[:axis], shares.here, -1, *x.shape[axis + 1 :])
+    of_shares = jax.tree.map(lambda axis: None if axis < 0 else axis, axes)
+
+    def draw(ring: Replay, key: Array) -> tuple:
+        ring, flags, index = replays.sample(ring, key, sampling, batch_size // shares.here)
+        return ring.cursor, flags, index
+
+    found = jax.vmap(draw, (of_shares, 0), (0, 1, 1))(jax.tree.map(split, ring, axes), keys)
+    cursor, flags, (row, env) = found  # cursors move alike
+    env = env + (ring.data.step.is_first.shape[1] // shares.here * np.arange(shares.here))[:, None]
+    joined = lambda x: x.reshape(len(x), batch_size)
+    return cursor[0], jax.tree.map(joined, flags), (joined(row), joined(env))
+
+
 class Sizes(NamedTuple):
     """What a replay takes when it is full."""
 
@@ -116,6 +157,8 @@ class HostReplay:
       folder: where complete blocks are written; None for nowhere, and then nothing can be saved.
       memory_map: read complete blocks from their files instead of keeping them in memory.
       warn: is told what goes wrong with a file.
+      shares: parts of the environments that parts of batches come from.
+      block: rows of a block; by default what `sizes` says. Replays that are saved side by side have the same.
     """
 
     def __init__(
@@ -128,12 +171,14 @@ class HostReplay:
         folder: Path | None = None,
         memory_map: bool = False,
         warn: Callable[[str], None] = lambda text: None,
+        shares: Shares = ALONE,
+        block: int | None = None,
     ) -> None:
         if memory_map and folder is None:
             raise UsageError("memory_map: needs a folder to write to")
         self.num_envs, self._folder, self._memory_map, self._warn = num_envs, folder, memory_map, warn
-        self.rows = capacity // num_envs
-        self._length = sizes(example, num_envs, capacity, samplings).block
+        self.rows, self._shares = capacity // num_envs, shares
+        self._length = block or sizes(example, num_envs, capacity, samplings).block
         self._row = _data(example)  # of a block, as shapes
         self.latent = self._zeros(example.latent, self.rows)
         with jax.default_device(cpu()):
@@ -248,7 +293,12 @@ class HostReplay:
 
     def draw(self, key: Array, sampling: Sampling, batch_size: int) -> tuple[Trajectory, Index]:
         """Decides where a batch comes from. The trajectory has flags and mask, but neither data nor latents."""
-        self.ring, flags, index = _sample(self.ring, jax.device_put(key, cpu()), sampling, batch_size)
+        key = jax.device_put(key, cpu())
+        if self._shares.of == 1:
+            self.ring, flags, index = _sample(self.ring, key, sampling, batch_size)
+        else:
+            cursor, flags, index = _sample_shares(self.ring, key, self._shares, sampling, batch_size)
+            self.ring = self.ring._replace(cursor=cursor)
         return jax.tree.map(np.asarray, (flags, index))
 
     def gather(self, flags: Trajectory, index: Index) -> Trajectory:
@@ -312,35 +362,44 @@ class HostReplay:
         block = self._zeros(self._row, self._length) if block is None else block
         return Saved(self.ring, self.latent, block, self._digests.copy())
 
-    def load(self, saved: Saved) -> None:
-        """Goes on from what `saved` gave. Files that are torn or missing are left out, and that is said."""
+    def load(
+        self, saved: Saved, first: int = 0, of: int | None = None, agree: Callable[[list[int]], list[int]] = sorted
+    ) -> None:
+        """Goes on from what `saved` gave. Files that are torn or missing are left out, and that is said.
+
+        Args:
+          saved: of as many environments as this replay has; but files are of all environments of the run.
+          first, of: which is the first of them, and how many there are in the run; by default these are all.
+          agree: given the blocks that are lost here, all that have to be left out.
+        """
         self.ring, self.latent = jax.device_put(saved.ring, cpu()), _copy(saved.latent)
-        self._digests, self._added = np.array(saved.digests), int(saved.ring.added)
+        self._digests, self._added = np.zeros_like(saved.digests), int(saved.ring.added)
         self._blocks = [None] * len(self._digests)
         head, lost = self._added % self.rows // self._length, []
+        kept = {name: ((self._length, *x.shape), x.dtype) for name, x in self._row.items()}
         if self._folder is not None:
             chunks.tidy(self._folder)
-        for number, row in enumerate(self._digests):
+        wanted = chunks.Columns(first, first + self.num_envs, of or self.num_envs)
+        for number, row in enumerate(np.asarray(saved.digests)):
             if not row.any():
                 if number == head:
                     self._blocks[number] = _copy(saved.head)
-            elif (found := self._read(row.tobytes())) is None:
+                continue
+            try:
+                found, digest = chunks.columns(self._folder, row.tobytes(), wanted)
+            except (OSError, ValueError):
+                found = {}
+            if {name: (x.shape, x.dtype) for name, x in found.items()} != kept:
                 lost.append(number)
-            elif not self._memory_map:
+                continue
+            if digest is None and self._memory_map:
+                digest = chunks.write(self._folder, found)
+            if digest is not None:
+                self._digests[number] = np.frombuffer(digest, np.uint8)
+            if not self._memory_map:
                 self._blocks[number] = _copy(found)
-        if lost:
+        if lost := agree(lost):
             self._leave_out(lost)
-
-    def _read(self, digest: bytes) -> Block | None:
-        """A block in its file; None where that is torn or missing, or holds other arrays."""
-        if not chunks.is_whole(self._folder, digest):
-            return None
-        try:
-            found = chunks.mapped(self._folder, digest)
-        except (OSError, ValueError):
-            return None
-        wanted = {name: ((self._length, *x.shape), x.dtype) for name, x in self._row.items()}
-        return found if {name: (x.shape, x.dtype) for name, x in found.items()} == wanted else None
 
     def _leave_out(self, lost: list[int]) -> None:
         """Closes the gaps of lost blocks; the record after a gap begins an episode, so that the one before is cut."""

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmjax import evolution
+from wmjax import distributed, evolution
 from wmjax.loops import compiler
+from wmjax.loops.host.columns import Columns
 from wmjax.loops.host.rollout import act_program, first_episodes, seed_words
 from wmjax.ops import noise
 from wmjax.types import Agent, AgentState, Array, Evolve, HostEnv, HostEnvs, Metrics, PyTree, Trajectory
@@ -43,7 +44,8 @@ class Search:
     In dreams that is one compiled program. In environments on the host a generation asks and tells in compiled
     programs; between them its episodes are played, as many at once as there are environments, candidate i in slot i
     where there are as many environments as candidates. Candidates that play the same episodes (`evolve.common`) play
-    them from the same seeds.
+    them from the same seeds. Of several processes each plays in its own environments, and all tell the same; what is
+    dreamed, all dream.
 
     Args:
       agent: acts, and brings the model that is dreamed by.
@@ -52,12 +54,13 @@ class Search:
     """
 
     def __init__(self, agent: Agent, env: HostEnv, evolve: Evolve) -> None:
-        slots = agent.recipe.num_envs
-        self._evolve, self._slots, self._flow = evolve, slots, _flow()
+        slots, columns = agent.recipe.num_envs, Columns(agent.recipe.num_envs)
+        self._evolve, self._slots, self._mine, self._flow = evolve, slots, columns.mine, _flow()
         self._dream = jax.jit(partial(evolution.iteration, agent, env, evolve), compiler_options=compiler.options())
         self._act = act_program(agent.act, env, explore=True)
-        self._carry = jax.jit(lambda params: agent.act_carry(params, slots))
-        self._keys = jax.jit(lambda key, count: noise.row_keys(jax.random.fold_in(key, count), slots))
+        self._carry = jax.jit(lambda params: agent.act_carry(params, columns.num_envs))
+        rows = lambda key, count: noise.row_keys(jax.random.fold_in(key, count), slots)
+        self._keys = jax.jit(lambda key, count: rows(key, count)[columns.mine])
 
     def __call__(
         self, envs: HostEnvs, state: AgentState, key: Array, batch: Trajectory | None
@@ -79,13 +82,15 @@ class Search:
         played = np.zeros((2, len(candidates), rollouts), np.float32)
         for begin in range(0, len(pairs), slots):
             flown = pairs[begin : begin + slots]
-            filled = flown + flown[-1:] * (slots - len(flown))  # what is left over flies for nothing
+            filled = (flown + flown[-1:] * (slots - len(flown)))[self._mine]  # what is left over flies for nothing
             own = evolve.set(params, jnp.asarray(candidates[[i for i, _ in filled]]))
             seeds = [[*words, k] if common else [*words, k, i] for i, k in filled]
             keys, carry = self._keys(key, begin), self._carry(own)
-            episodes = first_episodes(envs, self._act, own, keys, carry, seeds, evolve.max_steps)
-            if episodes is None:
+            how = self._act, own, keys, carry, seeds, evolve.max_steps
+            episodes = distributed.at_once(lambda how=how: first_episodes(envs, *how))
+            if not all(distributed.every(episodes is not None)):
                 raise _Stopped
-            for (i, k), *found in zip(flown, episodes.returns, episodes.lengths, strict=False):
+            told = np.concatenate(distributed.gather([episodes.returns, episodes.lengths]), 1)
+            for (i, k), *found in zip(flown, *told, strict=False):
                 played[:, i, k] = found
         return played

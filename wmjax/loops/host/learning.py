@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmjax import distributed
 from wmjax.loops.device import Skips
 from wmjax.loops.parallel import Copies
 from wmjax.replay.device import Index
@@ -55,8 +56,8 @@ def accumulate(sums: dict[str, Metrics], more: dict[str, Metrics]) -> dict[str, 
 class Latents:
     """Latents in replay: those of an update are written when the device has them, or when a batch needs them."""
 
-    def __init__(self, replay: HostReplay) -> None:
-        self._replay = replay
+    def __init__(self, replay: HostReplay, copies: Copies) -> None:
+        self._replay, self._copies = replay, copies
         self._pending: deque[tuple[Index, PyTree]] = deque()
 
     def read(self, index: Index) -> PyTree:
@@ -73,7 +74,11 @@ class Latents:
         """Takes latents that the device may still be computing."""
         self._pending.append((index, latent))
         if len(self._pending) > AHEAD:
-            self._replay.write(*self._pending.popleft())
+            self._write_one()
+
+    def _write_one(self) -> None:
+        index, latent = self._pending.popleft()
+        self._replay.write(index, self._copies.own_rows(latent))
 
     def make_way(self, steps: int) -> None:
         """Before so many rows are added: latents must not be written to records that replace those they are of."""
@@ -84,7 +89,7 @@ class Latents:
     def flush(self) -> None:
         """Waits for all of them."""
         while self._pending:
-            self._replay.write(*self._pending.popleft())
+            self._write_one()
 
 
 class Learner:
@@ -128,9 +133,8 @@ class Learner:
     def _batch(self, number: int, key_sample: Array, key_learn: Array) -> tuple[int, Array, Trajectory, Index]:
         """For an update, its key and its batch without latents, on the device; and where that came from."""
         update = self._updates[number]
-        flags, index = self._replay.draw(key_sample, update.sampling, update.batch_size)
-        batch = self._replay.gather(flags, index)
-        return number, *jax.device_put((key_learn, batch), (self._copies.whole, self._copies.rows)), index
+        flags, index = self._replay.draw(key_sample, update.sampling, update.batch_size // distributed.count())
+        return number, *self._copies.share(key_learn, self._replay.gather(flags, index)), index
 
     def until(self, count: int) -> None:
         """Goes on until so many updates of this iteration are with the device; does nothing unless started."""
@@ -142,7 +146,7 @@ class Learner:
             self._make(1)
             latent = self._clock.wait("device", lambda index=index: self._latents.read(index))
             self.agent, self.skips, metrics, latent = self._programs[number](
-                self.agent, self.skips, key, batch._replace(latent=latent)
+                self.agent, self.skips, key, batch._replace(latent=self._copies.rows_of(latent))
             )
             metrics = self._copies.replica(metrics)
             if latent is not None:

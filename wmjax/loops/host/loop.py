@@ -3,6 +3,9 @@
 It computes what the device loop computes, from the same keys: `act` on all environments, batches drawn by the same
 code, updates and their metrics. Only the order differs, so that the device learns while the environments step: from its
 second iteration on, the updates of a stage sample what was in replay before the steps of their iteration were added.
+
+Each of several processes has environments and replay of its own, of which its devices get their parts of every batch.
+They learn in step: what one of them cannot do, such as to go on without its environments, none does.
 """
 
 from __future__ import annotations
@@ -18,8 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmjax import distributed
 from wmjax.loops import checkpoint, compiler, device
 from wmjax.loops.device import Episode, RunState, Skips
+from wmjax.loops.host import columns
+from wmjax.loops.host.columns import Columns
 from wmjax.loops.host.evolution import Search
 from wmjax.loops.host.learning import Clock, Latents, Learner, accumulate
 from wmjax.loops.host.rollout import DEFAULTS, Options, act_program, seed_words, start
@@ -29,10 +35,9 @@ from wmjax.loops.parallel import Copies, Programs
 from wmjax.loops.rollout import random_act
 from wmjax.loops.schedule import Schedule, check, first, readers, samplings
 from wmjax.ops import noise
-from wmjax.replay import chunks
 from wmjax.replay import device as replays
 from wmjax.replay.device import Record
-from wmjax.replay.host import HostReplay, Sizes, cpu, sizes
+from wmjax.replay.host import HostReplay, Saved, Shares, Sizes, cpu, sizes
 from wmjax.run_folder import CHECKPOINTS, REPLAY
 from wmjax.types import Agent, Array, HostEnv, HostEnvs, Metrics, PyTree, Recipe, RunError, Stage, TimeStep, UsageError
 
@@ -116,7 +121,8 @@ class HostLoop(Programs):
       resume: whether replay is on the disk already.
       data: what replay holds from the start, `[rows, num_envs, ...]` one after the other, of an environment that is
         known by its spec alone and not stepped (`loops.on_data`).
-      devices: how many learn together, each from its part of every batch; the first acts and searches.
+      devices: how many learn together, each from its part of every batch, and as far as environments can be shared
+        by devices, from environments of its own; the first of each process acts and searches.
 
     Raises:
       UsageError: the recipe cannot be run (`schedule.check`), or replay of so many records needs more memory or disk
@@ -140,42 +146,46 @@ class HostLoop(Programs):
         self._copies = Copies(devices)
         self._data = data
         self._agent, self._env, self._options, self._say, self._stop = agent, env, options, say, stop
-        self._num_envs, self._schedule = agent.recipe.num_envs, Schedule(agent, env)
+        self._columns, self._schedule = Columns(agent.recipe.num_envs), Schedule(agent, env)
+        self._num_envs, processes = self._columns.num_envs, distributed.count()
         self._folder, self._checkpoints = (None, None) if path is None else (path / REPLAY, path / CHECKPOINTS)
-        (state, carry), example = shapes(agent, env)
-        kept = example, self._num_envs, agent.recipe.replay_capacity, samplings(agent.recipe)
+        recipe, drawn = agent.recipe, samplings(agent.recipe)
+        block = sizes(shapes(agent, env)[1], recipe.num_envs, recipe.replay_capacity, drawn).block
+        capacity = recipe.replay_capacity // recipe.num_envs * self._num_envs
+        (state, carry), example = shapes(agent._replace(recipe=recipe._replace(num_envs=self._num_envs)), env)
+        kept = example, self._num_envs, capacity, drawn
         needs = sizes(*kept, memory_map=options.memory_map)
+        needs = needs._replace(disk_bytes=needs.disk_bytes * processes)
         if records is not None:
-            check_room(agent.recipe, state, needs, records, None if resume else path, say)
-        where = dict(folder=self._folder, memory_map=options.memory_map)
+            check_room(recipe, state, needs, records, None if resume else path, say)
+        shared = math.gcd(agent.recipe.num_envs, devices)
+        shares = Shares(shared // processes, shared, shared // processes * distributed.index())
+        where = dict(folder=self._folder, memory_map=options.memory_map, shares=shares, block=block)
         try:
             self.replay = HostReplay(*kept, warn=say, **where)
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise _too_large(agent.recipe, needs.memory_bytes) from None
         run = jax.eval_shape(self._begin, state, carry, jax.eval_shape(lambda: jax.random.key(0)))
-        self.template = run._replace(replay=self.replay.template())
+        self.template = self._columns.template(run._replace(replay=self.replay.template()))
         self._envs: HostEnvs | None = None
         self._lost = 0  # of environments that are closed
         self._timestep: TimeStep | None = None  # not acted on yet
         self._pool = ThreadPoolExecutor(1, "loader")
-        self._latents = Latents(self.replay)
+        self._latents = Latents(self.replay, self._copies)
         self._named: dict[int, set[bytes]] = {}  # by the step of a checkpoint, the replay files that it names
+        self._lists: dict[bytes, bytes] = {}  # of `columns.list_files`
         # Stages that act, or learn, by the same function have its program in common.
-        rows = lambda key, t: noise.row_keys(jax.random.fold_in(key, t), self._num_envs)
+        rows = lambda key, t: noise.row_keys(jax.random.fold_in(key, t), self._columns.of)[self._columns.mine]
         by_chance = random_act(agent, env.spec)
         self._act_by = cache(lambda act: act_program(act or by_chance, env, rows, explore=True))
-        self._learn_by = cache(self._learn_program)
+        self._learn_by = cache(self._copies.compiled)
         self._count = jax.jit(device.count_episodes)
         self._keys = jax.jit(self._iteration_keys, static_argnums=3)
-
-    def _learn_program(self, update: Callable) -> Callable:
-        by = self._copies.learn(update)
-        return jax.jit(by, donate_argnums=(0, 1), compiler_options=compiler.options())
 
     def _begin(self, state: PyTree, carry: PyTree, key: Array) -> RunState:
         zero, n = np.int32(0), self._num_envs
         episode, skips = Episode(np.zeros(n, np.float32), np.zeros(n, np.int32)), Skips(zero, zero, zero)
-        return self._spread(RunState(state, (), (), (), carry, episode, skips, key, zero, zero, zero))
+        return RunState(state, (), (), (), carry, episode, skips, key, zero, zero, zero)
 
     def _spread(self, run: RunState) -> RunState:
         """The state of which every device has what it learns."""
@@ -195,7 +205,7 @@ class HostLoop(Programs):
         key_agent, _, _, key_run = jax.random.split(key, 4)
         state = jax.jit(self._agent.init, compiler_options=compiler.options(moments=True))(key_agent)
         carry = jax.jit(self._agent.act_carry, static_argnums=1)(state.variables, self._num_envs)
-        run = self._begin(state, carry, key_run)
+        run = self._spread(self._begin(state, carry, key_run))
         if not is_playable(self._env):
             self._fill()
             return begun(self._agent, run)
@@ -213,43 +223,56 @@ class HostLoop(Programs):
 
     def place(self, run: RunState) -> RunState:
         """The state that goes on from what `gather` gave; environments begin new episodes."""
-        saved = {digest.tobytes() for digest in np.asarray(run.replay.digests) if digest.any()}
+        saved = columns.files_of(self._folder, run.replay.digests) if self._folder else set()
         self._named[self._schedule.env_steps(run)] = saved  # also what is torn now: others may hold it
-        self.replay.load(run.replay)
+        run = self._columns.cut(run)
+        self.replay.load(run.replay, self._columns.first, self._columns.of, columns.lost_anywhere)
         counters = {name: np.asarray(getattr(run, name)) for name in ("stage", "iteration", "steps")}
         run = self._spread(run._replace(replay=(), **counters))
         if not is_playable(self._env):
             return run
         self._begin_episodes(run)
-        self._say(f"the {self._num_envs} environments begin new episodes; those that ran when this was saved are cut")
+        self._say(f"the {self._columns.of} environments begin new episodes; those that ran when this was saved are cut")
         return run
 
     def _begin_episodes(self, run: RunState) -> None:
         if self._envs is None:
             self._envs = start(self._env, self._num_envs, self._options, training=True, say=self._say, stop=self._stop)
         seed = [*seed_words(run.key), first(run.steps)]
-        self._timestep = self._envs.reset([[*seed, i] for i in range(self._num_envs)])
+        self._timestep = self._envs.reset([[*seed, self._columns.first + i] for i in range(self._num_envs)])
 
     def gather(self, run: RunState) -> RunState:
         """The state as it is saved, its replay files written. Raises `OSError` if they cannot be."""
         self._latents.flush()
-        try:
-            saved = self.replay.saved()
-        except OSError:  # perhaps the disk is full of what was in replay since the last save, and is not any more
+        saved, error = self._saved_replay()
+        if not all(distributed.every(error is None)):
+            # Perhaps the disk is full of what was in replay since the last save, and is not any more.
             self._remove_unused_files()
-            saved = self.replay.saved()
+            saved, error = self._saved_replay()
+            if not all(distributed.every(error is None)):
+                raise error or OSError("another process could not write its replay")
         if self._checkpoints is not None:
+            table, names = columns.list_files(self._folder, saved.digests, self._lists)
+            saved = saved._replace(digests=table)
             newest = max(self._named, default=0)  # may still be on its way to the disk
             there = {*checkpoint.steps(self._checkpoints), newest}
             self._named = {step: names for step, names in self._named.items() if step in there}
-            self._named[self._schedule.env_steps(run)] = self.replay.digests()
+            self._named[self._schedule.env_steps(run)] = names
             self._remove_unused_files()
-        return run._replace(replay=saved)
+        return self._columns.part(run._replace(replay=saved))
+
+    def _saved_replay(self) -> tuple[Saved | None, OSError | None]:
+        try:
+            return self.replay.saved(), None
+        except OSError as error:
+            return None, error
 
     def _remove_unused_files(self) -> None:
         """Keeps the files of replay now, and of the checkpoints there are; none goes while one of them is unknown."""
-        if self._checkpoints is not None and set(checkpoint.steps(self._checkpoints)) <= self._named.keys():
-            chunks.keep(self._folder, self.replay.digests().union(*self._named.values()))
+        if self._checkpoints is None:
+            return
+        known = set(checkpoint.steps(self._checkpoints)) <= self._named.keys()
+        columns.keep_files(self._folder, self.replay.digests(), set().union(*self._named.values()) if known else None)
 
     def make_way(self) -> None:
         """Ends the environments; where they are needed again, they are started, and begin new episodes."""
@@ -280,7 +303,7 @@ class HostLoop(Programs):
         def run_stage(run: RunState, iterations: int) -> tuple[RunState, Metrics]:
             clock, sums, done = Clock(), {}, 0
             for _ in range(iterations):
-                if self.failure or self._stop():
+                if self._ends():
                     break
                 if not self._collects(stage) and not self._ready(stage):
                     self.failure = RunError(
@@ -300,12 +323,23 @@ class HostLoop(Programs):
 
         return run_stage
 
+    def _ends(self) -> bool:
+        """Whether a process cannot go on, or was told to stop; then all end, for what went wrong with one of them."""
+        told = distributed.exchange(["" if self.failure is None else str(self.failure), bool(self._stop())])
+        failed = [f"process {i}: {text}" for i, (text, _) in enumerate(told) if text]
+        if failed and self.failure is None:
+            self.failure = RunError(failed[0])
+        return bool(failed) or any(stop for _, stop in told)
+
     def _metrics(self, stage: Stage, sums: dict[str, Metrics], iterations: int, clock: Clock) -> Metrics:
+        episodes, lost = sums.get("", {}), self._lost + (self._envs.restarts if self._envs else 0)
+        *of_all, lost = distributed.gather([*map(float, episodes.values()), lost]).sum(0)
+        episodes = dict(zip(episodes, jnp.float32(of_all), strict=True))
         updates = tuple(update for update in stage.updates if update.name in sums)
         done = stage._replace(updates=updates, evolve=stage.evolve if iterations else None)
-        metrics = device.means(done, sums.get("", {}), sums, jnp.float32(iterations)) | clock.shares()
+        metrics = device.means(done, episodes, sums, jnp.float32(iterations)) | clock.shares()
         return metrics | {
-            "envs/restarts": np.float32(self._lost + (self._envs.restarts if self._envs else 0)),
+            "envs/restarts": np.float32(lost),
             "memory/resident_gb": np.float32(resident_bytes() / 1e9),
         }
 
@@ -330,21 +364,27 @@ class HostLoop(Programs):
     def _iterate(
         self, stage: Stage, act: Callable, learn: list[Callable], clock: Clock, run: RunState
     ) -> tuple[RunState, dict[str, Metrics] | None]:
-        """One iteration: collect and learn. Sums by the name of an update, of episodes by ""; None if it stopped."""
+        """One iteration: collect and learn. Sums by the name of an update, of episodes by ""; None if it stopped.
+
+        Several processes make the same updates, whatever happens to their environments.
+        """
         repeats = tuple(update.repeats for update in stage.updates)
         key_act, keys, _ = self._keys(jax.device_put(run.key, cpu()), run.stage, run.iteration, repeats)
         learner = Learner(
-            stage, learn, keys, run.agent, run.skips, self.replay, self._latents, self._pool, clock, self._stop,
-            self._copies,
+            stage, learn, keys, run.agent, run.skips, self.replay, self._latents, self._pool, clock,
+            self._stop if distributed.count() == 1 else lambda: False, self._copies,
         )  # fmt: skip
         collects = self._collects(stage)
-        if collects and self._timestep is None and not self._begin_again(run):
+        if collects and not all(distributed.every(self._timestep is not None or self._begin_again(run))):
             return run, None
         early = self._options.overlap and first(run.iteration) > 0 and self._ready(stage)
         if early:
             learner.start()
         collected = self._collect(stage.collect if collects else 0, act, key_act, run.carry, learner, clock)
         learner.close()
+        if not all(distributed.every(collected is not None)):
+            collected = None
+            self._ends()
         sums: dict[str, Metrics] = {}
         if collected is not None and collects:
             carry, records = collected
@@ -371,8 +411,11 @@ class HostLoop(Programs):
         _, _, (key_sample, key_search) = self._keys(run.key, run.stage, run.iteration, ())
         if evolve.where == "dream":
             self._latents.flush()
-            batch = self.replay.sample(key_sample, evolve.sampling, evolve.batch_size)[0]
-        if evolve.where == "env" and self._envs is None and not self._begin_again(run):
+            batch = self._columns.whole_batch(
+                self.replay.sample(key_sample, evolve.sampling, evolve.batch_size // distributed.count())[0]
+            )
+        begun = evolve.where == "dream" or self._envs is not None or self._begin_again(run)
+        if not all(distributed.every(begun)):
             return run, None
         try:
             found = search(self._envs, self.replica(run.agent), key_search, batch)
@@ -398,7 +441,7 @@ class HostLoop(Programs):
         self, steps: int, act: Callable, key: Array, carry: PyTree, learner: Learner, clock: Clock
     ) -> tuple[PyTree, Record] | None:
         """Steps the environments, and has the learner, if it was started, learn meanwhile. None if it stopped."""
-        key, timestep, rows = jax.device_put(key, jax.devices()[0]), self._timestep, []
+        key, timestep, rows = jax.device_put(key, jax.local_devices()[0]), self._timestep, []
         try:
             for t in range(steps):
                 carry, action, native, latent = act(self.replica(learner.agent.variables), key, t, carry, timestep)
@@ -406,11 +449,13 @@ class HostLoop(Programs):
                 learner.until(math.ceil(learner.total * (t + 1) / steps))
                 following = clock.wait("envs", self._envs.receive)
                 if following is None:
+                    learner.until(learner.total)
                     return None
                 rows.append(Record(timestep, action, latent))
                 timestep = following
         except RunError as error:
             self.failure = error
+            learner.until(learner.total)
             return None
         learner.until(learner.total)
         self._timestep = timestep

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from wmjax import checks
+from wmjax import checks, distributed
 from wmjax.loops import compiler
 from wmjax.loops.rollout import PERIODIC_EPISODES, Evaluation, step_limit
 from wmjax.ops import noise
@@ -65,6 +65,7 @@ class HostEvaluator:
       make_way: ends the environments of training, which begin again when they are needed. With `eval_envs` 0 it is
         called before each evaluation; otherwise once an evaluation beside them has failed, which is then tried again.
       max_steps: agent steps after which an episode is cut; by default `step_limit`.
+      shared: whether all processes call, and share out the episodes.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class HostEvaluator:
         stop: Callable[[], bool] = lambda: False,
         make_way: Callable[[], None] | None = None,
         max_steps: int | None = None,
+        shared: bool = False,
     ) -> None:
         self._env, self._options, self._stop, self._make_way = env, options, stop, make_way
+        self._shared = shared and distributed.count() > 1
         self._strict, self._say = say is None, say or (lambda text: None)
         self._most = options.eval_envs or min(PERIODIC_EPISODES, agent.recipe.num_envs)
         self._beside = options.eval_envs != 0 and make_way is not None  # training's environments stay as they are
@@ -89,10 +92,21 @@ class HostEvaluator:
     def __call__(self, params: PyTree, key: Array, episodes: int) -> Evaluation:
         """Of `[episodes]`. Raises `UsageError` unless `episodes` is an integer of at least 1."""
         episodes = checks.number("episodes", episodes)
+        numbers = np.arange(episodes)
+        if not self._shared:
+            return self._some(params, key, numbers)
+        size = -(-episodes // distributed.count())
+        own = np.resize(numbers[distributed.index() :: distributed.count()], size)  # all play as many
+        told = distributed.gather(self._some(params, key, own if len(own) else numbers[:1].repeat(size)))
+        found = np.moveaxis(told, 0, -1).reshape(len(Evaluation._fields), -1)[:, :episodes]
+        return Evaluation(*(x.astype(kind) for x, kind in zip(found, (np.float32, np.int32, bool), strict=True)))
+
+    def _some(self, params: PyTree, key: Array, numbers: np.ndarray) -> Evaluation:
+        """The episodes of these numbers."""
         try:
             if self._beside:
                 try:
-                    return self._evaluate(params, key, episodes)
+                    return self._evaluate(params, key, numbers)
                 except RunError as error:
                     self._beside = False
                     self._say(
@@ -101,19 +115,21 @@ class HostEvaluator:
                     )
             if self._make_way is not None:
                 self._make_way()
-            return self._evaluate(params, key, episodes)
+            return self._evaluate(params, key, numbers)
         except RunError as error:
             if self._strict:
                 raise
             self._say(f"warning: evaluation was given up: {error}")
-            return _not_played(episodes)
+            return _not_played(len(numbers))
 
-    def _evaluate(self, params: PyTree, key: Array, episodes: int) -> Evaluation:
-        width = min(self._most, episodes)
+    def _evaluate(self, params: PyTree, key: Array, numbers: np.ndarray) -> Evaluation:
+        width = min(self._most, len(numbers))
+        more = numbers[-1] + 1 + np.arange(-len(numbers) % width)  # play for nothing
+        rounds = np.concatenate([numbers, more]).reshape(-1, width)
         how = dict(training=False, say=self._say, stop=self._stop)
         with contextlib.closing(start(self._env, width, self._options, **how)) as envs:
-            rounds = [self._play(envs, params, key, np.arange(i, i + width)) for i in range(0, episodes, width)]
-        return Evaluation(*(np.concatenate(x)[:episodes] for x in zip(*rounds, strict=True)))
+            played = [self._play(envs, params, key, each) for each in rounds]
+        return Evaluation(*(np.concatenate(x)[: len(numbers)] for x in zip(*played, strict=True)))
 
     def _play(self, envs: HostEnvs, params: PyTree, key: Array, numbers: np.ndarray) -> Evaluation:
         keys, words = self._draws(key, numbers)
