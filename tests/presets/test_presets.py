@@ -302,3 +302,11 @@ def test_whole_numbers_are_numbers_and_lists_are_tuples():
     config, _ = presets.resolve("dreamer_v3", "small", None, {"learning_rate": 1, "encoder_units": [8, 8]})
     assert type(config.learning_rate) is float
     assert config.encoder_units == (8, 8)
+
+
+def test_a_run_of_a_version_with_other_fields_is_refused_by_the_name_of_its_file():
+    described = {"agent": "iris", "config": dataclasses.asdict(presets.resolve("iris")[0])}
+    assert presets.saved_config(described) == presets.resolve("iris")[0]
+    described["config"]["encoder_norm"] = True
+    with pytest.raises(UsageError, match=r"^config\.json: its 'encoder_norm' is no field of iris in this version"):
+        presets.saved_config(described)

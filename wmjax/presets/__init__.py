@@ -7,6 +7,7 @@ authors' own. What a preset changes is in the file of its agent, what depends on
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from wmjax.fields import check_fields, replace
 from wmjax.names import nearest
 from wmjax.presets import dreamer_v1, dreamer_v2, dreamer_v3, iris, world_models
 from wmjax.presets.budgets import RunSettings, config_fields, run_settings
+from wmjax.types import UsageError
 
 DEFAULT_PRESET = "small"
 # The environment that an agent is trained on if none is named: discrete actions, or continuous ones.
@@ -94,7 +96,13 @@ def starting_config(agent: str, preset: str | None, before: Mapping[str, Any], e
 
 def saved_config(description: Mapping[str, Any]) -> Any:
     """The configuration that `config.json` holds. Raises `UsageError` where it is not one of this version."""
-    config_class = _config_class(description["agent"])
+    agent = description["agent"]
+    config_class = _config_class(agent)
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    if unknown := sorted(description["config"].keys() - fields):
+        raise UsageError(
+            f"config.json: its {unknown[0]!r} is no field of {agent} in this version of wmjax; another wrote the run"
+        )
     return config_class(**check_fields(config_class, description["config"]))
 
 
