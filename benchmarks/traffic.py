@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import tyro
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from wmjax import arithmetic, presets, sizing
 from wmjax.agents import AGENTS
@@ -107,7 +108,8 @@ def traffic(name: str, preset: str, changes: dict[str, Any]) -> dict[str, dict[s
         draw = lambda replay, key, u=update: replays.sample(replay, key, u.sampling, u.batch_size)[1]
         batch = jax.eval_shape(draw, state.replay, state.key)
         traced = jax.make_jaxpr(update.fn, axis_env=[(AXIS, DEVICES[0])])(state.agent, state.key, batch)
-        kinds = sent(traced)
+        used, _ = dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))  # XLA removes the rest, too
+        kinds = sent(used)
         found[update.name] = {"bytes": sum(kinds.values()), "by_kind": dict(kinds)}
     return found
 

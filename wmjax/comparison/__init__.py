@@ -79,7 +79,8 @@ def compare(
     """
     how = _checked(how)
     if runs:
-        return _report(_folder(out), list(runs), how, title="Agents side by side", say=say)
+        notes = ["The runs were there already: what ran beside them is not known, and times and speeds are of that."]
+        return _report(_folder(out), list(runs), how, title="Agents side by side", say=say, notes=notes)
     names = [agents] if isinstance(agents, str) else list(agents)
     for name in names:
         if name not in ("all", *AGENTS):
