@@ -157,7 +157,7 @@ def _train(*, overrides: dict[str, Any], **asked: Any) -> Run:
         stack.enter_context(distributed.watching(warn))
         _check_same(made, out, resume, driving)
         stack.enter_context(memory.running_out())
-        display = stack.enter_context(_display(asked["progress"] if distributed.leads() else False))
+        display = stack.enter_context(_display(asked["progress"]))
         display.say(f"compilation cache {cache}" if cache else "compilation cache off")
         fits = partial(_check_state, made)
         opened = open_folder(out, resume, made.description, fits, display.say, no_lock=no_lock)
@@ -261,7 +261,8 @@ def _driving(steps: int, asked: dict[str, Any]) -> dict[str, Any]:
 def _display(progress: bool | TextIO) -> Display:
     if not isinstance(progress, bool) and not callable(getattr(progress, "write", None)):
         raise checks.invalid("progress", progress, "True, False or a text stream")
-    return Display(progress if not isinstance(progress, bool) else sys.stdout if progress else None)
+    stream = progress if not isinstance(progress, bool) else sys.stdout if progress else None
+    return Display(stream) if distributed.leads() else Display(None, warnings=stream)
 
 
 def _run_plan(made: Setup, plan: Plan, resume: bool) -> tuple[Driver, Run, str]:

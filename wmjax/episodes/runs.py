@@ -93,6 +93,16 @@ def _on_device(leaves: dict[str, np.ndarray], seeds: int) -> tuple[list[str], Ca
     return list(streams), read
 
 
+def _files(folder: Path, digest: bytes, num_envs: int) -> list[bytes]:
+    """The files that hold the columns of a block; none where one of them is torn or missing."""
+    try:
+        found = chunks.parts(folder, digest)
+    except (OSError, ValueError):
+        return []
+    whole = num_envs % len(found) == 0 and all(part == digest or chunks.is_whole(folder, part) for part in found)
+    return found if whole else []
+
+
 def _on_host(place: Path, leaves: dict[str, np.ndarray]) -> tuple[list[str], Callable]:
     """The streams of replay on the host, cut where a file is torn or missing, which counts as a stretch by itself."""
     flags = {name: leaves[f"replay/ring/data/step/{name}"] for name in FLAGS}
@@ -101,15 +111,19 @@ def _on_host(place: Path, leaves: dict[str, np.ndarray]) -> tuple[list[str], Cal
     (rows, num_envs), length = flags["is_first"].shape, len(next(iter(head.values())))
     rows_in_order = _rows(int(leaves["replay/ring/added"]), rows)
     mapped = lru_cache(MAPPED)(partial(chunks.mapped, folder))
-    whole = {n: chunks.is_whole(folder, row.tobytes()) for n, row in enumerate(digests) if row.any()}
-    lost = [f"{REPLAY}/{digests[n].tobytes().hex()}{chunks.SUFFIX}" for n, intact in whole.items() if not intact]
-    good = np.array([whole.get(row // length, True) for row in rows_in_order], bool)
+    files = {n: _files(folder, row.tobytes(), num_envs) for n, row in enumerate(digests) if row.any()}
+    lost = [f"{REPLAY}/{digests[n].tobytes().hex()}{chunks.SUFFIX}" for n, found in files.items() if not found]
+    good = np.array([bool(files.get(row // length, True)) for row in rows_in_order], bool)
     split = np.split(np.arange(len(good)), np.flatnonzero(np.diff(good)) + 1)
     each = [(piece, e) for piece in split if len(piece) and good[piece[0]] for e in range(num_envs)]
     streams = {f"records {p[0]} to {p[-1]} of environment {e}": (rows_in_order[p], e) for p, e in each}
 
-    def block(number: int) -> dict[str, np.ndarray]:
-        return mapped(digests[number].tobytes()) if number in whole else head
+    def block(number: int, env: int) -> tuple[dict[str, np.ndarray], int]:
+        """The arrays that have an environment, and its column of them."""
+        if number not in files:
+            return head, env
+        each = num_envs // len(files[number])
+        return mapped(files[number][env // each]), env % each
 
     def read(name: str) -> tuple[dict[str, np.ndarray], bytes]:
         if name in lost:
@@ -118,9 +132,9 @@ def _on_host(place: Path, leaves: dict[str, np.ndarray]) -> tuple[list[str], Cal
         numbers = row // length
         found = {key.removeprefix("obs/"): np.empty((len(row), *x.shape[2:]), x.dtype) for key, x in head.items()}
         for number in np.unique(numbers):
-            here, stored = numbers == number, block(number)
+            here, (stored, column) = numbers == number, block(number, env)
             for key in head:
-                found[key.removeprefix("obs/")][here] = stored[key][row[here] % length, env]
+                found[key.removeprefix("obs/")][here] = stored[key][row[here] % length, column]
         found |= {key: value[row, env] for key, value in flags.items()}
         return _as_taken(found)
 

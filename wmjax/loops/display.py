@@ -144,10 +144,11 @@ class Display:
 
     Args:
       stream: where to; None for nowhere. It cannot end the run (`SafeStream`).
+      warnings: where warnings go where nothing else is said.
     """
 
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream = None if stream is None else SafeStream(stream)
+    def __init__(self, stream: TextIO | None, warnings: TextIO | None = None) -> None:
+        self._stream, self._warnings = (None if each is None else SafeStream(each) for each in (stream, warnings))
         self._live: Any = None
         self._progress: tuple[float, str, Sequence[str]] | None = None  # share done, first words, the rest
 
@@ -173,6 +174,8 @@ class Display:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif self._stream is not None:
             print(text, file=self._stream, flush=True)
+        elif self._warnings is not None and text.startswith("warning"):
+            print(text, file=self._warnings, flush=True)
 
     def show(self, share: float, first: Sequence[str], rest: Sequence[str]) -> None:
         """Shows progress.

@@ -362,23 +362,27 @@ class HostReplay:
         block = self._zeros(self._row, self._length) if block is None else block
         return Saved(self.ring, self.latent, block, self._digests.copy())
 
-    def load(
-        self, saved: Saved, first: int = 0, of: int | None = None, agree: Callable[[list[int]], list[int]] = sorted
-    ) -> None:
-        """Goes on from what `saved` gave. Files that are torn or missing are left out, and that is said.
+    def load(self, saved: Saved) -> None:
+        """Goes on from what `saved` gave. Files that are torn or missing are left out, and that is said."""
+        if self._folder is not None:
+            chunks.tidy(self._folder)
+        if lost := self.read(saved):
+            self.leave_out(lost)
+
+    def read(self, saved: Saved, first: int = 0, of: int | None = None) -> list[int]:
+        """Goes on from what `saved` gave once the blocks that are returned are left out: their files are lost.
 
         Args:
           saved: of as many environments as this replay has; but files are of all environments of the run.
           first, of: which is the first of them, and how many there are in the run; by default these are all.
-          agree: given the blocks that are lost here, all that have to be left out.
+
+        Raises `RunError` where a file of its own cannot be written, which it is read from.
         """
         self.ring, self.latent = jax.device_put(saved.ring, cpu()), _copy(saved.latent)
         self._digests, self._added = np.zeros_like(saved.digests), int(saved.ring.added)
         self._blocks = [None] * len(self._digests)
         head, lost = self._added % self.rows // self._length, []
         kept = {name: ((self._length, *x.shape), x.dtype) for name, x in self._row.items()}
-        if self._folder is not None:
-            chunks.tidy(self._folder)
         wanted = chunks.Columns(first, first + self.num_envs, of or self.num_envs)
         for number, row in enumerate(np.asarray(saved.digests)):
             if not row.any():
@@ -393,23 +397,29 @@ class HostReplay:
                 lost.append(number)
                 continue
             if digest is None and self._memory_map:
-                digest = chunks.write(self._folder, found)
+                try:
+                    digest = chunks.write(self._folder, found)
+                except OSError as error:
+                    words = f"a chunk could not be written ({error.strerror}), and with memory_map it is needed"
+                    raise RunError(f"replay in {self._folder}: {words}") from None
             if digest is not None:
                 self._digests[number] = np.frombuffer(digest, np.uint8)
             if not self._memory_map:
                 self._blocks[number] = _copy(found)
-        if lost := agree(lost):
-            self._leave_out(lost)
+        return lost
 
-    def _leave_out(self, lost: list[int]) -> None:
-        """Closes the gaps of lost blocks; the record after a gap begins an episode, so that the one before is cut."""
+    def leave_out(self, lost: list[int], of: int | None = None) -> None:
+        """Closes the gaps of lost blocks; the record after a gap begins an episode, so that the one before is cut.
+
+        Of so many environments records are lost, by default of those that are here; that is said.
+        """
         oldest = self._added - min(self._added, self.rows)
         numbers = np.arange(oldest, self._added)
         numbers = numbers[~np.isin(numbers % self.rows // self._length, lost)]
         dropped = min(self._added, self.rows) - len(numbers)
         self._warn(
             f"warning: replay in {self._folder}: {len(lost)} of {len(self._digests)} chunks are torn or missing; the "
-            f"{dropped * self.num_envs} records in them are left out"
+            f"{dropped * (of or self.num_envs)} records in them are left out"
         )
         flags, latent = jax.tree.map(np.asarray, self.ring.data.step), self.latent
         blocks = [None if number in lost else self._block(number) for number in range(len(self._blocks))]

@@ -92,14 +92,18 @@ def list_files(folder: Path, digests: np.ndarray, known: dict[bytes, bytes]) -> 
     told = distributed.exchange(digests.tobytes().hex())
     of_all = np.stack([np.frombuffer(bytes.fromhex(table), np.uint8).reshape(-1, 32) for table in told], 1)
     complete = of_all.any(-1).all(-1)  # [blocks]; of_all [blocks, processes, 32]
-    table, error = np.zeros_like(digests), ""
+    table, lists, error = np.zeros_like(digests), {}, ""
     if distributed.leads():
         try:
             for number in np.flatnonzero(complete):
                 files = of_all[number]
-                if (key := files.tobytes()) not in known:
-                    known[key] = chunks.write(folder, {chunks.PARTS: files})
-                table[number] = np.frombuffer(known[key], np.uint8)
+                digest = known.pop(files.tobytes(), None)
+                if digest is None or not chunks.path_of(folder, digest).exists():
+                    digest = chunks.write(folder, {chunks.PARTS: files})
+                lists[files.tobytes()] = digest
+                table[number] = np.frombuffer(digest, np.uint8)
+            known.clear()  # of blocks that are not in replay any more
+            known.update(lists)
         except OSError as failure:
             error = str(failure) or "a list of files could not be written"
     said = distributed.exchange([table.tobytes().hex(), error])[0]
@@ -130,11 +134,19 @@ def keep_files(folder: Path, now: set[bytes], saved: set[bytes] | None) -> None:
       folder: of replay.
       now: those that this process needs.
       saved: those that checkpoints need, as the first process knows; None: it does not, and all are kept.
+
+    Raises:
+      OSError: in all processes, where one cannot be removed.
     """
     needed = [bytes.fromhex(x) for each in distributed.exchange([x.hex() for x in now]) for x in each]
+    error = ""
     if distributed.leads() and saved is not None:
-        chunks.keep(folder, saved.union(needed))
-    distributed.wait()  # none of the others writes meanwhile
+        try:
+            chunks.keep(folder, saved.union(needed))
+        except OSError as failure:
+            error = str(failure) or "files that nothing needs could not be removed"
+    if error := distributed.exchange(error)[0]:  # none of the others writes meanwhile
+        raise OSError(error)
 
 
 def lost_anywhere(lost: list[int]) -> list[int]:

@@ -35,6 +35,7 @@ from wmjax.loops.parallel import Copies, Programs
 from wmjax.loops.rollout import random_act
 from wmjax.loops.schedule import Schedule, check, first, readers, samplings
 from wmjax.ops import noise
+from wmjax.replay import chunks
 from wmjax.replay import device as replays
 from wmjax.replay.device import Record
 from wmjax.replay.host import HostReplay, Saved, Shares, Sizes, cpu, sizes
@@ -226,7 +227,7 @@ class HostLoop(Programs):
         saved = columns.files_of(self._folder, run.replay.digests) if self._folder else set()
         self._named[self._schedule.env_steps(run)] = saved  # also what is torn now: others may hold it
         run = self._columns.cut(run)
-        self.replay.load(run.replay, self._columns.first, self._columns.of, columns.lost_anywhere)
+        self._load(run.replay)
         counters = {name: np.asarray(getattr(run, name)) for name in ("stage", "iteration", "steps")}
         run = self._spread(run._replace(replay=(), **counters))
         if not is_playable(self._env):
@@ -234,6 +235,15 @@ class HostLoop(Programs):
         self._begin_episodes(run)
         self._say(f"the {self._columns.of} environments begin new episodes; those that ran when this was saved are cut")
         return run
+
+    def _load(self, saved: Saved) -> None:
+        """Has replay go on from what was saved; all processes leave out what is lost in one of them."""
+        if self._folder is not None and distributed.leads():
+            chunks.tidy(self._folder)
+        distributed.wait()  # until none of what others begin to write could go with it
+        lost = distributed.at_once(lambda: self.replay.read(saved, self._columns.first, self._columns.of))
+        if lost := columns.lost_anywhere(lost):
+            self.replay.leave_out(lost, self._columns.of)
 
     def _begin_episodes(self, run: RunState) -> None:
         if self._envs is None:
