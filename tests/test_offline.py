@@ -29,7 +29,7 @@ from wmjax.episodes.format import FLAGS
 from wmjax.loops import checkpoint, parallel
 from wmjax.loops.on_data import OnData, spec_alone
 from wmjax.planning import CEMConfig
-from wmjax.replay import host
+from wmjax.replay import chunks, host
 from wmjax.replay.device import Record
 from wmjax.run import Run
 from wmjax.run_folder import read_description
@@ -364,7 +364,22 @@ def test_data_sets_of_minari_are_read_from_its_own_store(monkeypatch):
     assert second.step.is_last.tolist() == [False] * 3 + [True] and second.step.is_first[0]
 
 
-def test_the_replay_of_a_run_on_the_host_is_read_from_its_files_and_one_that_is_lost_is_named(tmp_path, monkeypatch):
+def in_columns(folder, digests):
+    """The blocks of these files as two processes would have written them, and the digests of the lists."""
+    lists = np.zeros_like(digests)
+    for number in np.flatnonzero(digests.any(1)):
+        arrays = chunks.mapped(folder, digests[number].tobytes())
+        parts = [chunks.write(folder, {name: x[:, e : e + 1] for name, x in arrays.items()}) for e in range(2)]
+        listed = np.stack([np.frombuffer(digest, np.uint8) for digest in parts])
+        lists[number] = np.frombuffer(chunks.write(folder, {chunks.PARTS: listed}), np.uint8)
+        chunks.path_of(folder, digests[number].tobytes()).unlink()
+    return lists, chunks.path_of(folder, parts[1]).name
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_replay_of_a_run_on_the_host_is_read_from_its_files_and_one_that_is_lost_is_named(
+    processes, tmp_path, monkeypatch
+):
     monkeypatch.setattr(host, "CHUNK_BYTES", 6 * 32)  # rows of a block times their bytes
     rng, flag = np.random.default_rng(0), np.zeros((25, 2), bool)
     seen, first = rng.random((25, 2, 1), np.float32), flag | (np.arange(25) % 5 == 0)[:, None]
@@ -373,7 +388,11 @@ def test_the_replay_of_a_run_on_the_host_is_read_from_its_files_and_one_that_is_
     replay = host.HostReplay(jax.tree.map(lambda x: x[0], rows), 2, 40, folder=tmp_path / "replay")
     for i in range(25):  # 20 of them fit
         replay.add(jax.tree.map(lambda x, i=i: x[i : i + 1], rows))
-    checkpoint.save(tmp_path / "checkpoints", 25, {"replay": replay.saved()})
+    saved, lost = replay.saved(), None
+    if processes == 2:
+        lists, lost = in_columns(tmp_path / "replay", saved.digests)
+        saved = saved._replace(digests=lists)
+    checkpoint.save(tmp_path / "checkpoints", 25, {"replay": saved})
     replay.close()
     (tmp_path / "config.json").write_text(json.dumps(DESCRIPTION))
     spec = EnvSpec({"vector": Box(-np.inf, np.inf, (1,))}, Discrete(2))
@@ -382,9 +401,12 @@ def test_the_replay_of_a_run_on_the_host_is_read_from_its_files_and_one_that_is_
     np.testing.assert_array_equal(data.read(1).step.obs["vector"], seen[5:, 1])
     np.testing.assert_array_equal(data.read(0).action, rows.action[5:, 0])
     names = [path.name for path in (tmp_path / "replay").iterdir()]
-    lost = sorted(names)[0]
+    lost = lost or sorted(names)[0]
     (tmp_path / "replay" / lost).unlink()
-    with pytest.raises(UsageError, match=f"1 of .* episodes cannot be used: replay/{lost}: it is torn or missing"):
+    with pytest.raises(
+        UsageError,
+        match=f"1 of .* episodes cannot be used: replay/{'.*' if processes == 2 else lost}: it is torn or missing",
+    ):
         stretches(open_source(tmp_path), spec)
     rest = stretches(open_source(tmp_path), spec, skip_damaged=True)
     assert rest.skipped == 1 and 0 < rest.records < 40
