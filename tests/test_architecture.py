@@ -36,7 +36,7 @@ ALLOWED = {
     "loops": BASE | {"files", "run_folder", "replay", "dreaming", "evolution", "distributed"},
     "episodes": {"types", "checks", "files", "run_folder", "replay", "loops", "envs", "suites"},
     "fields": {"checks", "names"},
-    "presets": {"agents", "names", "fields"},
+    "presets": {"types", "agents", "names", "fields"},
     "authors": {"types", "checks", "files", "agents"},
     "weights": {"types", "checks", "files", "names", "run_folder", "loops"},
 }

@@ -225,12 +225,10 @@ def test_what_two_processes_collected_on_the_host_goes_on_in_one_and_back(tmp_pa
     out, how = tmp_path / "run", ON_HOST["dreamer_v3 host"] | dict(eval_every=0, steps=240)
     outputs = run(out, **how)
     first, learned = state_digest(outputs[0]), variables(out)
-    files = {path.name for path in (out / REPLAY).iterdir()}
-    assert len(files) >= 9  # of each process, and the lists
+    assert len(list((out / REPLAY).iterdir())) >= 9  # files of each process, and the lists of them
     for count, devices, more in ((1, 1, {}), (4, 1, {}), (2, 2, {"memory_map": True})):
         again = run(out, count=count, devices=devices, resume=True, **how, **more)
         jax.tree.map(np.testing.assert_array_equal, variables(out), learned)
-        assert len({path.name for path in (out / REPLAY).iterdir()} & files) == (len(files) if count == 2 else 0)
     assert state_digest(again[0]) == first
     assert len(set(digests(run(out, resume=True, **how | {"steps": 320})))) == 1
     assert metrics(out)[-1]["step"] >= 320

@@ -172,9 +172,9 @@ def gather(numbers: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.array(exchange(np.asarray(numbers, np.float64).tolist()))
 
 
-def every(*said: bool) -> list[bool]:
-    """Whether all processes say so, of each. All have to ask."""
-    return gather(said).astype(bool).all(0).tolist()
+def every(said: bool) -> bool:
+    """Whether all processes say so. All have to ask."""
+    return all(exchange(bool(said)))
 
 
 def wait() -> None:

@@ -1,6 +1,7 @@
 """Checkpoints that several processes write together, here by one that plays their parts."""
 
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from wmjax.loops import checkpoint, shards
 from wmjax.loops.checkpoint import CheckpointCorruptError
-from wmjax.loops.shards import Block, Team
+from wmjax.loops.shards import Block, Part, Team
 
 REPLAY = np.arange(24, dtype=np.float32).reshape(4, 6)
 TREE = {"params": np.ones(3, np.float32), "replay": REPLAY, "flags": np.zeros((2, 4), bool)}
@@ -108,11 +109,18 @@ def test_what_a_process_does_not_need_is_not_read(tmp_path):
     block = {"start": [0, 3], "shape": [4, 3]}
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    assert shards.is_needed(block, (4, 6), None) and shards.is_needed(block, (4, 6), whole)
+    leaf = lambda sharding: types.SimpleNamespace(shape=(4, 6), sharding=sharding)
+    assert shards.is_needed(block, leaf(None)) and shards.is_needed(block, leaf(whole))
 
     class Half:
         def addressable_devices_indices_map(self, shape):
             return {0: (slice(None), slice(0, 3))}
 
-    assert not shards.is_needed(block, (4, 6), Half())
-    assert shards.is_needed({"start": [0, 2], "shape": [4, 2]}, (4, 6), Half())
+    assert not shards.is_needed(block, leaf(Half()))
+    assert shards.is_needed({"start": [0, 2], "shape": [4, 2]}, leaf(Half()))
+    halves = [Part(np.zeros((4, 3)), 1, index, 2) for index in range(2)]
+    assert [shards.is_needed(block, half) for half in halves] == [False, True]
+    for index, half in enumerate(halves):  # as each process reads its own
+        template = TEMPLATE | {"replay": Part(jax.ShapeDtypeStruct((4, 3), np.float32), 1, index, 2)}
+        found = checkpoint.restore(tmp_path, template, exact=True)["replay"]
+        np.testing.assert_array_equal(found, REPLAY[half.place])

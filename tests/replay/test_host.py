@@ -142,6 +142,14 @@ def test_what_replays_side_by_side_saved_is_loaded_by_one_of_all_and_the_other_w
         again = of_envs(i, 1, SAVED, tmp_path, memory_map=memory_map)
         assert again.read(saved[i]._replace(digests=lists), i, ENVS) == []
         assert again.digests() == side.digests()  # the files are its own already
+    # What an online queue has given is counted alike, whoever shares it.
+    shared = of_envs(0, ENVS, SAVED, tmp_path, shares=Shares(ENVS, ENVS))
+    shared.load(all_saved)
+    shared.draw(jax.random.key(3), SAMPLINGS["online"], 2 * ENVS)
+    assert int(shared.ring.cursor) == 2 and int(shared.saved().ring.cursor) == 2 * ENVS
+    again = of_envs(0, ENVS, SAVED, tmp_path)
+    again.load(all_saved._replace(ring=jax.tree.map(np.array, shared.saved().ring)))
+    assert int(again.ring.cursor) == 2 * ENVS
     # A file that is gone costs the block in all of them, once they agree.
     chunks.path_of(tmp_path, files[0, 1].tobytes()).unlink()
     for i in range(ENVS):

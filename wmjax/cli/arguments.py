@@ -64,7 +64,7 @@ class SetupArgs:
     preset: Annotated[str | None, unless_given("small", "NAME")] = None
     """Configuration, see `wmjax list presets`."""
     seeds: Annotated[int | None, unless_given("1")] = None
-    """How many to train at once, from the run's seed upwards. As --devices, not for environments on the host."""
+    """How many to train at once, from the run's seed upwards. Not for environments on the host."""
     steps: Annotated[int | None, unless_given("the preset's")] = None
     """Env steps (frames, and one more for each episode that begins) to train for. A run may be resumed with more."""
     devices: Annotated[int | None, unless_given("1; of several processes all")] = None

@@ -97,10 +97,10 @@ def _files(folder: Path, digest: bytes, num_envs: int) -> list[bytes]:
     """The files that hold the columns of a block; none where one of them is torn or missing."""
     try:
         found = chunks.parts(folder, digest)
+        whole = found == [digest] or all(chunks.parts(folder, part) == [part] for part in found)
     except (OSError, ValueError):
         return []
-    whole = num_envs % len(found) == 0 and all(part == digest or chunks.is_whole(folder, part) for part in found)
-    return found if whole else []
+    return found if whole and num_envs % len(found) == 0 else []
 
 
 def _on_host(place: Path, leaves: dict[str, np.ndarray]) -> tuple[list[str], Callable]:

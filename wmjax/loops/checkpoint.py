@@ -61,7 +61,7 @@ def paths(tree: PyTree) -> dict[str, Any]:
 
 def _array(leaf: Any) -> Any:
     """The leaf as an array of a dtype that JAX has. What lies in host memory stays there: it may be large."""
-    if isinstance(leaf, jax.Array | shards.Columns):
+    if isinstance(leaf, jax.Array | shards.Part):
         return leaf
     return np.asarray(leaf, jax.dtypes.canonicalize_dtype(np.result_type(leaf)))
 
@@ -94,7 +94,8 @@ def digest(tree: PyTree) -> str:
 
     Two trees have one digest if and only if they are equal bit for bit (NaNs and signed zeros included).
     """
-    entries = {path: _describe(x) | {"sha256": sha256(_host(x))} for path, x in paths(tree).items()}
+    hashed = lambda x: shards.sha256_of(x) if isinstance(x, shards.Part) else sha256(_host(x))
+    entries = {path: _describe(x) | {"sha256": hashed(x)} for path, x in paths(tree).items()}
     return hashlib.sha256(_canonical(entries)).hexdigest()
 
 
@@ -435,7 +436,7 @@ def _read_blocks(place: Path, template: dict[str, Any], entries: dict[str, Any])
     wanted: dict[int, list[tuple[str, dict[str, Any]]]] = {}
     for path, leaf in template.items():
         for block in entries[path]["blocks"]:
-            if shards.is_needed(block, leaf.shape, getattr(leaf, "sharding", None)):
+            if shards.is_needed(block, leaf):
                 wanted.setdefault(block["part"], []).append((path, block))
     arrays = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in template.items()}
     for part, blocks in wanted.items():
@@ -482,7 +483,7 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None, *, ex
     Args:
       folder: as given to `save`.
       template: arrays or `jax.ShapeDtypeStruct`s, for instance from `jax.eval_shape`. A leaf with a `sharding` is put
-        where that says, others on the default device.
+        where that says, others on the default device; of a `shards.Part` that part is read, into host memory.
       step: the newest by default.
       exact: refuse what holds more than the template.
 
@@ -492,7 +493,8 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None, *, ex
     """
     place = _place(folder, step)
     entries = _read_manifest(place)["leaves"]
-    shapes = jax.eval_shape(lambda tree: tree, template)
+    whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, shards.Part) else x
+    shapes = jax.eval_shape(lambda tree: tree, jax.tree.map(whole, template))
     wanted = paths(shapes)
     _check_template(place, wanted, entries, exact)
     given = paths(template)
@@ -505,7 +507,10 @@ def restore(folder: str | Path, template: PyTree, step: int | None = None, *, ex
         if array.shape != _data_shape(leaf) or (path not in in_blocks and sha256(array) != entry["sha256"]):
             raise CheckpointCorruptError(f"{place / 'arrays'}: {path!r} does not match its SHA-256")
         value = _key(place, path, array, entry, leaf) if _is_key(leaf) else array
-        leaves.append(shards.placed(value, getattr(given[path], "sharding", None)))
+        if isinstance(given[path], shards.Part):
+            leaves.append(value[given[path].place].copy())
+        else:
+            leaves.append(shards.placed(value, getattr(given[path], "sharding", None)))
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 

@@ -58,7 +58,7 @@ class Programs:
         return self.template
 
     def gather(self, run: RunState) -> RunState:
-        """The state with the shapes of a run on one device."""
+        """The state as it is of a run on one device."""
         return run
 
     def replica(self, tree: PyTree) -> PyTree:
@@ -83,8 +83,11 @@ def share(recipe: Recipe, devices: int, on_host: bool = False) -> Recipe:
     numbers = {} if on_host else {"num_envs": recipe.num_envs}
     for stage in recipe.stages:
         numbers |= {f"batch_size of update {update.name!r}": update.batch_size for update in stage.updates}
-        if stage.evolve and not on_host:
-            names = ("population", "mean_rollouts", *["batch_size"] * (stage.evolve.where == "dream"))
+        if stage.evolve:
+            names = [
+                *["population", "mean_rollouts"] * (not on_host),
+                *["batch_size"] * (stage.evolve.where == "dream"),
+            ]
             numbers |= {f"{name} of search {stage.evolve.name!r}": getattr(stage.evolve, name) for name in names}
     for name, number in numbers.items():
         if number % devices:
@@ -217,8 +220,13 @@ class ShardMap(OneDevice):
         mapped = jax.shard_map(self._body(stage, self._axis_name), mesh=self._mesh, check_vma=False, **specs)
         return _begun_together(jax.jit(mapped, donate_argnums=0, compiler_options=_options(stage)))
 
+    def gather(self, run: RunState) -> RunState:
+        # Each device counts the items of its own environments.
+        return run._replace(replay=run.replay._replace(cursor=run.replay.cursor * self._mesh.size))
+
     def place(self, run: RunState) -> RunState:
-        return jax.device_put(run, self._shardings)
+        cursor = run.replay.cursor // self._mesh.size
+        return jax.device_put(run._replace(replay=run.replay._replace(cursor=cursor)), self._shardings)
 
     def replica(self, tree: PyTree) -> PyTree:
         leaves, structure = jax.tree.flatten(tree)
@@ -259,7 +267,7 @@ class PMap(ShardMap):
         return self._stack(super().place(run))
 
     def gather(self, run: RunState) -> RunState:
-        return self._unstack(run)
+        return super().gather(self._unstack(run))
 
     def replica(self, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x[0], super().replica(tree))

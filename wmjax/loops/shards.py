@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from wmjax import files
 
 PART = "part.json"
 PART_BYTES = 2**26
+SLICE_BYTES = 2**26  # that processes put together at once to hash what none of them has the whole of
 POLL_SECONDS, PART_SECONDS = 0.05, 1800.0  # for the parts of other processes
 
 
@@ -39,10 +40,13 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
-    """A leaf: the part that this process has of an array in host memory, beside those, as large, of other processes."""
+class Part:
+    """A leaf: the part that this process has of an array in host memory, beside those, as large, of other processes.
 
-    array: np.ndarray | jax.Array
+    In a template it says which part is wanted.
+    """
+
+    array: np.ndarray | jax.ShapeDtypeStruct
     axis: int
     index: int  # of this process
     count: int  # processes
@@ -56,6 +60,12 @@ class Columns:
         """Of all of it."""
         size = self.array.shape
         return (*size[: self.axis], size[self.axis] * self.count, *size[self.axis + 1 :])
+
+    @property
+    def place(self) -> tuple[slice, ...]:
+        """Where it lies in all of it."""
+        size = self.array.shape[self.axis]
+        return (*[slice(None)] * self.axis, slice(self.index * size, (self.index + 1) * size))
 
 
 class Team(NamedTuple):
@@ -83,16 +93,28 @@ def is_sha256(value: Any) -> bool:
 
 def is_shared(leaf: Any) -> bool:
     """Whether no process has the whole of it."""
-    if isinstance(leaf, Columns):
+    if isinstance(leaf, Part):
         return True
     return isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
 
 
-def whole(leaf: jax.Array | Columns) -> np.ndarray:
+def whole(leaf: jax.Array | Part) -> np.ndarray:
     """What no process has the whole of, in host memory. All of them have to ask."""
-    if isinstance(leaf, Columns):
+    if isinstance(leaf, Part):
         return np.concatenate([*multihost_utils.process_allgather(leaf.array)], leaf.axis)
     return np.asarray(multihost_utils.process_allgather(leaf, tiled=True), order="C")
+
+
+def sha256_of(part: Part) -> str:
+    """`sha256` of all of it, of which no more than a slice of rows is in memory. All processes have to ask."""
+    if part.axis == 0:
+        return sha256(whole(part))
+    size, hasher = math.prod(part.shape[1:]) * part.dtype.itemsize, hashlib.sha256()
+    rows = max(1, SLICE_BYTES // max(1, size))
+    for i in range(0, part.shape[0], rows):
+        piece = np.ascontiguousarray(whole(replace(part, array=part.array[i : i + rows])))
+        hasher.update(piece.reshape(-1).view(np.uint8).data)
+    return hasher.hexdigest()
 
 
 def placed(value: Any, sharding: Any) -> Any:
@@ -109,12 +131,11 @@ def placed(value: Any, sharding: Any) -> Any:
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-def own_blocks(leaf: jax.Array | Columns) -> list[Block]:
+def own_blocks(leaf: jax.Array | Part) -> list[Block]:
     """Copies in host memory of the blocks that this process saves: each block is saved by one process."""
-    if isinstance(leaf, Columns):
-        start = [0] * leaf.array.ndim
-        start[leaf.axis] = leaf.index * leaf.array.shape[leaf.axis]
-        return [Block(tuple(start), np.array(leaf.array))]
+    if isinstance(leaf, Part):
+        start = (*[0] * leaf.axis, leaf.place[-1].start, *[0] * (leaf.array.ndim - leaf.axis - 1))
+        return [Block(start, np.array(leaf.array))]
     start = lambda index: tuple(axis.start or 0 for axis in index)
     return [Block(start(x.index), np.array(x.data)) for x in leaf.addressable_shards if x.replica_id == 0]
 
@@ -140,18 +161,23 @@ def fault(shape: Sequence[int], blocks: Any) -> str | None:
         and all(s % each == 0 and s < n for s, each, n in zip(block["start"], size, shape, strict=True))
         for block in blocks
     )
+    if 0 in shape:  # there is nothing to make up
+        return None
     whole = on_grid and len(starts) == len(blocks) == math.prod(shape) // math.prod(size)
     return None if whole else f"blocks that make up {tuple(shape)}"
 
 
-def is_needed(block: dict[str, Any], shape: Sequence[int], sharding: Any) -> bool:
-    """Whether this process has a part of the block under a sharding; of None, it has all."""
-    if sharding is None:
+def is_needed(block: dict[str, Any], leaf: Any) -> bool:
+    """Whether this process needs a part of the block for a leaf of a template, as its sharding says, if it has one."""
+    shape, sharding = leaf.shape, getattr(leaf, "sharding", None)
+    if sharding is None and not isinstance(leaf, Part):
         return True
     inside = lambda index: all(
         start < (axis.stop if axis.stop is not None else n) and (axis.start or 0) < start + size
         for axis, n, start, size in zip(index, shape, block["start"], block["shape"], strict=True)
     )
+    if isinstance(leaf, Part):
+        return inside((*leaf.place, *[slice(None)] * (len(shape) - leaf.axis - 1)))
     return any(map(inside, sharding.addressable_devices_indices_map(tuple(shape)).values()))
 
 
@@ -203,9 +229,9 @@ def hand_over(final: Path, leaves: dict[str, Any], team: Team) -> None:
     """Writes the blocks that this process has beside what is going to be `final`, for the first process to take."""
     folder = _part_folder(final, team, team.index)
     files.remove(folder)
-    folder.mkdir(parents=True)
     say = lambda **said: files.write(folder / PART, json.dumps(said).encode())
     try:
+        folder.mkdir(parents=True)
         blocks = write(folder, leaves, team)
     except Exception as error:
         files.remove(file_of(folder, team.index))  # on a full disk, room for the next attempt

@@ -96,12 +96,12 @@ def parts(folder: Path, digest: bytes) -> list[bytes]:
     found = mapped(folder, digest)
     if found.keys() != {PARTS}:
         return [digest]
-    if found[PARTS].dtype != np.uint8 or found[PARTS].shape[1:] != (32,):
+    if found[PARTS].dtype != np.uint8 or found[PARTS].shape[1:] != (32,) or not len(found[PARTS]):
         raise ValueError("it lists no files")
     return [row.tobytes() for row in found[PARTS]]
 
 
-class Columns(NamedTuple):
+class Range(NamedTuple):
     """Some of the columns that files hold together."""
 
     begin: int
@@ -109,7 +109,7 @@ class Columns(NamedTuple):
     of: int  # columns there are
 
 
-def columns(folder: Path, digest: bytes, wanted: Columns) -> tuple[dict[str, np.ndarray], bytes | None]:
+def columns(folder: Path, digest: bytes, wanted: Range) -> tuple[dict[str, np.ndarray], bytes | None]:
     """Columns of the arrays `[rows, columns, ...]` that a file stands for, and which file has just these, if one has.
 
     Raises `OSError` or `ValueError` where a file that is needed is torn or missing, or is not one of such columns.

@@ -133,11 +133,17 @@ class Sizes(NamedTuple):
 
 
 def sizes(
-    example: Record, num_envs: int, capacity: int, samplings: tuple[Sampling, ...] = (), *, memory_map: bool = False
+    example: Record,
+    num_envs: int,
+    capacity: int,
+    samplings: tuple[Sampling, ...] = (),
+    *,
+    memory_map: bool = False,
+    block: int | None = None,
 ) -> Sizes:
     """From what `HostReplay` takes; nothing is allocated."""
     rows, row_bytes = capacity // num_envs, tree_bytes(_data(example))
-    block = max(1, min(rows, CHUNK_BYTES // row_bytes))
+    block = block or max(1, min(rows, CHUNK_BYTES // row_bytes))
     resident = -(-rows // block) * block
     resident = min(resident, (UNWRITTEN + 1) * block) if memory_map else resident
     flags = tree_bytes(jax.eval_shape(lambda: _ring(example, num_envs, capacity, samplings)))
@@ -178,7 +184,7 @@ class HostReplay:
             raise UsageError("memory_map: needs a folder to write to")
         self.num_envs, self._folder, self._memory_map, self._warn = num_envs, folder, memory_map, warn
         self.rows, self._shares = capacity // num_envs, shares
-        self._length = block or sizes(example, num_envs, capacity, samplings).block
+        self._length = sizes(example, num_envs, capacity, samplings, block=block).block
         self._row = _data(example)  # of a block, as shapes
         self.latent = self._zeros(example.latent, self.rows)
         with jax.default_device(cpu()):
@@ -360,7 +366,13 @@ class HostReplay:
             raise failure
         block = self._blocks[head] if not self._digests[head].any() else None
         block = self._zeros(self._row, self._length) if block is None else block
-        return Saved(self.ring, self.latent, block, self._digests.copy())
+        ring = self.ring._replace(cursor=self.ring.cursor * self._shares.of)  # of all shares, as if it was one
+        return Saved(ring, self.latent, block, self._digests.copy())
+
+    def skip_online(self, samplings: tuple[Sampling, ...]) -> None:
+        """Has an online queue give nothing of what is in replay now."""
+        cursor = replays.read_all(samplings, self.rows, self.num_envs // self._shares.here)
+        self.ring = self.ring._replace(cursor=jax.device_put(np.int32(cursor), cpu()))
 
     def load(self, saved: Saved) -> None:
         """Goes on from what `saved` gave. Files that are torn or missing are left out, and that is said."""
@@ -378,12 +390,13 @@ class HostReplay:
 
         Raises `RunError` where a file of its own cannot be written, which it is read from.
         """
-        self.ring, self.latent = jax.device_put(saved.ring, cpu()), _copy(saved.latent)
+        ring = saved.ring._replace(cursor=np.int32(saved.ring.cursor) // np.int32(self._shares.of))
+        self.ring, self.latent = jax.device_put(ring, cpu()), _copy(saved.latent)
         self._digests, self._added = np.zeros_like(saved.digests), int(saved.ring.added)
         self._blocks = [None] * len(self._digests)
         head, lost = self._added % self.rows // self._length, []
         kept = {name: ((self._length, *x.shape), x.dtype) for name, x in self._row.items()}
-        wanted = chunks.Columns(first, first + self.num_envs, of or self.num_envs)
+        wanted = chunks.Range(first, first + self.num_envs, of or self.num_envs)
         for number, row in enumerate(np.asarray(saved.digests)):
             if not row.any():
                 if number == head:

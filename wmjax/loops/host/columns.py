@@ -16,9 +16,10 @@ import numpy as np
 from wmjax import distributed
 from wmjax.loops import shards
 from wmjax.loops.device import RunState
+from wmjax.ops import noise
 from wmjax.replay import chunks
 from wmjax.replay import host as replays
-from wmjax.types import PyTree
+from wmjax.types import Array, PyTree
 
 LIST_BYTES = 2**16  # of a file that lists others, at most; larger ones are not looked into
 
@@ -43,34 +44,23 @@ class Columns:
         self.first = self._index * self.num_envs
         self.mine = slice(self.first, self.first + self.num_envs)
 
-    def template(self, run: RunState) -> RunState:
-        """Shapes of what is saved of all, from those of this process."""
-
-        def widened(x: jax.ShapeDtypeStruct, axis: int) -> jax.ShapeDtypeStruct:
-            shape = [n * self._count if i == axis else n for i, n in enumerate(x.shape)]
-            return jax.ShapeDtypeStruct(tuple(shape), x.dtype, sharding=x.sharding)
-
-        return jax.tree.map(widened, run, env_axes(run))
-
     def part(self, run: RunState) -> RunState:
-        """A state as it is saved, by all processes together."""
+        """A state, arrays or shapes, as it is saved and restored by all processes together."""
         if self._count == 1:
             return run
-        part = lambda x, axis: x if axis < 0 else shards.Columns(np.asarray(x), axis, self._index, self._count)
+        held = lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else np.asarray(x)
+        part = lambda x, axis: x if axis < 0 else shards.Part(held(x), axis, self._index, self._count)
         return jax.tree.map(part, run, env_axes(run))
 
-    def cut(self, run: RunState) -> RunState:
-        """What this process has of a state that was saved."""
-        if self._count == 1:
-            return run
-        cut = lambda x, axis: x if axis < 0 else x[(*[slice(None)] * axis, self.mine)]
-        return jax.tree.map(cut, run, env_axes(run))
+    def row_keys(self, key: Array, number: Array | int) -> Array:
+        """`noise.row_keys` of `fold_in(key, number)` for the environments of this process."""
+        return noise.row_keys(jax.random.fold_in(key, number), self.of)[self.mine]
 
     def whole_batch(self, batch: PyTree) -> PyTree:
         """The batch `[T, B, ...]` that all processes have the parts of, in each of them."""
         if self._count == 1:
             return batch
-        return jax.tree.map(lambda x: shards.whole(shards.Columns(x, 1, self._index, self._count)), batch)
+        return jax.tree.map(lambda x: shards.whole(shards.Part(x, 1, self._index, self._count)), batch)
 
 
 def list_files(folder: Path, digests: np.ndarray, known: dict[bytes, bytes]) -> tuple[np.ndarray, set[bytes]]:
@@ -79,7 +69,8 @@ def list_files(folder: Path, digests: np.ndarray, known: dict[bytes, bytes]) -> 
     Args:
       folder: of replay.
       digests: uint8 `[blocks, 32]`, of the files of this process; zeros for a block that has none.
-      known: by the digests of its files, the list that was written for a block, kept from call to call.
+      known: by the digests of its files, the list that was written for a block, kept from call to call; of the first
+        process.
 
     Returns:
       uint8 `[blocks, 32]`, of these lists, of one process of its own files; and all files that this stands for.

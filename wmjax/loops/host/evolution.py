@@ -13,7 +13,6 @@ from wmjax import distributed, evolution
 from wmjax.loops import compiler
 from wmjax.loops.host.columns import Columns
 from wmjax.loops.host.rollout import act_program, first_episodes, seed_words
-from wmjax.ops import noise
 from wmjax.types import Agent, AgentState, Array, Evolve, HostEnv, HostEnvs, Metrics, PyTree, Trajectory
 
 
@@ -59,8 +58,7 @@ class Search:
         self._dream = jax.jit(partial(evolution.iteration, agent, env, evolve), compiler_options=compiler.options())
         self._act = act_program(agent.act, env, explore=True)
         self._carry = jax.jit(lambda params: agent.act_carry(params, columns.num_envs))
-        rows = lambda key, count: noise.row_keys(jax.random.fold_in(key, count), slots)
-        self._keys = jax.jit(lambda key, count: rows(key, count)[columns.mine])
+        self._keys = jax.jit(columns.row_keys)
 
     def __call__(
         self, envs: HostEnvs, state: AgentState, key: Array, batch: Trajectory | None
@@ -88,7 +86,7 @@ class Search:
             keys, carry = self._keys(key, begin), self._carry(own)
             how = self._act, own, keys, carry, seeds, evolve.max_steps
             episodes = distributed.at_once(lambda how=how: first_episodes(envs, *how))
-            if not all(distributed.every(episodes is not None)):
+            if not distributed.every(episodes is not None):
                 raise _Stopped
             told = np.concatenate(distributed.gather([episodes.returns, episodes.lengths]), 1)
             for (i, k), *found in zip(flown, *told, strict=False):

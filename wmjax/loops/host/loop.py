@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,6 @@ from wmjax.loops.rollout import random_act
 from wmjax.loops.schedule import Schedule, check, first, readers, samplings
 from wmjax.ops import noise
 from wmjax.replay import chunks
-from wmjax.replay import device as replays
 from wmjax.replay.device import Record
 from wmjax.replay.host import HostReplay, Saved, Shares, Sizes, cpu, sizes
 from wmjax.run_folder import CHECKPOINTS, REPLAY
@@ -155,7 +155,7 @@ class HostLoop(Programs):
         capacity = recipe.replay_capacity // recipe.num_envs * self._num_envs
         (state, carry), example = shapes(agent._replace(recipe=recipe._replace(num_envs=self._num_envs)), env)
         kept = example, self._num_envs, capacity, drawn
-        needs = sizes(*kept, memory_map=options.memory_map)
+        needs = sizes(*kept, memory_map=options.memory_map, block=block)
         needs = needs._replace(disk_bytes=needs.disk_bytes * processes)
         if records is not None:
             check_room(recipe, state, needs, records, None if resume else path, say)
@@ -167,7 +167,7 @@ class HostLoop(Programs):
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise _too_large(agent.recipe, needs.memory_bytes) from None
         run = jax.eval_shape(self._begin, state, carry, jax.eval_shape(lambda: jax.random.key(0)))
-        self.template = self._columns.template(run._replace(replay=self.replay.template()))
+        self.template = self._columns.part(run._replace(replay=self.replay.template()))
         self._envs: HostEnvs | None = None
         self._lost = 0  # of environments that are closed
         self._timestep: TimeStep | None = None  # not acted on yet
@@ -176,8 +176,7 @@ class HostLoop(Programs):
         self._named: dict[int, set[bytes]] = {}  # by the step of a checkpoint, the replay files that it names
         self._lists: dict[bytes, bytes] = {}  # of `columns.list_files`
         # Stages that act, or learn, by the same function have its program in common.
-        rows = lambda key, t: noise.row_keys(jax.random.fold_in(key, t), self._columns.of)[self._columns.mine]
-        by_chance = random_act(agent, env.spec)
+        by_chance, rows = random_act(agent, env.spec), self._columns.row_keys
         self._act_by = cache(lambda act: act_program(act or by_chance, env, rows, explore=True))
         self._learn_by = cache(self._copies.compiled)
         self._count = jax.jit(device.count_episodes)
@@ -219,14 +218,12 @@ class HostLoop(Programs):
             nothing = jax.tree.map(lambda x: np.zeros_like(x[:1]), self.replay.latent)
             latent = jax.tree.map(partial(np.repeat, repeats=len(records.action), axis=0), nothing)
             self.replay.add(records._replace(latent=latent))
-        cursor = replays.read_all(samplings(self._agent.recipe), self.replay.rows, self._num_envs)
-        self.replay.ring = self.replay.ring._replace(cursor=jax.device_put(np.int32(cursor), cpu()))
+        self.replay.skip_online(samplings(self._agent.recipe))
 
     def place(self, run: RunState) -> RunState:
         """The state that goes on from what `gather` gave; environments begin new episodes."""
         saved = columns.files_of(self._folder, run.replay.digests) if self._folder else set()
         self._named[self._schedule.env_steps(run)] = saved  # also what is torn now: others may hold it
-        run = self._columns.cut(run)
         self._load(run.replay)
         counters = {name: np.asarray(getattr(run, name)) for name in ("stage", "iteration", "steps")}
         run = self._spread(run._replace(replay=(), **counters))
@@ -255,11 +252,11 @@ class HostLoop(Programs):
         """The state as it is saved, its replay files written. Raises `OSError` if they cannot be."""
         self._latents.flush()
         saved, error = self._saved_replay()
-        if not all(distributed.every(error is None)):
+        if not distributed.every(error is None):
             # Perhaps the disk is full of what was in replay since the last save, and is not any more.
             self._remove_unused_files()
             saved, error = self._saved_replay()
-            if not all(distributed.every(error is None)):
+            if not distributed.every(error is None):
                 raise error or OSError("another process could not write its replay")
         if self._checkpoints is not None:
             table, names = columns.list_files(self._folder, saved.digests, self._lists)
@@ -267,7 +264,8 @@ class HostLoop(Programs):
             newest = max(self._named, default=0)  # may still be on its way to the disk
             there = {*checkpoint.steps(self._checkpoints), newest}
             self._named = {step: names for step, names in self._named.items() if step in there}
-            self._named[self._schedule.env_steps(run)] = names
+            step = self._schedule.env_steps(run)  # may be saved already, and is until this one is on the disk
+            self._named[step] = names | self._named.get(step, set())
             self._remove_unused_files()
         return self._columns.part(run._replace(replay=saved))
 
@@ -336,10 +334,20 @@ class HostLoop(Programs):
     def _ends(self) -> bool:
         """Whether a process cannot go on, or was told to stop; then all end, for what went wrong with one of them."""
         told = distributed.exchange(["" if self.failure is None else str(self.failure), bool(self._stop())])
-        failed = [f"process {i}: {text}" for i, (text, _) in enumerate(told) if text]
+        self._hear([text for text, _ in told])
+        return self.failure is not None or any(stop for _, stop in told)
+
+    def _hear(self, told: list[str]) -> None:
+        """Fails as another process has, by what each says of itself."""
+        failed = [f"process {i}: {text}" for i, text in enumerate(told) if text]
         if failed and self.failure is None:
             self.failure = RunError(failed[0])
-        return bool(failed) or any(stop for _, stop in told)
+
+    def _all_have(self, collected: Any) -> bool:
+        """Whether all processes have collected what the iteration asks for; each says why not."""
+        told = distributed.exchange([collected is not None, "" if self.failure is None else str(self.failure)])
+        self._hear([text for _, text in told])
+        return all(done for done, _ in told)
 
     def _metrics(self, stage: Stage, sums: dict[str, Metrics], iterations: int, clock: Clock) -> Metrics:
         episodes, lost = sums.get("", {}), self._lost + (self._envs.restarts if self._envs else 0)
@@ -385,16 +393,17 @@ class HostLoop(Programs):
             self._stop if distributed.count() == 1 else lambda: False, self._copies,
         )  # fmt: skip
         collects = self._collects(stage)
-        if collects and not all(distributed.every(self._timestep is not None or self._begin_again(run))):
-            return run, None
+        begun = not collects or self._timestep is not None or self._begin_again(run)
         early = self._options.overlap and first(run.iteration) > 0 and self._ready(stage)
         if early:
             learner.start()
-        collected = self._collect(stage.collect if collects else 0, act, key_act, run.carry, learner, clock)
+        if begun:
+            collected = self._collect(stage.collect if collects else 0, act, key_act, run.carry, learner, clock)
+        else:
+            collected = self._give_up(learner)
         learner.close()
-        if not all(distributed.every(collected is not None)):
+        if not self._all_have(collected):
             collected = None
-            self._ends()
         sums: dict[str, Metrics] = {}
         if collected is not None and collects:
             carry, records = collected
@@ -415,6 +424,11 @@ class HostLoop(Programs):
         steps = run.steps + np.int32(stage.collect)
         return run._replace(iteration=run.iteration + np.int32(1), steps=steps), sums | learner.sums
 
+    def _give_up(self, learner: Learner) -> None:
+        """Ends an iteration that cannot be collected, after the updates that other processes make with this one."""
+        if distributed.count() > 1:
+            learner.until(learner.total)
+
     def _search(self, stage: Stage, search: Search, run: RunState) -> tuple[RunState, dict[str, Metrics] | None]:
         """One iteration of a search; None if it stopped."""
         evolve, batch = stage.evolve, None
@@ -425,7 +439,7 @@ class HostLoop(Programs):
                 self.replay.sample(key_sample, evolve.sampling, evolve.batch_size // distributed.count())[0]
             )
         begun = evolve.where == "dream" or self._envs is not None or self._begin_again(run)
-        if not all(distributed.every(begun)):
+        if not distributed.every(begun):
             return run, None
         try:
             found = search(self._envs, self.replica(run.agent), key_search, batch)
@@ -459,14 +473,12 @@ class HostLoop(Programs):
                 learner.until(math.ceil(learner.total * (t + 1) / steps))
                 following = clock.wait("envs", self._envs.receive)
                 if following is None:
-                    learner.until(learner.total)
-                    return None
+                    return self._give_up(learner)
                 rows.append(Record(timestep, action, latent))
                 timestep = following
         except RunError as error:
             self.failure = error
-            learner.until(learner.total)
-            return None
+            return self._give_up(learner)
         learner.until(learner.total)
         self._timestep = timestep
         return carry, jax.tree.map(lambda *x: np.stack(x), *map(jax.device_get, rows)) if rows else Record((), (), ())

@@ -82,7 +82,8 @@ class HostEvaluator:
         self._env, self._options, self._stop, self._make_way = env, options, stop, make_way
         self._shared = shared and distributed.count() > 1
         self._strict, self._say = say is None, say or (lambda text: None)
-        self._most = options.eval_envs or min(PERIODIC_EPISODES, agent.recipe.num_envs)
+        here = agent.recipe.num_envs // distributed.count() if self._shared else agent.recipe.num_envs
+        self._most = options.eval_envs or min(PERIODIC_EPISODES, here)
         self._beside = options.eval_envs != 0 and make_way is not None  # training's environments stay as they are
         self._max_steps = max_steps or step_limit(env.spec)
         self._act = act_program(agent.act, env, explore=False)
