@@ -69,7 +69,9 @@ def blocks(windows=3, steps=4, size=16):
 def test_a_dream_has_a_frame_for_each_step_and_rows_truth_model_error(tmp_path):
     result = blocks()
     truth = result.truth["image"]
-    (path,) = figures.write_dream_gif(tmp_path / "dream.gif", result, 2, "image", "a title")
+    path, *_ = figures.write_dream_gif(
+        tmp_path / "dream.gif", result, 2, "image", "a title"
+    )  # and a video, with ffmpeg
     animation = read(path).astype(int)
     assert len(animation) == 4
     top = dream.scale_top(truth[2:] / 255.0)  # of predictions
@@ -319,7 +321,7 @@ def test_a_video_shows_one_episode_from_its_first_frame_to_its_last(tmp_path):
     brighter = lambda step: step._replace(obs=step.obs | {"image": 50 * step.obs["image"]})
     seen = lambda pair: (pair[0], brighter(pair[1]))
     env = env._replace(reset=lambda key: seen(counting.reset(key)), step=lambda *args: seen(counting.step(*args)))
-    (path,) = figures.write_episode(tmp_path, fake_agent(), env, {}, jax.random.key(0))
+    path, *_ = figures.write_episode(tmp_path, fake_agent(), env, {}, jax.random.key(0))
     assert path == tmp_path / "episode.gif"
     shown = read(path)
     assert len(shown) == 5 and shown.shape[2] >= 256  # enlarged
@@ -338,7 +340,7 @@ def test_a_video_of_an_environment_of_vectors_shows_what_it_renders_and_the_agen
         return carry, jax.nn.one_hot(jnp.ones(1, int), 3), ()
 
     agent = fake_agent()._replace(act=act, act_carry=lambda params, count: ())
-    (path,) = figures.write_episode(tmp_path, agent, env, {}, jax.random.key(0), "a title")
+    path, *_ = figures.write_episode(tmp_path, agent, env, {}, jax.random.key(0), "a title")
     assert {name for names in asked for name in names} == {"vector"}
     shown = read(path)
     np.testing.assert_allclose(shown[:, episode.TOP + 2, 200, 0], np.arange(5) * 50, atol=5)
