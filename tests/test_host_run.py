@@ -85,7 +85,10 @@ def test_the_same_agent_and_stream_give_the_same_updates_in_both_loops(tmp_path)
         lambda action: action.argmax(-1).astype("int32"),
     )
     config_class, make, _ = AGENTS["dreamer_v3"]
-    agent = make(device_env.spec, config_class(**TINY))
+    # Steps of a size at which the rounding of zeros, which the two programs do not share, stays rounding; and no bins:
+    # the outer ones are at 5e8, so that a mean over five of them is mostly rounding.
+    steady = dict(epsilon=1e-6, reward_head="symlog_mse", critic_head="symlog_mse")
+    agent = make(device_env.spec, config_class(**TINY | steady))
     assert len(agent.recipe.stages) == 2
     iterations = [agent.recipe.stages[0].iterations, 10]
     loop, state, metrics = run_host(agent, host_env, iterations, overlap=False)
