@@ -139,11 +139,11 @@ def sizes(
     samplings: tuple[Sampling, ...] = (),
     *,
     memory_map: bool = False,
-    block: int | None = None,
+    replays_saved: int = 1,
 ) -> Sizes:
     """From what `HostReplay` takes; nothing is allocated."""
     rows, row_bytes = capacity // num_envs, tree_bytes(_data(example))
-    block = block or max(1, min(rows, CHUNK_BYTES // row_bytes))
+    block = max(1, min(rows, CHUNK_BYTES // (row_bytes * replays_saved)))
     resident = -(-rows // block) * block
     resident = min(resident, (UNWRITTEN + 1) * block) if memory_map else resident
     flags = tree_bytes(jax.eval_shape(lambda: _ring(example, num_envs, capacity, samplings)))
@@ -164,7 +164,7 @@ class HostReplay:
       memory_map: read complete blocks from their files instead of keeping them in memory.
       warn: is told what goes wrong with a file.
       shares: parts of the environments that parts of batches come from.
-      block: rows of a block; by default what `sizes` says. Replays that are saved side by side have the same.
+      replays_saved: how many of as many environments are saved side by side; their blocks have as many rows.
     """
 
     def __init__(
@@ -178,13 +178,13 @@ class HostReplay:
         memory_map: bool = False,
         warn: Callable[[str], None] = lambda text: None,
         shares: Shares = ALONE,
-        block: int | None = None,
+        replays_saved: int = 1,
     ) -> None:
         if memory_map and folder is None:
             raise UsageError("memory_map: needs a folder to write to")
         self.num_envs, self._folder, self._memory_map, self._warn = num_envs, folder, memory_map, warn
         self.rows, self._shares = capacity // num_envs, shares
-        self._length = sizes(example, num_envs, capacity, samplings, block=block).block
+        self._length = sizes(example, num_envs, capacity, samplings, replays_saved=replays_saved).block
         self._row = _data(example)  # of a block, as shapes
         self.latent = self._zeros(example.latent, self.rows)
         with jax.default_device(cpu()):
@@ -373,13 +373,6 @@ class HostReplay:
         """Has an online queue give nothing of what is in replay now."""
         cursor = replays.read_all(samplings, self.rows, self.num_envs // self._shares.here)
         self.ring = self.ring._replace(cursor=jax.device_put(np.int32(cursor), cpu()))
-
-    def load(self, saved: Saved) -> None:
-        """Goes on from what `saved` gave. Files that are torn or missing are left out, and that is said."""
-        if self._folder is not None:
-            chunks.tidy(self._folder)
-        if lost := self.read(saved):
-            self.leave_out(lost)
 
     def read(self, saved: Saved, first: int = 0, of: int | None = None) -> list[int]:
         """Goes on from what `saved` gave once the blocks that are returned are left out: their files are lost.

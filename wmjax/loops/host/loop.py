@@ -150,18 +150,17 @@ class HostLoop(Programs):
         self._columns, self._schedule = Columns(agent.recipe.num_envs), Schedule(agent, env)
         self._num_envs, processes = self._columns.num_envs, distributed.count()
         self._folder, self._checkpoints = (None, None) if path is None else (path / REPLAY, path / CHECKPOINTS)
-        recipe, drawn = agent.recipe, samplings(agent.recipe)
-        block = sizes(shapes(agent, env)[1], recipe.num_envs, recipe.replay_capacity, drawn).block
+        recipe = agent.recipe
         capacity = recipe.replay_capacity // recipe.num_envs * self._num_envs
         (state, carry), example = shapes(agent._replace(recipe=recipe._replace(num_envs=self._num_envs)), env)
-        kept = example, self._num_envs, capacity, drawn
-        needs = sizes(*kept, memory_map=options.memory_map, block=block)
+        kept = example, self._num_envs, capacity, samplings(recipe)
+        needs = sizes(*kept, memory_map=options.memory_map, replays_saved=processes)
         needs = needs._replace(disk_bytes=needs.disk_bytes * processes)
         if records is not None:
             check_room(recipe, state, needs, records, None if resume else path, say)
-        shared = math.gcd(agent.recipe.num_envs, devices)
+        shared = math.gcd(recipe.num_envs, devices)
         shares = Shares(shared // processes, shared, shared // processes * distributed.index())
-        where = dict(folder=self._folder, memory_map=options.memory_map, shares=shares, block=block)
+        where = dict(folder=self._folder, memory_map=options.memory_map, shares=shares, replays_saved=processes)
         try:
             self.replay = HostReplay(*kept, warn=say, **where)
         except (MemoryError, jax.errors.JaxRuntimeError):
