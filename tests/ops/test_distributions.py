@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,6 +187,41 @@ def test_the_mean_is_the_value_and_is_not_expanded_again():
     target = np.array([-1e3, -3.7, 0.0, 1e-2, 1.0, 5e5])
     logits = jnp.log(jnp.array(entropy_target(bins, target), jnp.float32) + 1e-30)
     np.testing.assert_allclose(TwoHot(logits, bins).mean(), target, rtol=1e-3, atol=1e-4)
+
+
+FAR_BINS = """
+import jax, numpy as np
+from wmjax.ops.distributions import TwoHot, exponential_bins
+
+for size in (31, 41, 255):
+    bins, half = exponential_bins(size), size // 2
+    logits = np.random.default_rng(0).normal(size=(200, half + 1)).astype(np.float32) - 8
+    logits[:, 0] += 12  # the middle
+    logits = np.concatenate([logits[:, :0:-1], logits], -1)
+    logits[:, half + 1] += 3.0
+    exact = np.exp(logits.astype(np.float64))
+    exact /= exact.sum(-1, keepdims=True)
+    assert (exact * np.abs(bins)).sum(-1).mean() > 1e4
+    expected = (exact[:, half + 1] - exact[:, half - 1]) * float(bins[half + 1])
+    mean = jax.jit(lambda x: TwoHot(x, bins).mean())
+    np.testing.assert_allclose(mean(logits), expected, rtol=1e-5)
+    np.testing.assert_allclose([mean(x) for x in logits[:20]], expected[:20], rtol=1e-5)
+"""
+
+
+@pytest.mark.slow
+def test_far_bins_that_are_as_likely_on_both_sides_add_nothing_to_the_mean():
+    # As XLA compiles it by itself: the tests' own flags round exponentials alike wherever they are.
+    subprocess.run([sys.executable, "-c", FAR_BINS], env=os.environ | {"XLA_FLAGS": ""}, check=True)
+
+
+def test_the_gradient_of_the_mean_is_each_bins_distance_from_it_times_its_probability():
+    bins = exponential_bins(31)
+    for logits in (jnp.zeros(31), jax.random.normal(jax.random.key(0), (31,))):
+        probs, far = np.array(jax.nn.softmax(logits), np.float64), np.array(bins, np.float64)
+        expected = probs * (far - (probs * far).sum())
+        gradient = jax.grad(lambda x: TwoHot(x, bins).mean())(logits)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
 
 
 def test_two_hot_is_float32_under_bfloat16_logits():

@@ -27,7 +27,7 @@ import optax
 from wmjax import checks, dreaming, optim, recipes
 from wmjax.nets import codec, dreamer, spaces
 from wmjax.nets.dreamer import Networks, Parts
-from wmjax.nets.heads import Head
+from wmjax.nets.heads import Head, number_head
 from wmjax.nets.mlp import call
 from wmjax.nets.rssm import RSSM, LatentState
 from wmjax.nets.spaces import action_size, choice_outputs
@@ -212,15 +212,14 @@ def networks(spec: EnvSpec, config: DreamerV3Config, latent: latents.Kind) -> Ne
         return Head(tuple(outputs.items()), (dims.units,) * layers, outscale, **style)
 
     actions = choice_outputs(spec) or {name: action_size(spec) for name in ("mean", "std")}
-    number_outputs = lambda kind: {"logits": config.bins} if kind == "two_hot" else {"mean": 1}
     return Networks(
         encoder=encoder,
         rssm=rssm,
         decoder=codec.Decoder(entries, dims.depth, encoder_units, config.blocks, config.stem, **style),
-        reward=head(number_outputs(config.reward_head), config.reward_layers, 0.0),
+        reward=number_head(config.reward_head, config.bins, (dims.units,) * config.reward_layers, **style),
         cont=head({"logits": 1}, config.cont_layers, 1.0),
         actor=head(actions, config.actor_layers, 0.01),
-        critic=head(number_outputs(config.critic_head), config.critic_layers, 0.0),
+        critic=number_head(config.critic_head, config.bins, (dims.units,) * config.critic_layers, **style),
     )
 
 

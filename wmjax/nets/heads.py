@@ -27,15 +27,22 @@ class Head(nn.Module):
     activation: str = "silu"
     dtype: str = "float32"
     init_kind: str = "truncated_normal"  # see `mlp.dense_init`
+    multiple: int = 1  # see `mlp.Linear`
 
     @nn.compact
     def __call__(self, feat: Array) -> dict[str, Array]:
         contracts.floating(None, feat=feat)
         x = MLP(self.units, self.norm, self.activation, self.dtype, self.init_kind, name="mlp")(feat)
-        return {
-            name: Linear(size, self.outscale, self.dtype, self.init_kind, name=name)(x).astype(jnp.float32)
-            for name, size in self.outputs
-        }
+        how = (self.outscale, self.dtype, self.init_kind, self.multiple)
+        return {name: Linear(size, *how, name=name)(x).astype(jnp.float32) for name, size in self.outputs}
+
+
+def number_head(kind: str, bins: int, units: Sequence[int], **style) -> Head:
+    """A head that starts at exactly zero, with the outputs that `ops.distributions.number` reads as `kind`."""
+    if kind != "two_hot":
+        return Head((("mean", 1),), units, 0.0, **style)
+    # Bins reach ±5e8: far ones cancel in a mean where equal weights give logits that are equal to the bit.
+    return Head((("logits", bins),), units, 0.0, multiple=32, **style)
 
 
 def vector_heads(

@@ -41,12 +41,17 @@ def dense_init(kind: str, fan_in: int, outscale: float = 1.0) -> Callable:
 
 
 class Linear(nn.Module):
-    """x W + b over the last axis; `[..., inputs] -> [..., features]`."""
+    """x W + b over the last axis; `[..., inputs] -> [..., features]`.
+
+    `multiple` fills the product's columns up with zeros to a multiple of it. Compilers round the last ones, those that
+    do not fill a register, in another order than the rest; filled up, equal weights give outputs equal to the bit.
+    """
 
     features: int
     outscale: float = 1.0
     dtype: str = "float32"
     init_kind: str = "truncated_normal"  # see `dense_init`
+    multiple: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -54,7 +59,9 @@ class Linear(nn.Module):
         init = dense_init(self.init_kind, x.shape[-1], self.outscale)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        if missing := -self.features % self.multiple:
+            kernel = jnp.pad(kernel, [(0, 0), (0, missing)])
+        return (x.astype(self.dtype) @ kernel.astype(self.dtype))[..., : self.features] + bias.astype(self.dtype)
 
 
 class ConcatLinear(nn.Module):
