@@ -25,6 +25,7 @@ def tiny_environment(**more: str) -> dict[str, str]:
     return environment(XLA_FLAGS=os.environ["XLA_FLAGS"], **more)
 
 
+@pytest.mark.long
 def test_dreamer_v3_learns_catch_from_pixels_with_its_default_preset(tmp_path):
     """Two thirds of the registered budget: a random policy returns -0.6, the best 1."""
     out = tmp_path / "run"

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_comparison_that_is_stopped_goes_on_where_it_was(tmp_path):
     out = tmp_path / "out"
-    options = ["--agents", "dreamer_v2,dreamer_v3,iris", "--env", "probe:act", "--seeds", "1", "--steps", "2000"]
+    options = ["--agents", "dreamer_v2,dreamer_v3,iris", "--env", "probe:act", "--seeds", "1", "--steps", "1200"]
     command = [sys.executable, "-m", "wmjax", "compare", *options, "--out", str(out)]
     stopped = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     metrics = out / "runs" / "dreamer_v2-probe-act-seed-0" / "metrics.jsonl"
@@ -36,7 +36,7 @@ def test_a_comparison_that_is_stopped_goes_on_where_it_was(tmp_path):
     (env,) = report["environments"]
     assert [group["label"] for group in env["groups"]] == ["dreamer_v2", "dreamer_v3"]
     for group in env["groups"]:
-        assert group["end"]["by_seed"][0] is not None and group["steps"][0] >= 2000
+        assert group["end"]["by_seed"][0] is not None and group["steps"][0] >= 1200
         assert group["compile_seconds"] > 0 and group["peak_memory_bytes"] > 1e8 and group["update_seconds"] > 0
     assert set(env["open_loop"]["entries"]["vector"]["agents"]) == {"dreamer_v2", "dreamer_v3"}
     assert env["open_loop"]["entries"]["vector"]["repeat_last"][0] is not None
