@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -61,12 +62,16 @@ def part(path: Path, offset: int, size: int) -> bytes:
 def parse_json(data: bytes) -> Any:
     """What JSON in UTF-8 says, a byte order mark before it or not.
 
-    Raises `ValueError` also for what Python's own parser lets pass or fails at: NaN and infinities, a name that is
-    given twice, nesting without end.
+    Raises `ValueError` also for what Python's own parser lets pass or fails at: NaN and infinities, integers beyond any
+    float, a name that is given twice, nesting without end.
     """
     try:
         return json.loads(
-            data.decode("utf-8-sig"), parse_constant=_refuse, object_pairs_hook=_unique, parse_float=_finite
+            data.decode("utf-8-sig"),
+            parse_constant=_refuse,
+            object_pairs_hook=_unique,
+            parse_float=_finite,
+            parse_int=_whole,
         )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -75,12 +80,17 @@ def parse_json(data: bytes) -> Any:
 
 
 def _refuse(text: str) -> None:
-    raise ValueError(f"{text} is no number in JSON")
+    raise ValueError(f"{text:.80} is no number in JSON")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     return value if math.isfinite(value) else _refuse(text)
+
+
+def _whole(text: str) -> int:
+    _finite(text)
+    return int(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -151,6 +161,11 @@ def open_to_append(path: Path) -> int:
         os.close(descriptor)
         raise _not_regular(path)
     return descriptor
+
+
+def import_path() -> str:
+    """The folders that this process imports from, as `PYTHONPATH` of another that is started with `-P`."""
+    return os.pathsep.join(entry or os.getcwd() for entry in sys.path)
 
 
 def remove(path: Path) -> None:

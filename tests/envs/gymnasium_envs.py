@@ -136,13 +136,13 @@ class Forked(Counter):
 class Slow(Counter):
     """Takes its time to begin an episode."""
 
-    def __init__(self, marker):
+    def __init__(self, marker, seconds=600):
         super().__init__()
-        self.marker = marker
+        self.marker, self.seconds = marker, seconds
 
     def reset(self, *, seed=None, options=None):
         if os.path.exists(self.marker):
-            time.sleep(600)
+            time.sleep(self.seconds)
         return super().reset(seed=seed)
 
 

@@ -319,3 +319,11 @@ def test_shared_memory_that_has_no_room_is_taken_from_the_disk_or_refused_before
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a worker was started"))
     with pytest.raises(RunError, match=r"MB of memory .* no room in /dev/shm .No space left .*num_envs"):
         env.start(2, workers=2)
+
+
+def test_an_episode_may_take_as_long_to_begin_as_the_first_one(tmp_path):
+    marker, said = tmp_path / "marker", []
+    env = make_env(suite.register("WmjaxBegins-v0", "Slow", marker=str(marker), seconds=1.0))
+    marker.write_text("")
+    _, flags, lost = stream(env, np.zeros(1, np.int32), num_envs=1, steps=7, timeout=0.3, say=said.append)
+    assert np.flatnonzero(flags["is_first"][:, 0]).tolist() == [0, 6] and not lost and not said

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, BinaryIO, NamedTuple
 
+from wmjax import files
 from wmjax.envs import own
 from wmjax.suites.spaces import ActionReader, obs_reader
 from wmjax.suites.worker import Setup, arrays, layout
@@ -114,7 +115,6 @@ class _Process(NamedTuple):
 def _launch(setup: Setup) -> _Process:
     # Started as a program, not forked: JAX has threads. Nor as `multiprocessing` would: that imports the user's script.
     mine, theirs = Pipe()
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     descriptors = [theirs.fileno()] + ([setup.memory] if setup.memory is not None else [])
     popen = subprocess.Popen(
@@ -123,7 +123,7 @@ def _launch(setup: Setup) -> _Process:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
-        env=threads | os.environ | {"PYTHONPATH": path},
+        env=threads | os.environ | {"PYTHONPATH": files.import_path()},
     )
     theirs.close()
     process = _Process(popen, mine)
@@ -200,7 +200,7 @@ class Workers:
       num_envs: environments in all.
       workers: processes; None for one per processor, at most `num_envs`.
       timeout: seconds for a step, after which a process counts as hanging.
-      start_timeout: the same for its start, and for a reset.
+      start_timeout: the same for its start, and for a step in which an episode begins.
       max_restarts: environments that may be lost within an hour.
       training: whether to play for the sake of learning, where a suite makes a difference.
       say: is told what was lost and why.
@@ -233,6 +233,7 @@ class Workers:
         self._processes = [self._begin(setup) for setup in self._setups]
         self._seeds: list[list[int]] = []
         self._lost: deque[float] = deque()
+        self._over = False  # whether an environment begins an episode in the step that is under way
         self.restarts = 0
 
     def _begin(self, setup: Setup) -> _Process:
@@ -261,12 +262,14 @@ class Workers:
     def send(self, action: Any) -> None:
         """As `HostEnvs.send`."""
         self._views["action"][:] = action
+        self._over = bool(self._views["is_last"].any())
         for process in self._processes:
             self._tell(process, b"step")
 
     def receive(self) -> TimeStep | None:
-        """As `HostEnvs.receive`."""
-        return self._read() if self._wait(self._timeout) else None
+        """As `HostEnvs.receive`. Where an episode was over, the next one begins, which may take as long as a reset."""
+        seconds = max(self._timeout, self._start_timeout) if self._over else self._timeout
+        return self._read() if self._wait(seconds) else None
 
     def _read(self) -> TimeStep:
         views = {name: view.copy() for name, view in self._views.items() if name != "action"}

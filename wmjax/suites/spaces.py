@@ -127,7 +127,7 @@ class Entry(NamedTuple):
         what = f"observation {self.name!r}"
         try:
             array = np.asarray(value)
-        except ValueError:  # lists of unequal lengths
+        except Exception:  # lists of unequal lengths, a tensor on another device, whatever converting it raises
             raise Fault(f"{what} is not an array, {self._valid()} is") from None
         if array.dtype.kind not in "fiub" and array.shape == ():
             raise Fault(f"{what} is {value!r:.80}, not {self._valid()}")
