@@ -1,5 +1,6 @@
 """Runs side by side, by a command that trains nothing: what is kept, resumed, tried again and passed on."""
 
+import json
 import os
 import signal
 import sys
@@ -8,8 +9,10 @@ import time
 
 import pytest
 
+from wmjax.cli.compare import _say
 from wmjax.comparison import cells
 from wmjax.comparison.cells import Cell, _Attempt, read_outcome, run_cells
+from wmjax.comparison.check import check
 from wmjax.run_folder import alone
 from wmjax.types import UsageError
 
@@ -155,3 +158,54 @@ def test_a_signal_is_passed_on_and_nothing_new_begins(tmp_path, how, jobs):
     how.write_text("")
     assert all(outcome.done for outcome in run(*cells)[0].values())
     assert len(attempts(cells[0])) == 2 and len(attempts(cells[2])) == 1
+
+
+@pytest.mark.parametrize("record", [{"seconds": "x"}, {"code": "0"}, {"reason": 3}, {"arguments": 3, "other": 1}])
+def test_a_record_that_is_not_one_is_none(record, tmp_path, how):
+    one = cell(tmp_path, how)
+    run(one)
+    place = cells.record_path(one)
+    place.write_text(json.dumps(json.loads(place.read_text()) | record))
+    assert read_outcome(one) is None
+    found, _ = run(one)
+    assert found[one].done and attempts(one)[1].endswith("--resume")
+
+
+@pytest.mark.parametrize("line", ["3", "[]", "null", '{"stage": "train", "step": 1, "updates": 1, "time": null}'])
+def test_how_far_a_run_is_may_be_unknown(line, tmp_path, how):
+    one = cell(tmp_path, how)
+    run(one)
+    (one.path / "metrics.jsonl").write_text(line + "\n")
+    assert cells._progress(one.path) == "starting"
+
+
+def test_what_a_run_prints_is_not_written_through_a_link(tmp_path, how):
+    one = cell(tmp_path, how)
+    one.path.parent.mkdir()
+    (tmp_path / "victim").write_text("mine")
+    cells.log_path(one).symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError):
+        run(one)
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_the_working_folder_is_not_imported_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("json", "numpy", "wmjax"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    (found,) = check([{"agent": "dreamer_v3", "env": "catch", "steps": None}])
+    assert found.error is None and not (tmp_path / "ran").exists()
+    one = Cell("dreamer_v3", "catch", "", (0,), tmp_path / "runs" / "a", ("dreamer_v3", "--seed", "-1"))
+    assert "seed: -1 is not valid" in run_cells([one], say=print)[one].reason and not (tmp_path / "ran").exists()
+
+
+def test_a_stream_that_is_gone_costs_what_it_would_have_said(monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    _say("trained")

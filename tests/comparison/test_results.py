@@ -47,7 +47,7 @@ def test_runs_on_fixed_data_are_not_seeds_of_those_that_collect(tmp_path):
     runs = [write_run(tmp_path / str(seed), "dreamer_v3", CURVE, 1.0, seed=seed) for seed in range(3)]
     for path, fingerprint in zip(runs[1:], "ab", strict=True):
         said = json.loads((path / "config.json").read_text())
-        data = {"path": f"/data/{fingerprint}", "fingerprint": fingerprint}
+        data = {"path": f"/data/{fingerprint}", "fingerprint": fingerprint, "spec": {}}
         (path / "config.json").write_text(json.dumps(said | {"data": data}))
     found = [group.label for group in group_runs(runs)]
     assert found == ["dreamer_v3 collecting", "dreamer_v3 data=a", "dreamer_v3 data=b"]

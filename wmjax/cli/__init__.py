@@ -91,7 +91,8 @@ def _dispatch(argv: Sequence[str]) -> None:
         print(f"wmjax {wmjax.__version__}")
     elif argv[0] in COMMANDS:
         COMMANDS[argv[0]](argv[1:])
-        if argv[0] != "train" and sys.stdout is not None:  # there what is printed is not what it is for
+        # Of those left out what is printed is not what they are for.
+        if argv[0] not in ("train", "compare", "ablate") and sys.stdout is not None:
             sys.stdout.flush()
     else:
         near = difflib.get_close_matches(argv[0], COMMANDS, 1, cutoff=0.4)

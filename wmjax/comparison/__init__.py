@@ -80,15 +80,14 @@ def compare(
     how = _checked(how)
     if runs:
         notes = ["The runs were there already: what ran beside them is not known, and times and speeds are of that."]
-        return _report(_folder(out), list(runs), how, title="Agents side by side", say=say, notes=notes)
-    names = [agents] if isinstance(agents, str) else list(agents)
+        return _report(_folder(out), _paths(runs), how, title="Agents side by side", say=say, notes=notes)
+    names, envs = _names("agents", agents), _names("envs", envs)
     for name in names:
         if name not in ("all", *AGENTS):
             raise nearest("agents", name, ["all", *AGENTS])
     names = list(AGENTS) if "all" in names else names
-    envs = [envs] if isinstance(envs, str) else list(envs)
     subjects = [Subject(agent, env) for env in dict.fromkeys(envs) for agent in dict.fromkeys(names)]
-    return _run(subjects, Path(out), _seeds(seeds, first_seed), strict, how, "Agents side by side", say)
+    return _run(subjects, out, _seeds(seeds, first_seed), strict, how, "Agents side by side", say)
 
 
 def ablate(
@@ -113,9 +112,9 @@ def ablate(
     Raises as `compare`.
     """
     how = _checked(how)
-    if agent not in AGENTS:
+    if checks.text("agent", agent) not in AGENTS:
         raise nearest("agent", agent, AGENTS)
-    own = ablations(agent)
+    own, only = ablations(agent), _names("only", only)
     for name in only:
         if name not in own:
             raise nearest("only", name, own)
@@ -126,7 +125,20 @@ def ablate(
         where, steps = env or ablation.env or presets.default_env(agent), how["steps"] or ablation.steps
         for name, changes, about in (("", {}, ""), (ablation.name, ablation.changes, ablation.about)):
             subjects[Subject(agent, where, name, _Fields(changes), about, steps)] = None
-    return _run(list(subjects), Path(out), _seeds(seeds, first_seed), True, how, f"{agent} without its parts", say)
+    return _run(list(subjects), out, _seeds(seeds, first_seed), True, how, f"{agent} without its parts", say)
+
+
+def _names(field: str, given: Any) -> list[str]:
+    """One name, or several, as a list."""
+    if not isinstance(given, str | list | tuple):
+        raise checks.invalid(field, given, "a name or a list of names")
+    return [checks.text(field, name) for name in ([given] if isinstance(given, str) else given)]
+
+
+def _paths(given: Any) -> list[Path]:
+    if not isinstance(given, list | tuple):
+        raise checks.invalid("runs", given, "a list of run folders")
+    return [checks.path("runs", path) for path in given]
 
 
 class _Fields(dict):
@@ -164,7 +176,7 @@ def _checked(how: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(
-    subjects: Sequence[Subject], out: Path, seeds: tuple[int, ...], strict: bool, how: dict[str, Any], title: str,
+    subjects: Sequence[Subject], out: str | Path, seeds: tuple[int, ...], strict: bool, how: dict[str, Any], title: str,
     say: Callable[[str], None],
 ) -> Comparison:  # fmt: skip
     """Trains what can be trained, and reports."""

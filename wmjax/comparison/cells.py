@@ -76,7 +76,10 @@ def read_outcome(cell: Cell) -> Outcome | None:
 
 def _read(cell: Cell) -> Outcome | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Outcome(**files.parse_json(files.read(record_path(cell), RECORD_BYTES)))
+        found = Outcome(**files.parse_json(files.read(record_path(cell), RECORD_BYTES)))
+        code = found.code is None or type(found.code) is int
+        if code and type(found.seconds) in (int, float) and isinstance(found.reason, str):
+            return found
     return None
 
 
@@ -98,7 +101,7 @@ def run_cells(
       command: what is called with the arguments of `wmjax train`; by default this Python's `wmjax`.
       say: is told what goes on.
     """
-    command = [sys.executable, "-m", "wmjax", "train"] if command is None else list(command)
+    command = [sys.executable, "-P", "-m", "wmjax", "train"] if command is None else list(command)
     outcomes = {cell: outcome for cell in cells if (outcome := read_outcome(cell)) is not None and outcome.done}
     queue = [cell for cell in cells if cell not in outcomes]
     for cell in outcomes:
@@ -149,13 +152,18 @@ class _Attempt:
             arguments.append(RESUME)
         cell.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(record_path(cell), Outcome(list(cell.arguments), None, self._before.seconds)._asdict())
-        with log_path(cell).open("ab") as log:
+        with os.fdopen(files.open_to_append(log_path(cell)), "ab") as log:
             log.write(f"$ wmjax train {shlex.join(arguments)}\n".encode())
             log.flush()
             self._from = log.tell()
             # A session of its own: Ctrl-C in a terminal comes to this process alone, which passes it on once.
             self.process = subprocess.Popen(
-                [*command, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [*command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"PYTHONPATH": files.import_path()},
+                start_new_session=True,
             )
 
     def pass_on(self, signum: int) -> None:
@@ -197,7 +205,7 @@ class _Attempt:
 
 def _progress(path: Path) -> str:
     """The end of a run's metrics in words."""
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError, TypeError):
         with (path / METRICS).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
             line: Mapping[str, Any] = json.loads(file.read().splitlines()[-1])

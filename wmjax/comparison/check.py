@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from wmjax import files
 from wmjax.types import RunError, UsageError
 
 
@@ -27,8 +28,8 @@ class Found(NamedTuple):
 
 def check(asked: Sequence[Mapping[str, Any]]) -> list[Found]:
     """What there is to say of each run: keywords of `settings.setup`, and `overrides` of the agent's fields."""
-    command = [sys.executable, "-c", "from wmjax.comparison.check import main; main()"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-P", "-c", "from wmjax.comparison.check import main; main()"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": files.import_path()}
     # A session of its own: Ctrl-C comes to this process alone, which ends that one.
     ran = subprocess.run(
         command, input=json.dumps(asked), stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
