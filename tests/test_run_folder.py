@@ -10,7 +10,7 @@ import pytest
 
 from tests.run_folders import DESCRIPTION
 from wmjax import files
-from wmjax.run_folder import open_folder, read_description, say_edits, write_json
+from wmjax.run_folder import alone, open_folder, read_description, say_edits, write_json
 from wmjax.types import UsageError
 
 GOOD = {name: value for name, value in DESCRIPTION.items() if name != "env_args"}  # what has to be there
@@ -111,7 +111,7 @@ def test_a_value_that_is_missing_is_named(name, tmp_path):
         (b'{"seed": NaN}', "NaN"),
         (b'{"seed": -Infinity}', "Infinity"),
         (b'{"seed": 1e999}', "1e999"),
-        (b'{"seed": ' + b"1" * 5000 + b"}", "digits"),
+        (b'{"seed": ' + b"1" * 5000 + b"}", "no number in JSON"),
         (b" " * 2**21, "larger than"),
     ],
 )
@@ -269,3 +269,32 @@ def test_a_disk_that_is_full_leaves_no_folder_behind(seeds, tmp_path, full_disk)
     with pytest.raises(UsageError, match="cannot be written"):
         enter(tmp_path / "new" / "run", resume=False, description=GOOD | {"seeds": seeds})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_config_json_says_of_data_is_whole(tmp_path):
+    said = {"path": "episodes", "fingerprint": "0", "spec": {}}
+    read_description(write(tmp_path / "run", GOOD | {"data": said}))
+    for name in said:
+        for other in (said | {name: 3}, {key: value for key, value in said.items() if key != name}):
+            assert f"data: {name}: " in refusal(write(tmp_path / "run", GOOD | {"data": other}))
+
+
+def test_a_folder_of_runs_that_cannot_be_locked_is_left_as_it_was(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / "there").mkdir()
+    for folder in (tmp_path / "new" / "runs", tmp_path / "there"):
+        with pytest.raises(UsageError, match="cannot be written and locked"), alone(folder):
+            pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_number_that_no_float_reaches_is_no_number():
+    for text in ("1" + 400 * "0", "-1" + 400 * "0", "1e999"):
+        with pytest.raises(ValueError, match="no number in JSON"):
+            files.parse_json(f'{{"a": {text}}}'.encode())
+    assert files.parse_json(b'{"a": 123456789012345678901234567890}') == {"a": 123456789012345678901234567890}

@@ -31,7 +31,7 @@ def given_data(
     if before and data is not None and had is None:
         raise UsageError("data: the run was not trained on data, which cannot change; another folder (--out) is valid")
     if data is None and had is not None:
-        data = had.get("path")
+        data = had["path"]
     if data is None:
         return None, {}, []
     source, notes = open_source(data), []

@@ -104,6 +104,12 @@ def _texts(name: str, value: Any) -> None:
         checks.text(f"{name}: {key}", text)
 
 
+def _data(name: str, value: Any) -> None:
+    _object(name, value)
+    for key, check in {"path": checks.text, "fingerprint": checks.text, "spec": _object}.items():
+        check(f"{name}: {key}", value.get(key))
+
+
 # What raises `UsageError` where the value of a name is not valid; `OR_NULL` says where it may be null.
 SCHEMA: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("version", "agent", "env", "preset"), checks.text),
@@ -113,7 +119,7 @@ SCHEMA: dict[str, Callable[[str, Any], Any]] = {
     "config": _plain,
 }
 OPTIONAL = {"part_of_seeds": checks.flag, "equations": _texts, "shard_params": checks.number}
-OPTIONAL |= dict.fromkeys(("env_args", "about", "data", "origin"), _object)
+OPTIONAL |= dict.fromkeys(("env_args", "about", "origin"), _object) | {"data": _data}
 OR_NULL = {"env", "parallel", "image_size", "action_repeat", "env_args", "about", "data"}
 
 
@@ -265,14 +271,19 @@ def open_folder(
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """A folder, made if it is not there, and locked. Raises `UsageError` where it cannot be, or is already."""
-    lock = _lock(folder / LOCK)
+    """A folder, made if it is not there, and locked.
+
+    Raises `UsageError` where it cannot be, or is already; it is then left as it was.
+    """
+    lock, lock_is_new = _lock(folder / LOCK), not (folder / LOCK).exists()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise UsageError(f"out: {str(folder)!r} is locked; another process is training in it") from None
     except (OSError, NotImplementedError) as error:
+        _remove_new([folder / LOCK] if lock_is_new else [], made)
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"out: {str(folder)!r} cannot be written and locked: {reason}") from None
     try:

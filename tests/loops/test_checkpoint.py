@@ -420,3 +420,15 @@ def test_whether_a_state_fits_is_told_by_the_newest_step_that_can_be_read(steps_
         (folder / f"{step:012d}" / "manifest.json").unlink()
     with pytest.raises(checkpoint.CheckpointCorruptError, match="000000000009"):
         checkpoint.check(folder, shapes)
+
+
+@pytest.mark.parametrize("dtype", ["nonsense", "U3", "object", "datetime64[s]"])
+def test_a_dtype_of_a_manifest_is_one_of_numbers(dtype, tmp_path):
+    path = checkpoint.save(tmp_path, 1, {"x": jnp.bfloat16(1), "y": True}) / "manifest.json"
+    assert checkpoint.shapes(tmp_path)["x"].dtype == jnp.bfloat16
+    content = json.loads(path.read_text())
+    content.pop("sha256")
+    content["leaves"]["x"]["dtype"] = dtype
+    checkpoint._write_manifest(path, content)
+    with pytest.raises(checkpoint.CheckpointCorruptError, match=r"'x: dtype' must be"):
+        checkpoint.shapes(tmp_path)

@@ -144,10 +144,17 @@ def _read_manifest(place: Path) -> dict[str, Any]:
         if not isinstance(content.get(name), dict):
             refuse(name, "an object")
     is_text = lambda x: isinstance(x, str)
+    is_key = lambda x: x.startswith("key<")  # a dtype of JAX's own
+
+    def is_dtype(x: Any) -> bool:
+        with contextlib.suppress(TypeError, ValueError):
+            return is_text(x) and (is_key(x) or jnp.issubdtype(jnp.dtype(x), np.number) or jnp.issubdtype(x, np.bool_))
+        return False
+
     is_size = lambda n: type(n) is int and 0 <= n < 2**63
     fields = {
         "shape": (lambda x: isinstance(x, list) and all(map(is_size, x)), "a list of sizes"),
-        "dtype": (is_text, "the name of a dtype"),
+        "dtype": (is_dtype, "the name of a dtype"),
         "sha256": (is_sha256, "64 hexadecimal digits"),
         "impl": (is_text, "the name of a kind of random keys"),
     }
