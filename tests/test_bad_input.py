@@ -233,3 +233,28 @@ def test_a_checkpoint_of_a_newer_format_is_refused(tmp_path, capsys, monkeypatch
     checkpoint.save(tmp_path / "checkpoints", 1, {"x": 1.0})
     monkeypatch.undo()
     assert "format 99 is newer" in complaint(capsys, ["eval", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda out: wmjax.load_params(None), "run"),
+        (lambda out: wmjax.read_config(None), "config"),
+        (lambda out: wmjax.compare(out=3), "out"),
+        (lambda out: wmjax.compare(3, out=out), "agents"),
+        (lambda out: wmjax.compare([3], out=out), "agents"),
+        (lambda out: wmjax.compare("iris", 3, out=out), "envs"),
+        (lambda out: wmjax.compare(runs=3, out=out), "runs"),
+        (lambda out: wmjax.compare(runs=[None], out=out), "runs"),
+        (lambda out: wmjax.ablate([], out=out), "agent"),
+        (lambda out: wmjax.ablate("iris", only=3, out=out), "only"),
+        (lambda out: wmjax.ablate("iris", only=[3], out=out), "only"),
+        (lambda out: wmjax.plan(card=3), "card"),
+        *((lambda out, dtype=dtype: wmjax.Box(0, 1, (1,), dtype), "Box") for dtype in (None, [], "object", "U3")),
+        (lambda out: wmjax.Box(0, 1, (1,), "complex64"), "Box"),
+    ],
+)
+def test_what_python_is_given_of_another_kind_is_named(call, field, tmp_path):
+    with pytest.raises(wmjax.UsageError, match=f"^{field}: ") as caught:
+        call(tmp_path / "out")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())

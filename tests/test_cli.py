@@ -15,6 +15,7 @@ import wmjax
 from tests.test_run import ENV, TINY
 from wmjax import cli
 from wmjax.cli import main
+from wmjax.cli.arguments import env_args
 from wmjax.types import UsageError
 
 FIELDS = [word for name, value in TINY.items() for word in (f"--agent.{name}", str(value))]
@@ -292,3 +293,26 @@ def test_the_command_itself_prints_one_line_and_no_traceback():
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("wmjax: error: agent: ")
     assert UsageError.__name__ not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("-.5", -0.5), (".5", 0.5), ("+3", 3), ("5.", 5.0), ("1e3", 1000.0), ("-1.5e-3", -0.0015), ("-3", -3)]
+    + [(word, word) for word in ("007", "v1.0", "nan", "1_0", ".", "+", "1.2.3", "٣.٠")]
+    + [('"5"', "5"), ("True", True), ("null", None), ("[1, .5]", "[1, .5]")],
+)
+def test_an_argument_of_an_environment_is_a_number_where_it_reads_as_one(text, value):
+    found = env_args([("a", text)])["a"]
+    assert found == value and type(found) is type(value)
+
+
+def test_what_a_dream_came_to_is_shown_where_it_cannot_be_kept(run, capsys, monkeypatch):
+    from wmjax import run_folder
+
+    def fails(path, *parts):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(run_folder.files, "write", fails)
+    assert main(["dream", str(run), "--context", "2", "--horizon", "3"]) == 1
+    out, err = capsys.readouterr()
+    assert "vector, error of model at horizons 1 to " in out and err.count("\n") == 1 and "wrote" not in out

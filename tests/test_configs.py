@@ -207,3 +207,12 @@ def test_what_a_run_says_that_is_older_than_sharded_parameters_is_made_on_the_ho
     made = settings.setup("dreamer_v3", "gym:CartPole-v1")
     old = {name: value for name, value in made.description.items() if name != "shard_params"}
     assert settings.make(old, made.config, made.description["env"], 1).description["shard_params"] == 1
+
+
+def test_what_the_steps_asked_for_do_not_say_is_said(capsys):
+    assert main(["train", "iris", "--dry-run", "--steps", "5000", "--agent.actor_critic_after", "100000"]) == 0
+    assert "the steps end before the stage 'train', which begins after " in capsys.readouterr().out
+    assert main(["train", "dreamer_v2", "--dry-run", "--steps", "6000", "--agent.train_every", "90000"]) == 0
+    assert "91,024 env steps are taken, for a stage collects many at once" in capsys.readouterr().out
+    assert main(["train", "dreamer_v3", "--dry-run", "--steps", "6000"]) == 0
+    assert not {"are taken", "the steps end"} & set(capsys.readouterr().out.split("\n"))

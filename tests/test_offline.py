@@ -26,7 +26,7 @@ from wmjax import recording, settings
 from wmjax.cli import main
 from wmjax.episodes import open_source, runs, stretches
 from wmjax.episodes.format import FLAGS
-from wmjax.loops import checkpoint, parallel
+from wmjax.loops import checkpoint, memory, parallel
 from wmjax.loops.on_data import OnData, spec_alone
 from wmjax.planning import CEMConfig
 from wmjax.replay import chunks, host
@@ -479,3 +479,21 @@ def test_offline_learning_finds_the_action_that_pays(tmp_path):
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     run = wmjax.train("dreamer_v3", data=data, steps=16_000, out=tmp_path / "run", progress=False, **fields)
     assert run.evaluate(100).mean > 0.8
+
+
+@pytest.mark.parametrize("kept", ["replay/added", "replay/ring/added"])
+def test_a_checkpoint_with_a_part_of_its_replay_is_no_data(kept, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(DESCRIPTION))
+    tree = (
+        {"replay": {"added": np.int32(3)}} if kept == "replay/added" else {"replay": {"ring": {"added": np.int32(3)}}}
+    )
+    checkpoint.save(tmp_path / "checkpoints", 25, tree)
+    with pytest.raises(UsageError, match=r"data: the replay in the checkpoint of .* is not whole"):
+        open_source(tmp_path)
+
+
+def test_so_many_environments_as_there_is_no_memory_for_are_not_recorded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "room", lambda: memory.Room(10**6, "1 MB are free"))
+    asked = ["record", "--env", "catch", "--steps", "5", "--num-envs", "4096", "--out", str(tmp_path / "out")]
+    assert main(asked) == 2
+    assert capsys.readouterr().err.startswith("wmjax: error: num_envs: ") and not list(tmp_path.iterdir())

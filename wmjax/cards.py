@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
+from wmjax import checks
 from wmjax.arithmetic import Product
 from wmjax.types import UsageError
 
@@ -79,7 +80,7 @@ def card(
     given = {"peak_tflops": peak_tflops, "memory_gb": memory_gb, "bandwidth": bandwidth}
     if name is None and not any(value is not None for value in given.values()):
         return None
-    known = None if name is None else CARDS.get(name.lower())
+    known = None if name is None else CARDS.get(checks.text("card", name).lower())
     if name is not None and known is None:
         raise UsageError(
             f"card: unknown name {name!r:.80}; known are {', '.join(CARDS)}; of another one --peak-tflops, --memory-gb "

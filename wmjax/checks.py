@@ -59,7 +59,8 @@ def _whole(high: int, names: str, low: int = 0, why: str = "") -> dict[str, Boun
 BOUNDS: dict[str, Bounds] = (
     # Of a run, its evaluation and its pictures.
     _whole(COUNT, "seed first_seed max_skipped max_restarts eval_every")
-    | _whole(COUNT, "steps max_steps workers", low=1)
+    | _whole(COUNT, "steps max_steps", low=1)
+    | _whole(4096, "workers", low=1, why=", for each is a process")
     | _whole(10_000, "eval_envs")
     | _whole(10_000, "seeds", low=1, why=", as far as memory reaches, and a folder for each")
     | _whole(10_000, "devices shard_params num_processes", low=1)

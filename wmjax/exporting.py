@@ -41,7 +41,7 @@ def load_params(path: str | Path, *, seed: int | None = None, which: str = "late
     Raises:
       UsageError: as `load`; the run has several seeds and none is chosen, or not this one.
     """
-    file = weights.locate(path)
+    file = weights.locate(checks.path("run", path))
     if file is None:
         return _acting(load(path, which=which, **how).of_seed(seed))
     if seed is not None or which != "latest" or how:

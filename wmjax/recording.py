@@ -20,7 +20,7 @@ from wmjax.envs import make_env
 from wmjax.envs.handed import check_args, handed
 from wmjax.envs.wrappers import agent_actions
 from wmjax.episodes import Writer, spec_json
-from wmjax.loops import compiler
+from wmjax.loops import compiler, memory
 from wmjax.loops.host.rollout import DEFAULTS, act_program, seed_words, start
 from wmjax.loops.rollout import Position, random_act, rollout, step_limit
 from wmjax.ops import noise
@@ -31,6 +31,7 @@ from wmjax.types import Array, Env, EnvSpec, HostEnv, PyTree, UsageError
 
 RECORD_KEY = 0x52454331  # folded into the seed, so that no draw of training is met again
 CHUNK_BYTES = 2**26  # of the records that are made at once, about
+NUM_ENVS = 16  # that are stepped at once
 ROWS = 1024  # of each environment that are made at once, at most
 POLICIES = ("random", "agent")
 
@@ -46,7 +47,7 @@ def record(
     seed: int = 0,
     action: str | None = None,
     which: str = "latest",
-    num_envs: int = 16,
+    num_envs: int | None = None,
     image_size: int | None = None,
     action_repeat: int | None = None,
     env_args: Mapping[str, Any] | None = None,
@@ -70,7 +71,7 @@ def record(
       seed: the same seed gives the same episodes.
       action: "sample" or "mode", of an agent; by default what its configuration says (`eval_action`).
       which: of a run, "latest" or "best", as for `load`.
-      num_envs: environments that are stepped at once.
+      num_envs: environments that are stepped at once; by default 16, of a run not more than it is trained in.
       image_size, action_repeat: as for `train`; of a run its own.
       env_args, start_timeout: as for `train`; of a run those that differ from its own.
       workers: processes that step environments on the host; one per processor by default.
@@ -95,6 +96,7 @@ class Player(NamedTuple):
     params: PyTree
     env: Env | HostEnv  # takes what it emits
     about: dict[str, Any]  # what `episodes.json` says of both
+    num_envs: int  # at once, where nothing else is asked for
 
 
 def _record(
@@ -103,12 +105,12 @@ def _record(
     """`record`, with its arguments by name."""
     enable_compilation_cache()
     steps, episodes = checks.optional("steps", steps), checks.optional("episodes", episodes)
-    num_envs = checks.number("num_envs", num_envs, checks.BOUNDS["num_envs"]._replace(low=1))
+    num_envs = checks.optional("num_envs", num_envs, checks.BOUNDS["num_envs"]._replace(low=1))
     seed, workers, out = checks.number("seed", seed), checks.optional("workers", workers), checks.path("out", out)
     if (steps is None) == (episodes is None):
         raise UsageError("steps, episodes: one of them is needed, and not both: how much to record")
     player = _player(**asked)
-    spec, num_envs = player.env.spec, num_envs if episodes is None else min(num_envs, episodes)
+    spec, num_envs = player.env.spec, min(num_envs or player.num_envs, episodes or checks.COUNT)
     if episodes is None:
         shares, limit, rows = None, None, math.ceil(steps / (num_envs * spec.action_repeat))
     else:
@@ -119,6 +121,7 @@ def _record(
         writer = stack.enter_context(contextlib.closing(Writer(out)))
         where = (workers,) if isinstance(player.env, HostEnv) else ()
         chunks = (_on_host if where else _on_device)(player, key, num_envs, rows, *where)
+        stack.enter_context(memory.running_out())
         written = _write(writer, stack.enter_context(contextlib.closing(chunks)), shares, limit)
         versions = {"wmjax": wmjax.__version__, "jax": jax.__version__, "python": platform.python_version()}
         writer.finish(player.about | {"seed": seed, "num_envs": num_envs, "versions": versions})
@@ -147,11 +150,12 @@ def _player(
     else:
         agent, run, where, settings = _of_run(run, env, made, which, action, start_timeout, trust_env)
     about = {**settings, "spec": spec_json(where.spec), "policy": {"kind": policy}}
+    num_envs = min(NUM_ENVS, agent.recipe.num_envs if agent else NUM_ENVS)
     if policy == "random":
-        return Player(random_act(None, where.spec), lambda params, size: (), (), where, about)
+        return Player(random_act(None, where.spec), lambda params, size: (), (), where, about, num_envs)
     about["policy"] |= {"run": str(run.path), "agent": run.description["agent"], "step": run.step, "which": run.which}
     about["policy"] |= run.how(action)
-    return Player(agent.act, agent.act_carry, run.state.variables, where, about)
+    return Player(agent.act, agent.act_carry, run.state.variables, where, about, num_envs)
 
 
 def _environment(
@@ -199,6 +203,7 @@ def _chunk(spec: EnvSpec, num_envs: int, rows: int) -> int:
 def _on_device(player: Player, key: Array, num_envs: int, rows: int) -> Iterator[Record]:
     """Records `[rows, num_envs, ...]`, some rows at a time, each by one compiled scan."""
     env, chunk = player.env, _chunk(player.env.spec, num_envs, rows)
+    memory.check_records("num_envs", env.spec, num_envs * (chunk + 2), 0)  # with those before and after a step
     key_reset, key_run = jax.random.split(key)
 
     def begin(params: PyTree, key: Array) -> Position:

@@ -338,6 +338,19 @@ def check_idle() -> None:
         )
 
 
+def _of_stages(made: Setup) -> list[str]:
+    """What the steps asked for do not say: that stages take many more, or are not reached."""
+    stages, schedule = made.agent.recipe.stages, Schedule(made.agent, made.env, made.steps)
+    each = list(zip(stages, schedule.lengths, strict=True))
+    taken = sum(stage.collect * length for stage, length in each) * schedule.frames
+    said = [f"{taken:,} env steps are taken, for a stage collects many at once"] if taken >= 2 * made.steps else []
+    return said + [
+        f"the steps end before the stage {stage.name!r}, which begins after {schedule.before(i):,}"
+        for i, (stage, length) in enumerate(each)
+        if not length and stage.iterations != 0 and (stage.updates or stage.evolve)
+    ]
+
+
 def describe(made: Setup, path: Path | None) -> str:
     """The resolved configuration in some lines of text."""
     d = made.description
@@ -354,7 +367,9 @@ def describe(made: Setup, path: Path | None) -> str:
     fields = " ".join(f"{name}={shown(value)}" for name, value in told["config"].items())
     obs = ", ".join(f"{name} {space}" for name, space in made.env.spec.obs.items())
     lines = [f"{head}, {made.steps:,} env steps", f"observes {obs}; acts in {made.env.spec.action}"]
-    if made.data is not None:
+    if made.data is None:
+        lines[1:1] = _of_stages(made)
+    else:
         lines[0] = f"{head}, as many updates as in {made.steps:,} env steps, of which none is taken"
         lines.insert(1, f"data {made.data.path}: {len(made.data.lengths):,} episodes, {made.data.records:,} records")
         lines += made.notes if is_playable(made.env) else (*made.notes, "no environment: not evaluated")

@@ -21,6 +21,7 @@ from jax.extend import core
 from wmjax import arithmetic, cards, checks, estimate, evolution
 from wmjax.arithmetic import Product
 from wmjax.buffers import peak_bytes
+from wmjax.cache import enable_compilation_cache
 from wmjax.cards import SHARE, Card
 from wmjax.loops import compiler, device, fsdp, memory
 from wmjax.loops.device import Skips
@@ -127,6 +128,7 @@ def plan(
     Raises:
       UsageError: as `train` for names and settings; an unknown card.
     """
+    enable_compilation_cache()
     numbers = {"peak_tflops": peak_tflops, "memory_gb": memory_gb, "bandwidth": bandwidth}
     found = cards.card(card, **{name: checks.optional(name, value) for name, value in numbers.items()})
     share, devices = checks.number("share", share), checks.number("devices", 1 if devices is None else devices)

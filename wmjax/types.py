@@ -82,7 +82,8 @@ class Box:
         if not isinstance(self.shape, tuple) or self.shape:
             _check_wholes("Box: shape", self.shape)
         try:
-            np.dtype(self.dtype)
+            if self.dtype is None or np.dtype(self.dtype).kind not in "fiub":
+                raise TypeError
             low, high = self._bound(self.low), self._bound(self.high)
         except (TypeError, ValueError, OverflowError):
             raise UsageError(

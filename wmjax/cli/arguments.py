@@ -221,7 +221,7 @@ class RecordArgs:
     which: Which = "latest"
     seed: int = 0
     """The same seed gives the same episodes."""
-    num_envs: int = 16
+    num_envs: Annotated[int | None, unless_given("16, of a RUN not more than it has")] = None
     """Environments that are stepped at once."""
     image_size: Annotated[int | None, unless_given("the environment's")] = None
     """Side of the pictures in pixels."""
@@ -586,6 +586,9 @@ def env_args(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     def read(name: str, text: str) -> Any:
         if text in words:
             return words[text]
+        # Numbers as Python writes them and JSON does not: .5, 5., +3
+        if re.fullmatch(r"[+-]?(\d*\.\d+|\d+\.)([eE][+-]?\d+)?|\+\d+", text, re.ASCII):
+            return float(text) if "." in text else int(text)
         try:
             return json.loads(text, parse_constant=lambda word: text)
         except ValueError:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from wmjax import files, presets
+from wmjax import checks, files, presets
 from wmjax.cli.arguments import CONNECTING, TrainArgs
 from wmjax.envs.handed import check_trust
 from wmjax.fields import check_fields
@@ -129,7 +129,7 @@ def read_config(path: str | Path, *, trust_env: bool = False) -> dict[str, Any]:
     Raises:
       UsageError: the file cannot be read, or what it says is not valid; the message names file and key.
     """
-    given = read(path, trust_env=trust_env)
+    given = read(checks.path("config", path), trust_env=checks.flag("trust_env", trust_env))
     return ({} if given.agent is None else {"agent": given.agent}) | given.arguments | given.fields
 
 

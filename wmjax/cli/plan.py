@@ -27,10 +27,8 @@ def plan(argv: Sequence[str]) -> None:
     args = parse_with_fields(PlanArgs, config, argv, f"wmjax plan {agent}")
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(PlanArgs)}
     values["env_args"], as_json = env_args(values.pop("env_arg")) or None, values.pop("json")
-    from wmjax.cache import enable_compilation_cache
     from wmjax.sizing import plan as make
 
-    enable_compilation_cache()
     found = make(agent, **values, say=lambda text: print(text, file=sys.stderr), **changes(config, args.agent))
     print(json.dumps(_plain(found)) if as_json else _table(found))
 

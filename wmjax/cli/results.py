@@ -142,9 +142,17 @@ def dream(argv: Sequence[str]) -> None:
     context, horizon = result.context, result.horizon
     errors = figures.horizon_errors(result, context)
     seen = figures.reconstruction_errors(result, context)
+    title = run.title(named)
+    print(f"{title}: windows of {context} steps seen and {horizon} predicted")
+    for name, error in seen.items():
+        print(f"{name}, error of the reconstruction: {error:.5f}")
+    for name in (name for name in errors if name != "count"):
+        for kind, values in errors[name].items():
+            known = [value for value in values if value is not None][:8]
+            print(f"{name}, error of {kind} at horizons 1 to {len(known)}: {' '.join(f'{v:.5f}' for v in known)}")
+    sys.stdout.flush()  # before what a folder that cannot be written to would cost
     run.path.mkdir(exist_ok=True)  # of a file it is not there yet
     write_json(run.path / "dream.json", {"context": context, "horizon": horizon, "reconstruction": seen} | errors)
-    title = run.title(named)
     written = [run.path / "dream.json"]
     if errors.keys() > {"count"}:  # choices have no such error
         written.insert(0, figures.plot_horizon_errors(run.path / "dream.png", errors, context, title))
@@ -154,13 +162,6 @@ def dream(argv: Sequence[str]) -> None:
         gif, grid = run.path / f"dream{suffix}.gif", run.path / f"reconstructions{suffix}.png"
         written = [*figures.write_dream_gif(gif, result, context, name, title), grid, *written]
         figures.write_reconstructions(grid, result, context, name, title)
-    print(f"{title}: windows of {context} steps seen and {horizon} predicted")
-    for name, error in seen.items():
-        print(f"{name}, error of the reconstruction: {error:.5f}")
-    for name in (name for name in errors if name != "count"):
-        for kind, values in errors[name].items():
-            known = [value for value in values if value is not None][:8]
-            print(f"{name}, error of {kind} at horizons 1 to {len(known)}: {' '.join(f'{v:.5f}' for v in known)}")
     print(f"wrote {' and '.join(map(str, written))}")
 
 
