@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 import wmjax
-from benchmarks import launches, learning, replay, scaling, timing, traffic
+from benchmarks import launches, learning, replay, scaling, speed, timing, traffic
+from tests.agents.batches import PIXELS, TINY_V3
 from wmjax.comparison.summary import score
 
 PROGRAM = """HloModule jit_f, is_scheduled=true
@@ -62,6 +63,20 @@ def test_launches_are_counted_with_the_trips_of_their_loops_and_by_the_lines_the
     assert by_name["body"].places == {"optim.py:51 step": 1, "elsewhere": 1}
     assert by_name["main"].places == {"optim.py:51 step": 1, "the compiler": 2} and by_name["main"].times == 1
     assert unknown == ["inner"] and found[0].times * found[0].launches == 15
+
+
+@pytest.mark.slow
+def test_what_training_is_made_of_is_timed(monkeypatch):
+    monkeypatch.setattr(speed, "PIXELS", PIXELS)
+    table = timing.Table("")
+    speed.matmul(table)
+    speed.update(table, "update", "dreamer_v3", TINY_V3)
+    speed.policy_step(table, "policy", "dreamer_v3", TINY_V3, 2)
+    speed.imagination(table, "imagination", "dreamer_v3", TINY_V3, rows=4, horizon=3)
+    speed.environment(table, "catch", envs=2, steps=20)
+    assert all(row["value"] > 0 for row in table.rows)
+    (update,) = (row for row in table.rows if row["name"] == "update")
+    assert 0 < update["limit_ms"] < update["value"] and update["compile_s"] > 0
 
 
 @pytest.mark.slow
