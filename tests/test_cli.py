@@ -297,8 +297,20 @@ def test_the_command_itself_prints_one_line_and_no_traceback():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("-.5", -0.5), (".5", 0.5), ("+3", 3), ("5.", 5.0), ("1e3", 1000.0), ("-1.5e-3", -0.0015), ("-3", -3)]
-    + [(word, word) for word in ("007", "v1.0", "nan", "1_0", ".", "+", "1.2.3", "٣.٠")]
+    [
+        ("-.5", -0.5),
+        (".5", 0.5),
+        ("+3", 3),
+        ("+1e3", 1000.0),
+        ("5.", 5.0),
+        ("1e3", 1000.0),
+        ("-1.5e-3", -0.0015),
+        ("-3", -3),
+    ]
+    + [
+        (word, word)
+        for word in ("007", "+007", "00.5", "+" + "1" * 5000, "v1.0", "nan", "1_0", ".", "+", "1.2.3", "٣.٠")
+    ]
     + [('"5"', "5"), ("True", True), ("null", None), ("[1, .5]", "[1, .5]")],
 )
 def test_an_argument_of_an_environment_is_a_number_where_it_reads_as_one(text, value):

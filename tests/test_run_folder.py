@@ -111,7 +111,7 @@ def test_a_value_that_is_missing_is_named(name, tmp_path):
         (b'{"seed": NaN}', "NaN"),
         (b'{"seed": -Infinity}', "Infinity"),
         (b'{"seed": 1e999}', "1e999"),
-        (b'{"seed": ' + b"1" * 5000 + b"}", "no number in JSON"),
+        (b'{"seed": ' + b"1" * 5000 + b"}", "beyond any float"),
         (b" " * 2**21, "larger than"),
     ],
 )
@@ -275,7 +275,8 @@ def test_what_a_config_json_says_of_data_is_whole(tmp_path):
     said = {"path": "episodes", "fingerprint": "0", "spec": {}}
     read_description(write(tmp_path / "run", GOOD | {"data": said}))
     for name in said:
-        for other in (said | {name: 3}, {key: value for key, value in said.items() if key != name}):
+        missing = {key: value for key, value in said.items() if key != name}
+        for other in (said | {name: 3}, *([] if name == "path" else [missing])):  # a file of an export has no path
             assert f"data: {name}: " in refusal(write(tmp_path / "run", GOOD | {"data": other}))
 
 
@@ -288,13 +289,13 @@ def test_a_folder_of_runs_that_cannot_be_locked_is_left_as_it_was(tmp_path, monk
     monkeypatch.setattr(fcntl, "flock", flock)
     (tmp_path / "there").mkdir()
     for folder in (tmp_path / "new" / "runs", tmp_path / "there"):
-        with pytest.raises(UsageError, match="cannot be written and locked"), alone(folder):
+        with pytest.raises(UsageError, match="its file system has no locks"), alone(folder):
             pass
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
 def test_a_number_that_no_float_reaches_is_no_number():
     for text in ("1" + 400 * "0", "-1" + 400 * "0", "1e999"):
-        with pytest.raises(ValueError, match="no number in JSON"):
+        with pytest.raises(ValueError, match=r"no number in JSON|is beyond any float"):
             files.parse_json(f'{{"a": {text}}}'.encode())
     assert files.parse_json(b'{"a": 123456789012345678901234567890}') == {"a": 123456789012345678901234567890}

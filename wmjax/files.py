@@ -15,10 +15,9 @@ import re
 import secrets
 import shutil
 import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 # What `replacing` calls a file, and the name that it is to have.
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-(.+)", re.DOTALL)
@@ -79,7 +78,7 @@ def parse_json(data: bytes) -> Any:
         raise ValueError("it is not text in UTF-8") from None
 
 
-def _refuse(text: str) -> None:
+def _refuse(text: str) -> NoReturn:
     raise ValueError(f"{text:.80} is no number in JSON")
 
 
@@ -89,7 +88,8 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    _finite(text)
+    if math.isinf(float(text)):
+        raise ValueError(f"{text:.80} is beyond any float")
     return int(text)
 
 
@@ -161,11 +161,6 @@ def open_to_append(path: Path) -> int:
         os.close(descriptor)
         raise _not_regular(path)
     return descriptor
-
-
-def import_path() -> str:
-    """The folders that this process imports from, as `PYTHONPATH` of another that is started with `-P`."""
-    return os.pathsep.join(entry or os.getcwd() for entry in sys.path)
 
 
 def remove(path: Path) -> None:

@@ -31,6 +31,8 @@ def given_data(
     if before and data is not None and had is None:
         raise UsageError("data: the run was not trained on data, which cannot change; another folder (--out) is valid")
     if data is None and had is not None:
+        if "path" not in had:
+            raise UsageError("data: missing; config.json does not say where it lies, --data FOLDER is valid")
         data = had["path"]
     if data is None:
         return None, {}, []

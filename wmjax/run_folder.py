@@ -107,7 +107,8 @@ def _texts(name: str, value: Any) -> None:
 def _data(name: str, value: Any) -> None:
     _object(name, value)
     for key, check in {"path": checks.text, "fingerprint": checks.text, "spec": _object}.items():
-        check(f"{name}: {key}", value.get(key))
+        if key != "path" or key in value:  # a file of `wmjax export` does not say where its data lay
+            check(f"{name}: {key}", value.get(key))
 
 
 # What raises `UsageError` where the value of a name is not valid; `OR_NULL` says where it may be null.
@@ -229,23 +230,9 @@ def open_folder(
     if len(_json(description)) > CONFIG_BYTES:
         raise UsageError(f"env_args: too long for {CONFIG}, which has at most {CONFIG_BYTES:,} bytes")
     _check_names(path, description)
-    lock = _lock(path / LOCK) if not no_lock else None
-    lock_is_new = not (path / LOCK).exists()
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if lock is not None:
-            lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UsageError(f"out: {str(path)!r} is locked; another process is training in it") from None
-    except (OSError, NotImplementedError) as error:
-        _remove_new([path / LOCK] if lock_is_new else [], made)
-        if isinstance(error, NotImplementedError) or error.errno in NO_LOCKS:
-            raise UsageError(
-                f"out: {str(path)!r} cannot be locked, for its file system has no locks; where no other process trains "
-                "in it, no_lock (--no-lock) is valid"
-            ) from None
-        raise UsageError(f"out: {str(path)!r} cannot be written: {error.strerror}") from None
+    remedy = "; where no other process trains in it, no_lock (--no-lock) is valid"
+    lock = _acquire(path, remedy, no_lock)
     try:
         if resume:
             _check_resumable(description, path, fits, say)
@@ -275,21 +262,34 @@ def alone(folder: Path) -> Iterator[None]:
 
     Raises `UsageError` where it cannot be, or is already; it is then left as it was.
     """
-    lock, lock_is_new = _lock(folder / LOCK), not (folder / LOCK).exists()
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UsageError(f"out: {str(folder)!r} is locked; another process is training in it") from None
-    except (OSError, NotImplementedError) as error:
-        _remove_new([folder / LOCK] if lock_is_new else [], made)
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"out: {str(folder)!r} cannot be written and locked: {reason}") from None
+    lock = _acquire(folder)
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquire(folder: Path, remedy: str = "", no_lock: bool = False) -> Any:
+    """The lock of a folder, which is made if it is not there; None with `no_lock`.
+
+    Raises `UsageError`, with a remedy where there are no locks; the folder is then left as it was.
+    """
+    lock, lock_is_new = None if no_lock else _lock(folder / LOCK), not (folder / LOCK).exists()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if lock is not None:
+            lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UsageError(f"out: {str(folder)!r} is locked; another process is training in it") from None
+    except (OSError, NotImplementedError) as error:
+        _remove_new([folder / LOCK] if lock_is_new else [], made)
+        if isinstance(error, NotImplementedError) or error.errno in NO_LOCKS:
+            raise UsageError(
+                f"out: {str(folder)!r} cannot be locked, for its file system has no locks{remedy}"
+            ) from None
+        raise UsageError(f"out: {str(folder)!r} cannot be written: {error.strerror}") from None
+    return lock
 
 
 def _lock(path: Path) -> Any:

@@ -339,9 +339,10 @@ def check_idle() -> None:
 
 
 def _of_stages(made: Setup) -> list[str]:
-    """What the steps asked for do not say: that stages take many more, or are not reached."""
+    """Notes: that stages take at least twice the steps asked for, or are not reached by them."""
     stages, schedule = made.agent.recipe.stages, Schedule(made.agent, made.env, made.steps)
     each = list(zip(stages, schedule.lengths, strict=True))
+    # To finish its last iteration a run takes some more than was asked for; that is worth no word.
     taken = sum(stage.collect * length for stage, length in each) * schedule.frames
     said = [f"{taken:,} env steps are taken, for a stage collects many at once"] if taken >= 2 * made.steps else []
     return said + [

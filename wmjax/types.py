@@ -69,8 +69,8 @@ class MultiDiscrete:
 class Box:
     """An array of `shape` and `dtype`, entries in [low, high]; a bound is one number, or one per entry of a vector.
 
-    Raises `UsageError` for a shape that holds nothing, an unknown dtype, and bounds that are not so many numbers or of
-    which `low` is above `high`.
+    Raises `UsageError` for a shape that holds nothing, a dtype that is not one of NumPy's of numbers or truth values,
+    and bounds that are not so many numbers or of which `low` is above `high`.
     """
 
     low: float | tuple[float, ...]

@@ -160,12 +160,22 @@ def test_a_signal_is_passed_on_and_nothing_new_begins(tmp_path, how, jobs):
     assert len(attempts(cells[0])) == 2 and len(attempts(cells[2])) == 1
 
 
-@pytest.mark.parametrize("record", [{"seconds": "x"}, {"code": "0"}, {"reason": 3}, {"arguments": 3, "other": 1}])
-def test_a_record_that_is_not_one_is_none(record, tmp_path, how):
+NO_RECORDS = [
+    ("seconds", "x"),
+    ("code", "0"),
+    ("reason", 3),
+    ("arguments", 3),
+    ("other", 1),
+    ("peak_memory_bytes", "x"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), NO_RECORDS)
+def test_a_record_that_is_not_one_is_none(name, value, tmp_path, how):
     one = cell(tmp_path, how)
     run(one)
     place = cells.record_path(one)
-    place.write_text(json.dumps(json.loads(place.read_text()) | record))
+    place.write_text(json.dumps(json.loads(place.read_text()) | {name: value}))
     assert read_outcome(one) is None
     found, _ = run(one)
     assert found[one].done and attempts(one)[1].endswith("--resume")

@@ -1,9 +1,5 @@
 """Initial weights of dense, block-diagonal and convolution layers."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,25 +34,3 @@ def test_dense_layers_begin_as_their_papers_say_with_biases_of_zero():
     glorot = dense_init("glorot", 600)(KEY, (600, 400), jnp.float32)
     np.testing.assert_allclose(jnp.abs(glorot).max(), (6 / 1000) ** 0.5, rtol=0.01)
     np.testing.assert_allclose(glorot.std(), (6 / 1000 / 3) ** 0.5, rtol=0.02)
-
-
-MIRRORED = """
-import jax, numpy as np
-from wmjax.nets.heads import Head
-
-for size in (5, 41, 255):
-    for rows in ((), (1,), (16,)):
-        plain, filled = (Head((("logits", size),), (64,), multiple=multiple) for multiple in (1, 32))
-        x = jax.random.normal(jax.random.key(0), (20, *rows, 64))
-        params = filled.init(jax.random.key(1), x)
-        params["params"]["logits"]["kernel"] += params["params"]["logits"]["kernel"][:, ::-1]
-        found = [jax.jit(filled.apply)(params, row)["logits"] for row in x]
-        np.testing.assert_array_equal(found, np.flip(found, -1))
-        np.testing.assert_allclose(found, plain.apply(params, x)["logits"], rtol=1e-4, atol=1e-5)
-"""
-
-
-@pytest.mark.slow
-def test_columns_that_are_filled_up_give_the_outputs_of_a_linear_layer_and_equal_ones_for_equal_weights():
-    # As XLA compiles them by itself; the tests' own flags have no rounding of the kind.
-    subprocess.run([sys.executable, "-c", MIRRORED], env=os.environ | {"XLA_FLAGS": ""}, check=True)

@@ -579,18 +579,19 @@ def split_agent(argv: Sequence[str], args_class: type = TrainArgs) -> tuple[str 
     return None, list(argv)
 
 
+# As Python writes them, of which JSON has not all: .5, 5., +3
+WORDS = {"True": True, "False": False, "None": None}
+NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
 def env_args(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Arguments of an environment: values are JSON, such as numbers, true, false and null, or else text."""
-    words = {"True": True, "False": False, "None": None}  # as in Python
+    """Arguments of an environment: values are JSON, words and numbers of Python such as True and .5, or else text."""
 
     def read(name: str, text: str) -> Any:
-        if text in words:
-            return words[text]
-        # Numbers as Python writes them and JSON does not: .5, 5., +3
-        if re.fullmatch(r"[+-]?(\d*\.\d+|\d+\.)([eE][+-]?\d+)?|\+\d+", text, re.ASCII):
-            return float(text) if "." in text else int(text)
         try:
-            return json.loads(text, parse_constant=lambda word: text)
+            if NUMBER.fullmatch(text):
+                return int(text) if text.lstrip("+-").isdigit() else float(text)
+            return WORDS[text] if text in WORDS else json.loads(text, parse_constant=lambda word: text)
         except ValueError:
             return text
         except RecursionError:

@@ -143,6 +143,7 @@ def dream(argv: Sequence[str]) -> None:
     errors = figures.horizon_errors(result, context)
     seen = figures.reconstruction_errors(result, context)
     title = run.title(named)
+    # Before anything is written, for that may fail.
     print(f"{title}: windows of {context} steps seen and {horizon} predicted")
     for name, error in seen.items():
         print(f"{name}, error of the reconstruction: {error:.5f}")
@@ -150,7 +151,6 @@ def dream(argv: Sequence[str]) -> None:
         for kind, values in errors[name].items():
             known = [value for value in values if value is not None][:8]
             print(f"{name}, error of {kind} at horizons 1 to {len(known)}: {' '.join(f'{v:.5f}' for v in known)}")
-    sys.stdout.flush()  # before what a folder that cannot be written to would cost
     run.path.mkdir(exist_ok=True)  # of a file it is not there yet
     write_json(run.path / "dream.json", {"context": context, "horizon": horizon, "reconstruction": seen} | errors)
     written = [run.path / "dream.json"]

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wmjax import files
+from wmjax import files, processes
 from wmjax.run_folder import CHECKPOINTS, CONFIG, METRICS, write_json
 
 POLL_SECONDS = 0.2
@@ -77,8 +77,9 @@ def read_outcome(cell: Cell) -> Outcome | None:
 def _read(cell: Cell) -> Outcome | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
         found = Outcome(**files.parse_json(files.read(record_path(cell), RECORD_BYTES)))
-        code = found.code is None or type(found.code) is int
-        if code and type(found.seconds) in (int, float) and isinstance(found.reason, str):
+        whole = lambda number: type(number) is int
+        spent = type(found.seconds) in (int, float) and whole(found.peak_memory_bytes)
+        if spent and (found.code is None or whole(found.code)) and isinstance(found.reason, str):
             return found
     return None
 
@@ -101,7 +102,7 @@ def run_cells(
       command: what is called with the arguments of `wmjax train`; by default this Python's `wmjax`.
       say: is told what goes on.
     """
-    command = [sys.executable, "-P", "-m", "wmjax", "train"] if command is None else list(command)
+    command = processes.python("-m", "wmjax", "train") if command is None else list(command)
     outcomes = {cell: outcome for cell in cells if (outcome := read_outcome(cell)) is not None and outcome.done}
     queue = [cell for cell in cells if cell not in outcomes]
     for cell in outcomes:
@@ -162,7 +163,7 @@ class _Attempt:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"PYTHONPATH": files.import_path()},
+                env=processes.environment(),
                 start_new_session=True,
             )
 

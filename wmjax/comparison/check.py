@@ -6,14 +6,13 @@ Reads a list of arguments of `settings.setup` as JSON on standard input, and pri
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from wmjax import files
+from wmjax import processes
 from wmjax.types import RunError, UsageError
 
 
@@ -28,8 +27,8 @@ class Found(NamedTuple):
 
 def check(asked: Sequence[Mapping[str, Any]]) -> list[Found]:
     """What there is to say of each run: keywords of `settings.setup`, and `overrides` of the agent's fields."""
-    command = [sys.executable, "-P", "-c", "from wmjax.comparison.check import main; main()"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": files.import_path()}
+    command = processes.python("-c", "from wmjax.comparison.check import main; main()")
+    environment = processes.environment(JAX_PLATFORMS="cpu")
     # A session of its own: Ctrl-C comes to this process alone, which ends that one.
     ran = subprocess.run(
         command, input=json.dumps(asked), stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True

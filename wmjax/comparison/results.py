@@ -208,7 +208,7 @@ def label_of(about: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> s
         if len({other[field] for other in rivals}) > 1:
             parts.append(f"{field}={about[field]}")
     if len({_data(other) for other in rivals}) > 1:
-        parts.append("collecting" if _data(about) is None else f"data={Path(about['data']['path']).name}")
+        parts.append("collecting" if _data(about) is None else f"data={Path(about['data'].get('path', '')).name}")
     if len({json.dumps(other.get("env_args") or {}, sort_keys=True) for other in rivals}) > 1:
         parts += [f"{name}={value}" for name, value in (about.get("env_args") or {}).items()] or ["env as it is"]
     return " ".join(map(str, parts))

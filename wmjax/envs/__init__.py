@@ -80,7 +80,7 @@ def make_env(
         80, and any multiple of 10).
       action_repeat: frames that each action is taken for; None for 1.
       env_args: arguments of the environment by name; JSON.
-      start_timeout: seconds for what runs in worker processes to be made; None for 120.
+      start_timeout: seconds for what runs in worker processes to be made, and to begin an episode; None for 120.
 
     Raises:
       UsageError: unknown name (with the nearest valid one), a missing extra, an environment that was made already, an

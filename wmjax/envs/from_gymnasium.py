@@ -14,7 +14,6 @@ import mmap
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -22,7 +21,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, BinaryIO, NamedTuple
 
-from wmjax import files
+from wmjax import processes
 from wmjax.envs import own
 from wmjax.suites.spaces import ActionReader, obs_reader
 from wmjax.suites.worker import Setup, arrays, layout
@@ -118,12 +117,12 @@ def _launch(setup: Setup) -> _Process:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     descriptors = [theirs.fileno()] + ([setup.memory] if setup.memory is not None else [])
     popen = subprocess.Popen(
-        [sys.executable, "-P", "-m", "wmjax.suites.worker", str(theirs.fileno())],
+        processes.python("-m", "wmjax.suites.worker", str(theirs.fileno())),
         pass_fds=descriptors,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
-        env=threads | os.environ | {"PYTHONPATH": files.import_path()},
+        env=threads | processes.environment(),
     )
     theirs.close()
     process = _Process(popen, mine)
@@ -200,7 +199,7 @@ class Workers:
       num_envs: environments in all.
       workers: processes; None for one per processor, at most `num_envs`.
       timeout: seconds for a step, after which a process counts as hanging.
-      start_timeout: the same for its start, and for a step in which an episode begins.
+      start_timeout: the same for its start, for a reset, and, where it is more, for a step in which an episode begins.
       max_restarts: environments that may be lost within an hour.
       training: whether to play for the sake of learning, where a suite makes a difference.
       say: is told what was lost and why.
@@ -233,7 +232,7 @@ class Workers:
         self._processes = [self._begin(setup) for setup in self._setups]
         self._seeds: list[list[int]] = []
         self._lost: deque[float] = deque()
-        self._over = False  # whether an environment begins an episode in the step that is under way
+        self._begins = self._views["is_last"].copy()  # who begins an episode in the step that is under way
         self.restarts = 0
 
     def _begin(self, setup: Setup) -> _Process:
@@ -254,7 +253,7 @@ class Workers:
         self._seeds = [list(seed) for seed in seeds]
         for setup, process in zip(self._setups, self._processes, strict=True):
             self._tell(process, self._seeds_of(setup))
-        return self._read() if self._wait(self._start_timeout) else None
+        return self._read() if self._wait([self._start_timeout] * len(self._processes)) else None
 
     def _seeds_of(self, setup: Setup, *more: int) -> bytes:
         return json.dumps([[*seed, *more] for seed in self._seeds[setup.first : setup.first + setup.count]]).encode()
@@ -262,46 +261,51 @@ class Workers:
     def send(self, action: Any) -> None:
         """As `HostEnvs.send`."""
         self._views["action"][:] = action
-        self._over = bool(self._views["is_last"].any())
+        self._begins = self._views["is_last"].copy()
         for process in self._processes:
             self._tell(process, b"step")
 
     def receive(self) -> TimeStep | None:
-        """As `HostEnvs.receive`. Where an episode was over, the next one begins, which may take as long as a reset."""
-        seconds = max(self._timeout, self._start_timeout) if self._over else self._timeout
-        return self._read() if self._wait(seconds) else None
+        """As `HostEnvs.receive`."""
+        most = max(self._timeout, self._start_timeout)
+        patience = [most if self._begins[s.first : s.first + s.count].any() else self._timeout for s in self._setups]
+        return self._read() if self._wait(patience) else None
 
     def _read(self) -> TimeStep:
         views = {name: view.copy() for name, view in self._views.items() if name != "action"}
         obs = {name.removeprefix("obs/"): view for name, view in views.items() if name.startswith("obs/")}
         return TimeStep(obs, *(views[name] for name in ("reward", "is_first", "is_last", "is_terminal")))
 
-    def _wait(self, seconds: float) -> bool:
-        """Waits for every process and replaces those that do not answer; False if told to stop."""
-        waiting, left = set(range(len(self._processes))), seconds
+    def _wait(self, patience: list[float]) -> bool:
+        """Waits so many seconds for each process and replaces those that do not answer; False if told to stop."""
+        waiting, spent, patience = set(range(len(self._processes))), 0.0, list(patience)
+        since = [0.0] * len(patience)
+
+        def replace(index: int, reason: str) -> None:
+            self._replace(index, reason)
+            since[index], patience[index] = spent, self._start_timeout
+
         while waiting:
             if self._stop():
                 return False
             by_connection, begin = {self._processes[i].connection: i for i in waiting}, time.monotonic()
+            left = min(since[i] + patience[i] for i in waiting) - spent
             ready = wait(list(by_connection), max(0.0, min(POLL_SECONDS, left)))
-            left -= min(time.monotonic() - begin, 2 * POLL_SECONDS)  # the machine may have slept meanwhile
+            spent += min(time.monotonic() - begin, 2 * POLL_SECONDS)  # the machine may have slept meanwhile
             for connection in ready:
                 index = by_connection[connection]
                 reason = self._answer(index)
                 if reason is None:
                     waiting.remove(index)
                 else:
-                    self._replace(index, reason)
-                    left = max(left, self._start_timeout)
+                    replace(index, reason)
             # What an environment has started may hold the pipe of a process that is dead, so its end is looked for too.
             dead = [index for index in waiting if not ready and self._processes[index].popen.poll() is not None]
             for index in dead:
-                self._replace(index, f"died ({_ending(self._processes[index].popen.returncode)})")
-                left = max(left, self._start_timeout)
-            if not ready and not dead and left <= 0:
-                for index in waiting:
-                    self._replace(index, f"gave no answer for {seconds:g} s")
-                left = self._start_timeout
+                replace(index, f"died ({_ending(self._processes[index].popen.returncode)})")
+            if not ready and not dead:
+                for index in [i for i in waiting if spent - since[i] >= patience[i]]:
+                    replace(index, f"gave no answer for {patience[index]:g} s")
         return True
 
     def _answer(self, index: int) -> str | None:

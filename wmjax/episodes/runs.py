@@ -27,7 +27,7 @@ def open_run(place: Path) -> Source:
         raise UsageError(f"data: {error}") from None
     if description.get("data"):
         raise UsageError(
-            f"data: the run {str(place)!r} was trained on data itself; give that, {description['data']['path']!r}"
+            f"data: the run {str(place)!r} was trained on data itself; give that, {description['data'].get('path')!r}"
         )
     if checkpoint.latest(folder) is None:
         raise UsageError(f"data: {str(place)!r} has no checkpoint in {folder.name}/, and so no replay")
@@ -45,13 +45,14 @@ def open_run(place: Path) -> Source:
     else:
         raise UsageError(f"data: no checkpoint of {str(place)!r} is whole: {failure}")
     settings = {name: value for name in SETTINGS if (value := description.get(name)) is not None}
-    try:
-        on_host = "replay/ring/added" in leaves
-        names, read = _on_host(place, leaves) if on_host else _on_device(leaves, description["seeds"])
-    except (KeyError, ValueError, IndexError, TypeError, StopIteration) as error:
-        raise UsageError(
-            f"data: the replay in the checkpoint of {str(place)!r} is not whole ({type(error).__name__}: {error})"
-        ) from None
+    on_host = "replay/ring/added" in leaves
+    flags, others = ("ring/data/step", ("digests", "head/action", "head/reward")) if on_host else (
+        "data/step", ("data/action", "data/step/reward")
+    )  # fmt: skip
+    for path in (*(f"{flags}/{name}" for name in FLAGS), *others):
+        if f"replay/{path}" not in leaves:
+            raise UsageError(f"data: the replay in the checkpoint of {str(place)!r} is not whole: {path} is missing")
+    names, read = _on_host(place, leaves) if on_host else _on_device(leaves, description["seeds"])
     return Source(str(place), tuple(names), read, settings)
 
 

@@ -144,11 +144,12 @@ def _read_manifest(place: Path) -> dict[str, Any]:
         if not isinstance(content.get(name), dict):
             refuse(name, "an object")
     is_text = lambda x: isinstance(x, str)
-    is_key = lambda x: x.startswith("key<")  # a dtype of JAX's own
 
     def is_dtype(x: Any) -> bool:
         with contextlib.suppress(TypeError, ValueError):
-            return is_text(x) and (is_key(x) or jnp.issubdtype(jnp.dtype(x), np.number) or jnp.issubdtype(x, np.bool_))
+            if is_text(x) and x.startswith("key<"):  # of random keys, JAX's own
+                return True
+            return is_text(x) and (jnp.dtype(x).kind == "b" or jnp.issubdtype(jnp.dtype(x), np.number))
         return False
 
     is_size = lambda n: type(n) is int and 0 <= n < 2**63

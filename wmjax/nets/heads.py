@@ -41,7 +41,8 @@ def number_head(kind: str, bins: int, units: Sequence[int], **style) -> Head:
     """A head that starts at exactly zero, with the outputs that `ops.distributions.number` reads as `kind`."""
     if kind != "two_hot":
         return Head((("mean", 1),), units, 0.0, **style)
-    # Bins reach ±5e8: far ones cancel in a mean where equal weights give logits that are equal to the bit.
+    # Bins reach ±5e8: far ones cancel in a mean where equal weights give logits that are equal to the bit. A multiple
+    # of 32 fills the registers of any processor, and the tiles of a tensor core.
     return Head((("logits", bins),), units, 0.0, multiple=32, **style)
 
 

@@ -203,11 +203,11 @@ class TwoHot(NamedTuple):
         logits = self.logits.astype(jnp.float32)
         probs, half = jax.nn.softmax(logits), self.bins.shape[0] // 2
         mirrored = lambda x: (x[..., half + 1 :], x[..., :half][..., ::-1])
-        (above, below), (more, less) = mirrored(probs), mirrored(logits)
+        (above, below), (upper, lower) = mirrored(probs), mirrored(logits)
         # A sum of ±1e8 terms does not cancel in float32, and neither do mirrored probabilities where compilers round
         # them by their place. p₊ - p₋ = (p₊ + p₋) tanh((l₊ - l₋) / 2) is 0 where the logits are equal, however it is
         # rounded.
-        return ((above + below) * jnp.tanh((more - less) / 2) * self.bins[half + 1 :]).sum(-1)
+        return ((above + below) * jnp.tanh((upper - lower) / 2) * self.bins[half + 1 :]).sum(-1)
 
     def log_prob(self, target: Array) -> Array:
         """Negative cross-entropy of the two-hot encoded target.
