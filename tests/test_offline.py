@@ -119,6 +119,15 @@ def test_what_an_agent_plays_is_made_and_described_with_the_arguments_that_are_g
     assert planned.how()["policy"] == "cem" and "action" not in planned.how() and run.how() == {"action": "mode"}
 
 
+def test_as_many_environments_are_recorded_at_once_as_the_run_has_but_not_more_than_16(tmp_path, monkeypatch):
+    made = settings.setup("dreamer_v3", "catch", image_size=16, overrides=TINY)
+    run = Run(tmp_path, made.description, made.config, made.agent, made.env, types.SimpleNamespace(variables=()))
+    for theirs, at_once in ((1, 1), (16, 16), (64, 16)):
+        agent = made.agent._replace(recipe=made.agent.recipe._replace(num_envs=theirs))
+        monkeypatch.setattr(recording, "_of_run", lambda *given, agent=agent: (agent, run, made.env, {}))
+        assert recording._player(None, run, None, None, "latest", False, None).num_envs == at_once
+
+
 def test_nothing_is_overwritten_and_what_is_not_finished_is_removed(recorded, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"out: .* exists and is not empty"):
         wmjax.record(ENV, out=recorded, steps=8)

@@ -83,7 +83,7 @@ def record(
 
     Raises:
       UsageError: something asked for cannot be done.
-      RunError: the disk is full, or too many environments were lost; what was written is removed.
+      RunError: the disk is full, memory ran out, or too many environments were lost; what was written is removed.
     """
     return _record(out, say, **{name: value for name, value in locals().items() if name not in ("out", "say")})
 
@@ -150,7 +150,7 @@ def _player(
     else:
         agent, run, where, settings = _of_run(run, env, made, which, action, start_timeout, trust_env)
     about = {**settings, "spec": spec_json(where.spec), "policy": {"kind": policy}}
-    num_envs = min(NUM_ENVS, agent.recipe.num_envs if agent else NUM_ENVS)
+    num_envs = min(NUM_ENVS, agent.recipe.num_envs if agent else NUM_ENVS)  # who trains in one may have room for one
     if policy == "random":
         return Player(random_act(None, where.spec), lambda params, size: (), (), where, about, num_envs)
     about["policy"] |= {"run": str(run.path), "agent": run.description["agent"], "step": run.step, "which": run.which}

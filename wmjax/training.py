@@ -102,9 +102,9 @@ def train(
         16. 0: in the place of those of training, which then begin new episodes: where no more simulators may run.
       checkpoint_seconds: least time between two checkpoints, which are written in the background.
       max_skipped: updates in a row whose loss or gradient may be other than finite; each is skipped and counted.
-      workers, worker_timeout, start_timeout, max_restarts: of the processes that step environments on the host: how
-        many, one per processor by default; seconds for a step, after which one is replaced, and to begin episodes, 120
-        by default; environments that may be lost within an hour before the run stops, with everything saved.
+      workers, worker_timeout, start_timeout, max_restarts: of processes that step environments on the host: how many,
+        one per processor by default; seconds for a step, and for one that begins an episode if more (120 by default),
+        after which one is replaced; environments lost within an hour before the run stops, with everything saved.
       trust_env: resume a run whose `config.json` names code of its own as its environment; not where `env` is given.
       equations: the agent's `Equations`, with functions in the place of the paper's (`docs/equations.md`).
       data, skip_damaged: records to train on, for as many updates as `steps` says; leave out those that are damaged.

@@ -115,7 +115,7 @@ class TrainArgs(SetupArgs):
     workers: Annotated[int | None, unless_given("one per processor")] = None
     """Processes that step environments on the host."""
     worker_timeout: float = 60.0
-    """Seconds for a step, after which a worker counts as hanging and is replaced."""
+    """Seconds for a step, after which a worker counts as hanging; where an episode begins, --start-timeout if more."""
     max_restarts: int = 10
     """Environments that may be lost within an hour before the run stops, with everything saved."""
     trust_env: Switch = False

@@ -95,7 +95,7 @@ def ablate(
     env: str | None = None,
     *,
     out: str | Path,
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
     seeds: int = SEEDS,
     first_seed: int = 0,
     say: Callable[[str], None] = print,
@@ -106,7 +106,7 @@ def ablate(
     Args:
       agent: its name.
       env: the task of all; by default that of each ablation, or the agent's own example.
-      only: names of ablations; () for all of the agent.
+      only: a name, or names, of ablations; () for all of the agent.
       out, seeds, first_seed, say, how: as for `compare`.
 
     Raises as `compare`.
@@ -129,13 +129,14 @@ def ablate(
 
 
 def _names(field: str, given: Any) -> list[str]:
-    """One name, or several, as a list."""
+    """One name, or a list or tuple of them, as a list. Raises `UsageError` for anything else."""
     if not isinstance(given, str | list | tuple):
         raise checks.invalid(field, given, "a name or a list of names")
     return [checks.text(field, name) for name in ([given] if isinstance(given, str) else given)]
 
 
 def _paths(given: Any) -> list[Path]:
+    """A list or tuple of paths. Raises `UsageError` for anything else."""
     if not isinstance(given, list | tuple):
         raise checks.invalid("runs", given, "a list of run folders")
     return [checks.path("runs", path) for path in given]
