@@ -316,3 +316,17 @@ def test_what_a_dream_came_to_is_shown_where_it_cannot_be_kept(run, capsys, monk
     assert main(["dream", str(run), "--context", "2", "--horizon", "3"]) == 1
     out, err = capsys.readouterr()
     assert "vector, error of model at horizons 1 to " in out and err.count("\n") == 1 and "wrote" not in out
+
+
+def test_a_dream_is_written_where_nobody_reads_what_is_said_of_it(run, monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+        def flush(self):
+            pass
+
+    (run / "dream.json").unlink(missing_ok=True)
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert main(["dream", str(run), "--context", "2", "--horizon", "3"]) == 0
+    assert (run / "dream.json").exists()

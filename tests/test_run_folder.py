@@ -273,7 +273,8 @@ def test_a_disk_that_is_full_leaves_no_folder_behind(seeds, tmp_path, full_disk)
 
 def test_what_a_config_json_says_of_data_is_whole(tmp_path):
     said = {"path": "episodes", "fingerprint": "0", "spec": {}}
-    read_description(write(tmp_path / "run", GOOD | {"data": said}))
+    for path in ("episodes", "/データ\u3000一/a\nb"):
+        read_description(write(tmp_path / "run", GOOD | {"data": said | {"path": path}}))
     for name in said:
         missing = {key: value for key, value in said.items() if key != name}
         for other in (said | {name: 3}, *([] if name == "path" else [missing])):  # a file of an export has no path

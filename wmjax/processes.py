@@ -16,4 +16,5 @@ def python(*words: str) -> list[str]:
 
 def environment(**more: str) -> dict[str, str]:
     """Variables of this process, with the folders that it imports from, and more."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)} | more
+    entries = (entry or os.getcwd() for entry in sys.path if isinstance(entry, str))  # Python reads no others
+    return os.environ | {"PYTHONPATH": os.pathsep.join(entries)} | more

@@ -106,7 +106,7 @@ def _texts(name: str, value: Any) -> None:
 
 def _data(name: str, value: Any) -> None:
     _object(name, value)
-    for key, check in {"path": checks.text, "fingerprint": checks.text, "spec": _object}.items():
+    for key, check in {"path": checks.path, "fingerprint": checks.text, "spec": _object}.items():
         if key != "path" or key in value:  # a file of `wmjax export` does not say where its data lay
             check(f"{name}: {key}", value.get(key))
 

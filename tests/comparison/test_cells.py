@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from wmjax.cli.compare import _say
+from wmjax.cli.output import say
 from wmjax.comparison import cells
 from wmjax.comparison.cells import Cell, _Attempt, read_outcome, run_cells
 from wmjax.comparison.check import check
@@ -218,4 +218,4 @@ def test_a_stream_that_is_gone_costs_what_it_would_have_said(monkeypatch):
         flush = write
 
     monkeypatch.setattr(sys, "stdout", Gone())
-    _say("trained")
+    say("trained")

@@ -422,7 +422,7 @@ def test_whether_a_state_fits_is_told_by_the_newest_step_that_can_be_read(steps_
         checkpoint.check(folder, shapes)
 
 
-@pytest.mark.parametrize("dtype", ["nonsense", "U3", "object", "datetime64[s]"])
+@pytest.mark.parametrize("dtype", ["nonsense", "U3", "object", "datetime64[s]", "m8", "key<fry>"])
 def test_a_dtype_of_a_manifest_is_one_of_numbers(dtype, tmp_path):
     path = checkpoint.save(tmp_path, 1, {"x": jnp.bfloat16(1), "y": True}) / "manifest.json"
     assert checkpoint.shapes(tmp_path)["x"].dtype == jnp.bfloat16

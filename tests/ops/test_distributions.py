@@ -224,6 +224,16 @@ def test_the_gradient_of_the_mean_is_each_bins_distance_from_it_times_its_probab
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
 
 
+def test_a_bin_that_is_ruled_out_counts_for_nothing():
+    bins = exponential_bins(5)
+    for out in ([0], [0, 4], [4, 3]):
+        logits = jnp.zeros(5).at[jnp.array(out)].set(-jnp.inf)
+        mean, gradient = jax.value_and_grad(lambda x: TwoHot(x, bins).mean())(logits)
+        left = np.delete(np.array(bins, np.float64), out)
+        np.testing.assert_allclose(mean, left.mean(), rtol=1e-6)
+        assert np.isfinite(gradient).all() and not gradient[jnp.array(out)].any()
+
+
 def test_two_hot_is_float32_under_bfloat16_logits():
     bins = exponential_bins(31)
     logits = jax.random.normal(jax.random.key(0), (5, 31)).astype(jnp.bfloat16)

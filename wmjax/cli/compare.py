@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from wmjax.cli.arguments import AblateArgs, CompareArgs, SideBySideArgs, env_args, explain, parse, split_agent
+from wmjax.cli.output import say
 from wmjax.types import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -51,13 +51,7 @@ def _options(args: SideBySideArgs) -> dict[str, Any]:
         raise UsageError("out: missing; --out FOLDER is where runs and report go, and where the same command goes on")
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(SideBySideArgs)}
     values["env_args"] = env_args(values.pop("env_arg")) or None
-    return values | {"say": _say}
-
-
-def _say(text: str) -> None:
-    """A line on standard output. A stream that is full or gone costs what it would have said, and no run."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, flush=True)
+    return values | {"say": say}
 
 
 def _told(found: Comparison) -> None:
@@ -68,8 +62,8 @@ def _told(found: Comparison) -> None:
             spread = "" if end["interval"] is None else " [{:.3f}, {:.3f}]".format(*end["interval"])
             score = "not evaluated" if end["iqm"] is None else f"IQM {end['iqm']:.3f}{spread} of {seeds} seeds"
             few = f" ({group['too_few']})" if group["too_few"] else ""
-            _say(f"{env['env']}, {group['label']}: {score}{few}")
-    _say(f"wrote {' and '.join(map(str, found.written))}")
+            say(f"{env['env']}, {group['label']}: {score}{few}")
+    say(f"wrote {' and '.join(map(str, found.written))}")
     failures = found.report["failures"]
     if failures:
         first = failures[0]

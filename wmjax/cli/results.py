@@ -26,6 +26,7 @@ from wmjax.cli.arguments import (
     split_agent,
     value_of,
 )
+from wmjax.cli.output import say
 from wmjax.types import UsageError
 
 
@@ -144,13 +145,13 @@ def dream(argv: Sequence[str]) -> None:
     seen = figures.reconstruction_errors(result, context)
     title = run.title(named)
     # Before anything is written, for that may fail.
-    print(f"{title}: windows of {context} steps seen and {horizon} predicted")
+    say(f"{title}: windows of {context} steps seen and {horizon} predicted")
     for name, error in seen.items():
-        print(f"{name}, error of the reconstruction: {error:.5f}")
+        say(f"{name}, error of the reconstruction: {error:.5f}")
     for name in (name for name in errors if name != "count"):
         for kind, values in errors[name].items():
             known = [value for value in values if value is not None][:8]
-            print(f"{name}, error of {kind} at horizons 1 to {len(known)}: {' '.join(f'{v:.5f}' for v in known)}")
+            say(f"{name}, error of {kind} at horizons 1 to {len(known)}: {' '.join(f'{v:.5f}' for v in known)}")
     run.path.mkdir(exist_ok=True)  # of a file it is not there yet
     write_json(run.path / "dream.json", {"context": context, "horizon": horizon, "reconstruction": seen} | errors)
     written = [run.path / "dream.json"]

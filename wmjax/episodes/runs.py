@@ -26,9 +26,8 @@ def open_run(place: Path) -> Source:
     except UsageError as error:
         raise UsageError(f"data: {error}") from None
     if description.get("data"):
-        raise UsageError(
-            f"data: the run {str(place)!r} was trained on data itself; give that, {description['data'].get('path')!r}"
-        )
+        own = description["data"].get("path", "its folder")
+        raise UsageError(f"data: the run {str(place)!r} was trained on data itself; give that, {own!r}")
     if checkpoint.latest(folder) is None:
         raise UsageError(f"data: {str(place)!r} has no checkpoint in {folder.name}/, and so no replay")
     failure = None

@@ -145,25 +145,31 @@ def _read_manifest(place: Path) -> dict[str, Any]:
             refuse(name, "an object")
     is_text = lambda x: isinstance(x, str)
 
+    is_key = lambda x: is_text(x) and x.startswith("key<")  # a dtype of random keys, JAX's own
+
     def is_dtype(x: Any) -> bool:
         with contextlib.suppress(TypeError, ValueError):
-            if is_text(x) and x.startswith("key<"):  # of random keys, JAX's own
-                return True
-            return is_text(x) and (jnp.dtype(x).kind == "b" or jnp.issubdtype(jnp.dtype(x), np.number))
+            kind = jnp.dtype(x) if is_text(x) else None
+            return kind is not None and kind.kind != "m" and (kind.kind == "b" or jnp.issubdtype(kind, np.number))
         return False
 
     is_size = lambda n: type(n) is int and 0 <= n < 2**63
     fields = {
+        "impl": (is_text, "the name of a kind of random keys"),
         "shape": (lambda x: isinstance(x, list) and all(map(is_size, x)), "a list of sizes"),
         "dtype": (is_dtype, "the name of a dtype"),
         "sha256": (is_sha256, "64 hexadecimal digits"),
-        "impl": (is_text, "the name of a kind of random keys"),
     }
     for leaf, entry in content["leaves"].items():
         if not isinstance(entry, dict):
             refuse(leaf, "an object")
-        given = {"impl": ""} | entry | ({"sha256": "0" * 64} if "blocks" in entry else {})
+        given = (
+            ({} if is_key(entry.get("dtype")) else {"impl": ""})
+            | entry
+            | ({"sha256": "0" * 64} if "blocks" in entry else {})
+        )
         for name, (is_valid, words) in fields.items():
+            is_valid = is_key if name == "dtype" and "impl" in entry else is_valid
             if not is_valid(given.get(name)):
                 refuse(f"{leaf}: {name}", words)
         if "blocks" in entry and (words := shards.fault(entry["shape"], entry["blocks"])):

@@ -200,7 +200,7 @@ class TwoHot(NamedTuple):
     def mean(self) -> Array:
         """Expected value Σ pᵢ bᵢ: float32 `[...]`, exactly 0 for uniform logits."""
         contracts.exactly(self.logits.shape[-1], bins=self.bins)
-        logits = self.logits.astype(jnp.float32)
+        logits = jnp.maximum(self.logits.astype(jnp.float32), -1e30)  # a bin that is ruled out is not NaN
         probs, half = jax.nn.softmax(logits), self.bins.shape[0] // 2
         mirrored = lambda x: (x[..., half + 1 :], x[..., :half][..., ::-1])
         (above, below), (upper, lower) = mirrored(probs), mirrored(logits)
