@@ -163,11 +163,9 @@ def _read_manifest(place: Path) -> dict[str, Any]:
     for leaf, entry in content["leaves"].items():
         if not isinstance(entry, dict):
             refuse(leaf, "an object")
-        given = (
-            ({} if is_key(entry.get("dtype")) else {"impl": ""})
-            | entry
-            | ({"sha256": "0" * 64} if "blocks" in entry else {})
-        )
+        given = entry | ({"sha256": "0" * 64} if "blocks" in entry else {})
+        if not is_key(entry.get("dtype")):
+            given = {"impl": ""} | given
         for name, (is_valid, words) in fields.items():
             is_valid = is_key if name == "dtype" and "impl" in entry else is_valid
             if not is_valid(given.get(name)):
