@@ -1,11 +1,16 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from importlib import metadata
 
 # Small matrices gain nothing from threads, and those of NumPy spin while they wait.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# What a shell runs in the background ignores Ctrl-C, and so do the processes that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Most of a test's time is compilation: halve it. Must be set before JAX starts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
