@@ -148,6 +148,7 @@ def test_a_command_that_fails_is_told_of(tmp_path):
     }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command_times_rows_of_every_kind_in_a_reduced_form(tmp_path):
     out = tmp_path / "rows.json"

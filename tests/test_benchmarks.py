@@ -65,6 +65,7 @@ def test_launches_are_counted_with_the_trips_of_their_loops_and_by_the_lines_the
     assert unknown == ["inner"] and found[0].times * found[0].launches == 15
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_training_is_made_of_is_timed(monkeypatch):
     monkeypatch.setattr(speed, "PIXELS", PIXELS)

@@ -22,6 +22,7 @@ from tests.agents import test_dreamer_v1, test_dreamer_v2, test_dreamer_v3
 from tests.agents.batches import PIXELS, TINY_IRIS, TINY_V1, TINY_V2, TINY_V3, perturbed, random_trajectory
 from tests.agents.iris import made as iris
 from tests.agents.world_models import made as world_models
+from tests.marks import partly_long
 from wmjax.agents import AGENTS
 from wmjax.agents.world_models import EvolveConfig
 from wmjax.envs import make_env
@@ -548,6 +549,6 @@ def test_it_learns_to_act_on_what_it_sees(row):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dreamer_v1", "dreamer_v2", "dreamer_v3"])
+@pytest.mark.parametrize("name", partly_long(["dreamer_v1", "dreamer_v2", "dreamer_v3"], ("dreamer_v3",)))
 def test_two_choices_at_once_are_learned(name):
     assert learned(name, agent_actions(make_env("probe:act_both"))) > 1.7

@@ -101,6 +101,7 @@ def digest(out):
     return re.search(r"^state sha256 ([0-9a-f]{64})$", out, re.MULTILINE).group(1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_on_a_cpu_the_option_changes_nothing_and_a_run_that_goes_on_keeps_it(tmp_path):
     _, plain = test_run.train(tmp_path / "plain")

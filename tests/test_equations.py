@@ -136,6 +136,7 @@ def test_a_term_of_its_own_is_among_the_metrics():
     assert "train/loss/own" in traced(v3.Equations(world_model=named("own")))[1]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_with_an_equation_of_its_own_is_trained_resumed_loaded_and_exported_with_it(tmp_path):
     mine = v3.Equations(kl=halved)

@@ -122,6 +122,7 @@ def test_a_signal_saves_replay_too_and_resuming_goes_on(tmp_path):
     assert "chunks are torn" not in said and read_metrics(tmp_path / "run")[-1]["step"] >= before + 40
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_simulator_of_which_one_may_exist_trains_and_is_evaluated(tmp_path, capsys):
     env = suite.register("WmjaxAlone-v0", "Alone", lock=str(tmp_path / "lock"))

@@ -466,7 +466,7 @@ def test_a_runs_own_replay_is_data_too_and_without_an_environment_nothing_is_eva
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", partly_long(sorted(CONFIGS), ("dreamer_v3", "iris", "world_models")))
+@pytest.mark.parametrize("agent", partly_long(sorted(CONFIGS), ("world_models",)))
 def test_every_agent_learns_from_pictures_that_were_recorded(agent, tmp_path):
     size = 64 if agent == "world_models" else 16
     data = wmjax.record("catch", out=tmp_path / "data", steps=600, num_envs=4, image_size=size)

@@ -80,6 +80,7 @@ def trained(tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 def test_a_class_is_found_again_with_its_arguments(trained, capsys):
     described = json.loads((trained / "config.json").read_text())
     assert described["env"] == "gym:tests.envs.test_handed:Walk"

@@ -65,6 +65,7 @@ def test_the_same_command_twice_ends_in_the_same_state(whole):
     assert digests[0] == digests[1]
 
 
+@pytest.mark.long
 def test_a_run_killed_again_and_again_at_random_moments_ends_like_one_that_was_not(whole, tmp_path):
     env, digests, seconds = whole
     rng, out, killed = random.Random(0), tmp_path / "run", 0

@@ -28,6 +28,7 @@ def on_four_devices(*arguments: str, module: str = "four_devices") -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_replicas_on_four_devices_are_bit_identical_and_equal_one_device_with_the_same_global_batch():
     said = on_four_devices()
