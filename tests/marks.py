@@ -10,4 +10,5 @@ def partly_long(values: Iterable[Any], kept: Collection[Any]) -> list[Any]:
     """Values to parametrize a slow test with: CI runs those that are kept, `pytest -m slow` all."""
     values = list(values)
     assert set(kept) < set(values), sorted(set(kept) - set(values))
-    return [value if value in kept else pytest.param(value, marks=pytest.mark.long) for value in values]
+    several = lambda value: value if isinstance(value, tuple) else (value,)
+    return [value if value in kept else pytest.param(*several(value), marks=pytest.mark.long) for value in values]

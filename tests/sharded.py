@@ -1,7 +1,7 @@
 """Works on four devices with parameters in parts, and compares with parameters that every device has.
 
-Run by `test_parallel.py` in a process of its own, as `four_devices.py` is: with an agent and a folder it learns and
-saves, with a folder alone it trains whole runs.
+Run by `test_parallel.py` in a process of its own, as `four_devices.py` is: with an agent, a folder and a number of
+parts it learns and saves, with a folder alone it trains whole runs.
 """
 
 import dataclasses
@@ -69,33 +69,31 @@ def distance(first: Any, second: Any) -> float:
     return float(np.sqrt(sum(np.sum(np.square(np.float64(x) - np.float64(y))) for x, y in pairs)))
 
 
-def parts_learn_as_the_whole(name: str, folder: Path) -> None:
+def parts_learn_as_the_whole(name: str, folder: Path, parts: int) -> None:
     whole, run, programs, sizes = learned(name, 1)
-    for parts, words in ((4, "4 parts"), (2, "2 parts of 2 copies")):
-        states, sharded, others, own = learned(name, parts)
-        assert max(own) <= (0.3 if parts == 4 else 0.55) * min(sizes), (own, sizes)
-        for i, (mine, theirs) in enumerate(zip(states, whole, strict=True)):
-            for tree in (lambda state: state.variables, lambda state: state.opt_state):
-                moved = distance(tree(theirs), tree(whole[0]))
-                apart = distance(tree(mine), tree(theirs))
-                assert apart <= TOLERANCE * moved, (parts, i, apart, moved)
-        moved, apart = (distance(x.variables, whole[-1].variables) for x in (whole[0], states[-1]))
-        assert moved > 0.1
-        print(
-            f"{name}: learned in {words} as in one; {max(own)} of {max(sizes)} bytes, {apart:.1e} apart of {moved:.1e}"
-        )
-        # What either saves, the other reads, and one device as well.
-        alone = made(name, 1, 1)[-1]
-        digest = checkpoint.digest(others.gather(sharded))
-        checkpoint.save(folder / words, 0, others.gather(sharded))
-        for reader in (programs, alone, others):
-            found = reader.place(checkpoint.restore(folder / words, reader.template))
-            assert checkpoint.digest(reader.gather(found)) == digest
-        assert max(held(found.agent)) == max(own)
-        assert checkpoint.digest(others.gather(others.place(jax.device_get(run)))) == checkpoint.digest(run)
-        acted = others.replica(sharded.agent)
-        assert checkpoint.digest(acted) == checkpoint.digest(others.gather(sharded).agent)
-        assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(acted))
+    states, sharded, others, own = learned(name, parts)
+    assert max(own) <= (0.3 if parts == 4 else 0.55) * min(sizes), (own, sizes)
+    for i, (mine, theirs) in enumerate(zip(states, whole, strict=True)):
+        for tree in (lambda state: state.variables, lambda state: state.opt_state):
+            moved = distance(tree(theirs), tree(whole[0]))
+            apart = distance(tree(mine), tree(theirs))
+            assert apart <= TOLERANCE * moved, (parts, i, apart, moved)
+    moved, apart = (distance(x.variables, whole[-1].variables) for x in (whole[0], states[-1]))
+    assert moved > 0.1
+    words = f"{parts} parts of {4 // parts} copies"
+    print(f"{name}: learned in {words} as in one; {max(own)} of {max(sizes)} bytes, {apart:.1e} apart of {moved:.1e}")
+    # What either saves, the other reads, and one device as well.
+    alone = made(name, 1, 1)[-1]
+    digest = checkpoint.digest(others.gather(sharded))
+    checkpoint.save(folder, 0, others.gather(sharded))
+    for reader in (programs, alone, others):
+        found = reader.place(checkpoint.restore(folder, reader.template))
+        assert checkpoint.digest(reader.gather(found)) == digest
+    assert max(held(found.agent)) == max(own)
+    assert checkpoint.digest(others.gather(others.place(jax.device_get(run)))) == checkpoint.digest(run)
+    acted = others.replica(sharded.agent)
+    assert checkpoint.digest(acted) == checkpoint.digest(others.gather(sharded).agent)
+    assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(acted))
     print(f"{name}: saved and restored")
 
 
@@ -127,6 +125,6 @@ def made_alone(path: Path) -> RunState:
 if __name__ == "__main__":
     assert len(jax.devices()) == 4
     if len(sys.argv) > 2:
-        parts_learn_as_the_whole(sys.argv[1], Path(sys.argv[2]))
+        parts_learn_as_the_whole(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
     else:
         runs_go_on(Path(sys.argv[1]))

@@ -368,7 +368,7 @@ IN_PARTS = [name for name in ROWS if hasattr(ROWS[name].config, "grad_accum") an
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", IN_PARTS)
+@pytest.mark.parametrize("name", partly_long(IN_PARTS, ("dreamer_v3",)))
 def test_a_batch_in_parts_makes_the_update_of_the_whole_batch(name):
     agent, config = make(name), ROWS[name].config
     state = perturbed(jax.jit(agent.init)(jax.random.key(0)), 0.03)

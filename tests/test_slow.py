@@ -12,7 +12,7 @@ from tests.docs.notebooks import NOTEBOOKS, STORED, check_pictures, pictures, to
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-QUICK = ("world_models", "differentiate_through_a_dream")  # notebooks that train little
+QUICK = ("differentiate_through_a_dream",)  # notebooks that train little
 
 
 def environment(**more: str) -> dict[str, str]:

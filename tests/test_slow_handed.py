@@ -42,6 +42,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_the_example_of_the_page_is_evaluated_and_dreamt_of_in_a_new_shell(folder):
     said = json.loads((folder / "runs/walk/config.json").read_text())
     assert said["env"] == f"gym:{folder / 'walk.py'}:Walk" and said["env_args"] == {"max_episode_steps": 50}

@@ -46,7 +46,7 @@ def compiled(tmp_path_factory):
     "script, said",
     [
         ("{train} | head -3", "Broken pipe"),
-        ("{train} > /dev/full", "No space left on device"),
+        pytest.param("{train} > /dev/full", "No space left on device", marks=pytest.mark.long),
         pytest.param("{train} >&-", None, marks=pytest.mark.long),
         pytest.param("{train} 2>&-", None, marks=pytest.mark.long),
         pytest.param("{train} <&- >&- 2>&-", None, marks=pytest.mark.long),
