@@ -310,6 +310,27 @@ def test_the_papers_exploration_falls_evenly_to_its_minimum():
         dataclasses.replace(TINY_V1, exploration_half_life=5, exploration_updates=5).validate()
 
 
+@pytest.mark.slow
+def test_the_weight_of_the_entropy_halves_with_the_steps_that_were_taken():
+    config = dataclasses.replace(TINY_V1, entropy_half_life=100, prefill=20, pretrain=10, train_every=8, train_steps=2)
+    left = lambda updates: float(v1.entropy_left(config, jnp.int32(updates)))
+    assert left(0) == left(10) == pytest.approx(0.5**0.2)
+    assert left(10 + 20) == pytest.approx(0.5)
+    assert v1.entropy_left(TINY_V1, jnp.int32(10**6)) == 1
+
+    def updated(**changes):
+        made = tiny(VECTOR, **SMALL_BATCH, **changes)
+        return jax.device_get(made.update(made.state, jax.random.key(0), small_update()[1])[1])
+
+    none, kept = updated(entropy_scale=0.0), updated(entropy_scale=0.5)
+    halved = updated(entropy_scale=1.0, entropy_half_life=TINY_V1.prefill)
+    gone = updated(entropy_scale=0.5, entropy_half_life=1)
+    for name in ("loss/actor", "grad_norm/actor"):
+        assert halved[name] == pytest.approx(kept[name], rel=1e-5)
+        assert gone[name] == pytest.approx(none[name], rel=1e-2) and kept[name] != pytest.approx(none[name], rel=0.05)
+    assert gone["policy_entropy"] == kept["policy_entropy"]  # which is told as it is
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
 
@@ -336,7 +357,10 @@ def test_published_modules_have_the_published_parameter_counts():
 
 
 OPTIONS = [
-    dict(cell="layer_norm_gru", entropy_scale=0.1, exploration=0.4, exploration_min=0.1, exploration_half_life=100),
+    dict(
+        cell="layer_norm_gru", entropy_scale=0.1, entropy_half_life=50,
+        exploration=0.4, exploration_min=0.1, exploration_half_life=100,
+    ),
     dict(
         input_layer=False, activation="relu", grad_accum=2, use_continue=False, bootstrap=False, lambda_=1.0,
         reward_transform="tanh", remat=True,

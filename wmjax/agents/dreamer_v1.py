@@ -81,6 +81,7 @@ class DreamerV1Config:
     lambda_: float = 0.95  # of the lambda-returns
     bootstrap: bool = True  # end returns with the value of the last state; False: with its reward
     entropy_scale: float = 0.0  # weight of the actor's entropy
+    entropy_half_life: int | None = None  # agent steps in which that weight halves; None: it does not
     exploration: float = 0.3  # deviation of the noise, or share of random actions, while collecting
     exploration_half_life: int | None = None  # agent steps in which it halves (the code); None: it does not
     exploration_updates: int | None = None  # updates in which it falls evenly to `exploration_min` (the paper)
@@ -301,7 +302,7 @@ def behavior_losses(
 
     Args:
       critic: return distribution at the imagined states 1 to H - 1, without gradient into them; differentiated.
-      entropy: of the policy at these states (or at fewer, if η is 0).
+      entropy: of the policy at these states (or at fewer, if η is 0), times the part of η that is left.
       imagined: from `imagine_behavior`.
       counts: `[N]`, 0 for starts that do not count, else 1.
       axis_name: axis that the batch is spread over.
@@ -321,7 +322,6 @@ def behavior_losses(
         "value_mean": imagined.value.mean(),
         "imagined_reward": imagined.reward.mean(),
         "imagined_cont": imagined.discount.mean() / config.discount,
-        "policy_entropy": entropy.mean(),
     }
     return losses, metrics
 
@@ -353,7 +353,13 @@ class Equations(NamedTuple):
 
 
 def loss(
-    parts: Parts, params: dict, keys: Array, prev_action: Array, step: TimeStep, whole: Whole | None = None
+    parts: Parts,
+    params: dict,
+    keys: Array,
+    prev_action: Array,
+    step: TimeStep,
+    whole: Whole | None = None,
+    entropy_left: Array | float = 1.0,
 ) -> tuple[Array, tuple]:
     """World model, actor and critic: the sum of three losses, each of which reaches its own parameters only.
 
@@ -362,6 +368,7 @@ def loss(
       prev_action: `[T, B, A]`, the action that led to each step.
       step: `[T, B]`; sequences start from the zero state.
       whole: see `world_model_losses`.
+      entropy_left: part of `entropy_scale` that is left, a scalar; see `entropy_left`.
 
     Returns:
       The scalar to minimize, and (losses, states, imagined, metrics).
@@ -386,9 +393,10 @@ def loss(
     feat = sg(imagined.feat[:-1])
     everywhere = config.entropy_scale or not dreamer.are_papers(parts.equations, "actor", "behavior")
     policy = policy_dist(parts, params["actor"], feat if everywhere else feat[:1])
+    entropy = policy_entropy(policy, noise.split(key_entropy, last).reshape(-1))
     behavior, more = parts.equations.behavior(
         number(call(nets.critic, params["critic"], feat)),
-        policy_entropy(policy, noise.split(key_entropy, last).reshape(-1)),
+        entropy_left * entropy,
         imagined,
         dreaming.last_steps(start_counts(step, config), last),
         config,
@@ -399,7 +407,22 @@ def loss(
     losses = optim.all_terms(losses, behavior)
     total, means = optim.weighted_sum(losses, scales(parts))
     metrics |= more | means | {"loss/model": total - means["loss/actor"] - means["loss/critic"]}
-    return total, (losses, states, imagined, metrics)
+    return total, (losses, states, imagined, metrics | {"policy_entropy": entropy.mean()})
+
+
+def agent_steps(config: DreamerV1Config, updates: Array) -> Array:
+    """After how many agent steps so many updates are made, a float32 scalar."""
+    bursts = jnp.maximum(updates - config.pretrain, 0) / config.train_steps
+    return config.prefill + bursts * config.train_every
+
+
+def entropy_left(config: DreamerV1Config, updates: Array) -> Array | float:
+    """Which part of `entropy_scale` is left after so many updates, a float32 scalar.
+
+    Gradients through one-hot actions fade as the model gets sharper. A bonus that stays would outweigh them.
+    """
+    half_life = config.entropy_half_life
+    return 1.0 if half_life is None else jnp.exp2(-agent_steps(config, updates) / half_life)
 
 
 def exploration_amount(config: DreamerV1Config, updates: Array) -> Array:
@@ -413,9 +436,8 @@ def exploration_amount(config: DreamerV1Config, updates: Array) -> Array:
         return config.exploration_min + (amount - config.exploration_min) * left
     if config.exploration_half_life is None:
         return amount
-    bursts = jnp.maximum(updates - config.pretrain, 0) / config.train_steps
-    steps = config.prefill + bursts * config.train_every
-    return jnp.maximum(config.exploration_min, amount * 0.5 ** (steps / config.exploration_half_life))
+    left = 0.5 ** (agent_steps(config, updates) / config.exploration_half_life)
+    return jnp.maximum(config.exploration_min, amount * left)
 
 
 def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) -> tuple[AgentState, Metrics, None]:
@@ -427,9 +449,10 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
     config, step = parts.config, jax.tree.map(lambda x: x[1:], trajectory.step)
     keys = noise.row_keys(key, step.reward.shape[1], parts.axis_name)
     batch, whole = optim.Microbatches((keys, trajectory.action[:-1], step), (0, 1, 1), config.grad_accum), None
+    left = entropy_left(config, state.step)
 
     def objective(groups, *part):
-        total, (_, _, _, metrics) = loss(parts, optim.together(groups), *part, whole=whole)
+        total, (_, _, _, metrics) = loss(parts, optim.together(groups), *part, whole=whole, entropy_left=left)
         return total, (metrics, ())
 
     if config.grad_accum > 1:
