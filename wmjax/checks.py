@@ -103,9 +103,9 @@ BOUNDS: dict[str, Bounds] = (
     )
     | _whole(
         COUNT,
-        "replay_capacity prefill train_every warmup entropy_half_life exploration_half_life exploration_updates "
-        "slow_critic_every tokenizer_after world_model_after actor_critic_after collect_epochs final_epochs "
-        "vision_updates memory_updates collect_steps generations",
+        "replay_capacity prefill train_every warmup actor_lr_half_life entropy_half_life exploration_half_life "
+        "exploration_updates slow_critic_every tokenizer_after world_model_after actor_critic_after collect_epochs "
+        "final_epochs vision_updates memory_updates collect_steps generations",
     )
     | {"train_ratio": Bounds(0, 1e6, whole=False, open=True)}
 )
@@ -223,7 +223,7 @@ RULES = (
         "latents channels policy_channels multipliers width ff heads lstm_units mixtures patch attention layers "
         "vector_layers prior_layers posterior_layers res_blocks learning_rate model_lr actor_lr critic_lr "
         "tokenizer_rate world_model_rate actor_critic_rate vision_learning_rate memory_learning_rate epsilon "
-        "adam_epsilon clip_limit return_norm_limit temperature eval_temperature done_pos_weight "
+        "adam_epsilon clip_limit return_norm_limit temperature eval_temperature done_pos_weight actor_lr_half_life "
         "entropy_half_life exploration_half_life exploration_updates slow_critic_every grad_accum batch_size length "
         "horizon num_envs replay_capacity train_ratio train_every train_steps world_model_length collect "
         "collect_epochs collect_steps tokenizer_updates world_model_updates actor_critic_updates tokenizer_batch "

@@ -299,7 +299,7 @@ def laprop(
 
 
 def adam_tf(
-    learning_rate: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-7
+    learning_rate: optax.ScalarOrSchedule, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-7
 ) -> optax.GradientTransformation:
     """Adam as TensorFlow has it: ε joins the root of the second moment *before* the correction for its start at 0.
 
@@ -309,7 +309,7 @@ def adam_tf(
     `optax.adam` adds it after the correction, so its first steps are larger where gradients are small.
 
     Args:
-      learning_rate: a number.
+      learning_rate: a number, or a function from the count of earlier updates to it.
       beta1, beta2: in [0, 1).
       eps: TensorFlow's "epsilon hat".
 
@@ -325,7 +325,8 @@ def adam_tf(
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(updates, state.mu, beta1, 1)
         nu = optax.tree.update_moment(updates, state.nu, beta2, 2)
-        rate = learning_rate * jnp.sqrt(1 - beta2**count) / (1 - beta1**count)
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = rate * jnp.sqrt(1 - beta2**count) / (1 - beta1**count)
         updates = jax.tree.map(lambda m, v: -rate * m / (jnp.sqrt(v) + eps), mu, nu)
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
@@ -333,7 +334,7 @@ def adam_tf(
 
 
 def clipped_adam_tf(
-    learning_rate: float, eps: float, clip: float, weight_decay: float = 0.0
+    learning_rate: optax.ScalarOrSchedule, eps: float, clip: float, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
     """The optimizer of DreamerV1 and DreamerV2: global clipping -> `adam_tf`, beside a decay of every weight.
 
@@ -350,9 +351,12 @@ def clipped_adam_tf(
     return flat(chain)
 
 
-def model_actor_critic(config: Any) -> dict[str, optax.GradientTransformation]:
-    """The optimizers of DreamerV1 and DreamerV2, by their configuration: of the world model, the actor, the critic."""
-    rates = {"model": config.model_lr, "actor": config.actor_lr, "critic": config.critic_lr}
+def model_actor_critic(config: Any, actor_lr: optax.Schedule | None = None) -> dict[str, optax.GradientTransformation]:
+    """The optimizers of DreamerV1 and DreamerV2, by their configuration: of the world model, the actor, the critic.
+
+    `actor_lr` is in place of a rate of the actor that stays.
+    """
+    rates = {"model": config.model_lr, "actor": actor_lr or config.actor_lr, "critic": config.critic_lr}
     rest = (config.epsilon, config.grad_clip, config.weight_decay)
     return {name: clipped_adam_tf(rate, *rest) for name, rate in rates.items()}
 

@@ -312,11 +312,11 @@ def test_the_papers_exploration_falls_evenly_to_its_minimum():
 
 @pytest.mark.slow
 def test_the_weight_of_the_entropy_halves_with_the_steps_that_were_taken():
-    config = dataclasses.replace(TINY_V1, entropy_half_life=100, prefill=20, pretrain=10, train_every=8, train_steps=2)
-    left = lambda updates: float(v1.entropy_left(config, jnp.int32(updates)))
+    config = dataclasses.replace(TINY_V1, prefill=20, pretrain=10, train_every=8, train_steps=2)
+    left = lambda updates: float(v1.part_left(config, jnp.int32(updates), 100))
     assert left(0) == left(10) == pytest.approx(0.5**0.2)
     assert left(10 + 20) == pytest.approx(0.5)
-    assert v1.entropy_left(TINY_V1, jnp.int32(10**6)) == 1
+    assert v1.part_left(config, jnp.int32(10**6), None) == 1
 
     def updated(**changes):
         made = tiny(VECTOR, **SMALL_BATCH, **changes)
@@ -329,6 +329,23 @@ def test_the_weight_of_the_entropy_halves_with_the_steps_that_were_taken():
         assert halved[name] == pytest.approx(kept[name], rel=1e-5)
         assert gone[name] == pytest.approx(none[name], rel=1e-2) and kept[name] != pytest.approx(none[name], rel=0.05)
     assert gone["policy_entropy"] == kept["policy_entropy"]  # which is told as it is
+
+
+@pytest.mark.slow
+def test_steps_of_the_actor_halve_with_the_steps_that_were_taken_and_no_others():
+    assert TINY_V1.pretrain == 0
+    key, batch = jax.random.key(0), small_update()[1]
+    plain = tiny(VECTOR, **SMALL_BATCH)
+    halved = tiny(VECTOR, **SMALL_BATCH, actor_lr_half_life=TINY_V1.prefill)
+    first, half = (made.update(plain.state, key, batch)[0].params for made in (plain, halved))
+    moved = lambda new: jax.tree.map(lambda new, old: np.float64(new) - np.float64(old), new, plain.state.params)
+    for name, step in moved(half).items():
+        whole = moved(first)[name]
+        for x, y in zip(jax.tree.leaves(step), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_allclose(x, 0.5 * y if name == "actor" else y, atol=1e-7)
+    # As the moments of its optimizer are counted, a run that goes on is the same run.
+    state = halved.update(plain.state, key, batch)[0]
+    assert jax.tree.structure(state) == jax.tree.structure(plain.state)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -358,7 +375,7 @@ def test_published_modules_have_the_published_parameter_counts():
 
 OPTIONS = [
     dict(
-        cell="layer_norm_gru", entropy_scale=0.1, entropy_half_life=50,
+        cell="layer_norm_gru", entropy_scale=0.1, entropy_half_life=50, actor_lr_half_life=70,
         exploration=0.4, exploration_min=0.1, exploration_half_life=100,
     ),
     dict(

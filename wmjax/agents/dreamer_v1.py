@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from wmjax import checks, dreaming, optim, recipes
 from wmjax.nets import dreamer, spaces, strided_codec
@@ -90,6 +91,7 @@ class DreamerV1Config:
     # Optimizers: world model, actor, critic.
     model_lr: float = 6e-4  # learning rate of the world model
     actor_lr: float = 8e-5  # learning rate of the actor
+    actor_lr_half_life: int | None = None  # agent steps in which it halves; None: it does not
     critic_lr: float = 8e-5  # learning rate of the critic
     epsilon: float = 1e-7  # of Adam
     grad_clip: float = 100.0  # norm of all gradients of an optimizer; 0 turns it off
@@ -368,7 +370,7 @@ def loss(
       prev_action: `[T, B, A]`, the action that led to each step.
       step: `[T, B]`; sequences start from the zero state.
       whole: see `world_model_losses`.
-      entropy_left: part of `entropy_scale` that is left, a scalar; see `entropy_left`.
+      entropy_left: part of `entropy_scale` that is left, a scalar.
 
     Returns:
       The scalar to minimize, and (losses, states, imagined, metrics).
@@ -410,19 +412,12 @@ def loss(
     return total, (losses, states, imagined, metrics | {"policy_entropy": entropy.mean()})
 
 
-def agent_steps(config: DreamerV1Config, updates: Array) -> Array:
-    """After how many agent steps so many updates are made, a float32 scalar."""
+def part_left(config: DreamerV1Config, updates: Array, half_life: int | None) -> Array | float:
+    """Which part is left, after so many updates, of what halves in so many agent steps, a float32 scalar."""
+    if half_life is None:
+        return 1.0
     bursts = jnp.maximum(updates - config.pretrain, 0) / config.train_steps
-    return config.prefill + bursts * config.train_every
-
-
-def entropy_left(config: DreamerV1Config, updates: Array) -> Array | float:
-    """Which part of `entropy_scale` is left after so many updates, a float32 scalar.
-
-    Gradients through one-hot actions fade as the model gets sharper. A bonus that stays would outweigh them.
-    """
-    half_life = config.entropy_half_life
-    return 1.0 if half_life is None else jnp.exp2(-agent_steps(config, updates) / half_life)
+    return 0.5 ** ((config.prefill + bursts * config.train_every) / half_life)
 
 
 def exploration_amount(config: DreamerV1Config, updates: Array) -> Array:
@@ -434,10 +429,17 @@ def exploration_amount(config: DreamerV1Config, updates: Array) -> Array:
     if config.exploration_updates is not None:
         left = 1 - jnp.minimum(updates / config.exploration_updates, 1.0)
         return config.exploration_min + (amount - config.exploration_min) * left
-    if config.exploration_half_life is None:
-        return amount
-    left = 0.5 ** (agent_steps(config, updates) / config.exploration_half_life)
-    return jnp.maximum(config.exploration_min, amount * left)
+    return jnp.maximum(config.exploration_min, amount * part_left(config, updates, config.exploration_half_life))
+
+
+def optimizers(config: DreamerV1Config) -> dict[str, optax.GradientTransformation]:
+    """Those of the world model, the actor and the critic.
+
+    Gradients through one-hot actions fade as the model gets sharper, but Adam's steps are as long as before and follow
+    what is left, the noise: a rate that falls keeps what the actor has learned.
+    """
+    actor = lambda count: config.actor_lr * part_left(config, count, config.actor_lr_half_life)
+    return optim.model_actor_critic(config, actor if config.actor_lr_half_life else None)
 
 
 def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) -> tuple[AgentState, Metrics, None]:
@@ -449,7 +451,7 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
     config, step = parts.config, jax.tree.map(lambda x: x[1:], trajectory.step)
     keys = noise.row_keys(key, step.reward.shape[1], parts.axis_name)
     batch, whole = optim.Microbatches((keys, trajectory.action[:-1], step), (0, 1, 1), config.grad_accum), None
-    left = entropy_left(config, state.step)
+    left = part_left(config, state.step, config.entropy_half_life)
 
     def objective(groups, *part):
         total, (_, _, _, metrics) = loss(parts, optim.together(groups), *part, whole=whole, entropy_left=left)
@@ -459,7 +461,7 @@ def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) 
         mean_kl = batch.each(lambda *part: loss(parts, state.params, *part)[1][-1]["kl"]).mean()
         last = config.imagine_last or len(step.reward)
         whole = Whole(mean_kl, start_counts(step, config)[-last:].mean())
-    chains, groups = optim.model_actor_critic(config), optim.apart(state.params)
+    chains, groups = optimizers(config), optim.apart(state.params)
     done = optim.descend(objective, chains, state.opt_state, groups, parts.axis_name, batch)
     metrics = done.metrics | {f"grad_norm/{name}": norm for name, norm in done.grad_norm.items()}
     amount = exploration_amount(config, state.step + 1)
@@ -484,7 +486,7 @@ def dreamer_v1(
     def init(key):
         params = dreamer.init_params(parts, feature, key)
         groups, amount = optim.apart(params), exploration_amount(config, jnp.int32(0))
-        opt_state = {name: chain.init(groups[name]) for name, chain in optim.model_actor_critic(config).items()}
+        opt_state = {name: chain.init(groups[name]) for name, chain in optimizers(config).items()}
         return AgentState(params, opt_state, (), jnp.int32(0), {"exploration": amount})
 
     def choose(params, key, state, *, explore):
