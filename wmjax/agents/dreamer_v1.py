@@ -438,8 +438,8 @@ def optimizers(config: DreamerV1Config) -> dict[str, optax.GradientTransformatio
     Gradients through one-hot actions fade as the model gets sharper, but Adam's steps are as long as before and follow
     what is left, the noise: a rate that falls keeps what the actor has learned.
     """
-    actor = lambda count: config.actor_lr * part_left(config, count, config.actor_lr_half_life)
-    return optim.model_actor_critic(config, actor if config.actor_lr_half_life else None)
+    rate = lambda count: config.actor_lr * part_left(config, count, config.actor_lr_half_life)
+    return optim.model_actor_critic(config, rate)
 
 
 def update(parts: Parts, state: AgentState, key: Array, trajectory: Trajectory) -> tuple[AgentState, Metrics, None]:
